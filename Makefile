@@ -1,0 +1,63 @@
+# The commands of this project; `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+FOLDERS := textenv agents rewards tasks
+
+# Tests and checks never ask a network, and one thread per worker is fastest on few cores.
+export HF_HUB_OFFLINE := 1
+export WANDB_MODE := offline
+export TOKENIZERS_PARALLELISM := false
+export OMP_NUM_THREADS ?= 1
+export MPLBACKEND := Agg
+
+.PHONY: help install test lint types pytest data bench clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(STAMP)  ## make .venv with the package (editable) and everything the tests use
+
+# torch comes first and by its exact version: a later resolve then keeps it instead of fetching another build.
+# Build isolation is off so that the pinned setuptools builds the package, too.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "textenv needs Python >= 3.11, got %s; say make PYTHON=python3.12" % sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) setuptools "$$(grep '^torch==' constraints.txt)"
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,lora,tensorboard]'
+	touch $@
+
+test: $(STAMP)  ## lint, types and tests; all three run, and it fails if one fails
+	@failed=(); \
+	for check in lint types pytest; do $(MAKE) --no-print-directory $$check || failed+=($$check); done; \
+	if (( $${#failed[@]} )); then echo "failed: $${failed[*]}" >&2; exit 1; fi
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# agents/, rewards/ and tasks/ are imported as textenv.agents, ...: the type checker sees them so through links.
+types: $(STAMP)  ## mypy on the package as it is imported
+	@rm -rf build/typecheck && mkdir -p build/typecheck/textenv
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard textenv/*.py) textenv/py.typed agents rewards tasks) build/typecheck/textenv/
+	MYPYPATH=build/typecheck $(BIN)/mypy -p textenv | sed -E 's#^build/typecheck/textenv/(agents|rewards|tasks)/#\1/#; s#^build/typecheck/##'
+
+pytest: $(STAMP)  ## the tests alone
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+data: $(STAMP)  ## fetch the real texts and ratings that the tasks use into the user's cache
+	$(BIN)/python -m textenv.tasks.fetch
+
+bench: $(STAMP)  ## run the benchmarks and print their tables
+	for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+clean:  ## remove what builds and tests left; .venv stays
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find $(FOLDERS) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
