@@ -1,0 +1,371 @@
+"""Settings of agents: frozen dataclasses that check themselves when they are made.
+
+The docstring under a field is its documentation, for readers and, through ``field_docs``, for ``--help``.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import inspect
+import operator
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Self
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of every settings class: types and ranges are checked at construction, values are JSON values.
+
+    A subclass lists its ranges in ``validate``:
+
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class ClipConfig(Config):
+        ...     clip_range: float = 0.2
+        ...     def validate(self) -> None:
+        ...         super().validate()
+        ...         self.check(clip_range="(0, 1)")
+        >>> ClipConfig(clip_range=2)
+        Traceback (most recent call last):
+        ValueError: clip_range must be in (0, 1), got 2
+
+    Raises:
+        TypeError: if a value does not have its field's type.
+        ValueError: if a value is out of range.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, list) and _wants_tuple(hint):  # JSON and YAML have no tuples
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            if not _fits(value, hint):
+                error = ValueError if typing.get_origin(hint) is Literal else TypeError
+                raise error(f"{name} must be {_spell(hint)}, got {value!r}{_number_hint(value)}")
+        self.validate()
+
+    def validate(self) -> None:
+        """Check the ranges; a subclass calls ``super().validate()`` first and then ``self.check``."""
+
+    def check(self, **ranges: str) -> None:
+        """Check fields against ranges; None passes, for the type has already said whether it may be None.
+
+        Args:
+            ranges: field name -> an interval, ``"(0, 1]"`` or ``"(0, inf)"``, or a comparison, ``">= 1"``.
+
+        Raises:
+            ValueError: if a field's value lies outside.
+        """
+        for name, span in ranges.items():
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            if any(item is not None and not _inside(item, span) for item in values):
+                where = span if span[0] in "<>" else f"in {span}"
+                raise ValueError(f"{name} must be {where}, got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values (tuples become lists)."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make the settings from what ``to_dict`` gave or a YAML file holds; the rest keeps its default.
+
+        Raises:
+            ValueError: if a key is no field; the error names the nearest one.
+        """
+        names = [spec.name for spec in fields(cls)]
+        for key in values:
+            if key not in names:
+                raise ValueError(f"{cls.__name__} has no setting {key!r}; {nearest(key, names)}")
+        return cls(**values)
+
+    def replace(self, **changes: Any) -> Self:
+        """The same settings with some changed, checked again.
+
+        Raises:
+            ValueError: if a name is no field; the error names the nearest one.
+        """
+        names = [spec.name for spec in fields(self)]
+        for key in changes:
+            if key not in names:
+                raise ValueError(f"{type(self).__name__} has no setting {key!r}; {nearest(key, names)}")
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig(Config):
+    """Settings that every agent has."""
+
+    seed: int = 0
+    """Seed of everything random in the run: prompts, sampling noise, minibatch order, new heads."""
+    learning_rate: float = 3e-6
+    """Peak learning rate of AdamW. 3e-6 suits pretrained language models, about 3e-4 tiny ones."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's first and second moment."""
+    adam_eps: float = 1e-8
+    """Term added to AdamW's denominator."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this L2 norm over all parameters; None leaves them as they are."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warm-up: stay, or fall to zero in a line or half a cosine."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises from zero in a line."""
+    autocast: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the matrix products in training; weights keep their own. float32 is no autocast."""
+    max_tokens_per_microbatch: int = 16384
+    """Padded tokens in one forward and backward pass. It bounds memory and does not change the gradient."""
+    eval_every: int = 0
+    """Evaluate after every so many iterations (online) or optimizer steps (offline); 0: only at the end."""
+    eval_episodes: int = 256
+    """Episodes of one evaluation."""
+    checkpoint_every: int = 0
+    """Save after every so many iterations (online) or optimizer steps (offline); 0: only at the end."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints stay on disk."""
+    log_every: int = 1
+    """Log after every so many iterations (online) or optimizer steps (offline)."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(
+            seed=">= 0",
+            learning_rate="[0, inf)",
+            weight_decay="[0, inf)",
+            adam_betas="[0, 1)",
+            adam_eps="(0, inf)",
+            max_grad_norm="(0, inf)",
+            warmup_steps=">= 0",
+            max_tokens_per_microbatch=">= 1",
+            eval_every=">= 0",
+            eval_episodes=">= 1",
+            checkpoint_every=">= 0",
+            keep_checkpoints=">= 1",
+            log_every=">= 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineConfig(AgentConfig):
+    """Settings of agents that generate the episodes they learn from."""
+
+    iterations: int | None = None
+    """Times of collecting and learning. 100 if neither this nor ``total_episodes`` is given."""
+    total_episodes: int | None = None
+    """Episodes of the whole run, instead of ``iterations``; a multiple of ``episodes_per_iteration``."""
+    episodes_per_iteration: int = 128
+    """Episodes collected before each round of learning."""
+    epochs: int = 4
+    """Passes over the collected episodes in each round of learning."""
+    minibatches: int = 4
+    """Optimizer steps in each pass."""
+
+    def validate(self) -> None:
+        """Check the ranges, and that the length of the run is said in one way."""
+        super().validate()
+        self.check(
+            iterations=">= 1",
+            total_episodes=">= 1",
+            episodes_per_iteration=">= 1",
+            epochs=">= 1",
+            minibatches=">= 1",
+        )
+        if self.iterations is not None and self.total_episodes is not None:
+            raise ValueError(
+                "iterations and total_episodes are two ways to say one thing, give one; "
+                f"got {self.iterations} and {self.total_episodes}"
+            )
+        size = self.episodes_per_iteration
+        if self.total_episodes is not None and self.total_episodes % size:
+            below = self.total_episodes // size * size
+            near = [count for count in (below, below + size) if count]
+            raise ValueError(
+                f"total_episodes must be a multiple of episodes_per_iteration ({size}), "
+                f"got {self.total_episodes}; near it: {', '.join(map(str, near))}"
+            )
+        if self.minibatches > size:
+            raise ValueError(
+                f"minibatches must be <= episodes_per_iteration ({size}), got {self.minibatches}"
+            )
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations of the whole run."""
+        if self.total_episodes is not None:
+            return self.total_episodes // self.episodes_per_iteration
+        return 100 if self.iterations is None else self.iterations
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig(AgentConfig):
+    """Settings of agents that learn from a data set."""
+
+    steps: int | None = None
+    """Optimizer steps of the whole run, instead of ``epochs``."""
+    epochs: int | None = None
+    """Passes over the data set. 1 if neither this nor ``steps`` is given."""
+    batch_size: int = 32
+    """Episodes (or pairs) of one optimizer step."""
+
+    def validate(self) -> None:
+        """Check the ranges, and that the length of the run is said in one way."""
+        super().validate()
+        self.check(steps=">= 1", epochs=">= 1", batch_size=">= 1")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                "steps and epochs are two ways to say one thing, give one; "
+                f"got {self.steps} and {self.epochs}"
+            )
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps of the whole run on ``rows`` rows of data; a short last batch counts as a step.
+
+        Raises:
+            ValueError: if there are no rows.
+        """
+        if rows < 1:
+            raise ValueError(f"rows must be >= 1, got {rows}")
+        if self.steps is not None:
+            return self.steps
+        return (self.epochs or 1) * -(-rows // self.batch_size)
+
+
+@functools.cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass and its bases, as one line of text each.
+
+    Raises:
+        ValueError: if a field has none.
+
+    >>> field_docs(OfflineConfig)["batch_size"]
+    'Episodes (or pairs) of one optimizer step.'
+    """
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+                and isinstance(following.value.value, str)
+            ):
+                docs[statement.target.id] = " ".join(following.value.value.split())
+    names = [spec.name for spec in fields(cls)]
+    missing = [name for name in names if name not in docs]
+    if missing:
+        raise ValueError(
+            f"{cls.__name__} must have a docstring under every field, got none under {', '.join(missing)}"
+        )
+    return {name: docs[name] for name in names}
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """The end of an error about an unknown name: the known names, the nearest first.
+
+    >>> nearest("clip", ["epochs", "clip_range"])
+    'known: clip_range, epochs'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"known: {', '.join([*close, *(other for other in known if other not in close)]) or 'none'}"
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {spec.name: hints[spec.name] for spec in fields(cls)}
+
+
+def _inside(value: float, span: str) -> bool:
+    interval = re.fullmatch(r"([\[(])\s*(\S+)\s*,\s*(\S+?)\s*([\])])", span)
+    if interval:
+        left, low, high, right = interval.groups()
+        above = value >= float(low) if left == "[" else value > float(low)
+        return above and (value <= float(high) if right == "]" else value < float(high))
+    comparison = re.fullmatch(r"([<>]=?)\s*(\S+)", span)
+    if not comparison:
+        raise ValueError(f"a range must look like '(0, 1]' or '>= 1', got {span!r}")
+    return _COMPARISONS[comparison[1]](value, float(comparison[2]))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(
+            _fits(item, arg) for item, arg in zip(value, args, strict=True)
+        )
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items()
+        )
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _wants_tuple(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple or any(
+        typing.get_origin(arg) is tuple for arg in typing.get_args(hint)
+    )
+
+
+def _spell(hint: Any) -> str:
+    """A type as an error says it: ``int``, ``float or None``, ``one of 'linear', 'cosine'``."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_spell, args))
+    if hint is type(None):
+        return "None"
+    return str(hint) if origin else getattr(hint, "__name__", str(hint))
+
+
+def _number_hint(value: Any) -> str:
+    """A word on the commonest way to get text for a number."""
+    try:
+        float(value if isinstance(value, str) else "")
+    except ValueError:
+        return ""
+    return "; it is text, not a number (YAML reads 3e-6 as text, 3.0e-6 as a number)"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
