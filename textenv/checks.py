@@ -1,0 +1,73 @@
+"""Checks of what comes from outside: each error names the field, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textenv.legality import Legality
+
+
+def check_at_least(name: str, value: Any, low: int) -> None:
+    """Refuse anything but an integer >= ``low``.
+
+    >>> check_at_least("num_envs", 0, 1)
+    Traceback (most recent call last):
+    ...
+    ValueError: num_envs must be >= 1, got 0
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be >= {low}, got {value}")
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Refuse a value that is not among ``choices``.
+
+    >>> check_choice("arrays", "jax", ("torch", "numpy"))
+    Traceback (most recent call last):
+    ...
+    ValueError: arrays must be one of 'torch', 'numpy', got 'jax'
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def as_token_ids(actions: Any, num_envs: int, device: torch.device) -> Tensor:
+    """Actions of any array type as (N,) int64 on ``device``.
+
+    Raises:
+        TypeError: if they are not integers.
+        ValueError: if their shape is not (N,).
+    """
+    if not isinstance(actions, Tensor):
+        array = np.asarray(actions)
+        if not np.issubdtype(array.dtype, np.integer):
+            raise TypeError(f"actions must be integers (token ids), got {array.dtype}")
+        actions = torch.as_tensor(array)
+    if actions.dtype.is_floating_point or actions.dtype.is_complex or actions.dtype == torch.bool:
+        raise TypeError(f"actions must be integers (token ids), got {actions.dtype}")
+    if tuple(actions.shape) != (num_envs,):
+        raise ValueError(f"actions must have shape ({num_envs},), got {tuple(actions.shape)}")
+    return actions.to(device, torch.int64)
+
+
+def refuse_actions(legality: Legality, actions: Tensor, steps: Tensor, wrong: Tensor) -> None:
+    """Raise the ValueError that fits the first row of ``wrong`` (N,) bool."""
+    row = int(wrong.nonzero()[0])
+    token, vocab = int(actions[row]), legality.vocab_size
+    if not 0 <= token < vocab:
+        raise ValueError(f"actions[{row}] must be a token id in [0, {vocab}), got {token}")
+    if token in legality.suppressed_tokens:
+        raise ValueError(
+            f"actions[{row}] must not be a suppressed token, got {token} (see envs.unwrapped.legality)"
+        )
+    raise ValueError(
+        f"actions[{row}] must not be a stop token before min_new_tokens={legality.min_new_tokens} tokens, "
+        f"got {token} at step {int(steps[row])} (see envs.unwrapped.legality)"
+    )

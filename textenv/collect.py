@@ -1,0 +1,167 @@
+"""The rollout: play exactly n episodes, rows refilled as they finish, and hand them back in ticket order."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from textenv import scoring as scorer
+from textenv.checks import check_at_least, check_choice
+from textenv.episodes import EpisodeBatch
+from textenv.vector_env import TextVectorEnv
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+SCORING = ("auto", "deferred", "immediate")
+
+
+@torch.no_grad()
+def collect(
+    envs: Any,
+    policy: Any,
+    episodes: int,
+    *,
+    scoring: str = "auto",
+    seed: int | None = None,
+    first_ticket: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = False,
+    update_terms: bool = True,
+) -> EpisodeBatch:
+    """Play the next ``episodes`` tickets, each to its end.
+
+    Args:
+        envs: a native ``TextVectorEnv``, wrapped or not, in same-step or next-step autoreset mode.
+        policy: has ``act(obs, key=..., active=...) -> (actions, {"log_prob": (N,), "value": (N,)})``, or is a plain
+            callable ``(obs, info) -> actions``.
+        episodes: n, of all ranks together; the first n *dealt* are played, not the first n to finish.
+        scoring: "deferred" scores the finished episodes in large batches after the rollout; "immediate" pays in every
+            step; "auto" defers unless a foreign wrapper of the stack changes rewards.
+        seed: start the ticket stream over with this seed; None goes on counting.
+        first_ticket: play from this ticket on (how a resumed run goes on).
+        rank: this process, which plays every ``world_size``-th ticket.
+        world_size: number of processes.
+        progress: show a progress bar.
+        update_terms: let adaptive terms learn from these episodes (off in evaluation).
+
+    Returns:
+        The episodes in ticket order with log-probs and values (where the policy gives them) and rewards.
+
+    Raises:
+        TypeError: if ``envs`` is not a native vector environment.
+        ValueError: if an argument is out of range.
+    """
+    base = getattr(envs, "unwrapped", envs)
+    if not isinstance(base, TextVectorEnv):
+        raise TypeError(
+            "collect needs a native vector environment (gymnasium.make_vec(..., vectorization_mode="
+            f"'vector_entry_point'), the default), got {type(base).__name__}"
+        )
+    check_at_least("episodes", episodes, 1)
+    check_choice("scoring", scoring, SCORING)
+    if base.autoreset == "disabled":
+        raise ValueError("collect needs autoreset 'same_step' or 'next_step', got 'disabled'")
+    wrappers = scorer.reward_wrappers(envs)
+    deferred = _defer(envs, scoring)
+    before = [wrapper.scoring for wrapper in wrappers]
+    if hasattr(policy, "attach"):
+        policy.attach(base)
+    try:
+        scorer.set_scoring(wrappers, "deferred" if deferred else "immediate")
+        batch = _play(envs, base, policy, episodes, seed, first_ticket, rank, world_size, progress)
+    finally:
+        for wrapper, mode in zip(wrappers, before, strict=True):
+            wrapper.scoring = mode
+    if hasattr(policy, "sampling"):
+        batch.sampling = {**policy.sampling(), **batch.sampling}
+    if deferred and wrappers:
+        scorer.score(batch, wrappers)
+    if update_terms:
+        scorer.update(batch, wrappers)
+    return batch
+
+
+def _defer(envs: Any, scoring: str) -> bool:
+    """Whether to score after the rollout."""
+    foreign = scorer.foreign_reward_wrappers(envs)
+    if not foreign:
+        return scoring != "immediate"
+    names = ", ".join(type(wrapper).__name__ for wrapper in foreign)
+    if scoring == "deferred":
+        raise ValueError(f"scoring='deferred' can't see what {names} does to the rewards; use 'auto' or 'immediate'")
+    if scoring == "auto":
+        warnings.warn(f"{names} changes rewards in every step, so scoring is immediate (slower)", stacklevel=3)
+    return False
+
+
+def _play(
+    envs: Any,
+    base: TextVectorEnv,
+    policy: Any,
+    episodes: int,
+    seed: int | None,
+    first_ticket: int | None,
+    rank: int,
+    world_size: int,
+    progress: bool,
+) -> EpisodeBatch:
+    """The loop: act, record, step, keep what finished."""
+    options: dict[str, Any] = {"episodes": episodes, "rank": rank, "world_size": world_size}
+    if first_ticket is not None:
+        options["first_ticket"] = first_ticket
+    obs, info = envs.reset(seed=seed, options=options)
+    total = base.tickets_dealt + base.tickets_left
+    done: list[EpisodeBatch] = []
+    finished = 0
+    bar = _Bar(total) if progress else None
+    try:
+        while finished < total:
+            if hasattr(policy, "act"):
+                actions, known = policy.act(obs, key=info["key"], active=info["active"])
+                base.record(**{name: torch.as_tensor(value) for name, value in known.items()})
+            else:
+                actions = policy(obs, info)
+            obs, _, _, _, info = envs.step(actions)
+            batch = base.take_finished()
+            if batch is not None:
+                done.append(batch)
+                finished += len(batch)
+                if bar:
+                    bar.advance(len(batch))
+    finally:
+        if bar:
+            bar.close()
+    return EpisodeBatch.concat([_with_fields_of(batch, done) for batch in done]).sorted_by_ticket()
+
+
+def _with_fields_of(batch: EpisodeBatch, others: list[EpisodeBatch]) -> EpisodeBatch:
+    """Give a batch the reward terms that only other steps paid, as zeros, so that all can be joined."""
+    names: dict[str, Tensor] = {name: value for other in others for name, value in other.reward_terms.items()}
+    for name, value in names.items():
+        if name not in batch.reward_terms:
+            batch.reward_terms[name] = torch.zeros(batch.input_ids.shape, dtype=value.dtype, device=batch.device)
+    return batch
+
+
+class _Bar:
+    """A progress bar over episodes on standard error."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress: Progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task("episodes", total=total)
+        self._progress.start()
+
+    def advance(self, count: int) -> None:
+        self._progress.advance(self._task, count)
+
+    def close(self) -> None:
+        self._progress.stop()

@@ -1,0 +1,104 @@
+"""`TextEnv`: one text at a time, a numpy view of a one-row `TextVectorEnv`, so the two can't differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from textenv.vector_env import RENDER_MODES, TextVectorEnv
+
+
+class TextEnv(gym.Env[dict[str, Any], Any]):
+    """One text written token by token.
+
+    Takes the arguments of ``TextVectorEnv`` except ``num_envs``, ``autoreset`` and ``arrays``.
+    Observations are numpy arrays, info holds numpy scalars. ``reset`` without a seed goes on to the next
+    ticket.
+    """
+
+    metadata = {"render_modes": list(RENDER_MODES)}  # noqa: RUF012 - Gymnasium's own convention
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.rows = TextVectorEnv(1, autoreset="disabled", arrays="numpy", **kwargs)
+        """The environment underneath; reward terms and policies talk to it."""
+        self.observation_space = self.rows.single_observation_space
+        self.action_space = self.rows.single_action_space
+        self.render_mode = self.rows.render_mode
+        self._info: dict[str, Any] = {}
+        self._over: bool | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # Everything that reward terms and policies ask of an environment (legality, finished, record, ...).
+        if name.startswith("_") or name == "rows":
+            raise AttributeError(name)
+        return getattr(self.rows, name)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start the next episode, or with a seed the first one of that stream.
+
+        Raises:
+            ValueError: if options are given; they belong to the vector environment.
+        """
+        super().reset(seed=seed)
+        if options:
+            raise ValueError(f"options must be empty for a single environment, got {sorted(options)}")
+        if seed is None and self.rows.stream_seed is None:
+            seed = int(self.np_random.integers(2**31))
+        observation, info = self.rows.reset(seed=seed)
+        self._over = False
+        self._info = _first(info)
+        return _first(observation), self._info
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Append one token.
+
+        Args:
+            action: a token id in [0, V).
+
+        Raises:
+            ResetNeeded: before the first reset, or when the episode is over.
+            TypeError: if the action is not an integer.
+            ValueError: if it is not a single legal token id.
+        """
+        if self._over is None:
+            raise ResetNeeded("step() was called before reset(); call env.reset(seed=...) first")
+        if self._over:
+            raise ResetNeeded("the episode is over; call env.reset() to start the next one")
+        array = action.cpu().numpy() if hasattr(action, "cpu") else np.asarray(action)
+        if not np.issubdtype(array.dtype, np.integer):
+            raise TypeError(f"action must be an integer (a token id), got {action!r}")
+        if array.size != 1:
+            raise ValueError(f"action must be one token id, got shape {array.shape}")
+        observation, reward, terminated, truncated, info = self.rows.step(array.reshape(1))
+        self._over = bool(terminated[0] or truncated[0])
+        self._info = _first(info)
+        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._info
+
+    def pay(self, name: str, values: Any) -> None:
+        """Book the reward of a term for the last step, see ``TextVectorEnv.pay``."""
+        self.rows.pay(name, values)
+        if "episode" in self._info and self.rows.shown_returns is not None:
+            self._info["episode"]["r"] = self.rows.shown_returns[0]
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The text so far: a string in mode "ansi", printed in mode "human"."""
+        frames = self.rows.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Release the environment."""
+        self.rows.close()
+
+
+def _first(batched: dict[str, Any]) -> dict[str, Any]:
+    """Row 0 of batched numpy values, without the ``_key`` masks."""
+    return {
+        name: _first(value) if isinstance(value, dict) else value[0]
+        for name, value in batched.items()
+        if not name.startswith("_")
+    }

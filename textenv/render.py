@@ -1,0 +1,37 @@
+"""How a row looks to a person. Generated text is untrusted: control characters never reach the terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+from textenv.rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def printable(text: str) -> str:
+    r"""Make text safe to print on one line: control and format characters appear escaped.
+
+    >>> printable("a\x1b[31mb\nc")
+    'a\\x1b[31mb\\nc'
+    """
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else c
+        for c in text
+    )
+
+
+def render_row(
+    tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
+) -> str:
+    """One row as a line: ticket, prompt, response so far, what each reward term has paid."""
+    split, end = int(rows.prompt_lengths[row]), int(rows.lengths[row])
+    ids = rows.tokens[row].tolist()
+    prompt, response = (printable(tokenizer.decode(part)) for part in (ids[:split], ids[split:end]))
+    terms = "".join(f"  {name}={value:+.3f}" for name, value in reward_terms.items())
+    state = "" if bool(rows.active[row]) else "  (over)"
+    return f"[{int(rows.tickets[row])}] {prompt} | {response}{state}{terms}"
