@@ -1,0 +1,182 @@
+"""Heads on the language model's trunk: the value head, and ILQL's Q, target-Q and V heads.
+
+A head reads the hidden state that the LM head reads (after the final norm), casts it to the head's own dtype,
+and answers in that dtype, so a bf16 trunk can carry float32 heads. Shape letters: A own tokens, d width, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+HeadKind = Literal["linear", "mlp"]
+
+
+def _projection(hidden_size: int, out_features: int, kind: HeadKind) -> nn.Module:
+    """Linear(d, out), or trlX's Linear(d, 2d) - ReLU - Linear(2d, out); the last layer starts at zero.
+
+    Raises:
+        ValueError: on an unknown kind.
+    """
+    if kind == "linear":
+        last = nn.Linear(hidden_size, out_features)
+        layers: nn.Module = last
+    elif kind == "mlp":
+        last = nn.Linear(2 * hidden_size, out_features)
+        layers = nn.Sequential(nn.Linear(hidden_size, 2 * hidden_size), nn.ReLU(), last)
+    else:
+        raise ValueError(f"head kind must be 'linear' or 'mlp', got {kind!r}")
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return layers
+
+
+class ValueHead(nn.Module):
+    """V(s): (..., d) -> (...,). The last layer starts at zero: V = 0 before training.
+
+    Example:
+        >>> ValueHead(8)(torch.randn(2, 3, 8)).tolist()
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, hidden_size: int, *, kind: HeadKind = "linear") -> None:
+        super().__init__()
+        self.hidden_size, self.kind = hidden_size, kind
+        self.layers = _projection(hidden_size, 1, kind)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> (...,) in the head's dtype."""
+        return self.layers(hidden.to(next(self.parameters()).dtype)).squeeze(-1)
+
+    def config(self) -> dict[str, int | str]:
+        """Constructor arguments as JSON values."""
+        return {"hidden_size": self.hidden_size, "kind": self.kind}
+
+
+class QHead(nn.Module):
+    """Q(s, .) over the vocabulary: (..., d) -> (..., V). The last layer starts at zero.
+
+    At GPT-2 size "mlp" costs 78 million parameters a head, "linear" 39 million.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, *, kind: HeadKind = "linear") -> None:
+        super().__init__()
+        self.layers = _projection(hidden_size, vocab_size, kind)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> (..., V) in the head's dtype."""
+        return self.layers(hidden.to(next(self.parameters()).dtype))
+
+
+class QAtActions(NamedTuple):
+    """What ILQL's losses need of the heads at A own tokens."""
+
+    q: tuple[Tensor, ...]
+    """Per Q head (A,): Q_i(s, a)."""
+    q_log_probs: tuple[Tensor, ...]
+    """Per Q head (A,): Q_i(s, a) - logsumexp over v of Q_i(s, v)."""
+    target_q: Tensor
+    """(A,): the least of the target heads' Q(s, a), no gradient."""
+    state_values: Tensor
+    """(A,): V(s)."""
+
+
+class ILQLHeads(nn.Module):
+    """Twin (or n) Q heads, their Polyak-averaged target copies, and V (Snell et al. 2022, section 4).
+
+    Args:
+        hidden_size: d.
+        vocab_size: V, the task's vocabulary.
+        num_q: Q heads, 2 for twin Q.
+        kind: "linear" (light) or "mlp" (trlX's), for Q and V.
+
+    Raises:
+        ValueError: if ``num_q`` is below 1 or the kind is unknown.
+    """
+
+    def __init__(
+        self, hidden_size: int, vocab_size: int, *, num_q: int = 2, kind: HeadKind = "linear"
+    ) -> None:
+        super().__init__()
+        if num_q < 1:
+            raise ValueError(f"num_q must be >= 1, got {num_q}")
+        self.hidden_size, self.vocab_size, self.num_q, self.kind = hidden_size, vocab_size, num_q, kind
+        self.q_heads = nn.ModuleList(QHead(hidden_size, vocab_size, kind=kind) for _ in range(num_q))
+        self.target_q_heads = copy.deepcopy(self.q_heads).requires_grad_(False)
+        self.v_head = ValueHead(hidden_size, kind=kind)
+
+    def forward(self, hidden: Tensor, actions: Tensor, *, max_bytes: int = 1 << 28) -> QAtActions:
+        """Everything the losses need at A own tokens; (A, V) of one head exists only for a chunk at a time.
+
+        Args:
+            hidden: (A, d) states that emit the actions.
+            actions: (A,) int64.
+            max_bytes: largest (chunk, V) tensor in bytes. If one chunk does not hold all, the chunks are
+                recomputed in the backward pass, so that their activations are not kept.
+        """
+        rows = max(1, max_bytes // (self.vocab_size * 4))
+        picked = [self._at(head, hidden, actions, rows) for head in self.q_heads]
+        with torch.no_grad():
+            targets = [self._target(head, hidden, actions) for head in self.target_q_heads]
+        return QAtActions(
+            q=tuple(q for q, _ in picked),
+            q_log_probs=tuple(log_prob for _, log_prob in picked),
+            target_q=torch.stack(targets).amin(0),
+            state_values=self.v_head(hidden),
+        )
+
+    def advantage(self, hidden: Tensor) -> Tensor:
+        """What decoding adds to the logits: min over target heads of Q(s, .) - V(s), (..., d) -> (..., V)."""
+        with torch.no_grad():
+            least = self.target_q_heads[0](hidden)
+            for head in list(self.target_q_heads)[1:]:
+                least = torch.minimum(least, head(hidden))
+            return least - self.v_head(hidden).unsqueeze(-1)
+
+    @torch.no_grad()
+    def sync(self, alpha: float) -> None:
+        """Move the targets: target <- alpha Q + (1 - alpha) target. Call it after optimizer steps; 1 copies.
+
+        Raises:
+            ValueError: if ``alpha`` does not lie in [0, 1].
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+        torch._foreach_lerp_(list(self.target_q_heads.parameters()), list(self.q_heads.parameters()), alpha)
+
+    def config(self) -> dict[str, int | str]:
+        """Constructor arguments as JSON values."""
+        return {
+            "hidden_size": self.hidden_size,
+            "vocab_size": self.vocab_size,
+            "num_q": self.num_q,
+            "kind": self.kind,
+        }
+
+    @staticmethod
+    def _at(head: nn.Module, hidden: Tensor, actions: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        def pick(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            q_all = head(states)
+            q = q_all.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            return q, q - q_all.logsumexp(-1)
+
+        if len(hidden) <= rows:
+            return pick(hidden, actions)
+        parts = [
+            checkpoint(pick, states, tokens, use_reentrant=False)
+            for states, tokens in zip(hidden.split(rows), actions.split(rows), strict=True)
+        ]
+        return torch.cat([q for q, _ in parts]), torch.cat([log_prob for _, log_prob in parts])
+
+    @staticmethod
+    def _target(head: nn.Module, hidden: Tensor, actions: Tensor) -> Tensor:
+        """Q(s, a) of A actions alone: the last layer's rows are gathered, (A, V) is never made."""
+        layers = head.layers
+        last = layers[-1] if isinstance(layers, nn.Sequential) else layers
+        inner = layers[:-1](hidden.to(last.weight.dtype)) if isinstance(layers, nn.Sequential) else hidden
+        return (inner.to(last.weight.dtype) * last.weight[actions]).sum(-1) + last.bias[actions]

@@ -1,0 +1,270 @@
+"""Losses as pure functions of tensors: masked aggregation, policy gradient, value, entropy, KL, NLL.
+
+Every tensor is (B, L), aligned with ``input_ids`` and masked by the tokens that the policy chose (own
+tokens). Every loss and statistic is a sum divided by a denominator. Pass the denominator of the whole
+optimizer step and the micro-batches' losses and statistics ADD UP to those of the whole batch, however it was
+split; without it a call is taken to be the whole batch. Statistics are detached tensors on the device
+(reading them is left to the caller). Shape letters: B episodes, L tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from textenv.kl import kl_estimate
+
+Aggregation = Literal["token-mean", "sequence-mean", "constant"]
+RatioLevel = Literal["token", "sequence"]
+Stats = dict[str, Tensor]
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum over own tokens: (B, L), (B, L) bool -> scalar. What is off the mask (NaN too) has no part."""
+    return torch.where(mask, values, 0.0).sum()
+
+
+def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
+    """Sum over own tokens divided by ``denominator``, by default their number: (B, L) -> scalar.
+
+    An empty mask gives 0, so that a micro-batch without own tokens adds nothing.
+
+    Example:
+        >>> x, mask = torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]])
+        >>> float(masked_mean(x, mask)), float(masked_mean(x, mask, denominator=6))
+        (1.5, 0.5)
+    """
+    if denominator is None:
+        denominator = mask.sum().clamp_min(1)
+    return masked_sum(values, mask) / denominator
+
+
+def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """Scale to unit (population) variance over own tokens, and shift to mean 0: (B, L) -> (B, L).
+
+    Call it on the whole batch, before it is split into minibatches. Off the mask the result is 0.
+    """
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean).square(), mask)
+    scaled = (values - mean) * torch.rsqrt(variance + eps)
+    return torch.where(mask, scaled if shift_mean else scaled + mean, 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var[returns - values] / Var[returns] over own tokens; NaN where returns are constant: -> scalar."""
+    chosen_returns = returns[mask].double()
+    errors = chosen_returns - values[mask].double()
+    variance = chosen_returns.var(correction=0)
+    explained = 1.0 - errors.var(correction=0) / variance
+    return torch.where(variance > 0, explained, torch.nan)
+
+
+def aggregate(
+    values: Tensor,
+    mask: Tensor,
+    *,
+    how: Aggregation = "token-mean",
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """Reduce per-token losses to a scalar: (B, L) -> scalar.
+
+    Args:
+        values: (B, L) per-token losses.
+        mask: (B, L) bool, own tokens.
+        how: "token-mean" = every own token weighs the same (DAPO, Yu et al. 2025, section 3.3);
+            "sequence-mean" = mean of the episodes' means (GRPO, Shao et al. 2024, eq. 3);
+            "constant" = sum over a constant (Dr. GRPO, Liu et al. 2025).
+        denominator: for the whole optimizer step: own tokens ("token-mean"), episodes with own tokens
+            ("sequence-mean"), or the constant, episodes x longest allowed response ("constant", required).
+
+    Raises:
+        ValueError: on an unknown ``how``, or "constant" without a denominator.
+    """
+    if how == "token-mean":
+        return masked_mean(values, mask, denominator)
+    if how == "sequence-mean":
+        counts = mask.sum(-1)
+        means = torch.where(mask, values, 0.0).sum(-1) / counts.clamp_min(1)
+        return means.sum() / ((counts > 0).sum().clamp_min(1) if denominator is None else denominator)
+    if how == "constant":
+        if denominator is None:
+            raise ValueError("aggregation 'constant' needs a denominator, got None")
+        return masked_sum(values, mask) / denominator
+    raise ValueError(f"aggregation must be one of {list(get_args(Aggregation))}, got {how!r}")
+
+
+def log_ratio(
+    log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, *, level: RatioLevel = "token"
+) -> Tensor:
+    """Log importance ratio, 0 off the mask: (B, L) -> (B, L).
+
+    Args:
+        log_probs: (B, L) under the policy being trained.
+        old_log_probs: (B, L) under the policy that was frozen for this batch.
+        mask: (B, L) bool, own tokens.
+        level: "token", or "sequence" = at each own token the mean over the episode's own tokens
+            (GSPO, Zheng et al. 2025).
+
+    Raises:
+        ValueError: on an unknown ``level``.
+    """
+    difference = torch.where(mask, log_probs - old_log_probs, 0.0)
+    if level == "token":
+        return difference
+    if level == "sequence":
+        mean = difference.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp_min(1)
+        return torch.where(mask, mean, 0.0)
+    raise ValueError(f"ratio level must be one of {list(get_args(RatioLevel))}, got {level!r}")
+
+
+def ppo_policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: float = 0.2,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+    level: RatioLevel = "token",
+    aggregation: Aggregation = "token-mean",
+    denominator: Tensor | float | None = None,
+    token_denominator: Tensor | float | None = None,
+) -> tuple[Tensor, Stats]:
+    """Clipped surrogate: mean of max(-A rho, -A clip(rho, 1 - eps, 1 + eps_high)) (Schulman 2017, eq. 7).
+
+    Args:
+        log_probs: (B, L) under the policy being trained, with gradient.
+        old_log_probs: (B, L) under the policy that was frozen for this batch.
+        advantages: (B, L), no gradient flows into them.
+        mask: (B, L) bool, own tokens.
+        clip_range: eps.
+        clip_range_high: eps_high, by default eps ("clip higher", DAPO, Yu et al. 2025, section 3.1).
+        dual_clip: c > 1: where A < 0 the loss is at most -c A (Ye et al. 2020, "Mastering complex control in
+            MOBA games").
+        level: per-token ratios, or one per sequence (GSPO).
+        aggregation: how per-token losses become a scalar, see ``aggregate``.
+        denominator: of the loss, for the whole optimizer step, see ``aggregate``.
+        token_denominator: of the statistics: own tokens in the whole optimizer step; by default
+            ``denominator`` with "token-mean", else this call's own tokens.
+
+    Returns:
+        (scalar loss, statistics: ``clip_fraction`` of own tokens where the clipped branch is the larger one,
+        ``approx_kl`` the k3 estimate of KL(old || new) in nats a token, ``ratio`` the mean of rho).
+
+    Raises:
+        ValueError: if ``dual_clip`` is not above 1.
+    """
+    if dual_clip is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip must be > 1, got {dual_clip}")
+    advantages = advantages.detach()
+    difference = log_ratio(log_probs, old_log_probs.detach(), mask, level=level)
+    ratio = difference.exp()
+    high = clip_range if clip_range_high is None else clip_range_high
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + high)
+    losses = torch.maximum(unclipped, clipped)
+    if dual_clip is not None:
+        losses = torch.where(advantages < 0, torch.minimum(losses, -dual_clip * advantages), losses)
+    loss = aggregate(losses, mask, how=aggregation, denominator=denominator)
+    if token_denominator is None and aggregation == "token-mean":
+        token_denominator = denominator
+    with torch.no_grad():
+        stats = {
+            "clip_fraction": masked_mean((clipped > unclipped).to(losses.dtype), mask, token_denominator),
+            "approx_kl": masked_mean(ratio - 1.0 - difference, mask, token_denominator),
+            "ratio": masked_mean(ratio, mask, token_denominator),
+        }
+    return loss, stats
+
+
+def reinforce_loss(
+    log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    aggregation: Aggregation = "token-mean",
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """Score-function loss: mean of -A log pi (Williams 1992): (B, L) -> scalar."""
+    return aggregate(-advantages.detach() * log_probs, mask, how=aggregation, denominator=denominator)
+
+
+def ppo_value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: float | None = 0.2,
+    denominator: Tensor | float | None = None,
+) -> tuple[Tensor, Stats]:
+    """Half the mean squared error, clipped around the old values as in OpenAI's baselines (PPO2).
+
+    1/2 mean of max((V - G)^2, (V_old + clip(V - V_old, -eps_v, eps_v) - G)^2).
+
+    Args:
+        values: (B, L) V of the state before the token, with gradient.
+        old_values: (B, L) as they were when the batch was collected.
+        returns: (B, L) targets G.
+        mask: (B, L) bool, own tokens.
+        clip_range: eps_v; None does not clip.
+        denominator: own tokens in the whole optimizer step.
+
+    Returns:
+        (scalar loss, statistics: ``clip_fraction`` of own tokens whose clipped error is the larger one,
+        ``error`` the mean squared error before clipping).
+    """
+    returns, old_values = returns.detach(), old_values.detach()
+    errors = (values - returns).square()
+    losses = errors
+    if clip_range is not None:
+        clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+        losses = torch.maximum(errors, (clipped - returns).square())
+    loss = 0.5 * masked_mean(losses, mask, denominator)
+    with torch.no_grad():
+        stats = {
+            "clip_fraction": masked_mean((losses > errors).to(losses.dtype), mask, denominator),
+            "error": masked_mean(errors, mask, denominator),
+        }
+    return loss, stats
+
+
+def entropy_loss(entropy: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """Minus the mean entropy in nats a token, to be added with a positive coefficient: (B, L) -> scalar."""
+    return -masked_mean(entropy, mask, denominator)
+
+
+def kl_loss(
+    log_probs: Tensor,
+    ref_log_probs: Tensor,
+    mask: Tensor,
+    *,
+    kind: Literal["k1", "k2", "k3"] = "k3",
+    aggregation: Aggregation = "token-mean",
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """KL to the reference as a loss, by default k3 (Schulman 2020, "Approximating KL divergence").
+
+    Args:
+        log_probs: (B, L) under the policy being trained, with gradient.
+        ref_log_probs: (B, L) under the reference.
+        mask: (B, L) bool, own tokens.
+        kind: the estimator; the gradient of "k1" is the score function, whose expectation is 0: it
+            regularises nothing.
+        aggregation: see ``aggregate``.
+        denominator: see ``aggregate``.
+
+    Returns:
+        A scalar in nats a token.
+    """
+    kept = torch.where(mask, log_probs, 0.0)
+    estimates = kl_estimate(kept, torch.where(mask, ref_log_probs.detach(), 0.0), kind=kind)
+    return aggregate(estimates, mask, how=aggregation, denominator=denominator)
+
+
+def sft_loss(log_probs: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """Negative log-likelihood in nats, the global mean over own tokens: (B, L) -> scalar."""
+    return -masked_mean(log_probs, mask, denominator)

@@ -1,0 +1,92 @@
+"""Optimizer and learning-rate schedule, and the gradient norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+from transformers.trainer_utils import SchedulerType
+
+
+def parameter_groups(module: nn.Module, *, weight_decay: float = 0.0) -> list[dict[str, object]]:
+    """Trainable parameters in two groups: matrices decay, vectors (biases, norms) do not.
+
+    Raises:
+        ValueError: if nothing is trainable.
+    """
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("the module has no trainable parameter")
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    module: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters, fused where torch has a kernel.
+
+    Raises:
+        ValueError: if nothing is trainable or ``learning_rate`` is negative.
+    """
+    if learning_rate < 0:
+        raise ValueError(f"learning_rate must be >= 0, got {learning_rate}")
+    groups = parameter_groups(module, weight_decay=weight_decay)
+    devices = {p.device.type for p in module.parameters() if p.requires_grad}
+    fused = devices <= {"cpu", "cuda", "mps", "xpu"}
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer,
+    name: str = "constant",
+    *,
+    total_steps: int | None = None,
+    warmup_steps: int = 0,
+) -> LRScheduler:
+    """A schedule over optimizer steps, by transformers' name: constant, linear, cosine, polynomial, ...
+
+    A warm-up turns "constant" into "constant_with_warmup".
+
+    Raises:
+        ValueError: on an unknown name, or one that needs ``total_steps`` without it.
+    """
+    known = [kind.value for kind in SchedulerType]
+    if name not in known:
+        raise ValueError(f"schedule must be one of {known}, got {name!r}")
+    if name == "constant" and warmup_steps:
+        name = "constant_with_warmup"
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps}")
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+    """Scale the gradients to a global 2-norm of at most ``max_norm``; None only measures.
+
+    Returns:
+        The norm before, a scalar tensor.
+
+    Raises:
+        ValueError: if the norm is NaN or infinite, before any parameter is changed.
+    """
+    tensors = [p for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None])
+    if not bool(torch.isfinite(norm)):
+        raise ValueError(
+            f"the gradient norm is {norm.item()}; lower the learning rate or check the rewards for outliers"
+        )
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(tensors, max_norm, norm)
+    return norm
