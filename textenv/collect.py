@@ -16,6 +16,8 @@ from textenv.vector_env import TextVectorEnv
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+FOREIGN = "other-wrappers"
+"""The reward term under which a rollout books what wrappers from elsewhere add."""
 SCORING = ("auto", "deferred", "immediate")
 
 
@@ -31,6 +33,7 @@ def collect(
     rank: int = 0,
     world_size: int = 1,
     progress: bool = False,
+    score: bool = True,
     update_terms: bool = True,
 ) -> EpisodeBatch:
     """Play the next ``episodes`` tickets, each to its end.
@@ -47,6 +50,7 @@ def collect(
         rank: this process, which plays every ``world_size``-th ticket.
         world_size: number of processes.
         progress: show a progress bar.
+        score: False leaves deferred scoring (``textenv.scoring.score``) and ``update`` to the caller.
         update_terms: let adaptive terms learn from these episodes (off in evaluation).
 
     Returns:
@@ -67,21 +71,22 @@ def collect(
     if base.autoreset == "disabled":
         raise ValueError("collect needs autoreset 'same_step' or 'next_step', got 'disabled'")
     wrappers = scorer.reward_wrappers(envs)
+    foreign = bool(scorer.foreign_reward_wrappers(envs))
     deferred = _defer(envs, scoring)
     before = [wrapper.scoring for wrapper in wrappers]
     if hasattr(policy, "attach"):
         policy.attach(base)
     try:
         scorer.set_scoring(wrappers, "deferred" if deferred else "immediate")
-        batch = _play(envs, base, policy, episodes, seed, first_ticket, rank, world_size, progress)
+        batch = _play(envs, base, policy, episodes, seed, first_ticket, rank, world_size, progress, foreign)
     finally:
         for wrapper, mode in zip(wrappers, before, strict=True):
             wrapper.scoring = mode
     if hasattr(policy, "sampling"):
         batch.sampling = {**policy.sampling(), **batch.sampling}
-    if deferred and wrappers:
+    if score and deferred and wrappers:
         scorer.score(batch, wrappers)
-    if update_terms:
+    if score and update_terms:
         scorer.update(batch, wrappers)
     return batch
 
@@ -109,6 +114,7 @@ def _play(
     rank: int,
     world_size: int,
     progress: bool,
+    foreign: bool,
 ) -> EpisodeBatch:
     """The loop: act, record, step, keep what finished."""
     options: dict[str, Any] = {"episodes": episodes, "rank": rank, "world_size": world_size}
@@ -126,7 +132,10 @@ def _play(
                 base.record(**{name: torch.as_tensor(value) for name, value in known.items()})
             else:
                 actions = policy(obs, info)
-            obs, _, _, _, info = envs.step(actions)
+            obs, rewards, _, _, info = envs.step(actions)
+            if foreign:
+                # What wrappers from elsewhere made of the reward is a term like any other, so that the sum is what was paid.
+                base.pay(FOREIGN, torch.as_tensor(rewards, device=base.device) - base.paid_now)
             batch = base.take_finished()
             if batch is not None:
                 done.append(batch)

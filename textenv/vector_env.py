@@ -360,6 +360,8 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
                 f"pay({name!r}, values) must have shape ({self.num_envs},), got {tuple(values.shape)}"
             )
         values = values.to(self.device) * self._acting
+        if not name.startswith(RAW_PREFIX):
+            self.paid_now = self.paid_now + values
         steps = (self._rows.steps - 1).clamp_min(0)
         self._ledger.pay(name, values, steps, self._finished, reset=self._before_reset is not None)
         if self._finished is not None and self.shown_returns is not None:
@@ -395,6 +397,7 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 
     def _forget_step(self) -> None:
         """Drop what belongs to the previous step."""
+        self.paid_now = torch.zeros(self.num_envs, device=self.device)
         self._acting = self._done = self._terminated = self._truncated = torch.zeros_like(self._rows.active)
         self._finished: Finished | None = None
         self._finished_batch: EpisodeBatch | None = None
