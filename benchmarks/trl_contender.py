@@ -6,7 +6,8 @@ endless loop into cycles, so a cycle is exactly one pass through the body of tha
 
 TRL does the work it always does. Only what would burden it needlessly is off: gradient checkpointing, mixed
 precision, reports, checkpoints, sample generations. With ``"gc": false`` its two ``gc.collect()`` and its
-``empty_cache()`` calls per cycle do nothing.
+``empty_cache()`` calls per cycle do nothing. With ``"stop_early": false`` generation does not know the end token, so
+that TRL generates and trains every response to its full length and masks what follows the end.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def build_trainer(case: dict[str, Any], callbacks: list[Any]) -> Any:
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
+    if not case["stop_early"]:
+        policy.generation_config.eos_token_id = None
     return trainer
 
 
@@ -102,6 +105,7 @@ def main() -> None:
         def __init__(self) -> None:
             self.started = 0.0
             self.generated = 0.0
+            self.width = 0
 
         def next(self) -> None:
             if not pipe.wait():
@@ -115,7 +119,8 @@ def main() -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             seconds = time.perf_counter() - self.started
-            pipe.answer(seconds=seconds, samples=case["batch"], rollout=self.generated, width=self.width)
+            tokens = self.width * case["batch"]
+            pipe.answer(seconds=seconds, samples=case["batch"], rollout=self.generated, padded_tokens=tokens)
             self.next()
 
     cycles = Cycles()
