@@ -1,0 +1,82 @@
+"""Files and folders that appear whole or not at all: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}-{uuid.uuid4().hex[:8]}")
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path to write to; it replaces ``path`` if the block ends without an exception.
+
+    Missing parent folders are made.
+
+    Raises:
+        IsADirectoryError: if ``path`` is a folder.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
+        >>> with atomic_file(target) as temporary:
+        ...     _ = temporary.write_text("1 2 3")
+        >>> target.read_text()
+        '1 2 3'
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected the path of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path, "writing")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # else a crash after the rename can leave an empty file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path]:
+    """Give a temporary folder to fill; it replaces ``path`` if the block ends without an exception.
+
+    Missing parent folders are made. An older folder at ``path`` is removed only once the new one is complete.
+
+    Args:
+        path: where the folder belongs.
+        marker: a file that every such folder holds. A folder without it that is not empty is someone else's
+            and is never replaced.
+
+    Raises:
+        FileExistsError: if ``path`` is a file, or a folder with other content.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, expected the path of a folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
+        raise FileExistsError(f"{path} holds other files (there is no {marker} in it) and is not replaced")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, older = _beside(path, "writing"), _beside(path, "older")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            os.rename(path, older)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if older.exists():
+                os.rename(older, path)
+            raise
+        shutil.rmtree(older, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
