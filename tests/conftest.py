@@ -8,7 +8,6 @@ import tempfile
 # Read by the libraries when they are imported, so these come before the imports below.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="textenv-tests-datasets-")
-os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
