@@ -1,0 +1,174 @@
+"""A plain function of texts as a reward term. Shape letters: B episodes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textenv.episodes import EpisodeBatch
+from textenv.rewards.term import RewardTerm
+from textenv.scoring import RewardError, quote
+
+_TEXT_INPUTS = ("prompts", "completions", "completion_ids")
+
+
+class FunctionReward(RewardTerm):
+    """A reward from ``fn(prompts, completions, **columns) -> list[float | None]``, called with keywords.
+
+    The function gets those of ``prompts``, ``completions`` (lists of B strings), ``completion_ids`` (B lists
+    of ids) and the task's columns (lists of B values) that its signature names; all of them if it takes
+    ``**kwargs``. None means "not applicable" and pays 0.
+
+    Args:
+        function: the function.
+        name: what metrics and errors call it.
+        arguments: constants passed on to the function, e.g. from YAML.
+
+    Raises:
+        ValueError: if an argument is one that the function does not take, or that the library fills in
+            itself.
+
+    Example:
+        >>> def short(completions, limit=3):
+        ...     return [None if not text else float(len(text) <= limit) for text in completions]
+        >>> FunctionReward(short, limit=2).call({"prompts": ["a", "b"], "completions": ["xx", "xxx"]})
+        [1.0, 0.0]
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str | None = None, /, **arguments: Any) -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self._constants = arguments
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):  # a builtin without a signature: offer everything
+            parameters = {}
+            self._takes_all = True
+        else:
+            self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        self._parameters = {p.name: p for p in parameters.values() if p.kind not in variadic}
+        for p in self._parameters.values():
+            if p.kind is inspect.Parameter.POSITIONAL_ONLY:
+                raise ValueError(
+                    f"reward {self.name!r} is called with keywords, but {p.name!r} is positional-only"
+                )
+        for key in arguments:
+            if key in _TEXT_INPUTS:
+                raise ValueError(
+                    f"reward {self.name!r}: {key!r} is filled in for each batch and can't be an argument"
+                )
+            if key not in self._parameters and not self._takes_all:
+                known = ", ".join(self._parameters) or "none"
+                raise ValueError(f"reward {self.name!r} has no argument {key!r}; it takes {known}")
+
+    def arguments(self) -> dict[str, Any]:
+        """The constant arguments."""
+        return dict(self._constants)
+
+    def __repr__(self) -> str:
+        return f"FunctionReward({self.name}, {self._constants})"
+
+    def bind(self, env: Any) -> None:
+        """Join an environment; a column that the function requires and the task lacks is found here."""
+        super().bind(env)
+        self._check_columns(env.prompts.columns)
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,): what the function gave, 0 where it gave None.
+
+        Raises:
+            RewardError: if the function fails, or gives the wrong number of values, something that is not a
+                number, NaN or infinity; with the prompt and completion that caused it where one did.
+        """
+        inputs = self._inputs(episodes)
+        try:
+            given = self.call(inputs)
+        except Exception as error:
+            raise RewardError(self._blame(inputs, error)) from error
+        values = self._as_list(given)
+        if len(values) != len(episodes):
+            raise RewardError(
+                f"reward {self.name!r} must give one value for each of {len(episodes)} completions, "
+                f"got {len(values)}"
+            )
+        return torch.tensor(
+            [self._number(value, episodes, row) for row, value in enumerate(values)],
+            dtype=torch.float32,
+            device=episodes.device,
+        )
+
+    def call(self, inputs: Mapping[str, Any]) -> Any:
+        """Call the function with those inputs that it takes."""
+        return self.function(
+            **{key: value for key, value in inputs.items() if self._takes(key)}, **self._constants
+        )
+
+    # -- internals -----------------------------------------------------------------------------------------
+
+    def _takes(self, key: str) -> bool:
+        return key not in self._constants and (self._takes_all or key in self._parameters)
+
+    def _check_columns(self, columns: Mapping[str, Any]) -> None:
+        for p in self._parameters.values():
+            known = p.name in _TEXT_INPUTS or p.name in columns or p.name in self._constants
+            if not known and p.default is inspect.Parameter.empty:
+                offered = ", ".join((*_TEXT_INPUTS, *columns))
+                raise ValueError(
+                    f"reward {self.name!r} requires {p.name!r}, but the task offers only {offered}"
+                )
+
+    def _inputs(self, episodes: EpisodeBatch) -> dict[str, Any]:
+        self._check_columns(episodes.extras)
+        inputs: dict[str, Any] = {key: list(column) for key, column in episodes.extras.items()}
+        if self._takes("prompts"):
+            inputs["prompts"] = episodes.prompt_texts(self.tokenizer)
+        if self._takes("completions"):
+            inputs["completions"] = episodes.completion_texts(self.tokenizer)
+        if self._takes("completion_ids"):
+            starts, ends = episodes.prompt_lengths.tolist(), episodes.lengths.tolist()
+            rows = episodes.input_ids.tolist()
+            inputs["completion_ids"] = [row[a:b] for row, a, b in zip(rows, starts, ends, strict=True)]
+        return inputs
+
+    def _blame(self, inputs: Mapping[str, Any], error: Exception) -> str:
+        """Find the sample that fails on its own."""
+        what = f"{type(error).__name__}: {error}"
+        count = max((len(column) for column in inputs.values()), default=0)
+        for row in range(count):
+            sample = {key: column[row : row + 1] for key, column in inputs.items()}
+            try:
+                self.call(sample)
+            except Exception as alone:
+                shown = ", ".join(f"{key.removesuffix('s')} {value[0]!r}" for key, value in sample.items())
+                return f"reward {self.name!r} raised {type(alone).__name__}: {alone} for {shown}"
+        return (
+            f"reward {self.name!r} raised {what} for a batch of {count} episodes, but for none of them alone"
+        )
+
+    def _as_list(self, given: Any) -> list[Any]:
+        if isinstance(given, Tensor) or hasattr(given, "tolist"):
+            given = given.tolist()
+        if not isinstance(given, list | tuple):
+            raise RewardError(f"reward {self.name!r} must give a list of numbers, got {type(given).__name__}")
+        return list(given)
+
+    def _number(self, value: Any, episodes: EpisodeBatch, row: int) -> float:
+        if value is None:
+            return 0.0
+        if isinstance(value, Tensor) or (hasattr(value, "item") and not isinstance(value, numbers.Real)):
+            value = value.item()
+        if not isinstance(value, numbers.Real):
+            raise RewardError(
+                f"reward {self.name!r} gave {value!r}, not a number, for {quote(episodes, row, self)}"
+            )
+        number = float(value)
+        if not math.isfinite(number):
+            raise RewardError(f"reward {self.name!r} gave {number} for {quote(episodes, row, self)}")
+        return number

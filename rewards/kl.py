@@ -1,0 +1,236 @@
+"""The KL penalty: keep the policy close to a reference model, paid token by token.
+
+Shape letters: B episodes, L tokens, S rows that acted in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textenv.checks import check_at_least, check_choice
+from textenv.episodes import EpisodeBatch
+from textenv.kl import KL_ESTIMATORS, kl_estimate
+from textenv.legality import Legality
+from textenv.rewards.checks import check_number
+from textenv.rewards.registry import register_reward
+from textenv.rewards.term import RewardTerm
+from textenv.scoring import RAW, RewardError
+
+CONTROLLERS = ("fixed", "adaptive")
+ESTIMATORS = (*KL_ESTIMATORS, "full")
+
+
+def adapted_coefficient(
+    coef: float, kl: float, episodes: int, *, target: float = 6.0, horizon: float = 10_000.0
+) -> float:
+    """One step of the adaptive controller (Ziegler et al. 2019, section 2.2).
+
+    Args:
+        coef: the coefficient so far.
+        kl: mean KL per sequence, in nats.
+        episodes: how many episodes that is the mean of.
+        target: KL per sequence to settle at, in nats.
+        horizon: episodes over which the coefficient may change by about 20 %.
+
+    Returns:
+        coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon).
+
+    Example:
+        >>> round(adapted_coefficient(0.05, kl=12.0, episodes=1000), 6)
+        0.051
+        >>> round(adapted_coefficient(0.05, kl=5.7, episodes=1000), 6)
+        0.04975
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return coef * (1.0 + error * episodes / horizon)
+
+
+@register_reward("kl")
+class KLPenalty(RewardTerm):
+    """Penalty of ``coef`` times the KL divergence from a reference model, per token.
+
+    Deferred scoring computes both sides by the same teacher-forced forward on the same episodes, so that a
+    policy that equals its reference pays exactly 0. Immediate scoring takes the log-probs that were recorded
+    for the step (``envs.unwrapped.record``), else asks the policy.
+
+    Args:
+        coef: weight, reward per nat.
+        controller: "fixed", or "adaptive": the coefficient moves towards a KL of ``target`` per sequence.
+        target: nats per sequence, for "adaptive".
+        horizon: episodes, for "adaptive".
+        estimator: "k1", "k2" or "k3" from the sampled tokens, or "full" from whole distributions.
+        reference: None for the policy's own reference (``policy.reference()``), a model name or folder, a
+            causal language model, or anything with ``log_prob(episodes) -> (B, L)``.
+        max_tokens: padded tokens of one forward.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    per_token = True
+    needs_policy = True
+
+    def __init__(
+        self,
+        coef: float = 0.05,
+        *,
+        controller: str = "fixed",
+        target: float = 6.0,
+        horizon: float = 10_000.0,
+        estimator: str = "k1",
+        reference: str | nn.Module | Any | None = None,
+        max_tokens: int = 16_384,
+    ) -> None:
+        check_number("kl: coef", coef, 0)
+        check_choice("kl: controller", controller, CONTROLLERS)
+        check_choice("kl: estimator", estimator, ESTIMATORS)
+        for field, value in (("target", target), ("horizon", horizon)):
+            check_number(f"kl: {field}", value, 0)
+            if value == 0:
+                raise ValueError(f"kl: {field} must be > 0, got {value}")
+        check_at_least("kl: max_tokens", max_tokens, 1)
+        self.coef = float(coef)
+        self.controller, self.target, self.horizon = controller, target, horizon
+        self.estimator, self.reference, self.max_tokens = estimator, reference, max_tokens
+        self._env: Any = None
+        self._loaded: nn.Module | None = None
+
+    # -- scoring -------------------------------------------------------------------------------------------
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The KL itself, before the coefficient."""
+        return ("kl",)
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B, L): minus ``coef`` times the KL at each action."""
+        return self.score_parts(episodes)[0]
+
+    @torch.no_grad()
+    def score_parts(self, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The penalty, and as part "kl" the KL in nats."""
+        kl = self.kl(episodes)
+        return -self.coef * kl, {"kl": kl}
+
+    def kl(self, episodes: EpisodeBatch) -> Tensor:
+        """(B, L) KL of policy and reference in nats at each action, 0 elsewhere."""
+        policy = self._policy()
+        kl = torch.zeros(episodes.input_ids.shape, device=episodes.device)
+        for index, part in episodes.token_budget_batches(self.max_tokens):
+            if self.estimator == "full":
+                value = self._full(policy, part)
+            else:
+                ours, theirs = policy.log_prob(part), self._reference_log_prob(part)
+                value = kl_estimate(ours, theirs.to(ours), self.estimator)
+            width = part.input_ids.shape[1]
+            kl[index.to(kl.device), :width] = torch.where(part.action_mask, value.to(kl), 0.0)
+        return kl
+
+    @torch.no_grad()
+    def step_parts(self, env: Any) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """Use the log-probs recorded for this step; None (score the prefix) without them."""
+        recorded = env.recorded("log_prob")
+        if recorded is None or self.estimator == "full":
+            return None
+        episodes = env.stepped
+        theirs = self._reference_log_prob(episodes).gather(1, episodes.last_action.unsqueeze(-1)).squeeze(-1)
+        ours = torch.as_tensor(recorded, device=theirs.device)[env.stepped_rows]
+        kl = kl_estimate(ours.to(theirs), theirs, self.estimator)
+        return -self.coef * kl, {"kl": kl}
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def update(self, episodes: EpisodeBatch) -> None:
+        """Move an adaptive coefficient by the mean KL per sequence of these episodes."""
+        if self.controller == "fixed":
+            return
+        kl = episodes.reward_terms.get(f"{RAW}kl")
+        if kl is None:
+            kl = self.kl(episodes)
+        per_sequence = float(torch.where(episodes.action_mask, kl, 0.0).sum(-1).double().mean())
+        self.coef = adapted_coefficient(
+            self.coef, per_sequence, len(episodes), target=self.target, horizon=self.horizon
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coefficient."""
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the coefficient."""
+        self.coef = float(state["coef"])
+
+    # -- policy and reference ------------------------------------------------------------------------------
+
+    def bind(self, env: Any) -> None:
+        """Join an environment; its bound policy is asked later, when there is one."""
+        super().bind(env)
+        self._env = env
+
+    def prepare(self, env: Any, scoring: str) -> None:
+        """Refuse an episode that could not be scored.
+
+        Raises:
+            RewardError: if the policy is needed and none is bound.
+        """
+        if self.reference is None or scoring == "deferred" or self.estimator == "full":
+            self._policy()
+
+    def close(self) -> None:
+        """Forget a loaded reference model."""
+        self._loaded = None
+
+    def _policy(self) -> Any:
+        policy = None if self._env is None else self._env.policy
+        if policy is None:
+            raise RewardError(
+                f"reward {self.name!r} needs the policy: call envs.unwrapped.bind(policy) before reset "
+                "(agents do); or give the reward a reference of its own and call "
+                "envs.unwrapped.record(log_prob=...) before each step"
+            )
+        wanted = ["log_prob"] + (["reference"] if self.reference is None else [])
+        missing = [name for name in wanted if not hasattr(policy, name)]
+        if missing:
+            raise RewardError(
+                f"reward {self.name!r} needs a policy with {'(), '.join(wanted)}(), "
+                f"got {type(policy).__name__} without {missing[0]}()"
+            )
+        return policy
+
+    def _reference_log_prob(self, episodes: EpisodeBatch) -> Tensor:
+        """(B, L) log-probs under the reference."""
+        if self.reference is None:
+            return self._policy().reference().log_prob(episodes)
+        if hasattr(self.reference, "log_prob"):
+            return self.reference.log_prob(episodes)
+        from textenv.log_probs import token_log_probs
+
+        temperature, legality = self._sampling(episodes)
+        result = token_log_probs(
+            self._reference_model(episodes.device), episodes, temperature=temperature, legality=legality
+        )
+        return result.log_probs
+
+    def _sampling(self, episodes: EpisodeBatch) -> tuple[float, Legality | None]:
+        """Temperature and legality of the policy, which the reference has to share."""
+        legality = Legality.from_sampling(episodes.sampling)
+        temperature = episodes.sampling.get("temperature")
+        policy = None if self._env is None else self._env.policy
+        if temperature is None and hasattr(policy, "sampling"):
+            temperature = policy.sampling().get("temperature")
+        return 1.0 if temperature is None else float(temperature), legality
+
+    def _reference_model(self, device: torch.device) -> nn.Module:
+        """The reference as a model, loaded at its first use."""
+        if isinstance(self.reference, nn.Module):
+            return self.reference
+        if self._loaded is None:
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(self.reference)
+            self._loaded = model.requires_grad_(False).eval().to(device)
+        return self._loaded

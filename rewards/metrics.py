@@ -1,0 +1,158 @@
+"""Rewards that compare a response with the task's reference texts. Shape letters: B episodes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textenv.checks import check_at_least, check_choice
+from textenv.episodes import EpisodeBatch
+from textenv.rewards.checks import check_column, check_number, column
+from textenv.rewards.registry import register_reward
+from textenv.rewards.term import RewardTerm
+from textenv.scoring import RewardError, quote
+
+
+class ReferenceReward(RewardTerm):
+    """Base of rewards that compare with reference texts: a column of strings, or of lists of strings.
+
+    Args:
+        column: the task column.
+    """
+
+    def __init__(self, column: str = "reference") -> None:
+        self.column = column
+
+    def bind(self, env: Any) -> None:
+        """Join an environment that offers the column."""
+        super().bind(env)
+        check_column(env, self.column, self.name)
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,) similarity of response and references."""
+        texts = episodes.completion_texts(self.tokenizer)
+        values = []
+        for row, given in enumerate(column(episodes, self.column, self.name)):
+            references = [given] if isinstance(given, str) else given
+            if not isinstance(references, list | tuple) or not references:
+                raise RewardError(
+                    f"reward {self.name!r}: column {self.column!r} must hold a string or a list of strings, "
+                    f"got {given!r} for {quote(episodes, row, self)}"
+                )
+            values.append(self.similarity(texts[row], [str(reference) for reference in references]))
+        return torch.tensor(values, dtype=torch.float32, device=episodes.device)
+
+    @abstractmethod
+    def similarity(self, text: str, references: list[str]) -> float:
+        """Similarity of one response to its references."""
+
+
+@register_reward("rouge")
+class ROUGE(ReferenceReward):
+    """ROUGE overlap with the reference (Lin 2004), in [0, 1]; the best of several references counts.
+
+    Args:
+        variant: "rouge1", "rouge2", ..., "rougeL" or "rougeLsum".
+        measure: "fmeasure", "precision" or "recall".
+        stem: compare Porter stems.
+        column: task column of references.
+    """
+
+    def __init__(
+        self,
+        variant: str = "rougeL",
+        *,
+        measure: str = "fmeasure",
+        stem: bool = True,
+        column: str = "reference",
+    ) -> None:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        super().__init__(column)
+        check_choice("rouge: measure", measure, ("fmeasure", "precision", "recall"))
+        known = ("rougeL", "rougeLsum", *(f"rouge{n}" for n in range(1, 10)))
+        check_choice("rouge: variant", variant, known)
+        self.variant, self.measure = variant, measure
+        self._scorer = RougeScorer([variant], use_stemmer=stem)
+
+    def similarity(self, text: str, references: list[str]) -> float:
+        """Best ROUGE against any reference."""
+        scores = [self._scorer.score(reference, text)[self.variant] for reference in references]
+        return max(float(getattr(score, self.measure)) for score in scores)
+
+
+class _SacreBLEU(ReferenceReward):
+    """Base of the sentence-level metrics of sacrebleu, scaled from percent to 1."""
+
+    metric: Any
+
+    def similarity(self, text: str, references: list[str]) -> float:
+        """The metric's sentence score."""
+        return float(self.metric.sentence_score(text, references).score) / 100.0
+
+
+@register_reward("bleu")
+class BLEU(_SacreBLEU):
+    """Sentence BLEU against the references (sacrebleu, exponential smoothing), in [0, 1].
+
+    Args:
+        max_order: longest n-gram.
+        lowercase: ignore case.
+        column: task column of references.
+    """
+
+    def __init__(self, *, max_order: int = 4, lowercase: bool = False, column: str = "reference") -> None:
+        from sacrebleu.metrics import BLEU as Metric
+
+        super().__init__(column)
+        check_at_least("bleu: max_order", max_order, 1)
+        # Effective order: a text shorter than four tokens is judged by the n-grams that it has.
+        self.metric = Metric(max_ngram_order=max_order, lowercase=lowercase, effective_order=True)
+
+
+@register_reward("chrf")
+class CHRF(_SacreBLEU):
+    """chrF character n-gram F-score against the references (Popovic 2015), in [0, 1].
+
+    Args:
+        word_order: 0 for chrF, 2 for chrF++.
+        lowercase: ignore case.
+        column: task column of references.
+    """
+
+    def __init__(self, *, word_order: int = 0, lowercase: bool = False, column: str = "reference") -> None:
+        from sacrebleu.metrics import CHRF as Metric
+
+        super().__init__(column)
+        check_at_least("chrf: word_order", word_order, 0)
+        self.metric = Metric(word_order=word_order, lowercase=lowercase)
+
+
+@register_reward("ter")
+class TER(_SacreBLEU):
+    """Minus the translation edit rate against the references (Snover et al. 2006): 0 is perfect.
+
+    Args:
+        clip: lowest value paid is ``-clip`` (an edit rate has no upper bound); None pays it in full.
+        case_sensitive: heed case.
+        column: task column of references.
+    """
+
+    def __init__(
+        self, *, clip: float | None = 1.0, case_sensitive: bool = False, column: str = "reference"
+    ) -> None:
+        from sacrebleu.metrics import TER as Metric
+
+        super().__init__(column)
+        if clip is not None:
+            check_number("ter: clip", clip, 0)
+        self.clip = clip
+        self.metric = Metric(case_sensitive=case_sensitive)
+
+    def similarity(self, text: str, references: list[str]) -> float:
+        """Minus the edit rate, clipped."""
+        rate = super().similarity(text, references)
+        return -rate if self.clip is None else -min(rate, self.clip)

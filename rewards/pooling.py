@@ -1,0 +1,178 @@
+"""Read a model's score at the last token of each row, by position.
+
+Transformers' causal classifiers look for the last token that differs from the padding id, which is wrong
+where that id occurs in the text. Here the head is applied to the hidden state at a position that follows from
+the attention mask; where a model's parts can't be told, its own output is used after a check that it is
+right. Shape letters: B rows, L tokens, K labels, d width.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from textenv.model_split import eval_mode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HEAD_NAMES = ("score", "v_head", "value_head", "reward_head")
+"""What modules that turn hidden states into scores are called, in transformers and by value-head models."""
+
+
+class ScoreReader:
+    """(B, L) tokens -> (B, K) scores at each row's last token; checked against the model when it is made.
+
+    Args:
+        model: the reward model.
+        head: dotted name of the module that makes scores of hidden states; None looks for one.
+        tokenizer: names ids that may stand for padding.
+
+    Raises:
+        ValueError: if the head is not there, the output has a shape that is no score, or the model's own
+            pooling is wrong.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, head: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        self.model = model
+        config = getattr(model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        self.vocab_size: int | None = getattr(text, "vocab_size", None)
+        self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
+        """Longest row, None if the model names none."""
+        self._pads = {getattr(source, "pad_token_id", None) for source in (text, tokenizer)}
+        self._pads |= {getattr(source, "eos_token_id", None) for source in (text, tokenizer)}
+        self._pads = {pad for pad in self._pads if isinstance(pad, int)}
+        self.head, self.backbone = _split(model, head)
+        self._per_token = False
+        self._count = 1
+        with torch.no_grad(), eval_mode(list(model.modules())):
+            self._probe()
+
+    @property
+    def labels(self) -> tuple[int, dict[int, str]]:
+        """K, and the labels' names."""
+        names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
+        return self._count, {int(i): name for i, name in names.items()}
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L) ids and mask, right-padded, no row empty -> (B, K)."""
+        last = attention_mask.sum(-1).long() - 1
+        rows = torch.arange(len(last), device=last.device)
+        mask = attention_mask.long()
+        if self.head is not None and self.backbone is not None:
+            output = self.backbone(input_ids=input_ids, attention_mask=mask)
+            hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+            parameter = next(self.head.parameters(), hidden)
+            scores = self.head(hidden[rows, last].to(parameter.dtype))
+        else:
+            scores = _own_output(self.model, input_ids, mask)
+            if self._per_token:
+                scores = scores[rows, last]
+        return scores.unsqueeze(-1) if scores.dim() == 1 else scores
+
+    # -- checks --------------------------------------------------------------------------------------------
+
+    def _row(self, length: int) -> Tensor:
+        """(1, length) ids that are no padding."""
+        size = self.vocab_size or 64
+        plain = [i for i in range(min(size, 64)) if i not in self._pads] or [0]
+        device = next(self.model.parameters()).device
+        return torch.tensor([[plain[i % len(plain)] for i in range(1, length + 1)]], device=device)
+
+    def _probe(self) -> None:
+        row = self._row(5)
+        ones = torch.ones_like(row)
+        if self.head is None or self.backbone is None:
+            short, long = (_own_output(self.model, row[:, :n], ones[:, :n]) for n in (3, 5))
+            self._per_token = long.dim() >= 2 and short.shape[1:2] == (3,) and long.shape[1:2] == (5,)
+            if long.dim() not in ((2, 3) if self._per_token else (1, 2)):
+                raise ValueError(
+                    "reward-model: the model must give (B,), (B, K), (B, L) or (B, L, K), "
+                    f"got {tuple(long.shape)} for (1, 5) tokens"
+                )
+        scores = self(row, ones)
+        self._count = scores.shape[-1]
+        if self.head is not None:
+            self._check_head(row, ones, scores)
+        elif not self._per_token:
+            self._check_pooling(row, ones, scores)
+
+    def _check_head(self, row: Tensor, ones: Tensor, scores: Tensor) -> None:
+        """Head and backbone must give what the whole model gives where nothing is ambiguous."""
+        if not hasattr(self.model, "config") or not hasattr(self.model, "num_labels"):
+            return  # a model with a value head beside its LM head: its own output is another thing
+        own = _own_output(self.model, row, ones)
+        if own.shape == scores.shape and not _agree(own, scores):
+            raise ValueError(
+                f"reward-model: {type(self.model).__name__} does more than apply its head to hidden states "
+                f"({own.flatten()[0]:.6g} against {scores.flatten()[0]:.6g}); name the right head by head="
+            )
+
+    def _check_pooling(self, row: Tensor, ones: Tensor, scores: Tensor) -> None:
+        """A model that pools by itself must ignore padding, and only padding."""
+        padded = torch.cat([row, row[:, :2] * 0], -1)
+        mask = torch.cat([ones, ones[:, :2] * 0], -1)
+        if not _agree(self(padded, mask), scores):
+            raise ValueError(
+                f"reward-model: {type(self.model).__name__} scores a text otherwise when it is padded; "
+                "name the module that makes scores of hidden states by head="
+            )
+        for pad in self._pads:
+            closed = torch.cat([row, torch.full_like(row[:, :1], pad)], -1)
+            if torch.equal(self(closed, torch.ones_like(closed)), scores):
+                raise ValueError(
+                    f"reward-model: {type(self.model).__name__} takes the token {pad} for padding even where "
+                    "it is text; name the module that makes scores of hidden states by head="
+                )
+
+
+def _split(model: nn.Module, head: str | None) -> tuple[nn.Module | None, nn.Module | None]:
+    """Head and backbone, or (None, None) if the model is to be used as it is."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if head is not None:
+        try:
+            module = attrgetter(head)(inner)
+        except AttributeError:
+            module = None
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"reward-model: head must name a module of {type(inner).__name__}, got {head!r}")
+    else:
+        found = (getattr(inner, name, None) for name in HEAD_NAMES)
+        module = next((one for one in found if isinstance(one, nn.Module)), None)
+    if module is None:
+        return None, None
+    owner = getattr(inner, "pretrained_model", inner)
+    backbone = getattr(owner, "base_model", None)
+    if backbone is None or backbone is inner or not isinstance(backbone, nn.Module):
+        if head is not None:
+            raise ValueError(
+                f"reward-model: {type(inner).__name__} has no base_model that gives hidden states"
+            )
+        return None, None
+    return module, backbone
+
+
+def _own_output(model: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """What the model itself gives, as a tensor."""
+    output: Any = model(input_ids=input_ids, attention_mask=mask)
+    output = getattr(output, "logits", output)
+    if isinstance(output, tuple | list) and len(output) == 1:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"reward-model: {type(model).__name__} must give a tensor, got {type(output).__name__}"
+        )
+    return output
+
+
+def _agree(actual: Tensor, expected: Tensor) -> bool:
+    """Equal up to the rounding of the dtype."""
+    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
+    scale = expected.float().abs().max() + 1e-2
+    return bool(((actual.float() - expected.float()).abs() <= tolerance * scale).all())

@@ -1,0 +1,320 @@
+"""The registry: rewards by name, and specs ``["name", {arguments}]`` in JSON values that rebuild them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any, TypeVar
+
+from textenv.rewards.term import RewardTerm
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+REWARDS: dict[str, Callable[..., Any]] = {}
+"""Name -> a `RewardTerm` class, or a plain function of texts."""
+_BUILTIN_MODULES = ("kl", "metrics", "reward_model", "shaping", "text")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+OBJECT_PREFIX = "object:"
+"""Marks, in an environment's spec, a reward that was given as a Python object and can't be written down."""
+
+
+def register_reward(name: str, *, override: bool = False) -> Callable[[T], T]:
+    """Register a `RewardTerm` class or a plain function under ``name``: a decorator.
+
+    Args:
+        name: letters, digits and ``. _ -``.
+        override: replace another reward of that name. The same class or function may be registered again
+            freely, so that a notebook cell can be run twice.
+
+    Raises:
+        ValueError: if the name is malformed or belongs to another reward.
+        TypeError: if something else than a `RewardTerm` class or a function is decorated.
+
+    Example:
+        >>> @register_reward("shout")
+        ... def shout(completions, **columns):
+        ...     return [float(text.isupper()) for text in completions]
+        >>> make_reward("shout").name
+        'shout'
+        >>> del REWARDS["shout"]
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"a reward's name must consist of letters, digits and '._-', got {name!r}")
+
+    def register(target: T) -> T:
+        if inspect.isclass(target):
+            if not issubclass(target, RewardTerm):
+                raise TypeError(f"reward {name!r} must be a RewardTerm subclass, got class {target.__name__}")
+        elif not callable(target):
+            raise TypeError(f"reward {name!r} must be a RewardTerm subclass or a function, got {target!r}")
+        if not target.__module__.startswith("textenv.rewards."):
+            _load_builtins()
+        present = REWARDS.get(name)
+        if present is not None and not override and _origin(present) != _origin(target):
+            raise ValueError(
+                f"reward {name!r} is already registered as {_origin(present)}; "
+                "choose another name or pass override=True"
+            )
+        REWARDS[name] = target
+        if inspect.isclass(target):
+            target.name = name  # type: ignore[attr-defined]
+        return target
+
+    return register
+
+
+def reward_names() -> list[str]:
+    """Every registered name, sorted."""
+    _load_builtins()
+    return sorted(REWARDS)
+
+
+def describe() -> dict[str, str]:
+    """Every registered name with the first line of its documentation."""
+    return {name: (inspect.getdoc(REWARDS[name]) or "").split("\n")[0] for name in reward_names()}
+
+
+def make_reward(spec: Any, *, allow_imports: bool = False) -> RewardTerm:
+    """Build a reward term.
+
+    Args:
+        spec: a name, ``[name, {arguments}]``, ``{"name": name, **arguments}``, a `RewardTerm` (returned as it
+            is), or a plain function ``fn(prompts, completions, **columns) -> list[float | None]``.
+        allow_imports: also accept ``"module:function"`` as a name and import it. Leave it off for specs from
+            elsewhere.
+
+    Raises:
+        ValueError: if the spec is malformed, the name unknown, or an argument does not fit.
+    """
+    if isinstance(spec, RewardTerm):
+        return spec
+    if callable(spec) and not inspect.isclass(spec):
+        return _from_target(spec, None, {})
+    if inspect.isclass(spec) and issubclass(spec, RewardTerm):
+        return _from_target(spec, spec.name, {})
+    name, arguments = split_spec(spec)
+    target = _find(name, allow_imports)
+    return _from_target(target, None if ":" in name else name, arguments, allow_imports)
+
+
+def split_spec(spec: Any) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a written spec.
+
+    >>> split_spec("length"), split_spec(("length", {"n": 5})), split_spec({"name": "length", "n": 5})
+    (('length', {}), ('length', {'n': 5}), ('length', {'n': 5}))
+
+    Raises:
+        ValueError: if it has none of the three forms.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        arguments = dict(spec)
+        return arguments.pop("name"), arguments
+    if isinstance(spec, list | tuple) and len(spec) in (1, 2) and isinstance(spec[0], str):
+        arguments = spec[1] if len(spec) == 2 else {}
+        if isinstance(arguments, Mapping) and all(isinstance(key, str) for key in arguments):
+            return spec[0], dict(arguments)
+    raise ValueError(
+        f'a reward spec must be "name", ["name", {{arguments}}] or {{"name": ..., arguments}}, got {spec!r}'
+    )
+
+
+def normalize_reward_specs(specs: Iterable[Any], *, allow_imports: bool = False) -> list[list[Any]]:
+    """Write specs in the one canonical form, ``["name", {arguments}]`` in JSON values, nested ones too.
+
+    Args:
+        specs: what `make_reward` takes, as a list.
+        allow_imports: accept names of the form ``"module:function"``.
+
+    Raises:
+        ValueError: naming the place (``rewards[1].of``), if a spec is malformed, a name unknown, an argument
+            unknown or not a JSON value, or an object was given that is not registered.
+
+    Example:
+        >>> normalize_reward_specs(["length", ("clipped", {"of": "repetition", "low": -1})])
+        [['length', {}], ['clipped', {'of': ['repetition', {}], 'low': -1}]]
+    """
+    if isinstance(specs, str | Mapping) or not isinstance(specs, Iterable):
+        raise ValueError(f"rewards must be a list of specs, got {specs!r}")
+    return [_normalize(spec, f"rewards[{i}]", allow_imports) for i, spec in enumerate(specs)]
+
+
+def spec_of(term: RewardTerm) -> list[Any] | None:
+    """``[name, {arguments}]`` of a term in JSON values, or None if it can't be written down."""
+    try:
+        return _normalize(term, "term", True)
+    except ValueError:
+        return None
+
+
+# -- internals ---------------------------------------------------------------------------------------------
+
+
+def _load_builtins() -> None:
+    for module in _BUILTIN_MODULES:
+        import_module(f"textenv.rewards.{module}")
+
+
+def _origin(target: Any) -> str:
+    return f"{target.__module__}.{getattr(target, '__qualname__', type(target).__qualname__)}"
+
+
+def _find(name: str, allow_imports: bool) -> Callable[..., Any]:
+    if name in REWARDS:
+        return REWARDS[name]
+    _load_builtins()
+    if name in REWARDS:
+        return REWARDS[name]
+    if name.startswith(OBJECT_PREFIX):
+        raise ValueError(
+            f"reward {name.removeprefix(OBJECT_PREFIX)!r} was given as a Python object, "
+            "which a spec can't hold; register it with register_reward and use its name"
+        )
+    if ":" in name:
+        if not allow_imports:
+            raise ValueError(
+                f"reward {name!r} names a function to import; register it with register_reward, "
+                "or pass allow_imports=True if you trust where the spec comes from"
+            )
+        return _import(name)
+    near = difflib.get_close_matches(name, REWARDS, n=3, cutoff=0.5)
+    listed = [*near, *(other for other in sorted(REWARDS) if other not in near)]
+    raise ValueError(f"unknown reward {name!r}; known are {', '.join(listed)}")
+
+
+def _import(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        target = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"reward {name!r} can't be imported: {error}") from error
+    if not callable(target):
+        raise ValueError(
+            f"reward {name!r} must be a function or a RewardTerm class, got {type(target).__name__}"
+        )
+    return target
+
+
+def _from_target(
+    target: Callable[..., Any], name: str | None, arguments: dict[str, Any], allow_imports: bool = False
+) -> RewardTerm:
+    from textenv.rewards.functions import FunctionReward
+
+    if not inspect.isclass(target):
+        return FunctionReward(target, name=name or _name_of(target), **arguments)
+    if not issubclass(target, RewardTerm):
+        raise ValueError(f"reward {name!r} must be a RewardTerm class, got {target.__name__}")
+    _check_arguments(target, name or target.name, arguments)
+    for key, count in target.nested.items():
+        if key in arguments:
+            inner = arguments[key]
+            many = count == "many"
+            built = [
+                make_reward(one, allow_imports=allow_imports)
+                for one in _nested(inner, count, f"{name}.{key}")
+            ]
+            arguments[key] = built if many else built[0]
+    term = target(**arguments)
+    if name:
+        term.name = name
+    return term
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    for name, target in REWARDS.items():
+        if target is function:
+            return name
+    name = getattr(function, "__name__", type(function).__name__)
+    return "function" if name == "<lambda>" else name
+
+
+def _nested(value: Any, count: str, where: str) -> list[Any]:
+    if count == "one":
+        return [value]
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{where} must be a list of reward specs, got {value!r}")
+    return list(value)
+
+
+def _check_arguments(target: type[RewardTerm], name: str, arguments: Mapping[str, Any]) -> None:
+    parameters = list(inspect.signature(target.__init__).parameters.values())[1:]
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    if target.__init__ is object.__init__:
+        known = []
+    for key in arguments:
+        if key not in known:
+            raise ValueError(
+                f"reward {name!r} has no argument {key!r}; it takes {', '.join(known) or 'none'}"
+            )
+    for p in parameters:
+        required = p.default is inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_POSITIONAL
+        if known and required and p.name not in arguments:
+            raise ValueError(f"reward {name!r} needs the argument {p.name!r}")
+
+
+def _take_apart(reward: Any) -> tuple[str, dict[str, Any], Callable[..., Any]]:
+    """Name, arguments and class or function of a reward that was given as an object."""
+    from textenv.rewards.functions import FunctionReward
+
+    if isinstance(reward, FunctionReward):
+        return reward.name, reward.arguments(), reward.function
+    if isinstance(reward, RewardTerm):
+        return reward.name, reward.arguments(), type(reward)
+    if inspect.isclass(reward):
+        return getattr(reward, "name", reward.__name__), {}, reward
+    return _name_of(reward), {}, reward
+
+
+def _normalize(spec: Any, where: str, allow_imports: bool) -> list[Any]:
+    if isinstance(spec, RewardTerm) or callable(spec):
+        name, arguments, target = _take_apart(spec)
+        if REWARDS.get(name) is not target:
+            what = f"a {target.__name__}" if inspect.isclass(target) else f"the function {name!r}"
+            raise ValueError(f"{where} is {what}, which is not registered; use register_reward")
+    else:
+        try:
+            name, arguments = split_spec(spec)
+            target = _find(name, allow_imports)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    nested: Mapping[str, str] = {}
+    if inspect.isclass(target):
+        nested = target.nested  # type: ignore[attr-defined]
+        try:
+            _check_arguments(target, name, arguments)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    written: dict[str, Any] = {}
+    for key, value in arguments.items():
+        place = f"{where}.{key}"
+        if key in nested:
+            many = nested[key] == "many"
+            inner = [
+                _normalize(one, f"{place}[{i}]" if many else place, allow_imports)
+                for i, one in enumerate(_nested(value, nested[key], place))
+            ]
+            written[key] = inner if many else inner[0]
+        else:
+            written[key] = _json_value(value, place)
+    return [name, written]
+
+
+def _json_value(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} must be finite, got {value}")
+        return value
+    if isinstance(value, list | tuple):
+        return [_json_value(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _json_value(item, f"{where}.{key}") for key, item in value.items()}
+    raise ValueError(f"{where} must be a JSON value, got {type(value).__name__}")

@@ -1,0 +1,216 @@
+"""A trained reward model as a reward: its scalar for prompt and response, read at an explicit token.
+
+Shape letters: B episodes, L tokens, K labels, d width of the model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from textenv.checks import check_at_least, check_choice
+from textenv.episodes import EpisodeBatch
+from textenv.model_split import eval_mode
+from textenv.rewards.pooling import ScoreReader
+from textenv.rewards.registry import register_reward
+from textenv.rewards.retokenize import check_template, load_tokenizer, rendered_ids, same_tokenizer
+from textenv.rewards.term import RewardTerm
+from textenv.scoring import RewardError, quote
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ACTIVATIONS = ("sigmoid", "softmax", "log-softmax")
+
+
+@register_reward("reward-model")
+class RewardModel(RewardTerm):
+    """Score of a sequence-classification or value-head model for prompt and response.
+
+    The score is read at the last token of the episode by its position, never by searching for the padding id,
+    so a padding id inside the text (pad = EOS, say) changes nothing.
+
+    Args:
+        model: name or folder of a sequence-classification model, or a module: such a model, a causal model
+            with a value head, or anything called as ``model(input_ids=, attention_mask=)`` that gives (B,),
+            (B, K) or, per token, (B, L) or (B, L, K), itself or as ``.logits``.
+        tokenizer: the model's tokenizer, or its name or folder. None takes the one saved with the model, else
+            the policy's. Where it differs from the policy's, the texts are tokenized again.
+        template: how prompt and response become the model's text: a format string with {prompt} and
+            {completion}, or "chat" for the tokenizer's chat template. None scores the policy's own tokens
+            where the tokenizers are the same, and else "{prompt}{completion}".
+        append_eos: end tokenized texts by EOS.
+        label: which label's score is the reward, by name or index; needed if the model has several.
+        activation: None for the logit, or "sigmoid", "softmax" or "log-softmax" over the labels.
+        head: dotted name of the module that makes scores of hidden states, if it is not found by itself.
+        device: where a model loaded by name lives; by default where the episodes are.
+        dtype: of a model loaded by name, such as "bfloat16"; by default as saved.
+        max_tokens: padded tokens of one forward.
+        max_length: score only the last so many tokens of longer texts; None refuses texts longer than the
+            model's positions.
+
+    Raises:
+        ValueError: if an argument does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        *,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        template: str | None = None,
+        append_eos: bool = False,
+        label: str | int | None = None,
+        activation: str | None = None,
+        head: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        max_tokens: int = 16_384,
+        max_length: int | None = None,
+    ) -> None:
+        check_at_least("reward-model: max_tokens", max_tokens, 1)
+        if max_length is not None:
+            check_at_least("reward-model: max_length", max_length, 1)
+        if activation is not None:
+            check_choice("reward-model: activation", activation, ACTIVATIONS)
+        if template is not None:
+            check_template(template)
+        if isinstance(model, nn.Module):
+            for field, value in (("device", device), ("dtype", dtype)):
+                if value is not None:
+                    raise ValueError(
+                        f"reward-model: {field} is for models loaded by name, got {value!r} with a module"
+                    )
+            self.model = model
+        elif isinstance(model, str):
+            self.model = _load(model, device, dtype)
+        else:
+            raise ValueError(f"reward-model: model must be a name, a folder or a module, got {model!r}")
+        self.template, self.append_eos = template, append_eos
+        self.activation, self.max_tokens, self.max_length = activation, max_tokens, max_length
+        self.own_tokenizer = load_tokenizer(tokenizer, model)
+        self._follows = isinstance(model, str) and device is None
+        self._retokenize: bool | None = None
+        self._reader = ScoreReader(self.model, head=head, tokenizer=self.own_tokenizer)
+        self.label = self._label_index(label)
+
+    def bind(self, env: Any) -> None:
+        """Join an environment, and find out whether the texts have to be tokenized again.
+
+        Raises:
+            ValueError: if the policy's tokens are to be scored and the model lacks some of them.
+        """
+        super().bind(env)
+        if self._follows:
+            self.model.to(env.device)
+        self._retokenize = self._must_retokenize()
+        size = self._reader.vocab_size
+        if not self._retokenize and size is not None and size < len(env.tokenizer):
+            raise ValueError(
+                f"reward-model: the model has {size} tokens, fewer than the policy's tokenizer "
+                f"({len(env.tokenizer)}); give the model's own tokenizer"
+            )
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,) scores at the last token.
+
+        Raises:
+            RewardError: if a text is empty, or too long for the model.
+        """
+        if self._retokenize is None:
+            self._retokenize = self._must_retokenize()
+        texts = self._rendered(episodes) if self._retokenize else self._tokens(episodes)
+        packed = EpisodeBatch.from_ids(texts, [[]] * len(texts))
+        device = next(self.model.parameters()).device
+        scores = torch.zeros(len(episodes), device=device)
+        with torch.no_grad(), eval_mode(list(self.model.modules())):
+            for index, part in packed.token_budget_batches(self.max_tokens):
+                values = self._reader(part.input_ids.to(device), part.attention_mask.to(device))
+                scores[index.to(device)] = self._pick(values.float())
+        return scores.to(episodes.device)
+
+    def close(self) -> None:
+        """Free a model that was loaded by name."""
+        if self._follows:
+            self.model.to("cpu")
+
+    # -- internals -----------------------------------------------------------------------------------------
+
+    def _must_retokenize(self) -> bool:
+        if self.template is not None:
+            return True
+        return self.own_tokenizer is not None and not same_tokenizer(self.own_tokenizer, self.tokenizer)
+
+    def _tokens(self, episodes: EpisodeBatch) -> list[list[int]]:
+        rows = zip(episodes.input_ids.tolist(), episodes.lengths.tolist(), strict=True)
+        texts = [ids[:length] for ids, length in rows]
+        if self.append_eos:
+            eos = (self.own_tokenizer or self.tokenizer).eos_token_id
+            if eos is None:
+                raise ValueError("reward-model: append_eos needs a tokenizer with an eos_token")
+            texts = [ids if ids[-1:] == [eos] else [*ids, eos] for ids in texts]
+        return self._fitted(texts, episodes)
+
+    def _rendered(self, episodes: EpisodeBatch) -> list[list[int]]:
+        ids = rendered_ids(
+            self.own_tokenizer or self.tokenizer,
+            episodes.prompt_texts(self.tokenizer),
+            episodes.completion_texts(self.tokenizer),
+            template=self.template or "{prompt}{completion}",
+            append_eos=self.append_eos,
+        )
+        return self._fitted(ids, episodes)
+
+    def _fitted(self, texts: list[list[int]], episodes: EpisodeBatch) -> list[list[int]]:
+        """Cut texts to ``max_length``; refuse empty ones and those beyond the model's positions."""
+        if self.max_length is not None:
+            texts = [ids[-self.max_length :] for ids in texts]
+        limit = self._reader.max_positions
+        for row, ids in enumerate(texts):
+            if not ids:
+                raise RewardError(f"reward {self.name!r} got an empty text for {quote(episodes, row, self)}")
+            if limit is not None and len(ids) > limit:
+                raise RewardError(
+                    f"reward {self.name!r} got {len(ids)} tokens, but its model has {limit} positions; "
+                    f"set max_length to score the end of longer texts; {quote(episodes, row, self)}"
+                )
+        return texts
+
+    def _label_index(self, label: str | int | None) -> int:
+        """Index of the label that is the reward."""
+        count, names = self._reader.labels
+        listed = ", ".join(f"{i}: {names.get(i, i)}" for i in range(count))
+        if label is None:
+            if count > 1:
+                raise ValueError(
+                    f"reward-model: the model has {count} labels ({listed}); choose one by label="
+                )
+            if self.activation in ("softmax", "log-softmax"):
+                raise ValueError(
+                    f"reward-model: activation {self.activation!r} needs several labels, the model has one"
+                )
+            return 0
+        index = next((i for i, name in names.items() if name == label), label)
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+            raise ValueError(f"reward-model: label must be one of {listed}, got {label!r}")
+        return index
+
+    def _pick(self, values: Tensor) -> Tensor:
+        """(B, K) -> (B,)."""
+        if self.activation == "sigmoid":
+            values = values.sigmoid()
+        elif self.activation == "softmax":
+            values = values.softmax(-1)
+        elif self.activation == "log-softmax":
+            values = values.log_softmax(-1)
+        return values[:, self.label]
+
+
+def _load(name: str, device: str | torch.device | None, dtype: str | torch.dtype | None) -> nn.Module:
+    from transformers import AutoModelForSequenceClassification
+
+    extra = {} if dtype is None else {"dtype": dtype}
+    model = AutoModelForSequenceClassification.from_pretrained(name, **extra).eval().requires_grad_(False)
+    return model if device is None else model.to(device)

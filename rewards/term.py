@@ -1,0 +1,200 @@
+"""`RewardTerm`: one reward, which knows episodes but no environment loop.
+
+Shape letters: B episodes, L tokens, S environment rows that acted in a step.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import gymnasium as gym
+from torch import Tensor
+
+from textenv.scoring import RewardError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from textenv.episodes import EpisodeBatch
+    from textenv.rewards.wrappers import RewardWrapper, VectorRewardWrapper
+
+
+class RewardTerm:
+    """Base class of rewards: implement ``score``; everything else has a working default.
+
+    ``score`` is pure given the term's state, and state moves only in ``update``. That is what makes rewards
+    that are paid step by step equal to rewards that are computed afterwards in large batches.
+
+    Example:
+        >>> import torch
+        >>> from textenv.episodes import EpisodeBatch
+        >>> class Brevity(RewardTerm):
+        ...     def score(self, episodes):
+        ...         return -0.01 * episodes.response_lengths
+        >>> Brevity().score(EpisodeBatch.from_ids([[1], [1]], [[2, 3], [2]])).tolist()
+        [-0.019999999552965164, -0.009999999776482582]
+    """
+
+    name: str = ""
+    """The name in specs, metrics and errors: set by ``register_reward``, else made from the class's name."""
+    per_token: bool = False
+    """False: ``score`` gives (B,), paid at the last action. True: (B, L), paid token by token; causal, that
+    is, the
+    value at a token depends on the tokens up to it alone."""
+    needs_policy: ClassVar[bool] = False
+    """Whether the term asks the policy for log-probs; such a term can't live in a Sync- or AsyncVectorEnv."""
+    nested: ClassVar[Mapping[str, str]] = {}
+    """Constructor arguments that hold reward specs: name -> "one" or "many"."""
+
+    bound_tokenizer: PreTrainedTokenizerBase | None = None
+    """The tokenizer of the environment that the term joined, or None."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember the constructor's arguments, so that ``spec`` can write them down."""
+        term = super().__new__(cls)
+        term._arguments = (args, kwargs)
+        return term
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    # -- what a reward is ----------------------------------------------------------------------------------
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """The reward of each episode, a pure function of the episodes and the term's state.
+
+        Args:
+            episodes: B >= 1 episodes. A per-token term also sees episodes in progress.
+
+        Returns:
+            (B,) float, paid at the last action; or, if ``per_token``, (B, L) float of which the entries at
+            actions are paid.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define score(episodes)")
+
+    def score_parts(self, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The score and the raw numbers that it was made from, noted as ``raw/NAME`` but not counted.
+
+        Returns:
+            ``score(episodes)`` and, for each of ``part_names``, a tensor of the same shape.
+        """
+        return self.score(episodes), {}
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the raw parts that ``score_parts`` gives."""
+        return ()
+
+    def step_score(self, env: Any) -> Tensor | None:
+        """Score the token just chosen cheaply, for a per-token term; None means "score the prefix instead".
+
+        Args:
+            env: the unwrapped environment, after its step; ``env.stepped`` are the S episodes that moved.
+
+        Returns:
+            (S,) float, or None.
+        """
+        return None
+
+    def step_parts(self, env: Any) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """Like ``step_score``, with the raw parts, (S,) each."""
+        values = self.step_score(env)
+        return None if values is None else (values, {})
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def update(self, episodes: EpisodeBatch) -> None:
+        """Move the state, called once a rollout with the scored episodes in ticket order.
+
+        ``episodes.reward_terms`` holds this term's own parts under ``raw/NAME``.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as JSON values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        if state:
+            raise ValueError(f"reward {self.name!r} has no state, got {sorted(state)}")
+
+    # -- its environment -----------------------------------------------------------------------------------
+
+    def bind(self, env: Any) -> None:
+        """Join an environment (unwrapped): take its tokenizer."""
+        self.bound_tokenizer = env.tokenizer
+
+    def prepare(self, env: Any, scoring: str) -> None:
+        """Called at every reset; raise here what would fail in the middle of an episode.
+
+        Args:
+            env: the unwrapped environment.
+            scoring: "immediate" or "deferred".
+        """
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The environment's tokenizer.
+
+        Raises:
+            RewardError: if the term has not joined an environment and was given no tokenizer.
+        """
+        if self.bound_tokenizer is None:
+            raise RewardError(
+                f"reward {self.name!r} needs a tokenizer: wrap an environment with it, or set term.tokenizer"
+            )
+        return self.bound_tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.bound_tokenizer = tokenizer
+
+    def wrap(self, env: Any) -> RewardWrapper | VectorRewardWrapper:
+        """Wrap an environment, single or vectorized, so that it pays this reward.
+
+        Raises:
+            TypeError: if ``env`` is not a text environment.
+        """
+        from textenv.rewards.wrappers import RewardWrapper, VectorRewardWrapper
+
+        if isinstance(env, gym.vector.VectorEnv):
+            return VectorRewardWrapper(env, self)
+        return RewardWrapper(env, self)
+
+    def close(self) -> None:
+        """Free what the term holds (models, processes)."""
+
+    # -- its spec ------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> list[Any] | None:
+        """``[name, {arguments}]`` in JSON values, or None if the term can't be written down.
+
+        A term can be written down if it is registered and its arguments are JSON values or such terms
+        themselves.
+        """
+        from textenv.rewards.registry import spec_of
+
+        return spec_of(self)
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments by name, as they were given."""
+        args, kwargs = self._arguments
+        signature = inspect.signature(type(self).__init__)
+        bound = signature.bind(self, *args, **kwargs).arguments
+        named = dict(list(bound.items())[1:])
+        for parameter in signature.parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                named.update(named.pop(parameter.name, {}))
+        return named
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{key}={value!r}" for key, value in self.arguments().items())
+        return f"{type(self).__name__}({listed})"

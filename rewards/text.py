@@ -1,0 +1,256 @@
+"""Rewards that are computed from the text or tokens of a response. Shape letters: B episodes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textenv.checks import check_at_least, check_choice
+from textenv.episodes import EpisodeBatch
+from textenv.rewards.checks import check_column, check_number, check_pattern, column
+from textenv.rewards.registry import register_reward
+from textenv.rewards.term import RewardTerm
+
+
+def response_ids(episodes: EpisodeBatch) -> list[list[int]]:
+    """B lists: the ids of the tokens that the policy chose."""
+    rows = zip(episodes.input_ids.tolist(), episodes.action_mask.tolist(), strict=True)
+    return [[token for token, mine in zip(ids, mask, strict=True) if mine] for ids, mask in rows]
+
+
+@register_reward("missing-eos")
+class MissingEOS(RewardTerm):
+    """Penalty for a response that the token budget cut off before it ended.
+
+    Args:
+        penalty: subtracted from such an episode's reward, >= 0.
+    """
+
+    def __init__(self, penalty: float = 1.0) -> None:
+        check_number("missing-eos: penalty", penalty, 0)
+        self.penalty = penalty
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,): minus the penalty where the episode did not terminate."""
+        return -self.penalty * (~episodes.terminated).float()
+
+
+@register_reward("length")
+class Length(RewardTerm):
+    """Reward or penalty on the number of response tokens n: linear, distance to a target, or soft overlong.
+
+    - "linear": ``coef * n``
+    - "target": ``-|coef| * |n - target|``
+    - "overlong" (DAPO's soft overlong punishment, Yu et al. 2025, eq. 13): 0 up to ``target`` tokens, then
+      falling linearly to ``-|coef|`` at ``target + buffer`` tokens, and ``-|coef|`` beyond.
+
+    Args:
+        coef: weight; reward per token for "linear".
+        mode: "linear", "target" or "overlong".
+        target: tokens; needed by "target" and "overlong".
+        buffer: width of the slope in tokens; needed by "overlong".
+    """
+
+    def __init__(
+        self,
+        coef: float = -0.01,
+        *,
+        mode: str = "linear",
+        target: int | None = None,
+        buffer: int | None = None,
+    ) -> None:
+        check_choice("length: mode", mode, ("linear", "target", "overlong"))
+        if (mode == "linear") != (target is None):
+            needs = "takes no target" if mode == "linear" else "needs a target"
+            raise ValueError(f"length: mode {mode!r} {needs}, got target={target!r}")
+        if (mode == "overlong") != (buffer is not None):
+            needs = "needs a buffer" if mode == "overlong" else "takes no buffer"
+            raise ValueError(f"length: mode {mode!r} {needs}, got buffer={buffer!r}")
+        if target is not None:
+            check_at_least("length: target", target, 0)
+        if buffer is not None:
+            check_at_least("length: buffer", buffer, 1)
+        self.coef, self.mode, self.target, self.buffer = coef, mode, target, buffer
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,) from the response lengths."""
+        lengths = episodes.response_lengths.float()
+        if self.target is None:
+            return self.coef * lengths
+        if self.buffer is None:
+            return -abs(self.coef) * (lengths - self.target).abs()
+        return -abs(self.coef) * ((lengths - self.target) / self.buffer).clamp(0.0, 1.0)
+
+
+@register_reward("repetition")
+class Repetition(RewardTerm):
+    """Penalty for repeated n-grams of tokens: ``-coef`` times the share of n-grams that occurred before.
+
+    Args:
+        n: tokens of an n-gram. Shorter responses have none and pay nothing.
+        coef: weight, >= 0.
+    """
+
+    def __init__(self, n: int = 3, coef: float = 1.0) -> None:
+        check_at_least("repetition: n", n, 1)
+        check_number("repetition: coef", coef, 0)
+        self.n, self.coef = n, coef
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,) in [-coef, 0]."""
+        shares = []
+        for ids in response_ids(episodes):
+            grams = Counter(tuple(ids[i : i + self.n]) for i in range(len(ids) - self.n + 1))
+            total = sum(grams.values())
+            shares.append(1 - len(grams) / total if total else 0.0)
+        return -self.coef * torch.tensor(shares, device=episodes.device)
+
+
+@register_reward("regex")
+class Regex(RewardTerm):
+    """Reward for responses that match a regular expression, one for all or one for each prompt.
+
+    Args:
+        pattern: a Python regular expression, or None if ``column`` names a column of patterns.
+        column: task column of patterns.
+        how: "search" anywhere, "match" at the start, "fullmatch", or "count" the matches.
+        reward: paid for a match (times the number of matches with "count").
+        otherwise: paid without a match.
+        ignore_case: match letters of either case.
+    """
+
+    def __init__(
+        self,
+        pattern: str | None = None,
+        *,
+        column: str | None = None,
+        how: str = "search",
+        reward: float = 1.0,
+        otherwise: float = 0.0,
+        ignore_case: bool = False,
+    ) -> None:
+        check_choice("regex: how", how, ("search", "match", "fullmatch", "count"))
+        if (pattern is None) == (column is None):
+            raise ValueError(
+                f"regex: give either pattern or column, got pattern={pattern!r} and column={column!r}"
+            )
+        self.flags = re.IGNORECASE if ignore_case else re.NOFLAG
+        if pattern is not None:
+            check_pattern("regex: pattern", pattern)
+        self.pattern, self.column, self.how = pattern, column, how
+        self.reward, self.otherwise = reward, otherwise
+
+    def bind(self, env: Any) -> None:
+        """Join an environment that offers the column."""
+        super().bind(env)
+        if self.column is not None:
+            check_column(env, self.column, self.name)
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,): ``reward`` or ``otherwise``."""
+        texts = episodes.completion_texts(self.tokenizer)
+        patterns = (
+            [self.pattern] * len(texts) if self.column is None else column(episodes, self.column, self.name)
+        )
+        counts = [self._count(pattern, text) for pattern, text in zip(patterns, texts, strict=True)]
+        paid = [self.reward * count if count else self.otherwise for count in counts]
+        return torch.tensor(paid, dtype=torch.float32, device=episodes.device)
+
+    def _count(self, pattern: Any, text: str) -> int:
+        if self.how == "count":
+            return sum(1 for _ in re.finditer(pattern, text, self.flags))
+        return int(getattr(re, self.how)(pattern, text, self.flags) is not None)
+
+
+@register_reward("exact-match")
+class ExactMatch(RewardTerm):
+    """Reward for responses equal to a task column's text (or to one of its texts, if it holds lists).
+
+    Args:
+        column: task column of answers: strings, numbers, or lists of acceptable ones.
+        pattern: regular expression whose first group (or whole match) is taken out of the response before
+            comparing; the last match counts, and a response without a match is wrong.
+        ignore_case: letters of either case are equal.
+        strip: ignore blanks around response and answer.
+        reward: paid for a right response.
+        otherwise: paid for a wrong one.
+    """
+
+    def __init__(
+        self,
+        column: str = "answer",
+        *,
+        pattern: str | None = None,
+        ignore_case: bool = False,
+        strip: bool = True,
+        reward: float = 1.0,
+        otherwise: float = 0.0,
+    ) -> None:
+        if pattern is not None:
+            check_pattern("exact-match: pattern", pattern)
+        self.column, self.pattern = column, pattern
+        self.ignore_case, self.strip = ignore_case, strip
+        self.reward, self.otherwise = reward, otherwise
+
+    def bind(self, env: Any) -> None:
+        """Join an environment that offers the column."""
+        super().bind(env)
+        check_column(env, self.column, self.name)
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,): ``reward`` or ``otherwise``."""
+        texts = episodes.completion_texts(self.tokenizer)
+        answers = column(episodes, self.column, self.name)
+        paid = [
+            self.reward if self._is_right(text, answer) else self.otherwise
+            for text, answer in zip(texts, answers, strict=True)
+        ]
+        return torch.tensor(paid, dtype=torch.float32, device=episodes.device)
+
+    def _is_right(self, text: str, answer: Any) -> bool:
+        if self.pattern is not None:
+            found = list(re.finditer(self.pattern, text))
+            if not found:
+                return False
+            text = found[-1].group(1 if found[-1].re.groups else 0) or ""
+        accepted = answer if isinstance(answer, list | tuple) else [answer]
+        return self._plain(text) in {self._plain(str(one)) for one in accepted}
+
+    def _plain(self, text: str) -> str:
+        text = text.strip() if self.strip else text
+        return text.casefold() if self.ignore_case else text
+
+
+@register_reward("lexicon-sentiment")
+class LexiconSentiment(RewardTerm):
+    """How positive the response is by the VADER lexicon (Hutto and Gilbert 2014); needs no model.
+
+    Args:
+        scale: "compound" in [-1, 1]; "valence" the same on the lexicon's own scale, in [-4, 4].
+        target: "positive" or "negative" (the sign turned).
+        with_prompt: rate prompt and response together, as one text.
+    """
+
+    def __init__(
+        self, scale: str = "compound", *, target: str = "positive", with_prompt: bool = False
+    ) -> None:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+        check_choice("lexicon-sentiment: scale", scale, ("compound", "valence"))
+        check_choice("lexicon-sentiment: target", target, ("positive", "negative"))
+        self.factor = (4.0 if scale == "valence" else 1.0) * (1.0 if target == "positive" else -1.0)
+        self.with_prompt = with_prompt
+        self._analyzer = SentimentIntensityAnalyzer()
+
+    def score(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,) compound scores, scaled."""
+        texts = episodes.completion_texts(self.tokenizer)
+        if self.with_prompt:
+            prompts = episodes.prompt_texts(self.tokenizer)
+            texts = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        compound = [self._analyzer.polarity_scores(text)["compound"] for text in texts]
+        return self.factor * torch.tensor(compound, dtype=torch.float32, device=episodes.device)

@@ -1,0 +1,235 @@
+"""The Gymnasium wrappers that pay a reward term: one for single environments, one for vectorized ones.
+
+Shape letters: N environment rows, F rows that finished in a step, S rows that acted in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import VectorEnv, VectorWrapper
+from torch import Tensor
+
+from textenv.rewards.registry import OBJECT_PREFIX, make_reward
+from textenv.rewards.term import RewardTerm
+from textenv.scoring import (
+    SCORING_MODES,
+    RewardError,
+    checked_parts,
+    quote,
+    raw_part_names,
+    unique_name,
+    walk,
+)
+
+_NEEDED = ("bind", "tokenizer", "pay")
+
+
+class PaysReward:
+    """What the two wrappers share: a term with a unique name in the stack, paid in ``step`` or deferred."""
+
+    term: RewardTerm
+    """The reward."""
+    name: str
+    """Its name in statistics and ``reward_terms``, unique in the stack: "brevity", "brevity#2"."""
+    raw_names: dict[str, str]
+    """Name of a part of the term -> its name in ``reward_terms``."""
+    _scoring = "immediate"
+
+    def _join(self, env: Any, term: RewardTerm, kind: str) -> None:
+        """Bind the term to the environment below and choose a name."""
+        base = env.unwrapped
+        missing = [name for name in _NEEDED if not hasattr(base, name)]
+        if missing:
+            raise TypeError(
+                f"{kind} needs a text environment below it, got {type(base).__name__} "
+                f"without {missing[0]!r}; "
+                "for a SyncVectorEnv or AsyncVectorEnv put the reward into each single environment"
+            )
+        if term.needs_policy:
+            _refuse_vectorizer(term)
+        taken: list[str] = []
+        for layer in walk(env):
+            if isinstance(layer, PaysReward):
+                taken += [layer.name, *layer.raw_names.values()]
+        self.term = term
+        self.name = unique_name(term.name, taken)
+        self.raw_names = raw_part_names(term, taken)
+        term.bind(base)
+
+    @property
+    def scoring(self) -> str:
+        """Either "immediate": ``step`` pays; or "deferred": ``textenv.scoring.score`` does afterwards."""
+        return self._scoring
+
+    @scoring.setter
+    def scoring(self, mode: str) -> None:
+        if mode not in SCORING_MODES:
+            raise ValueError(f"scoring must be one of {', '.join(SCORING_MODES)}, got {mode!r}")
+        self._scoring = mode
+
+    @torch.no_grad()
+    def _pay(self, base: Any, num_envs: int) -> Tensor | None:
+        """Pay for the last step: -> (N,) float32, or None if there was nothing to pay."""
+        term = self.term
+        if term.per_token:
+            rows, (values, parts) = base.stepped_rows, self._at_step(base)
+        else:
+            episodes = base.finished
+            if episodes is None:
+                return None
+            rows, (values, parts) = base.finished_rows, checked_parts(term, episodes)
+        if not len(rows):
+            return None
+
+        def spread(value: Tensor) -> Tensor:
+            full = torch.zeros(num_envs, device=rows.device)
+            full[rows] = value.to(rows.device)
+            return full
+
+        for part, value in parts.items():
+            base.pay(self.raw_names[part], spread(value))
+        paid = spread(values)
+        base.pay(self.name, paid)
+        return paid
+
+    def _at_step(self, base: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """A per-token term's values for the token just chosen: (S,), and its parts."""
+        term = self.term
+        if not len(base.stepped_rows):
+            nothing = torch.zeros(0)
+            return nothing, {part: nothing for part in term.part_names}
+        quick = term.step_parts(base)
+        if quick is None:
+            values, parts = checked_parts(term, base.stepped)
+            last = base.stepped.last_action.unsqueeze(-1)
+            here = {part: value.gather(1, last).squeeze(-1) for part, value in parts.items()}
+            return values.gather(1, last).squeeze(-1), here
+        values, parts = quick
+        for label, value in ((term.name, values), *parts.items()):
+            if tuple(value.shape) != (len(base.stepped_rows),):
+                raise RewardError(
+                    f"reward {term.name!r} must give shape ({len(base.stepped_rows)},) for a step, got "
+                    f"{tuple(value.shape)} ({label})"
+                )
+            if not bool(value.isfinite().all()):
+                row = int((~value.isfinite()).nonzero()[0])
+                raise RewardError(
+                    f"reward {term.name!r} gave {float(value[row])} ({label}) for "
+                    f"{quote(base.stepped, row, term)}"
+                )
+        return values.float(), {part: value.float() for part, value in parts.items()}
+
+
+class RewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, PaysReward):
+    """Pay a reward term in a single environment.
+
+    Args:
+        env: a text environment, wrapped or not.
+        term: a reward term or its spec.
+
+    Raises:
+        TypeError: if there is no text environment below.
+        ValueError: if the spec is malformed, or the term needs the policy and this happens inside a Sync- or
+            AsyncVectorEnv, whose environments never see one.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], term: Any) -> None:
+        term = make_reward(term)
+        RecordConstructorArgs.__init__(self, term=_written(term))
+        gym.Wrapper.__init__(self, env)
+        self._join(env, term, "RewardWrapper")
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Let the term check the environment, then reset it."""
+        self.term.prepare(self.unwrapped, self.scoring)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step, and add the term's reward unless its scoring is deferred."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.scoring == "immediate":
+            paid = self._pay(self.unwrapped, 1)
+            if paid is not None:
+                reward = float(reward) + float(paid[0])
+        return observation, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Close the term, then the environment."""
+        self.term.close()
+        super().close()
+
+
+class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any], RecordConstructorArgs, PaysReward):
+    """Pay a reward term in a vectorized environment.
+
+    Args:
+        env: a text environment, wrapped or not.
+        term: a reward term or its spec.
+
+    Raises:
+        TypeError: if there is no text environment below.
+        ValueError: if the spec is malformed.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], term: Any) -> None:
+        term = make_reward(term)
+        RecordConstructorArgs.__init__(self, term=_written(term))
+        VectorWrapper.__init__(self, env)
+        self._join(env, term, "VectorRewardWrapper")
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Let the term check the environment, then reset it."""
+        self.term.prepare(self.unwrapped, self.scoring)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step, and add the term's reward unless its scoring is deferred."""
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        if self.scoring == "immediate":
+            paid = self._pay(self.unwrapped, self.num_envs)
+            if paid is not None:
+                rewards = _add(rewards, paid)
+        return observations, rewards, terminated, truncated, info
+
+    def close(self, **kwargs: Any) -> None:
+        """Close the term, then the environment."""
+        self.term.close()
+        super().close(**kwargs)
+
+
+def _add(rewards: Any, paid: Tensor) -> Any:
+    """Add in the kind of array that the environment gives."""
+    if isinstance(rewards, Tensor):
+        return rewards + paid.to(rewards)
+    return rewards + paid.cpu().numpy().astype(np.asarray(rewards).dtype)
+
+
+def _written(term: RewardTerm) -> Any:
+    """The term's spec for the environment's own spec; a marker if it can't be written down."""
+    return term.spec or f"{OBJECT_PREFIX}{term.name}"
+
+
+def _refuse_vectorizer(term: RewardTerm) -> None:
+    """Refuse to be built by Gymnasium's Sync- or AsyncVectorEnv.
+
+    They tell their environments nothing of themselves, and a policy bound to the whole never reaches the
+    parts, so the call stack is the one place where the mistake can be seen before the first episode.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module in ("gymnasium.vector.sync_vector_env", "gymnasium.vector.async_vector_env"):
+            kind = "SyncVectorEnv" if "async" not in module else "AsyncVectorEnv"
+            raise ValueError(
+                f"reward {term.name!r} asks the policy for log-probs, which can't reach into a {kind}; "
+                "make the native vector environment instead (gym.make_vec without vectorization_mode)"
+            )
+        frame = frame.f_back  # type: ignore[assignment]

@@ -1,0 +1,267 @@
+"""Deferred scoring: pay finished episodes in large batches, and look into a stack of wrappers.
+
+Works on anything that looks like a reward term (``score_parts``) or a reward wrapper (``term`` and ``name``),
+so this module knows no particular reward. Shape letters: B episodes, L tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from textenv.episodes import EpisodeBatch
+
+RAW = "raw/"
+"""Prefix of terms that are noted but not counted."""
+SCORING_MODES = ("immediate", "deferred")
+
+
+class RewardError(RuntimeError):
+    """A reward could not be computed; the message names it and, where known, the prompt and completion."""
+
+
+# -- the wrapper stack -------------------------------------------------------------------------------------
+
+
+def walk(envs: Any) -> Iterator[Any]:
+    """Every layer of a wrapped environment, outermost first, the environment itself last."""
+    layer = envs
+    while isinstance(layer, gym.Wrapper | gym.vector.VectorWrapper):
+        yield layer
+        layer = layer.env
+    yield layer
+
+
+def reward_wrappers(envs: Any) -> list[Any]:
+    """The layers that hold a reward term and can defer it, innermost first (the order in which they pay)."""
+    return [layer for layer in walk(envs) if hasattr(layer, "term") and hasattr(layer, "scoring")][::-1]
+
+
+def foreign_reward_wrappers(envs: Any) -> list[Any]:
+    """The layers that change the reward of a step, or may, and are not reward terms, outermost first.
+
+    Such a layer has to see every reward as it is paid, so its stack can only be scored immediately. That is
+    true of Gymnasium's reward wrappers (ClipReward, TransformReward, NormalizeReward, ...) and assumed of
+    every wrapper from elsewhere that overrides ``step``: deferred scoring would lose silently what it adds.
+    """
+    return [layer for layer in walk(envs) if _may_change_rewards(layer)]
+
+
+def _may_change_rewards(layer: Any) -> bool:
+    cls = type(layer)
+    if hasattr(layer, "term") and hasattr(layer, "scoring"):
+        return False
+    if isinstance(layer, gym.RewardWrapper | gym.vector.VectorRewardWrapper):
+        return True
+    if not isinstance(layer, gym.Wrapper | gym.vector.VectorWrapper):
+        return False  # the environment itself
+    step_owner = next(base for base in cls.__mro__ if "step" in vars(base))
+    if step_owner.__module__.startswith("textenv."):
+        return False
+    # Of Gymnasium's wrappers that override step directly, only NormalizeReward changes rewards; it is no
+    # RewardWrapper.
+    return step_owner.__name__ == "NormalizeReward" or not step_owner.__module__.startswith("gymnasium.")
+
+
+def set_scoring(wrappers: Iterable[Any], mode: str) -> None:
+    """Switch reward wrappers to "immediate" (pay in ``step``) or "deferred" (pay in ``score``).
+
+    Raises:
+        ValueError: if ``mode`` is neither.
+    """
+    if mode not in SCORING_MODES:
+        raise ValueError(f"scoring must be one of {', '.join(SCORING_MODES)}, got {mode!r}")
+    for wrapper in wrappers:
+        wrapper.scoring = mode
+
+
+def unique_name(name: str, taken: Iterable[str]) -> str:
+    """``name``, or the first free one of ``name#2``, ``name#3``, ...
+
+    >>> unique_name("brevity", ["brevity", "brevity#2"])
+    'brevity#3'
+    """
+    taken = set(taken)
+    candidate, count = name, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}#{count}"
+    return candidate
+
+
+# -- scoring -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def score(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch:
+    """Pay every reward of finished episodes: what the wrappers would have paid step by step.
+
+    Fills ``batch.reward_terms`` (one entry a wrapper, ``raw/NAME`` for what shaping was computed from) and
+    ``batch.rewards``, their sum, replacing what was there.
+
+    Args:
+        batch: B episodes; changed in place.
+        wrappers: reward wrappers, innermost first, or bare reward terms. None of them means no reward.
+
+    Returns:
+        ``batch``.
+
+    Raises:
+        RewardError: if a term fails, or gives a wrong shape, NaN or infinity.
+    """
+    terms: dict[str, Tensor] = {}
+    rewards = torch.zeros(batch.input_ids.shape, device=batch.device)
+    for wrapper in wrappers:
+        term = getattr(wrapper, "term", wrapper)
+        name = wrapper.name if wrapper is not term else unique_name(term.name, terms)
+        raw_names = getattr(wrapper, "raw_names", None) or raw_part_names(term, terms)
+        values, parts = checked_parts(term, batch)
+        terms[name] = placed(values, batch)
+        rewards = rewards + terms[name]
+        for part, value in parts.items():
+            terms[raw_names[part]] = placed(value, batch)
+    batch.reward_terms = terms
+    batch.rewards = rewards
+    return batch
+
+
+@torch.no_grad()
+def update(batch: EpisodeBatch, wrappers: Sequence[Any]) -> None:
+    """Move the state of every term (running statistics, adaptive coefficients) after episodes were scored.
+
+    Args:
+        batch: B scored episodes in ticket order.
+        wrappers: reward wrappers, innermost first, or bare reward terms.
+    """
+    if not len(batch):
+        return
+    taken: list[str] = []
+    for wrapper in wrappers:
+        term = getattr(wrapper, "term", wrapper)
+        raw_names = getattr(wrapper, "raw_names", None) or raw_part_names(term, taken)
+        taken += [getattr(wrapper, "name", ""), *raw_names.values()]
+        term.update(with_raw_parts(batch, raw_names))
+
+
+def state_dict(wrappers: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """The state of every term by wrapper name: JSON values."""
+    return {wrapper.name: wrapper.term.state_dict() for wrapper in wrappers}
+
+
+def load_state_dict(wrappers: Sequence[Any], state: Mapping[str, dict[str, Any]]) -> None:
+    """Restore what ``state_dict`` gave.
+
+    Raises:
+        ValueError: if the names of the rewards differ.
+    """
+    names = [wrapper.name for wrapper in wrappers]
+    if set(names) != set(state):
+        raise ValueError(
+            f"the state is for the rewards {sorted(state)}, this environment has {sorted(names)}"
+        )
+    for wrapper in wrappers:
+        wrapper.term.load_state_dict(state[wrapper.name])
+
+
+# -- one term's numbers ------------------------------------------------------------------------------------
+
+
+def raw_part_names(term: Any, taken: Iterable[str]) -> dict[str, str]:
+    """Name of each part of a term -> its unique name in ``reward_terms``, with the prefix ``raw/``."""
+    names: dict[str, str] = {}
+    for part in term.part_names:
+        names[part] = unique_name(RAW + part, [*taken, *names.values()])
+    return names
+
+
+def with_raw_parts(batch: EpisodeBatch, raw_names: Mapping[str, str]) -> EpisodeBatch:
+    """A view of ``batch`` whose ``reward_terms`` holds one term's parts, under that term's own names.
+
+    Args:
+        batch: scored episodes; not changed.
+        raw_names: part name -> its key in ``batch.reward_terms``.
+    """
+    parts = {
+        RAW + part: batch.reward_terms[key] for part, key in raw_names.items() if key in batch.reward_terms
+    }
+    view = copy.copy(batch)
+    view.reward_terms = parts
+    return view
+
+
+def checked_parts(term: Any, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """``term.score_parts(episodes)``, checked, as float32 on the episodes' device.
+
+    Args:
+        term: a reward term.
+        episodes: B episodes; with B = 0 the term is not asked.
+
+    Returns:
+        Values, (B,) or for a per-token term (B, L) with zeros where no action is, and the parts, of the same
+        shape.
+
+    Raises:
+        RewardError: if the term gives a wrong type or shape, an undeclared part, NaN or infinity.
+    """
+    expected = episodes.input_ids.shape if term.per_token else episodes.input_ids.shape[:1]
+    if not len(episodes):
+        empty = torch.zeros(expected, device=episodes.device)
+        return empty, {part: empty for part in term.part_names}
+    values, parts = term.score_parts(episodes)
+    if set(parts) != set(term.part_names):
+        raise RewardError(
+            f"reward {term.name!r} gave the parts {sorted(parts)}, "
+            f"expected its part_names {sorted(term.part_names)}"
+        )
+    if not isinstance(values, Tensor):
+        raise RewardError(f"reward {term.name!r} must give a tensor, got {type(values).__name__}")
+    if values.shape != expected:
+        hint = ""
+        if values.shape == episodes.input_ids.shape:
+            hint = "; a term that pays per token sets per_token = True"
+        raise RewardError(
+            f"reward {term.name!r} must give shape {tuple(expected)}, got {tuple(values.shape)}{hint}"
+        )
+    for part, value in parts.items():
+        if not isinstance(value, Tensor) or value.shape != expected:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise RewardError(
+                f"reward {term.name!r}: part {part!r} must have shape {tuple(expected)}, got {got}"
+            )
+    clean = {part: _clean(term, value, episodes, f"{RAW}{part}") for part, value in parts.items()}
+    return _clean(term, values, episodes, term.name), clean
+
+
+def _clean(term: Any, values: Tensor, episodes: EpisodeBatch, label: str) -> Tensor:
+    """As float32 on the device, zero off the actions, finite."""
+    values = values.detach().to(episodes.device, torch.float32)
+    if values.dim() == 2:
+        values = torch.where(episodes.action_mask, values, 0.0)
+    if not bool(values.isfinite().all()):
+        place = (~values.isfinite()).nonzero()[0].tolist()
+        raise RewardError(
+            f"reward {term.name!r} gave {float(values[tuple(place)])} ({label})"
+            f"{f' at column {place[1]}' if len(place) > 1 else ''} for {quote(episodes, place[0], term)}"
+        )
+    return values
+
+
+def placed(values: Tensor, episodes: EpisodeBatch) -> Tensor:
+    """(B,) at the last actions, or (B, L) as it is: -> (B, L)."""
+    return values if values.dim() == 2 else episodes.at_last_action(values)
+
+
+def quote(episodes: EpisodeBatch, row: int, term: Any = None) -> str:
+    """Prompt and completion of one episode, for errors: text if the term has a tokenizer, else ids."""
+    tokenizer = getattr(term, "bound_tokenizer", None)
+    one = episodes.select([row])
+    if tokenizer is None:
+        start = int(one.prompt_lengths[0])
+        ids = one.input_ids[0].tolist()
+        return f"prompt ids {ids[:start]}, completion ids {ids[start:]}"
+    return f"prompt {one.prompt_texts(tokenizer)[0]!r}, completion {one.completion_texts(tokenizer)[0]!r}"
