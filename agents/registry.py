@@ -1,0 +1,118 @@
+"""Agents by name, so that a study or a script swaps a word."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from textenv.agents.config import nearest
+
+if TYPE_CHECKING:
+    from textenv.agents.base import Agent
+
+AgentClass = TypeVar("AgentClass", bound="type[Agent]")
+
+BUILTIN: dict[str, str] = {
+    "filtered-bc": "textenv.agents.sft:FilteredBC",
+    "ilql": "textenv.agents.ilql:ILQL",
+    "ppo": "textenv.agents.ppo:PPO",
+    "sft": "textenv.agents.sft:SFT",
+}
+"""Name -> ``"module:class"`` of the agents that come with the library, imported when they are first used."""
+
+AGENTS: dict[str, type[Agent]] = {}
+"""Name -> class of the agents that were registered."""
+
+
+def register_agent(name: str) -> Callable[[AgentClass], AgentClass]:
+    """Decorator: make an agent known by ``name``.
+
+    The class has ``config_class`` and ``online``, as ``textenv.agents.base.Agent`` says. Registering the same
+    class again (a module reloaded, a notebook cell run twice) replaces it.
+
+    Raises:
+        TypeError: if the class lacks one of them.
+        ValueError: if the name belongs to another agent.
+    """
+
+    def register(cls: AgentClass) -> AgentClass:
+        for attribute in ("config_class", "online"):
+            if not hasattr(cls, attribute):
+                raise TypeError(
+                    f"agent {name!r} must have the class attribute {attribute}, got none on {cls.__name__}"
+                )
+        origin = f"{cls.__module__}:{cls.__qualname__}"
+        taken = AGENTS.get(name)
+        owner = f"{taken.__module__}:{taken.__qualname__}" if taken is not None else BUILTIN.get(name, origin)
+        if owner != origin:
+            raise ValueError(f"agent {name!r} is already registered, as {owner}")
+        AGENTS[name] = cls
+        return cls
+
+    return register
+
+
+def agent_names() -> list[str]:
+    """Names of all agents, sorted."""
+    return sorted({*BUILTIN, *AGENTS})
+
+
+def get_agent(name: str | type[Agent]) -> type[Agent]:
+    """The class of an agent; a class passes through.
+
+    Raises:
+        ValueError: if no agent has this name; the error lists the known ones, the nearest first.
+    """
+    if isinstance(name, type):
+        return name
+    if name not in AGENTS:
+        if name not in BUILTIN:
+            raise ValueError(f"unknown agent {name!r}; {nearest(str(name), agent_names())}")
+        module, attribute = BUILTIN[name].split(":")
+        return getattr(import_module(module), attribute)
+    return AGENTS[name]
+
+
+def make_agent(name: str | type[Agent], model: Any, **kwargs: Any) -> Agent:
+    """Make an agent: ``make_agent("ppo", model, envs=envs, learning_rate=1e-5)``.
+
+    Args:
+        name: of the agent, or its class.
+        model: a ``LanguagePolicy``, or what one is made of: hub id, folder, config, or module.
+        kwargs: arguments of the agent's class (``envs``, ``dataset``, ``eval_envs``, ``config``, ...) and
+            fields of its settings, which change ``config`` or, without one, the defaults.
+
+    Raises:
+        ValueError: if the agent is unknown.
+        TypeError: if an argument is neither; the error names the nearest ones.
+    """
+    cls = get_agent(name)
+    arguments = [
+        parameter.name
+        for parameter in inspect.signature(cls.__init__).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in ("self", "model")
+    ]
+    settings = [spec.name for spec in fields(cls.config_class)]
+    for key in kwargs:
+        if key not in arguments and key not in settings:
+            raise TypeError(
+                f"agent {name!r} takes no argument {key!r}; {nearest(key, {*arguments, *settings})}"
+            )
+    changes = {key: kwargs.pop(key) for key in list(kwargs) if key not in arguments}
+    if changes:
+        config = kwargs.get("config")
+        kwargs["config"] = cls.config_class(**changes) if config is None else config.replace(**changes)
+    return cls(model, **kwargs)
+
+
+def describe() -> dict[str, str]:
+    """Name -> first line of the documentation, for every agent."""
+    lines = {}
+    for name in agent_names():
+        documentation = inspect.getdoc(get_agent(name)) or ""
+        lines[name] = documentation.splitlines()[0] if documentation else ""
+    return lines

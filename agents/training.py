@@ -1,0 +1,161 @@
+"""`train`: one line from a model and a reward to a trained agent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from textenv.agents.callbacks import BestCheckpoint
+from textenv.agents.config import AgentConfig
+from textenv.agents.registry import get_agent, make_agent
+from textenv.agents.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from textenv.agents.base import Agent, TrainResult
+
+
+def train(
+    agent: str | type[Agent],
+    model: Any = None,
+    *,
+    task: str | None = None,
+    prompts: Any = None,
+    reward: Any = None,
+    dataset: Any = None,
+    eval_prompts: Any = None,
+    tokenizer: Any = None,
+    config: AgentConfig | None = None,
+    num_envs: int = 16,
+    env_kwargs: Mapping[str, Any] | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    loggers: Sequence[Any] = ("rich",),
+    callbacks: Sequence[Any] = (),
+    metric_fn: Any = None,
+    seed: int | None = None,
+    **config_overrides: Any,
+) -> TrainResult:
+    """Make an environment and an agent, and let it learn.
+
+    A task brings prompts, tokenizer, rewards, a small model of its own and a validation split, on which the
+    agent is evaluated; everything given here comes before what the task brings. Without a task, give
+    ``prompts`` and ``reward`` (online agents) or ``dataset`` (offline agents). With ``run_dir`` and an
+    evaluation the best agent is kept in ``run_dir/best``.
+
+    Args:
+        agent: name of a registered agent, or its class.
+        model: hub id, folder, config, module or ``LanguagePolicy``; None is the task's own small model.
+        task: name of a registered task.
+        prompts: list of texts or message lists, file, data set or hub id, instead of the task's.
+        reward: a function ``(prompts, completions, **columns) -> list``, a reward's name, or a list of reward
+            specs; None is the task's own rewards.
+        dataset: what an offline agent learns from; None is the task's demonstrations.
+        eval_prompts: prompts to evaluate on, instead of the task's validation split.
+        tokenizer: name, folder or object; None is the task's or the model's.
+        config: settings of the agent; None is the defaults of its class.
+        num_envs: rows that generate at a time.
+        env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``, such as ``max_new_tokens``.
+        run_dir: folder for metrics, samples and checkpoints; None leaves no files.
+        loggers: see ``textenv.agents.loggers.make_loggers``.
+        callbacks: see ``textenv.agents.callbacks.make_callbacks``.
+        metric_fn: further evaluation metrics, see ``textenv.agents.evaluation.evaluate``.
+        seed: changes ``config.seed``.
+        config_overrides: fields of the agent's settings, such as ``learning_rate=1e-5``.
+
+    Raises:
+        ValueError: if what the agent needs is missing, or a name is unknown.
+        TypeError: if an override is no field of the agent's settings.
+        FileExistsError: if ``run_dir`` holds another run.
+
+    Example:
+        >>> import textenv
+        >>> def short(prompts, completions, **columns):
+        ...     return [-float(len(text)) for text in completions]
+        >>> result = textenv.train(  # doctest: +SKIP
+        ...     "ppo", "gpt2", prompts=["Once upon a time"], reward=short
+        ... )
+    """
+    from textenv.tasks.make import make_vec_env
+
+    cls = get_agent(agent)
+    folder = None if run_dir is None else RunFolder(run_dir)
+    if folder is not None and folder.metrics_path.exists():
+        raise FileExistsError(f"{folder.path} holds another run; choose another run_dir")
+    shared = dict(env_kwargs or {})
+    if reward is not None:
+        shared["rewards"] = list(reward) if isinstance(reward, list | tuple) else [reward]
+    if task is None:
+        if cls.online and prompts is None:
+            raise ValueError(f"agent {agent!r} learns online and needs task= or prompts=, got neither")
+        if cls.online and reward is None and "rewards" not in shared:
+            raise ValueError(f"agent {agent!r} learns online and needs reward= (or task=), got neither")
+        if model is None:
+            raise ValueError("model must be given where there is no task= to bring one, got None")
+        tokenizer = tokenizer_of(model) if tokenizer is None else tokenizer
+    elif model is None or (not cls.online and dataset is None):
+        from textenv.tasks.registry import make_task
+
+        data = make_task(task).build(**shared.get("task_kwargs") or {})
+        if model is None:
+            if data.model_config is None:
+                raise ValueError(f"task {task!r} has no model of its own; give model=")
+            model = data.model_config()
+        if not cls.online and dataset is None:
+            if data.demonstrations is None:
+                raise ValueError(f"task {task!r} has no demonstrations for agent {agent!r}; give dataset=")
+            dataset = data.demonstrations
+    if tokenizer is not None:
+        shared["tokenizer"] = tokenizer
+
+    def environment(own_prompts: Any, split: str, **changes: Any) -> Any:
+        kwargs = {**shared, **changes, "num_envs": num_envs}
+        if own_prompts is None:
+            return make_vec_env(task=task, split=split, **kwargs)
+        given = kwargs.pop("task_kwargs", None) or {}
+        pieces = {**given, "data": own_prompts, "tokenizer": tokenizer}
+        return make_vec_env(task="prompts", split=split, task_kwargs=pieces, **kwargs)
+
+    envs = environment(prompts, "train") if cls.online else None
+    eval_envs = None
+    if eval_prompts is not None or (task is not None and prompts is None):
+        eval_envs = environment(eval_prompts, "validation", samples_per_prompt=1, shuffle=False)
+    if folder is not None and eval_envs is not None:
+        callbacks = [*callbacks, BestCheckpoint()]
+    if seed is not None:
+        config_overrides["seed"] = seed
+    learner = make_agent(
+        agent,
+        model,
+        envs=envs,
+        dataset=dataset,
+        eval_envs=eval_envs,
+        config=config,
+        tokenizer=tokenizer,
+        callbacks=callbacks,
+        loggers=loggers,
+        run_dir=run_dir,
+        metric_fn=metric_fn,
+        **config_overrides,
+    )
+    if folder is not None:
+        name = agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}"
+        folder.write_info(learner.config, agent=name, task=task, num_envs=num_envs)
+    return learner.learn()
+
+
+def tokenizer_of(model: Any) -> Any:
+    """Where the tokenizer of a model is to be had: the policy's own, or the name or folder that it was loaded from.
+
+    Raises:
+        ValueError: if the model does not say.
+    """
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    own = getattr(model, "tokenizer", None)
+    if own is not None:
+        return own
+    name = getattr(getattr(model, "config", model), "name_or_path", "")
+    if not name:
+        kind = type(model).__name__
+        raise ValueError(f"give tokenizer=: the {kind} does not say where it was loaded from")
+    return name
