@@ -1,0 +1,336 @@
+"""Choosing the next token of every environment row: the decoder as a memo, then legality, filters and a draw.
+
+``DecodingPolicy.act`` is a function of (weights, observation, key). The key-value cache only remembers work: a row's
+memo holds if the tokens it cached are a prefix of the observation and no weights changed, else that row is prefilled
+again. Shape letters: N environment rows, n rows that act, L columns, V vocabulary, W logits, d hidden width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from textenv.decoding import Decoder
+from textenv.legality import Legality
+from textenv.masks import UnsupportedModelError
+from textenv.model_split import eval_mode, split_model
+from textenv.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
+
+LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits (n, V), hidden (n, d), t (n,)) -> logits (n, V); may work in place."""
+
+_UNCACHED_TOKENS = 16_384
+
+
+class _WeightChanges:
+    """How often any weights of this process may have changed."""
+
+    count = 0
+
+
+def _note_weight_change(*_: Any) -> None:
+    _WeightChanges.count += 1
+
+
+register_optimizer_step_post_hook(_note_weight_change)
+
+
+class DecodingPolicy:
+    """Samples tokens from a causal LM for the rows of a text environment.
+
+    Weights count as changed after any torch optimizer's step, ``load_state_dict`` on the model, a tracked in-place
+    edit of a parameter, and ``invalidate``.
+
+    Args:
+        model: a transformers causal LM; it decodes in eval mode and gets its training mode back.
+        temperature: logits are divided by it.
+        top_k: sample among the k likeliest tokens, 0 for all.
+        top_p: sample from the nucleus of this mass.
+        greedy: take the likeliest token instead of sampling.
+        logits_processor: changes the legal logits before temperature and filters.
+        value_head: hidden (n, d) -> values (n,), evaluated at every step.
+        cached: False recomputes every step from scratch: slow, and the reference that the cache is tested against.
+        cuda_graphs: see ``Decoder``.
+
+    Raises:
+        ValueError: for a sampling parameter out of its range.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11, n_positions=16))
+        >>> policy = DecodingPolicy(model)
+        >>> obs = {"input_ids": torch.tensor([[3, 4, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+        >>> actions, info = policy.act(obs, key=torch.tensor([7]))
+        >>> tuple(actions.shape), tuple(info["log_prob"].shape)
+        ((1,), (1,))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        logits_processor: LogitsProcessor | None = None,
+        value_head: Callable[[Tensor], Tensor] | None = None,
+        cached: bool = True,
+        cuda_graphs: bool | None = None,
+    ) -> None:
+        if not temperature > 0.0:
+            raise ValueError(
+                f"temperature must be > 0, got {temperature}; use greedy=True for the likeliest token"
+            )
+        filter_top_k_top_p(torch.zeros(1, 1), top_k, top_p)
+        self.model = model
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.greedy = greedy
+        self.logits_processor = logits_processor
+        self.value_head = value_head
+        self.cached = cached
+        self.cuda_graphs = cuda_graphs
+        self.legality: Legality | None = None
+        self._decoder: Decoder | None = None
+        self._shape: tuple[int, int] | None = None
+        self._base = _WeightChanges.count
+        self._version = 0
+        self._seen: tuple[int, int] | None = None
+        self._parameters = list(model.parameters())
+        self._memo = torch.empty(0, 0, dtype=torch.int64)
+        self._memo_lengths = torch.empty(0, dtype=torch.int64)
+        register = getattr(model, "register_load_state_dict_post_hook", None)
+        if register is not None:
+            register(_note_weight_change)
+
+    # -- set-up ------------------------------------------------------------------------------------------------
+
+    def attach(self, env: Any) -> None:
+        """Learn an environment's size and legality; forgets what was cached if they differ from the last one's.
+
+        Args:
+            env: the unwrapped environment: ``legality``, ``num_envs``, ``max_length``.
+
+        Raises:
+            ValueError: if the model has fewer logits than the tokenizer has tokens, or fewer positions than
+                ``max_length``.
+        """
+        legality: Legality = env.legality
+        head = getattr(self.model, "get_output_embeddings", lambda: None)()
+        width = getattr(getattr(head, "weight", None), "shape", (None,))[0]
+        if isinstance(head, nn.Linear) and width is not None and width < legality.vocab_size:
+            legality.apply(torch.empty(0, width), torch.empty(0))
+        self.legality = legality
+        self._prepare(int(env.num_envs), int(env.max_length))
+
+    def _prepare(self, rows: int, length: int) -> None:
+        if self._shape == (rows, length):
+            return
+        config = getattr(self.model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        positions = getattr(text, "max_position_embeddings", None)
+        if isinstance(positions, int) and positions < length:
+            raise ValueError(
+                f"the model has {positions} positions, expected at least the max_length of {length}"
+            )
+        self._decoder = None
+        if self.cached:
+            try:
+                self._decoder = Decoder(self.model, rows, length, cuda_graphs=self.cuda_graphs)
+            except UnsupportedModelError as error:
+                warnings.warn(
+                    f"{type(self.model).__name__} cannot be decoded with a slot cache, so every token recomputes its "
+                    f"whole episode (right, but slow): {error}",
+                    stacklevel=4,
+                )
+                self.cached = False
+        self._shape = (rows, length)
+        self._memo = torch.zeros(rows, length, dtype=torch.int64)
+        self._memo_lengths = torch.zeros(rows, dtype=torch.int64)
+
+    @property
+    def weights_version(self) -> int:
+        """Moves whenever the weights may have changed; equal versions mean equal weights."""
+        return self._version + _WeightChanges.count - self._base
+
+    def invalidate(self) -> None:
+        """Tell the policy that the weights changed in a way it cannot see (custom optimizers, ``.data`` edits)."""
+        self._version += 1
+
+    def sampling(self) -> dict[str, Any]:
+        """How actions are sampled, as kept in ``EpisodeBatch.sampling``."""
+        return {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "greedy": self.greedy,
+            "weights_version": self.weights_version,
+        }
+
+    def _forget_if_changed(self) -> None:
+        edits = 0
+        for parameter in self._parameters:
+            edits += parameter._version
+        seen = (self.weights_version, edits)
+        if seen != self._seen:
+            self._parameters = list(self.model.parameters())
+            self._seen = (self.weights_version, sum(parameter._version for parameter in self._parameters))
+            self._memo_lengths.zero_()
+            if self._decoder is not None:
+                self._decoder.invalidate()
+
+    # -- acting ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(
+        self, obs: Mapping[str, Any], key: Any = None, *, active: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Choose a token for every row.
+
+        Args:
+            obs: ``input_ids`` (N, L), ``attention_mask`` (N, L) and, if the rule or a processor needs t,
+                ``prompt_length`` (N,); tensors or numpy arrays. A single environment's (L,) works too.
+            key: (N,) int64 noise keys; None draws from torch's global generator.
+            active: (N,) bool, rows that act; None = all. Others are forgotten, cost nothing and get token 0.
+
+        Returns:
+            actions (N,) int64 and ``{"log_prob": (N,)}``, with ``"value": (N,)`` if there is a value head; 0 at rows
+            that do not act. Numpy in, numpy out. ``log_prob`` is under the distribution sampled from.
+        """
+        ids = torch.as_tensor(obs["input_ids"])
+        as_numpy = not isinstance(obs["input_ids"], Tensor)
+        single = ids.dim() == 1
+        lift = (lambda x: torch.as_tensor(x).unsqueeze(0)) if single else torch.as_tensor
+        ids = lift(obs["input_ids"])
+        mask = lift(obs["attention_mask"])
+        prompt = lift(obs["prompt_length"]) if "prompt_length" in obs else None
+        keys = None if key is None else lift(key).to(torch.int64)
+        acting = None if active is None else lift(active).bool()
+
+        self._prepare(*ids.shape)
+        self._forget_if_changed()
+        lengths = mask.sum(-1, dtype=torch.int64)
+        if self._decoder is not None:
+            rows, logits, hidden = self._decode(self._decoder, ids, lengths, acting)
+        else:
+            rows, logits, hidden = self._recompute(ids, lengths, acting)
+
+        device = logits.device
+        count, everyone = len(lengths), rows is None
+        pick = (lambda x: x.to(device)) if rows is None else (lambda x: x.to(device)[rows.to(device)])
+        t = (
+            pick(lengths - prompt)
+            if prompt is not None
+            else torch.zeros(len(logits), dtype=torch.int64, device=device)
+        )
+        tokens, log_prob = self._choose(logits, hidden, t, None if keys is None else pick(keys))
+        found = {"log_prob": log_prob}
+        if self.value_head is not None:
+            if hidden is None:
+                raise ValueError(
+                    f"{type(self.model).__name__} does not expose its LM head's input to a value head"
+                )
+            found["value"] = self.value_head(hidden).reshape(len(tokens))
+        if not everyone:
+            place = rows.to(device)
+            tokens = tokens.new_zeros(count).index_copy_(0, place, tokens)
+            found = {
+                name: value.new_zeros(count).index_copy_(0, place, value) for name, value in found.items()
+            }
+
+        def give(value: Tensor) -> Any:
+            value = value.to(ids.device)
+            value = value[0] if single else value
+            return value.numpy() if as_numpy else value
+
+        return give(tokens), {name: give(value) for name, value in found.items()}
+
+    def _choose(
+        self, logits: Tensor, hidden: Tensor | None, t: Tensor, key: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (n,) and their log-probs from the model's logits (n, W)."""
+        if self.legality is not None:
+            logits = self.legality.apply(logits, t)
+        if self.logits_processor is not None:
+            if hidden is None:
+                raise ValueError(
+                    f"{type(self.model).__name__} does not expose its LM head's input to a processor"
+                )
+            logits = self.logits_processor(logits, hidden, t)
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        if self.greedy:
+            return greedy_with_log_prob(logits)
+        if self.top_k or self.top_p < 1.0:
+            logits = filter_top_k_top_p(logits, self.top_k, self.top_p)
+        return sample_with_log_prob(logits, key)
+
+    def _decode(
+        self, decoder: Decoder, ids: Tensor, lengths: Tensor, acting: Tensor | None
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Rows in the order of the logits (None = 0..N-1), logits (n, W), hidden (n, d), by the cache."""
+        if self._memo.device != ids.device:
+            self._memo, self._memo_lengths = self._memo.to(ids.device), self._memo_lengths.to(ids.device)
+        memo_lengths = self._memo_lengths
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        differs = (ids != self._memo).logical_and_(columns < memo_lengths.unsqueeze(-1)).any(-1)
+        stale = differs.logical_or_(memo_lengths != lengths - 1)
+        # One look at the device per step: which rows act, which need a prefill, and how long they are.
+        told = torch.stack([stale, stale if acting is None else acting.to(ids.device), lengths]).cpu().numpy()
+        acts = np.ones(len(ids), dtype=bool) if acting is None else told[1].astype(bool)
+        if acts.any() and told[2][acts].min() < 1:
+            raise ValueError(
+                f"every observation must hold at least one token, got lengths {told[2][acts].tolist()}"
+            )
+        parked = decoder.live & ~acts
+        if parked.any():
+            decoder.release(torch.from_numpy(parked.nonzero()[0]))
+        refill = (told[0].astype(bool) & acts).nonzero()[0]
+        if len(refill):
+            ends = told[2][refill] - 1
+            refill_ = torch.from_numpy(refill)
+            decoder.prefill(
+                refill_, ids[refill_.to(ids.device), : max(int(ends.max()), 1)], torch.from_numpy(ends)
+            )
+        last = ids.gather(1, (lengths - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        rows = decoder.rows
+        in_order = bool((decoder.rows.numpy() == np.arange(len(rows))).all()) and len(rows) == len(ids)
+        output = decoder.decode(rows, last if in_order else last[rows.to(ids.device)])
+        self._memo.copy_(ids)
+        self._memo_lengths = lengths if acting is None else lengths * acting.to(ids.device)
+        return None if in_order else rows, output.logits, output.hidden
+
+    def _recompute(
+        self, ids: Tensor, lengths: Tensor, acting: Tensor | None
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """The same without a cache: the plain forward over every acting row."""
+        split = split_model(self.model)
+        device = next(self.model.parameters()).device
+        rows = torch.arange(len(ids)) if acting is None else acting.nonzero().squeeze(-1).cpu()
+        ids, lengths = ids[rows.to(ids.device)].to(device), lengths[rows.to(lengths.device)].to(device)
+        width = int(lengths.max()) if len(rows) else 1
+        ids = ids[:, :width]
+        mask = (torch.arange(width, device=device) < lengths.unsqueeze(-1)).long()
+        found_logits, found_hidden = [], []
+        with eval_mode(list(self.model.modules())):
+            for part in torch.arange(len(rows), device=device).split(max(1, _UNCACHED_TOKENS // width)):
+                last = lengths[part] - 1
+                here = torch.arange(len(part), device=device)
+                if split.output is None:
+                    found_logits.append(split.logits(ids[part], mask[part])[here, last])
+                else:
+                    hidden = split.backbone(ids[part], mask[part])[here, last]
+                    found_hidden.append(hidden)
+                    found_logits.append(split.head(hidden))
+        logits = torch.cat(found_logits) if found_logits else torch.empty(0, 1, device=device)
+        return None if acting is None else rows, logits, torch.cat(found_hidden) if found_hidden else None

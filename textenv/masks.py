@@ -1,0 +1,120 @@
+"""Attention masks of the slot cache: additive, kept up to date by one write per token, chosen from the config.
+
+Shape letters: S slots, n live slots, L columns, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KNOWN = ("full_attention", "sliding_attention")
+
+
+class UnsupportedModelError(ValueError):
+    """The model cannot be decoded with a slot cache; the message says why."""
+
+
+def attention_windows(config: Any) -> dict[str, int | None]:
+    """Which masks a model needs: layer type -> window in tokens (None = unlimited).
+
+    A single entry means one mask for all layers, several that the model takes a dict of masks.
+
+    Args:
+        config: a transformers config.
+
+    Raises:
+        UnsupportedModelError: for any layer type but full and sliding attention.
+
+    Example:
+        >>> from transformers import MistralConfig
+        >>> attention_windows(MistralConfig(sliding_window=8))
+        {'sliding_attention': 8}
+    """
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    layer_types = getattr(text, "layer_types", None)
+    if not layer_types:
+        return {"full_attention": None} if window is None else {"sliding_attention": int(window)}
+    kinds = sorted(set(layer_types))
+    unknown = [kind for kind in kinds if kind not in _KNOWN]
+    if unknown:
+        raise UnsupportedModelError(f"layer types {unknown} keep a state that a slot cache does not have")
+    if "sliding_attention" in kinds and window is None:
+        raise UnsupportedModelError("layer_types has sliding_attention but the config has no sliding_window")
+    return {kind: int(window) if kind == "sliding_attention" else None for kind in kinds}
+
+
+class SlotMasks:
+    """One additive mask per layer type, (S, 1, 1, L): 0 where a slot's next query may look, else the least float.
+
+    Additive in the model's own dtype, because a boolean mask is silently wrong under eager attention.
+    """
+
+    def __init__(
+        self,
+        windows: Mapping[str, int | None],
+        slots: int,
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.windows = dict(windows)
+        self.hidden = torch.finfo(dtype).min
+        # CUDA's masked attention kernels want rows of the mask aligned to 16 bytes.
+        stride = -(-max_length // 64) * 64 if device.type == "cuda" else max_length
+        self._columns = torch.arange(stride, device=device)
+        self._masks = {
+            kind: torch.full((slots, 1, 1, stride), self.hidden, dtype=dtype, device=device)
+            for kind in windows
+        }
+
+    def restart(self, slots: Tensor, lengths: Tensor) -> None:
+        """Let the slots (n,) see their first ``lengths`` (n,) columns and nothing else."""
+        ends = lengths.unsqueeze(-1)
+        for kind, window in self.windows.items():
+            visible = self._columns < ends
+            if window is not None:
+                visible &= self._columns > ends - 1 - window
+            mask = self._masks[kind]
+            fresh = torch.full(visible.shape, self.hidden, dtype=mask.dtype, device=mask.device)
+            mask[slots, 0, 0] = fresh.masked_fill_(visible, 0.0)
+
+    def advance(self, slots: Tensor, positions: Tensor) -> None:
+        """Uncover the column that each slot is about to write, and cover the one that leaves its window."""
+        for kind, window in self.windows.items():
+            mask = self._masks[kind]
+            if window is not None:
+                leaving = positions - window
+                covered = torch.where(leaving >= 0, self.hidden, 0.0).to(mask.dtype)
+                mask[slots, 0, 0, leaving.clamp_min_(0)] = covered
+            mask[slots, 0, 0, positions] = 0.0
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy the masks of the slots ``source`` (m,) to the slots ``target`` (m,)."""
+        for mask in self._masks.values():
+            mask.index_copy_(0, target, mask.index_select(0, source))
+
+    def view(self, live: int, width: int) -> Tensor | dict[str, Tensor]:
+        """Masks of the first ``live`` slots over ``width`` columns, as the model's forward takes them."""
+        views = {kind: mask[:live, :, :, :width] for kind, mask in self._masks.items()}
+        return next(iter(views.values())) if len(views) == 1 else views
+
+
+def causal_masks(
+    windows: Mapping[str, int | None], rows: int, length: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | dict[str, Tensor]:
+    """Masks for a prefill of ``rows`` right-padded rows from position 0, (rows, 1, length, length) without a copy."""
+    query = torch.arange(length, device=device).unsqueeze(-1)
+    key = torch.arange(length, device=device)
+    masks = {}
+    for kind, window in windows.items():
+        visible = key <= query
+        if window is not None:
+            visible &= key > query - window
+        mask = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype, device=device)
+        masks[kind] = mask.masked_fill_(visible, 0.0).expand(rows, 1, length, length)
+    return next(iter(masks.values())) if len(masks) == 1 else masks

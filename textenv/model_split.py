@@ -1,0 +1,181 @@
+"""A causal LM seen in two parts, the backbone and the LM head, without knowing its architecture.
+
+The head's input is caught (and, to skip the head's work, cut short) by a forward pre-hook on the module that
+``get_output_embeddings`` names. So the model's own forward runs, and whatever it does around the head (soft caps,
+scales, adapters) stays exact. Shape letters: B rows, L tokens, A selected positions, d width of the head's input, W
+logits.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def eval_mode(modules: list[nn.Module]) -> Iterator[None]:
+    """Put these modules into eval mode and restore each one's own mode afterwards."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class HeadInput:
+    """What the LM head was given in one forward pass."""
+
+    def __init__(self) -> None:
+        self.hidden: Tensor | None = None
+        self.calls = 0
+
+
+@contextmanager
+def catch_head_input(
+    head: nn.Module, *, skip: bool = False, replacement: Tensor | None = None
+) -> Iterator[HeadInput]:
+    """Catch the LM head's input while the block runs.
+
+    Args:
+        head: the LM head.
+        skip: let the head see one position only, so that it costs next to nothing.
+        replacement: let the head see this instead, (..., d).
+    """
+    caught = HeadInput()
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        caught.calls += 1
+        caught.hidden = args[0]
+        if replacement is not None:
+            return (replacement, *args[1:])
+        if skip:
+            return (args[0][:1, :1], *args[1:])
+        return None
+
+    handle = head.register_forward_pre_hook(hook)
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that makes the logits, or None if the model names none."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if getter is not None else None
+    return head if isinstance(head, nn.Module) else None
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """Backbone and LM head of one causal LM; get it from ``split_model``."""
+
+    model: nn.Module
+    output: nn.Module | None
+    """The module that makes the logits. None: the model cannot be split, and only ``logits`` works."""
+    linear: bool
+    """Whether the logits are exactly ``output``, an ordinary ``nn.Linear``, applied to the backbone's output."""
+
+    def backbone(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Input of the LM head at every position: (B, L) -> (B, L, d).
+
+        Raises:
+            ValueError: if the model cannot be split.
+        """
+        if self.output is None:
+            raise ValueError(f"{type(self.model).__name__} has no LM head module whose input could be read")
+        with catch_head_input(self.output, skip=True) as caught:
+            self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        assert caught.hidden is not None
+        return caught.hidden
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of selected positions, with all that the model does after its LM head: (A, d) -> (A, W).
+
+        Raises:
+            ValueError: if the model cannot be split.
+        """
+        if self.output is None:
+            raise ValueError(f"{type(self.model).__name__} has no LM head module of its own")
+        if self.linear:
+            return self.output(hidden)
+        # The model's own forward knows what follows its head; one dummy token carries the hidden states through it.
+        dummy = torch.zeros(1, 1, dtype=torch.int64, device=hidden.device)
+        with catch_head_input(self.output, replacement=hidden.unsqueeze(0)):
+            logits = self.model(
+                input_ids=dummy, attention_mask=torch.ones_like(dummy), use_cache=False
+            ).logits
+        return logits[0]
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits of every position by the plain forward: (B, L) -> (B, L, W)."""
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+_SPLITS: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool, bool]] = weakref.WeakKeyDictionary()
+
+
+def split_model(model: nn.Module) -> SplitModel:
+    """Split a causal LM into backbone and head, checked against its plain forward once per model.
+
+    Where the parts do not give the plain forward's logits, the result refuses to split (``output`` is None), and
+    callers use ``SplitModel.logits``.
+
+    Args:
+        model: a transformers causal LM, possibly with adapters.
+    """
+    output = output_head(model)
+    if output is None:
+        return SplitModel(model, None, False)
+    known = _SPLITS.get(model)
+    if known is None or known[0] != id(output):
+        known = (id(output), *_check(model, output))
+        _SPLITS[model] = known
+    _, works, linear = known
+    return SplitModel(model, output if works else None, works and linear)
+
+
+@torch.no_grad()
+def _check(model: nn.Module, output: nn.Module) -> tuple[bool, bool]:
+    """Whether the split works at all, and whether the head is nothing but a linear layer."""
+    device = next(model.parameters()).device
+    ids = torch.arange(6, device=device).view(2, 3) % vocabulary_size(model, 6)
+    ones = torch.ones_like(ids)
+    with eval_mode(list(model.modules())):
+        with catch_head_input(output) as caught:
+            logits = model(input_ids=ids, attention_mask=ones, use_cache=False).logits
+        if caught.calls != 1 or caught.hidden is None or caught.hidden.shape[:2] != ids.shape:
+            return False, False
+        hidden = caught.hidden
+        linear = type(output) is nn.Linear and torch.equal(output(hidden), logits)
+        general = SplitModel(model, output, linear)
+        try:
+            again = general.head(general.backbone(ids, ones).flatten(0, 1)).unflatten(0, ids.shape)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False, False
+    return logits_agree(again, logits), linear
+
+
+def logits_agree(actual: Tensor, expected: Tensor) -> bool:
+    """Whether logits agree up to the rounding of their dtype, relative to their spread."""
+    if actual.shape != expected.shape or not bool(torch.isfinite(actual).all()):
+        return False
+    tolerance = {torch.float64: 1e-8, torch.float32: 2e-3}.get(expected.dtype, 0.2)
+    spread = expected.double().std(unbiased=False).clamp_min(1e-30)
+    return bool((actual.double() - expected.double()).abs().max() <= tolerance * spread)
+
+
+def vocabulary_size(model: nn.Module, default: int) -> int:
+    """Vocabulary of a model by its config, ``default`` if that names none."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "vocab_size", default))

@@ -1,0 +1,126 @@
+"""A key-value cache whose rows (slots) have lengths of their own, so that episodes of different age share one batch.
+
+Every layer keeps full-length keys and values; which of them a query may see is the mask's business (``masks.py``).
+Shape letters: S slots, n live slots (always the first n), H key-value heads, P prompt tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+
+class Route:
+    """Where the next forward pass writes its keys and values; shared by all layers of one cache."""
+
+    def __init__(self, layers: int) -> None:
+        self.slots: Tensor = torch.empty(0, dtype=torch.int64)
+        """(n,) int64: the slots of the batch rows."""
+        self.positions: Tensor | None = None
+        """(n,) int64: the column each row writes (decode); None writes columns 0..P-1 (prefill)."""
+        self.width = 0
+        """How many columns attention looks at (decode)."""
+        self.updates = [0] * layers
+        """How often each layer was updated, for the self-check."""
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, (S, H, max_length, D) each, allocated at the first update."""
+
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, index: int, slots: int, max_length: int, route: Route) -> None:
+        super().__init__()
+        self.index = index
+        self.slots = slots
+        self.max_length = max_length
+        self.route = route
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the buffers, zeroed: a NaN in a masked column would make NaN logits."""
+
+        def buffer(like: Tensor) -> Tensor:
+            return like.new_zeros(self.slots, like.shape[1], self.max_length, like.shape[3])
+
+        self.keys, self.values = buffer(key_states), buffer(value_states)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values, and return those that the batch attends to.
+
+        Args:
+            key_states: (n, H, 1, D) when decoding, (n, H, P, D) when prefilling.
+            value_states: the same of the values.
+            args: what a model passes to other caches; unused.
+            kwargs: likewise.
+
+        Returns:
+            Views of the first n slots and ``route.width`` columns (decode), or the arguments themselves (prefill: a
+            row that starts at position 0 sees nothing but its own tokens).
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        route = self.route
+        route.updates[self.index] += 1
+        slots, positions = route.slots, route.positions
+        assert self.keys is not None and self.values is not None
+        if positions is None:
+            length = key_states.shape[2]
+            self.keys[:, :, :length].index_copy_(0, slots, key_states)
+            self.values[:, :, :length].index_copy_(0, slots, value_states)
+            return key_states, value_states
+        self.keys[slots, :, positions] = key_states[:, :, 0]
+        self.values[slots, :, positions] = value_states[:, :, 0]
+        live = key_states.shape[0]
+        return self.keys[:live, :, : route.width], self.values[:live, :, : route.width]
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        """Columns and first column of the mask."""
+        return self.route.width, 0
+
+    def get_seq_length(self) -> int:
+        """Always 0: rows differ in length, so positions are passed explicitly."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Columns of the buffers."""
+        return self.max_length
+
+    def get_max_cache_shape(self) -> int:
+        """The name of ``get_max_length`` in transformers 5.0."""
+        return self.max_length
+
+
+class SlotCache(Cache):
+    """A transformers cache of ``slots`` rows of up to ``max_length`` tokens.
+
+    Say where a forward pass goes with ``prefill`` or ``decode``, then pass the cache as ``past_key_values``.
+    """
+
+    def __init__(self, layers: int, slots: int, max_length: int) -> None:
+        self.route = Route(layers)
+        super().__init__(layers=[SlotLayer(i, slots, max_length, self.route) for i in range(layers)])
+
+    def prefill(self, slots: Tensor) -> None:
+        """Let the next forward write its P columns to 0..P-1 of ``slots`` (n,) int64."""
+        self.route.slots, self.route.positions = slots, None
+
+    def decode(self, slots: Tensor, positions: Tensor, width: int) -> None:
+        """Let the next forward write one column per row, at ``positions`` (n,), and attend to ``width`` columns."""
+        self.route.slots, self.route.positions, self.route.width = slots, positions, width
+
+    def copy(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Copy the first ``length`` columns of the slots ``source`` (m,) to the slots ``target`` (m,)."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                for buffer in (layer.keys, layer.values):
+                    columns = buffer[:, :, :length]
+                    columns.index_copy_(0, target, columns.index_select(0, source))
