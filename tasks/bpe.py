@@ -1,0 +1,83 @@
+"""A small byte-pair tokenizer trained on given texts, and kept in the cache by what it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from textenv.checks import check_at_least
+from textenv.tasks.storage import cache_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+EOS = "<|endoftext|>"
+_BYTES = 256
+
+
+def bpe_tokenizer(texts: Sequence[str], *, vocab_size: int = 2048) -> PreTrainedTokenizerFast:
+    """A small byte-level BPE tokenizer for these texts; trained once (about a second), then cached.
+
+    Every text can be written. BOS, EOS and PAD are one token, so every token means something; padding is
+    known by lengths. Nothing is added to a text.
+
+    Args:
+        texts: what to train on.
+        vocab_size: V, with EOS; fewer if the texts do not have that many pairs.
+
+    Raises:
+        ValueError: if ``vocab_size`` leaves no room for the bytes and EOS.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from textenv.atomic import atomic_file
+
+    check_at_least("vocab_size", vocab_size, _BYTES + 1)
+    path = cache_folder() / "tokenizers" / f"bpe-{vocab_size}-{_digest(texts, vocab_size)}.json"
+    if path.exists():
+        backend = Tokenizer.from_file(str(path))
+    else:
+        backend = _train(texts, vocab_size)
+        with atomic_file(path) as temporary:
+            backend.save(str(temporary))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=EOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    from tokenizers import Tokenizer
+    from tokenizers.decoders import ByteLevel as Decoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = Decoder()
+    backend.train_from_iterator(
+        texts,
+        BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[EOS],
+            initial_alphabet=ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return backend
+
+
+def _digest(texts: Sequence[str], vocab_size: int) -> str:
+    """Names everything that the tokenizer depends on, the library's version too."""
+    import tokenizers
+
+    written = json.dumps([tokenizers.__version__, vocab_size, EOS, list(texts)])
+    return hashlib.sha256(written.encode()).hexdigest()[:16]

@@ -1,0 +1,108 @@
+"""The registry of tasks: plain names for recipes, one's own as easily as the built-in ones."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+from textenv.tasks.names import nearest_first
+from textenv.tasks.task import Task, TaskData
+
+_BUILT_IN = ("random_walks", "reviews", "prompts", "probes")
+_TASKS: dict[str, Task] = {}
+
+Builder = TypeVar("Builder", bound=Callable[..., TaskData])
+
+
+@overload
+def register_task(name: str, /, *, description: str | None = None) -> Callable[[Builder], Builder]: ...
+@overload
+def register_task(name: str, builder: Builder, /, *, description: str | None = None) -> Builder: ...
+
+
+def register_task(name: str, builder: Any = None, /, *, description: str | None = None) -> Any:
+    """Register a task, as a decorator or plainly: ``register_task("mine", build)``.
+
+    Args:
+        name: how ``make_task`` calls it.
+        builder: ``builder(split="train", **task_kwargs) -> TaskData``.
+        description: one line; by default the first line of the builder's docstring.
+
+    Raises:
+        ValueError: if the name is empty, or taken by another builder.
+        TypeError: if the builder is not callable.
+
+    Example:
+        >>> from textenv.tasks.letters import letter_tokenizer
+        >>> @register_task("echo-example")
+        ... def build(split="train", letter="a"):
+        ...     '''Say a letter.'''
+        ...     return TaskData(
+        ...         prompts=[letter], tokenizer=letter_tokenizer("ab"), rewards=[], max_new_tokens=1
+        ...     )
+        >>> make_task("echo-example").build(letter="b").prompts
+        ['b']
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a task's name must be a non-empty string, got {name!r}")
+
+    def register(function: Builder) -> Builder:
+        if not callable(function):
+            raise TypeError(f"task {name!r} needs a callable builder(split=..., **kwargs), got {function!r}")
+        taken = _TASKS.get(name)
+        if taken is not None and _origin(taken.builder) != _origin(function):
+            raise ValueError(f"task {name!r} is already registered by {'.'.join(_origin(taken.builder))}")
+        line = description if description is not None else _first_line(function)
+        _TASKS[name] = Task(name=name, description=line, builder=function)
+        return function
+
+    return register if builder is None else register(builder)
+
+
+def make_task(name: str | Task) -> Task:
+    """Find a task by name; a ``Task`` passes through.
+
+    Raises:
+        ValueError: if no task has this name; the message lists the known ones, nearest first.
+
+    Example:
+        >>> make_task("random-walk")
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown task 'random-walk'; known, nearest first: random-walks, ...
+    """
+    if isinstance(name, Task):
+        return name
+    _load_built_in()
+    if name not in _TASKS:
+        raise ValueError(
+            f"unknown task {name!r}; known, nearest first: {', '.join(nearest_first(name, _TASKS))}"
+        )
+    return _TASKS[name]
+
+
+def task_names() -> list[str]:
+    """Names of all tasks, sorted."""
+    _load_built_in()
+    return sorted(_TASKS)
+
+
+def describe() -> dict[str, str]:
+    """Name -> one line about it, for every task."""
+    return {name: make_task(name).description for name in task_names()}
+
+
+def _load_built_in() -> None:
+    for module in _BUILT_IN:
+        importlib.import_module(f"textenv.tasks.{module}")
+
+
+def _origin(function: Callable[..., Any]) -> tuple[str, str]:
+    """Where a function was written: reloading a module or running a notebook cell again is no conflict."""
+    return str(getattr(function, "__module__", "")), str(getattr(function, "__qualname__", repr(function)))
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    lines = (function.__doc__ or "").strip().splitlines()
+    return lines[0] if lines else ""

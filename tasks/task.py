@@ -1,0 +1,149 @@
+"""`Task` and `TaskData`: what a task is, and what it hands over when it is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from textenv.tasks.names import nearest_first
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from textenv.episodes import EpisodeBatch
+    from textenv.prompts import PromptSet
+    from textenv.tasks.preferences import PreferencePairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A named recipe for environments: ``task.build(split, **kwargs)`` gives the pieces.
+
+    Tasks are made by ``register_task`` and found by ``make_task``; a task of your own needs no subclass.
+    """
+
+    name: str
+    """How ``make_task`` and the ``task`` argument of the environment call it."""
+    description: str
+    """One line."""
+    builder: Callable[..., TaskData]
+    """``builder(split="train", **task_kwargs) -> TaskData``."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """Names of the task's own arguments."""
+        parameters = inspect.signature(self.builder).parameters.values()
+        return [p.name for p in parameters if p.name != "split" and p.kind is not p.VAR_KEYWORD]
+
+    def takes(self, argument: str) -> bool:
+        """Whether the task has such an argument."""
+        parameters = inspect.signature(self.builder).parameters.values()
+        return argument in self.arguments or any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def build(self, split: str = "train", **task_kwargs: Any) -> TaskData:
+        """Make the pieces.
+
+        Args:
+            split: which part of the task's prompts; tasks name the ones they have.
+            task_kwargs: the task's own arguments.
+
+        Raises:
+            ValueError: if the split or an argument's value is unknown to the task.
+            TypeError: if the task has no such argument.
+        """
+        for name in task_kwargs:
+            if not self.takes(name):
+                raise TypeError(
+                    f"task {self.name!r} has no argument {name!r}, nearest first it takes "
+                    f"{', '.join(nearest_first(name, self.arguments)) or 'none'}"
+                )
+        data = self.builder(split=split, **task_kwargs)
+        if not isinstance(data, TaskData):
+            raise TypeError(f"task {self.name!r} must return a TaskData, got {type(data).__name__}")
+        return data
+
+
+@dataclass(kw_only=True)
+class TaskData:
+    """The pieces of one task and split; ``make_env`` puts an environment together from them.
+
+    Raises:
+        ValueError: if there is no prompt, a column does not have a value for each, or a number is out of
+            range.
+    """
+
+    prompts: Sequence[str | Sequence[Mapping[str, str]]]
+    """P prompts: strings, or lists of messages for a chat template."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its vocabulary is the action space."""
+    rewards: Sequence[Any]
+    """Reward specs, as ``make_reward`` reads them: names or ["name", {kwargs}]."""
+    max_new_tokens: int
+    """Token budget of a response."""
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """name -> P values: keyword arguments of reward functions, ``extras`` of episodes."""
+    max_prompt_tokens: int | None = None
+    """Longer prompts are cut (see ``truncation_side`` of the environment); None keeps them whole."""
+    stop_strings: Sequence[str] = ()
+    """Strings that end an episode."""
+    suppressed_tokens: Sequence[int] = ()
+    """Tokens that are never legal."""
+    min_new_tokens: int = 0
+    """Stop tokens are illegal before this many."""
+    optimum: float | None = None
+    """Best possible mean return, where it is known."""
+    model_config: Callable[[], PretrainedConfig] | None = None
+    """Gives the config of a small model that suits the task, for ``AutoModelForCausalLM.from_config``."""
+    texts: Sequence[str] = ()
+    """Plain texts for next-token pretraining, without EOS."""
+    make_demonstrations: Callable[[], EpisodeBatch] | None = None
+    """Makes ``demonstrations`` when they are first asked for."""
+    make_preferences: Callable[[], PreferencePairs] | None = None
+    """Makes ``preferences`` when they are first asked for."""
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) == 0:
+            raise ValueError("prompts must hold at least one prompt, got none")
+        for name, column in self.columns.items():
+            if len(column) != len(self.prompts):
+                raise ValueError(
+                    f"column {name!r} must have {len(self.prompts)} values, one a prompt, got {len(column)}"
+                )
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens must lie in [0, {self.max_new_tokens}], got {self.min_new_tokens}"
+            )
+
+    @cached_property
+    def demonstrations(self) -> EpisodeBatch | None:
+        """Finished episodes with rewards for offline agents, or None if the task has none."""
+        return None if self.make_demonstrations is None else self.make_demonstrations()
+
+    @cached_property
+    def preferences(self) -> PreferencePairs | None:
+        """Pairs of completions, one preferred to the other, or None if the task has none."""
+        return None if self.make_preferences is None else self.make_preferences()
+
+    def prompt_set(
+        self,
+        *,
+        max_prompt_tokens: int | None = None,
+        truncation_side: str = "left",
+        chat_template: bool = False,
+    ) -> PromptSet:
+        """Tokenise the prompts; ``max_prompt_tokens`` None means the task's own limit."""
+        from textenv.prompts import PromptSet
+
+        return PromptSet.from_texts(
+            self.prompts,
+            self.tokenizer,
+            columns=self.columns,
+            max_prompt_tokens=self.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens,
+            truncation_side=truncation_side,
+            chat_template=chat_template,
+        )
