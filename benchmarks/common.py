@@ -1,7 +1,7 @@
 """Timing, memory and output shared by the benchmarks: one thread, interleaved contenders, best of n.
 
-Contenders take turns, so that a slow spell of the machine falls on all of them, and the best turn of each counts:
-noise only ever adds time.
+Contenders take turns, so that a slow spell of the machine falls on all of them, and the best turn of each
+counts: noise only ever adds time.
 """
 
 from __future__ import annotations

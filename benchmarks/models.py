@@ -1,7 +1,7 @@
 """Random models, tokenizers and prompts that every contender builds alike (torch and transformers only).
 
-Ends of episodes come from a constant end-of-sequence bias inside the LM head, so that no contender needs a logits
-processor and all see the same geometric lengths. Shape letters: V vocabulary, d width, P prompts.
+Ends of episodes come from a constant end-of-sequence bias inside the LM head, so that no contender needs a
+logits processor and all see the same geometric lengths. Shape letters: V vocabulary, d width, P prompts.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class ModelShape:
 def language_model(shape: ModelShape) -> GPT2LMHeadModel:
     """Random GPT-2 whose LM head has a bias that ends episodes with probability ``shape.eos_probability``.
 
-    The embedding of the end token is zero, so its logit is the bias alone. Against the other logits, which are
-    calibrated once on random text, that makes the lengths geometric.
+    The embedding of the end token is zero, so its logit is the bias alone. It is set against the other
+    logits on random text, which makes the lengths geometric.
     """
     torch.manual_seed(shape.seed)
     model = GPT2LMHeadModel(shape.config()).eval()

@@ -1,23 +1,24 @@
 """One PPO cycle against TRL 1.12's PPOTrainer: ``python -m benchmarks.ppo_cycle [--json FILE] [--quick]``.
 
-A cycle is rollout, score and update on a random GPT-2 2x128 with a one-layer reward model: 16 episodes in 16 rows (8
-for the large vocabulary), 4 epochs of one optimizer step. Every contender lives in a process of its own, computes on
-one thread, and does one cycle when its turn comes; the best of five turns counts. TRL runs in the environment that
-``benchmarks/trl_env.sh`` makes, as it is and with its garbage collections taken out ("trl_nogc").
+A cycle is rollout, score and update on a random GPT-2 2x128 with a one-layer reward model: 16 episodes in 16
+rows (8 for the large vocabulary), 4 epochs of one optimizer step. Every contender lives in a process of its
+own, computes on one thread, and does one cycle when its turn comes; the best of five turns counts. TRL runs in
+the environment that ``benchmarks/trl_env.sh`` makes, as it is ("trl") and with its garbage collections taken
+out ("trl_nogc").
 
-Responses are of fixed length, or end by EOS (geometric, mean 24, cap 96). There a turn is several cycles, because the
-lengths are random, and TRL plays twice: as transformers lets it, ending a batch's generation with its longest
-response, and generating, training and masking the full 96 tokens ("trl_full"), as it does when its policy's
-generation config carries no EOS.
+Responses are of fixed length, or end by EOS (geometric, mean 24, cap 96). There a turn is several cycles,
+because the lengths are random, and TRL plays twice: ending a batch's generation with its longest response
+("trl_nogc"), and generating, training and masking the full 96 tokens ("trl_full", without garbage collections
+too), as it does where its policy's generation config carries no EOS.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from benchmarks.common import arguments, interleave, matmul_flops, one_thread, print_table, write_json
@@ -26,13 +27,15 @@ from benchmarks.worker import ROOT, Worker, close_all
 
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
 OURS = ("shared", "separate")
-THEIRS = ("trl", "trl_nogc")
+THEIRS = ("trl_nogc", "trl", "trl_full")
+ALL = (*OURS, *THEIRS)
+PARTS = ("rollout", "score", "update")
 
 
 def make_case(
     name: str, *, vocab: int, batch: int, new_tokens: int, eos_probability: float = 0.0, cycles: int = 1
 ) -> dict[str, Any]:
-    """A case as the workers read it."""
+    """A case as the workers read it; a turn is ``cycles`` cycles."""
     shape = ModelShape(layers=2, width=128, heads=4, vocab=vocab, eos_probability=eos_probability)
     return {
         "name": name,
@@ -64,25 +67,21 @@ def contender(name: str, case: Mapping[str, Any]) -> Worker:
         ValueError: if there is no contender of that name.
         FileNotFoundError: if TRL's environment has not been made.
     """
-    if name in ("shared", "separate", "shared_packed"):
-        options = {"separate_value_model": name == "separate", "packing": name.endswith("packed")}
+    if name in OURS:
+        options = {"separate_value_model": name == "separate"}
         return Worker(sys.executable, "benchmarks.textenv_contender", {**case, **options})
-    if name in ("trl", "trl_nogc", "trl_full"):
+    if name in THEIRS:
         if not TRL_PYTHON.exists():
             raise FileNotFoundError(f"{TRL_PYTHON} is missing; run benchmarks/trl_env.sh first")
         options = {"gc": name == "trl", "stop_early": name != "trl_full"}
         return Worker(TRL_PYTHON, "benchmarks.trl_contender", {**case, **options})
-    raise ValueError(
-        f"contender must be one of shared, separate, shared_packed, trl, trl_nogc, trl_full, got {name!r}"
-    )
+    raise ValueError(f"contender must be one of {', '.join(ALL)}, got {name!r}")
 
 
 def contenders_of(case: Mapping[str, Any], *, ours_only: bool = False) -> list[str]:
     """Who takes part in a case."""
-    names = list(OURS)
-    if not ours_only:
-        names += [*THEIRS, *(["trl_full"] if case["model"]["eos_probability"] else [])]
-    return names
+    fixed = not case["model"]["eos_probability"]
+    return [name for name in (OURS if ours_only else ALL) if not (fixed and name == "trl_full")]
 
 
 def turn(worker: Worker, cycles: int) -> dict[str, float]:
@@ -97,39 +96,32 @@ def turn(worker: Worker, cycles: int) -> dict[str, float]:
 def run_case(
     case: Mapping[str, Any], names: Sequence[str], *, repeats: int, warmup: int = 1
 ) -> dict[str, Any]:
-    """All contenders of one case, interleaved: samples/s of the best turn, ratios, memory, where time goes."""
+    """All contenders of one case, interleaved: samples/s of the best turn, ratios, memory, parts."""
     workers: dict[str, Worker] = {}
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+
+    def play(name: str) -> float:
+        turns[name].append(turn(workers[name], case["cycles"]))
+        return turns[name][-1]["samples"] / turns[name][-1]["seconds"]
+
     try:
         for name in names:
             workers[name] = contender(name, case)
-
-        def player(name: str) -> float:
-            result = turn(workers[name], case["cycles"])
-            turns[name].append(result)
-            return result["samples"] / result["seconds"]
-
         rates = interleave(
-            {name: lambda name=name: player(name) for name in names}, repeats=repeats, warmup=warmup
+            {name: functools.partial(play, name) for name in names}, repeats=repeats, warmup=warmup
         )
     finally:
         close_all(list(workers.values()))
     best = {name: max(values) for name, values in rates.items()}
-    fastest = {
-        name: max(turns[name][warmup:], key=lambda result: result["samples"] / result["seconds"])
-        for name in names
-    }
+    fastest = {name: turns[name][warmup + rates[name].index(best[name])] for name in names}
     figures: dict[str, Any] = {
         "name": case["name"],
         "vocab": case["vocab"],
         "batch": case["batch"],
         "samples_s": best,
         "turns": rates,
-        "peak_mb": {name: turns[name][-1]["peak_mb"] for name in names},
-        "peak_total_mb": {name: turns[name][-1]["peak_total_mb"] for name in names},
-        "parts": {
-            name: {k: v for k, v in fastest[name].items() if not k.startswith("peak")} for name in names
-        },
+        "parts": {name: _without_peaks(fastest[name]) for name in names},
+        **{key: {name: turns[name][-1][key] for name in names} for key in ("peak_mb", "peak_total_mb")},
     }
     for ours in OURS:
         for suffix, theirs in (("", "trl_nogc"), ("_with_gc", "trl"), ("_full", "trl_full")):
@@ -138,42 +130,32 @@ def run_case(
     return figures
 
 
+def _without_peaks(result: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in result.items() if not key.startswith("peak")}
+
+
 def report(figures: Mapping[str, Any]) -> None:
     """Print the figures as tables."""
     for case in figures["cases"]:
-        title = f"{case['name']} tokens, vocabulary {case['vocab']:,}, batch {case['batch']}"
-        against = case["samples_s"].get("trl_nogc")
         rows = []
+        against = case["samples_s"].get("trl_nogc")
         for name, rate in case["samples_s"].items():
             parts = case["parts"][name]
-            rows.append(
-                (
-                    name,
-                    rate,
-                    rate / against if against else None,
-                    case["peak_mb"][name],
-                    *(
-                        parts[part] / parts["seconds"] if part in parts else None
-                        for part in ("rollout", "score", "update")
-                    ),
-                    parts["update_flops"] / parts["update"] / figures["matmul_flops"]
-                    if "update_flops" in parts
-                    else None,
-                )
-            )
-        columns = (
-            "contender",
-            "samples/s",
-            "x trl_nogc",
-            "peak MB",
-            "rollout",
-            "score",
-            "update",
-            "update / matmul",
+            shares = [f"{parts[part] / parts['seconds']:.0%}" if part in parts else None for part in PARTS]
+            speed = parts["update_flops"] / parts["update"] if "update_flops" in parts else None
+            share = None if speed is None else f"{speed / figures['matmul_flops']:.0%}"
+            relative = None if against is None else rate / against
+            tokens = parts["tokens"] / parts["samples"] if "tokens" in parts else None
+            rows.append((name, rate, relative, tokens, case["peak_mb"][name], *shares, share))
+        print_table(
+            f"{case['name']} tokens, vocabulary {case['vocab']:,}, batch {case['batch']}",
+            ("contender", "samples/s", "x trl_nogc", "tokens", "peak MB", *PARTS, "update / matmul"),
+            rows,
         )
-        print_table(title, columns, rows)
+    gflops = figures["matmul_flops"] / 1e9
     print(
-        f"one thread, interleaved, best of n; matmul {figures['matmul_flops'] / 1e9:.1f} GFLOP/s in float32"
+        f"One thread, interleaved, best of n. tokens: trained per response, padding included for TRL. "
+        f"A large float32 matmul reaches {gflops:.1f} GFLOP/s here."
     )
 
 
@@ -182,17 +164,14 @@ def main() -> None:
     parser = arguments("One PPO cycle against TRL's PPOTrainer.")
     parser.add_argument("--ours-only", action="store_true", help="leave TRL out: for work on our own speed")
     parser.add_argument(
-        "--cases", type=_indices, default=range(len(CASES)), metavar="0,1,...", help="only these"
+        "--cases", type=_indices, default=range(len(CASES)), metavar="0,1,...", help="only these cases"
     )
     options = parser.parse_args()
     one_thread()
     figures: dict[str, Any] = {"matmul_flops": matmul_flops(), "cases": []}
     for index in options.cases:
-        case = {**CASES[index]}
-        if options.quick:
-            case["cycles"] = min(2, case["cycles"])
-        names = contenders_of(case, ours_only=options.ours_only)
-        figures["cases"].append(run_case(case, names, repeats=2 if options.quick else 5))
+        names = contenders_of(CASES[index], ours_only=options.ours_only)
+        figures["cases"].append(run_case(CASES[index], names, repeats=2 if options.quick else 5))
     report(figures)
     write_json(options.json, figures)
 

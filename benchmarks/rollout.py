@@ -1,9 +1,9 @@
 """The rollout against ``transformers`` generate: ``python -m benchmarks.rollout [--json FILE] [--quick]``.
 
-Both sides decode the same random GPT-2 with the same sampling in the same process, on one thread, taking turns; the
-best of five turns counts. A useful token is one up to and including the end of its episode. Our side plays all
-prompts through the vector environment and its draining tail is counted; the other side calls ``generate`` on batches
-of as many prompts, which pads until a batch's longest row has ended.
+Both sides decode the same random GPT-2 with the same sampling in the same process, on one thread, taking
+turns; the best of five turns counts. A useful token is one up to and including the end of its episode. Our
+side plays all prompts through the vector environment and its draining tail is counted; the other side calls
+``generate`` on batches of as many prompts, which pads until a batch's longest row has ended.
 
 Shape letters: N environment rows, P prompts, V vocabulary.
 """
@@ -72,7 +72,7 @@ def make_envs(work: Workload, *, rows: int | None = None, device: str = "cpu") -
     )
 
 
-# -- (a), (b): useful tokens per second ------------------------------------------------------------------------------
+# -- (a), (b): useful tokens per second --------------------
 
 
 def rollout_rate(envs: TextVectorEnv, policy: DecodingPolicy, episodes: int) -> float:
@@ -118,7 +118,7 @@ def against_generate(work: Workload, *, repeats: int) -> dict[str, Any]:
     return {"ratio": best["textenv"] / best["generate"], "tokens_s": best, "turns": turns}
 
 
-# -- (c): the environment's own share --------------------------------------------------------------------------------
+# -- (c): the environment's own share --------------------
 
 
 class Stopwatch:
@@ -141,7 +141,7 @@ class Stopwatch:
 
 
 def env_share(work: Workload, *, repeats: int) -> dict[str, Any]:
-    """Time inside ``reset`` and ``step`` (no reward terms here) over the time of the loop; the smallest of n."""
+    """Time inside ``reset`` and ``step`` (no reward terms here) over that of the loop; the smallest of n."""
     model = language_model(work.shape)
     envs, policy = make_envs(work), DecodingPolicy(model)
     collect(envs, policy, episodes=work.rows)
@@ -162,11 +162,11 @@ def env_share(work: Workload, *, repeats: int) -> dict[str, Any]:
     }
 
 
-# -- (d): scaling ----------------------------------------------------------------------------------------------------
+# -- (d): scaling --------------------
 
 
 def measure(work: Workload, *, episodes: int, repeats: int) -> dict[str, Any]:
-    """Time and memory of rollouts: best seconds, tokens/s, and the peak above what was resident before, in MB."""
+    """Time and memory of rollouts: best seconds, tokens/s, peak above what was resident before in MB."""
     gc.collect()
     before = reset_peak_memory()
     policy, envs = DecodingPolicy(language_model(work.shape)), make_envs(work)
@@ -190,7 +190,7 @@ def measure(work: Workload, *, episodes: int, repeats: int) -> dict[str, Any]:
 def scaling(
     work: Workload, *, num_envs: tuple[int, ...], lengths: tuple[int, ...], repeats: int
 ) -> dict[str, list[Any]]:
-    """Time and memory as num_envs grows (geometric lengths), and as the fixed response length grows (8 rows)."""
+    """Time and memory as num_envs grows (geometric lengths), and as a fixed response length does (8 rows)."""
     rows = [
         measure(replace(work, rows=n, episodes=max(n, 64)), episodes=max(2 * n, 16), repeats=repeats)
         for n in num_envs
@@ -200,7 +200,7 @@ def scaling(
     return {"num_envs": rows, "length": grown}
 
 
-# -- on a GPU --------------------------------------------------------------------------------------------------------
+# -- on a GPU --------------------
 
 
 def memory_bandwidth() -> float:
@@ -214,7 +214,7 @@ def memory_bandwidth() -> float:
 def decode_rate(
     model: nn.Module, work: Workload, *, cuda_graphs: bool, steps: int, repeats: int
 ) -> tuple[float, float]:
-    """Decode steps of a full batch: (tokens/s, bytes that must be read per step: weights, keys and values)."""
+    """Decode steps of a full batch: (tokens/s, bytes read per step at least: weights, keys and values)."""
     decoder = Decoder(model, work.rows, work.prompt_tokens + steps + 1, cuda_graphs=cuda_graphs)
     rows = torch.arange(work.rows, device="cuda")
     prompts = random_prompts(work.shape, count=work.rows, length=work.prompt_tokens).cuda()
@@ -251,7 +251,7 @@ def on_gpu(*, repeats: int) -> dict[str, Any]:
     return result
 
 
-# -- the report ------------------------------------------------------------------------------------------------------
+# -- the report --------------------
 
 
 def report(figures: dict[str, Any]) -> None:

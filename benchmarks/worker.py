@@ -1,7 +1,7 @@
-"""A contender in a process of its own, driven line by line, so that contenders of different environments interleave.
+"""A contender in a process of its own, driven line by line, so that several can take turns.
 
-The parent writes ``run`` and reads one line of JSON: the seconds of that cycle and whatever the contender adds.
-Standard library only, because both sides of the pipe import it.
+The parent writes ``run`` and reads one line of JSON: the seconds of that cycle and whatever the contender
+adds. Standard library only, because both sides of the pipe import it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Worker:
 
     def __init__(self, python: str | Path, module: str, case: Mapping[str, Any]) -> None:
         self.name = module
-        self._errors = tempfile.TemporaryFile("w+")  # a file, because nobody drains a pipe
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process; a pipe would fill up
         self._process = subprocess.Popen(
             [str(python), "-m", module, json.dumps(case)],
             stdin=subprocess.PIPE,
