@@ -13,6 +13,8 @@ from textenv.agents.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent, TrainResult
+    from textenv.episodes import EpisodeBatch
+    from textenv.tasks.task import TaskData
 
 
 def train(
@@ -76,49 +78,34 @@ def train(
         ... )
     """
     from textenv.tasks.make import make_vec_env
+    from textenv.tasks.prompts import load_tokenizer
 
     cls = get_agent(agent)
     folder = None if run_dir is None else RunFolder(run_dir)
     if folder is not None and folder.metrics_path.exists():
         raise FileExistsError(f"{folder.path} holds another run; choose another run_dir")
-    shared = dict(env_kwargs or {})
+    shared = {"num_envs": num_envs, **(env_kwargs or {})}
     if reward is not None:
         shared["rewards"] = list(reward) if isinstance(reward, list | tuple) else [reward]
     if task is None:
-        if cls.online and prompts is None:
-            raise ValueError(f"agent {agent!r} learns online and needs task= or prompts=, got neither")
-        if cls.online and reward is None and "rewards" not in shared:
-            raise ValueError(f"agent {agent!r} learns online and needs reward= (or task=), got neither")
-        if model is None:
-            raise ValueError("model must be given where there is no task= to bring one, got None")
-        tokenizer = tokenizer_of(model) if tokenizer is None else tokenizer
-    elif model is None or (not cls.online and dataset is None):
-        from textenv.tasks.registry import make_task
-
-        data = make_task(task).build(**shared.get("task_kwargs") or {})
-        if model is None:
-            if data.model_config is None:
-                raise ValueError(f"task {task!r} has no model of its own; give model=")
-            model = data.model_config()
-        if not cls.online and dataset is None:
-            if data.demonstrations is None:
-                raise ValueError(f"task {task!r} has no demonstrations for agent {agent!r}; give dataset=")
-            dataset = data.demonstrations
+        _check_without_task(
+            agent, cls, model, prompts=prompts, rewards=shared.get("rewards"), dataset=dataset
+        )
+        tokenizer = load_tokenizer(tokenizer_of(model) if tokenizer is None else tokenizer)
     if tokenizer is not None:
         shared["tokenizer"] = tokenizer
 
-    def environment(own_prompts: Any, split: str, **changes: Any) -> Any:
-        kwargs = {**shared, **changes, "num_envs": num_envs}
-        if own_prompts is None:
-            return make_vec_env(task=task, split=split, **kwargs)
-        given = kwargs.pop("task_kwargs", None) or {}
-        pieces = {**given, "data": own_prompts, "tokenizer": tokenizer}
-        return make_vec_env(task="prompts", split=split, task_kwargs=pieces, **kwargs)
-
-    envs = environment(prompts, "train") if cls.online else None
+    # The evaluation's environment comes first: reward terms that both share end up bound to the training's.
     eval_envs = None
     if eval_prompts is not None or (task is not None and prompts is None):
-        eval_envs = environment(eval_prompts, "validation", samples_per_prompt=1, shuffle=False)
+        changes = {"split": "validation", "samples_per_prompt": 1, "shuffle": False}
+        eval_envs = make_vec_env(task=task, prompts=eval_prompts, **{**shared, **changes})
+    envs = make_vec_env(task=task, prompts=prompts, **shared) if cls.online else None
+    if task is not None and (model is None or (dataset is None and not cls.online)):
+        data = _task_data(task, shared)
+        model = _model_of(task, data) if model is None else model
+        if dataset is None and not cls.online:
+            dataset = _demonstrations_of(task, data)
     if folder is not None and eval_envs is not None:
         callbacks = [*callbacks, BestCheckpoint()]
     if seed is not None:
@@ -130,7 +117,7 @@ def train(
         dataset=dataset,
         eval_envs=eval_envs,
         config=config,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if task is None else None,
         callbacks=callbacks,
         loggers=loggers,
         run_dir=run_dir,
@@ -143,8 +130,42 @@ def train(
     return learner.learn()
 
 
+def _check_without_task(
+    agent: Any, cls: type[Agent], model: Any, *, prompts: Any, rewards: Any, dataset: Any
+) -> None:
+    if model is None:
+        raise ValueError("model must be given where there is no task= to bring one, got None")
+    if cls.online and prompts is None:
+        raise ValueError(f"agent {agent!r} learns online and needs prompts= (or task=), got None")
+    if cls.online and rewards is None:
+        raise ValueError(f"agent {agent!r} learns online and needs reward= (or task=), got None")
+    if not cls.online and dataset is None:
+        raise ValueError(f"agent {agent!r} learns offline and needs dataset= (or task=), got None")
+
+
+def _task_data(task: str, env_kwargs: Mapping[str, Any]) -> TaskData:
+    from textenv.tasks.registry import make_task
+
+    kwargs = dict(env_kwargs.get("task_kwargs") or {})
+    if "tokenizer" in env_kwargs:
+        kwargs["tokenizer"] = env_kwargs["tokenizer"]
+    return make_task(task).build(env_kwargs.get("split", "train"), **kwargs)
+
+
+def _model_of(task: str, data: TaskData) -> Any:
+    if data.model_config is None:
+        raise ValueError(f"model must be given, for the task {task!r} has none of its own; got None")
+    return data.model_config()
+
+
+def _demonstrations_of(task: str, data: TaskData) -> EpisodeBatch:
+    if data.demonstrations is None:
+        raise ValueError(f"dataset must be given, for the task {task!r} has no demonstrations; got None")
+    return data.demonstrations
+
+
 def tokenizer_of(model: Any) -> Any:
-    """Where the tokenizer of a model is to be had: the policy's own, or the name or folder that it was loaded from.
+    """Where a model's tokenizer is to be had: the policy's own, or the name or folder it was loaded from.
 
     Raises:
         ValueError: if the model does not say.
