@@ -29,12 +29,10 @@ def shorten(text: str, *, max_chars: int | None = None, encoding: str = "utf-8")
 def number(value: float) -> str:
     """A number in few characters.
 
-    >>> number(0.123456), number(1.23456e-5), number(2048), number(float("nan"))
-    ('0.1235', '1.235e-05', '2,048', 'nan')
+    >>> number(0.123456), number(1.23456e-5), number(12345.6), number(float("nan"))
+    ('0.1235', '1.235e-05', '12,346', 'nan')
     """
-    if isinstance(value, int) or (1000 <= abs(value) < 1e15 and value == int(value)):
-        return f"{int(value):,}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def text_table(
