@@ -1,8 +1,9 @@
 """Choosing the next token of every environment row: the decoder as a memo, then legality, filters and a draw.
 
-``DecodingPolicy.act`` is a function of (weights, observation, key). The key-value cache only remembers work: a row's
-memo holds if the tokens it cached are a prefix of the observation and no weights changed, else that row is prefilled
-again. Shape letters: N environment rows, n rows that act, L columns, V vocabulary, W logits, d hidden width.
+``DecodingPolicy.act`` is a function of (weights, observation, key). The key-value cache only remembers work:
+a row's memo holds if the tokens it cached are a prefix of the observation and no weights changed, else that
+row is prefilled again. Shape letters: N environment rows, n rows that act, L columns, V vocabulary, W logits,
+d hidden width.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ register_optimizer_step_post_hook(_note_weight_change)
 class DecodingPolicy:
     """Samples tokens from a causal LM for the rows of a text environment.
 
-    Weights count as changed after any torch optimizer's step, ``load_state_dict`` on the model, a tracked in-place
-    edit of a parameter, and ``invalidate``.
+    Weights count as changed after any torch optimizer's step, ``load_state_dict`` on the model, a tracked
+    in-place edit of a parameter, and ``invalidate``.
 
     Args:
         model: a transformers causal LM; it decodes in eval mode and gets its training mode back.
@@ -55,7 +56,8 @@ class DecodingPolicy:
         greedy: take the likeliest token instead of sampling.
         logits_processor: changes the legal logits before temperature and filters.
         value_head: hidden (n, d) -> values (n,), evaluated at every step.
-        cached: False recomputes every step from scratch: slow, and the reference that the cache is tested against.
+        cached: False recomputes every step from scratch: slow, and the reference that the cache is tested
+            against.
         cuda_graphs: see ``Decoder``.
 
     Raises:
@@ -111,10 +113,10 @@ class DecodingPolicy:
         if register is not None:
             register(_note_weight_change)
 
-    # -- set-up ------------------------------------------------------------------------------------------------
+    # -- set-up ----------------------------------------------------------------------------------------------
 
     def attach(self, env: Any) -> None:
-        """Learn an environment's size and legality; forgets what was cached if they differ from the last one's.
+        """Learn an environment's size and legality; another size forgets what was cached.
 
         Args:
             env: the unwrapped environment: ``legality``, ``num_envs``, ``max_length``.
@@ -147,8 +149,8 @@ class DecodingPolicy:
                 self._decoder = Decoder(self.model, rows, length, cuda_graphs=self.cuda_graphs)
             except UnsupportedModelError as error:
                 warnings.warn(
-                    f"{type(self.model).__name__} cannot be decoded with a slot cache, so every token recomputes its "
-                    f"whole episode (right, but slow): {error}",
+                    f"{type(self.model).__name__} cannot be decoded with a slot cache, so every token "
+                    f"recomputes its whole episode (right, but slow): {error}",
                     stacklevel=4,
                 )
                 self.cached = False
@@ -162,7 +164,7 @@ class DecodingPolicy:
         return self._version + _WeightChanges.count - self._base
 
     def invalidate(self) -> None:
-        """Tell the policy that the weights changed in a way it cannot see (custom optimizers, ``.data`` edits)."""
+        """Say that weights changed in a way the policy cannot see (custom optimizers, ``.data`` edits)."""
         self._version += 1
 
     def sampling(self) -> dict[str, Any]:
@@ -187,7 +189,7 @@ class DecodingPolicy:
             if self._decoder is not None:
                 self._decoder.invalidate()
 
-    # -- acting ------------------------------------------------------------------------------------------------
+    # -- acting ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def act(
@@ -202,8 +204,8 @@ class DecodingPolicy:
             active: (N,) bool, rows that act; None = all. Others are forgotten, cost nothing and get token 0.
 
         Returns:
-            actions (N,) int64 and ``{"log_prob": (N,)}``, with ``"value": (N,)`` if there is a value head; 0 at rows
-            that do not act. Numpy in, numpy out. ``log_prob`` is under the distribution sampled from.
+            actions (N,) int64 and ``{"log_prob": (N,)}``, with ``"value": (N,)`` if there is a value head; 0
+            at rows that do not act. Numpy in, numpy out. ``log_prob`` is under the distribution sampled from.
         """
         ids = torch.as_tensor(obs["input_ids"])
         as_numpy = not isinstance(obs["input_ids"], Tensor)

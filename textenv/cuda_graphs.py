@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs: one replay instead of hundreds of kernel launches.
 
-Shapes must be static, so live slots and columns are rounded up to a few buckets, each captured once. Slots beyond the
-live ones compute garbage in their own rows, which their next prefill overwrites.
+Shapes must be static, so live slots and columns are rounded up to a few buckets, each captured once. Slots
+beyond the live ones compute garbage in their own rows, which their next prefill overwrites.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from textenv.decoding import Decoder, DecodeOutput
+    from textenv.decoding import DecodeOutput, Decoder
 
 _WARM_UP = 2
 

@@ -1,8 +1,8 @@
 """One token for every live row: a decoder over a slot cache, exact against the model's plain forward.
 
-Rows are the caller's (environment rows); slots are rows of the cache. Live slots are always a contiguous prefix, so a
-step costs as much as there are live rows, and it attends over the longest of them only. Shape letters: n rows or live
-slots, P prompt tokens, W logits of the model, d width of the LM head's input.
+Rows are the caller's (environment rows); slots are rows of the cache. Live slots are always a contiguous
+prefix, so a step costs as much as there are live rows, and it attends over the longest of them only. Shape
+letters: n rows or live slots, P prompt tokens, W logits of the model, d width of the LM head's input.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class DecodeOutput(NamedTuple):
 class Decoder:
     """Caches keys and values of up to ``slots`` rows and appends one token per step to all live ones.
 
-    The model runs in eval mode without gradients; its training flags are restored after every call. The cache belongs
-    to the weights it was filled with: call ``invalidate`` when they change.
+    The model runs in eval mode without gradients; its training flags are restored after every call. The cache
+    belongs to the weights it was filled with: call ``invalidate`` when they change.
 
     Args:
         model: a transformers causal LM.
@@ -113,11 +113,11 @@ class Decoder:
         self._live = 0
         self._rows: Tensor | None = None
 
-    # -- who is where ------------------------------------------------------------------------------------------
+    # -- who is where ----------------------------------------------------------------------------------------
 
     @property
     def rows(self) -> Tensor:
-        """(n,) int64 on the CPU: the live rows in slot order. ``decode`` is cheapest with exactly this tensor."""
+        """(n,) int64 on the CPU: the live rows in slot order, with which ``decode`` is cheapest."""
         if self._rows is None:
             self._rows = torch.from_numpy(self._row_of_slot[: self._live].copy())
         return self._rows
@@ -134,7 +134,7 @@ class Decoder:
 
     def _host_rows(self, rows: Tensor) -> np.ndarray:
         indices = rows.cpu().numpy()
-        if len(indices) and not (0 <= indices.min() and indices.max() < self.slots):
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self.slots):
             raise ValueError(f"rows must lie in [0, {self.slots}), got {indices.tolist()}")
         if len(np.unique(indices)) != len(indices):
             raise ValueError(f"rows must be distinct, got {indices.tolist()}")
@@ -151,7 +151,7 @@ class Decoder:
         return self._slot_of_row[rows]
 
     def release(self, rows: Tensor) -> None:
-        """Forget rows (n,) int64; the last live slots move into the holes. Rows that are not live are skipped."""
+        """Forget rows (n,) int64 (those that are live); the last live slots move into the holes."""
         indices = self._host_rows(rows)
         holes = self._slot_of_row[indices]
         holes = holes[holes >= 0]
@@ -173,7 +173,8 @@ class Decoder:
             self._masks.copy(source_, target_)
         self._row_of_slot[tail] = -1
         self._lengths[tail] = 0
-        # A dead slot may still be computed by a CUDA graph of a larger bucket: keep its position inside the buffers.
+        # A dead slot may still be computed by a CUDA graph of a larger bucket: keep its position inside the
+        # buffers.
         self._positions[live : self._live] = 0
         self._live = live
         self._rows = None
@@ -191,11 +192,11 @@ class Decoder:
     def _to_device(self, indices: np.ndarray) -> Tensor:
         return torch.from_numpy(indices).to(self.device, non_blocking=True)
 
-    # -- computing ---------------------------------------------------------------------------------------------
+    # -- computing -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def prefill(self, rows: Tensor, tokens: Tensor, lengths: Tensor) -> None:
-        """Cache exactly these tokens for these rows, from position 0, replacing what they had. The LM head is spared.
+        """Cache exactly these tokens for these rows, from position 0, without the LM head's work.
 
         Args:
             rows: (n,) int64, distinct.
@@ -203,14 +204,16 @@ class Decoder:
             lengths: (n,) int64 tokens of each row, 0..P.
 
         Raises:
-            ValueError: if a length lies outside 0..P, or reaches ``max_length`` and so leaves no column to decode.
+            ValueError: if a length lies outside 0..P, or reaches ``max_length`` and so leaves no column to
+                decode.
         """
         indices = self._host_rows(rows)
         ends = lengths.cpu().numpy().astype(np.int64)
-        if len(ends) and not (0 <= ends.min() and ends.max() <= min(tokens.shape[1], self.max_length - 1)):
+        most = min(tokens.shape[1], self.max_length - 1)
+        if len(ends) and not (ends.min() >= 0 and ends.max() <= most):
             raise ValueError(
-                f"lengths must lie in [0, {min(tokens.shape[1], self.max_length - 1)}] (tokens has {tokens.shape[1]} "
-                f"columns, max_length is {self.max_length}), got {ends.tolist()}"
+                f"lengths must lie in [0, {most}] (tokens has {tokens.shape[1]} columns, max_length is "
+                f"{self.max_length}), got {ends.tolist()}"
             )
         slots = self._claim(indices)
         slots_, ends_ = self._to_device(slots), self._to_device(ends)
@@ -304,8 +307,8 @@ _VERIFIED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str | None
 def verify_decoder(model: nn.Module, max_length: int) -> None:
     """Compare a small decoder with the model's plain forward; the verdict is remembered per model.
 
-    Two rows of different length, a release with compaction and a refill, beyond the smallest attention window that
-    ``max_length`` reaches.
+    Two rows of different length, a release with compaction and a refill, beyond the smallest attention window
+    that ``max_length`` reaches.
 
     Raises:
         UnsupportedModelError: if an array of logits differs or the model refuses the cache.

@@ -1,4 +1,4 @@
-"""Attention masks of the slot cache: additive, kept up to date by one write per token, chosen from the config.
+"""Attention masks of the slot cache: chosen from the config, kept up to date by one write per token.
 
 Shape letters: S slots, n live slots, L columns, Q queries.
 """
@@ -49,7 +49,7 @@ def attention_windows(config: Any) -> dict[str, int | None]:
 
 
 class SlotMasks:
-    """One additive mask per layer type, (S, 1, 1, L): 0 where a slot's next query may look, else the least float.
+    """One additive mask per layer type, (S, 1, 1, L): 0 where a slot's query may look, else the least float.
 
     Additive in the model's own dtype, because a boolean mask is silently wrong under eager attention.
     """
@@ -107,7 +107,7 @@ class SlotMasks:
 def causal_masks(
     windows: Mapping[str, int | None], rows: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor | dict[str, Tensor]:
-    """Masks for a prefill of ``rows`` right-padded rows from position 0, (rows, 1, length, length) without a copy."""
+    """Masks (rows, 1, length, length) of a prefill from position 0; expanded, not copied."""
     query = torch.arange(length, device=device).unsqueeze(-1)
     key = torch.arange(length, device=device)
     masks = {}

@@ -1,9 +1,9 @@
 """A causal LM seen in two parts, the backbone and the LM head, without knowing its architecture.
 
 The head's input is caught (and, to skip the head's work, cut short) by a forward pre-hook on the module that
-``get_output_embeddings`` names. So the model's own forward runs, and whatever it does around the head (soft caps,
-scales, adapters) stays exact. Shape letters: B rows, L tokens, A selected positions, d width of the head's input, W
-logits.
+``get_output_embeddings`` names. So the model's own forward runs, and whatever it does around the head (soft
+caps, scales, adapters) stays exact. Shape letters: B rows, L tokens, A selected positions, d width of the
+head's input, W logits.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class SplitModel:
     output: nn.Module | None
     """The module that makes the logits. None: the model cannot be split, and only ``logits`` works."""
     linear: bool
-    """Whether the logits are exactly ``output``, an ordinary ``nn.Linear``, applied to the backbone's output."""
+    """Whether the logits are exactly ``output``, an ordinary ``nn.Linear``, applied to the backbone's
+    output."""
 
     def backbone(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Input of the LM head at every position: (B, L) -> (B, L, d).
@@ -108,7 +109,8 @@ class SplitModel:
             raise ValueError(f"{type(self.model).__name__} has no LM head module of its own")
         if self.linear:
             return self.output(hidden)
-        # The model's own forward knows what follows its head; one dummy token carries the hidden states through it.
+        # The model's own forward knows what follows its head; one dummy token carries the hidden states
+        # through it.
         dummy = torch.zeros(1, 1, dtype=torch.int64, device=hidden.device)
         with catch_head_input(self.output, replacement=hidden.unsqueeze(0)):
             logits = self.model(
@@ -127,8 +129,8 @@ _SPLITS: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool, bool]] = weakref.
 def split_model(model: nn.Module) -> SplitModel:
     """Split a causal LM into backbone and head, checked against its plain forward once per model.
 
-    Where the parts do not give the plain forward's logits, the result refuses to split (``output`` is None), and
-    callers use ``SplitModel.logits``.
+    Where the parts do not give the plain forward's logits, the result refuses to split (``output`` is None),
+    and callers use ``SplitModel.logits``.
 
     Args:
         model: a transformers causal LM, possibly with adapters.

@@ -1,9 +1,9 @@
-"""Drawing tokens from logits: temperature is the caller's, top-k, top-p, greedy and counter-based draws are here.
+"""Drawing tokens from logits: top-k, top-p, greedy, and draws that depend on a counter-based key alone.
 
-A draw is a function of (logits row, key) and of nothing else, so it does not depend on which rows share the batch.
-On the CPU it inverts the cumulative distribution in two levels (blocks, then inside one block), which needs a single
-pass over the vocabulary; on CUDA it takes the argmax of logits plus Gumbel noise hashed from (key, token). The two
-give different draws from the same distribution. Shape letters: N rows, V vocabulary.
+A draw is a function of (logits row, key) and of nothing else, so it does not depend on which rows share the
+batch. On the CPU it inverts the cumulative distribution in two levels (blocks, then inside one block), which
+needs a single pass over the vocabulary; on CUDA it takes the argmax of logits plus Gumbel noise hashed from
+(key, token). The two give different draws from the same distribution. Shape letters: N rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def sample(logits: Tensor, key: Tensor | None = None) -> Tensor:
 
     Args:
         logits: (N, V) legal logits, already divided by the temperature; minus infinity is never drawn.
-        key: (N,) int64 noise keys. None draws from torch's global generator, which is not reproducible row by row.
+        key: (N,) int64 noise keys. None draws from torch's global generator, which is not reproducible row by
+            row.
 
     Returns:
         (N,) int64.
@@ -75,8 +76,8 @@ def log_prob_of(logits: Tensor, tokens: Tensor) -> Tensor:
 def filter_top_k_top_p(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Set everything outside the top k tokens, then outside the nucleus of mass p, to minus infinity.
 
-    The nucleus (Holtzman et al. 2020) is the smallest set of likeliest tokens with mass >= p after the top-k filter.
-    Tokens tied with the last one kept are kept too, so the result does not depend on a sort's order.
+    The nucleus (Holtzman et al. 2020) is the smallest set of likeliest tokens with mass >= p after the
+    top-k filter. Tokens tied with the last one kept are kept too, so no sort's order shows in the result.
 
     Args:
         logits: (N, V); not modified.
@@ -109,8 +110,8 @@ def _nucleus_threshold(logits: Tensor, top_p: float) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     log_total = wide.logsumexp(-1, keepdim=True)
     vocabulary = logits.shape[-1]
-    # Sorting 50k logits costs a hundred times more than picking the best few hundred, which nearly always hold the
-    # nucleus. On CUDA the look at the result would be a host sync, and the sort is fast.
+    # Sorting 50k logits costs a hundred times more than picking the best few hundred, which nearly always
+    # hold the nucleus. On CUDA the look at the result would be a host sync, and the sort is fast.
     count = vocabulary if logits.is_cuda else min(_TOP_P_CANDIDATES, vocabulary)
     while True:
         ranked = (
@@ -127,8 +128,8 @@ def _nucleus_threshold(logits: Tensor, top_p: float) -> Tensor:
 def _inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
     """Invert the cumulative distribution: probs (N, V), u (N,) float64 in (0, 1] -> (N,) int64.
 
-    Sums are float64, u is scaled by the last cumulative entry (probs need not sum to exactly 1) and kept below it, so
-    a token of probability zero is never chosen.
+    Sums are float64, u is scaled by the last cumulative entry (probs need not sum to exactly 1) and kept
+    below it, so a token of probability zero is never chosen.
     """
     vocabulary = probs.shape[-1]
     if vocabulary <= 4 * _BLOCK:
@@ -149,12 +150,15 @@ def _inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
 
 
 def _invert(cumulative: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """First index whose cumulative mass exceeds u times the total, and what is left of it inside that index."""
+    """First index whose cumulative mass exceeds u times the total, and the rest of it inside that index."""
     return _search(cumulative, u * cumulative[:, -1])
 
 
 def _search(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """First index whose cumulative mass exceeds ``target`` (kept below the total), and target minus the mass before."""
+    """First index whose cumulative mass exceeds ``target``, and ``target`` minus the mass before it.
+
+    The target is kept below the total, so the index exists and has a mass of its own.
+    """
     total = cumulative[:, -1]
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(-1)
     index = torch.searchsorted(cumulative, target, right=True)

@@ -1,7 +1,8 @@
-"""A key-value cache whose rows (slots) have lengths of their own, so that episodes of different age share one batch.
+"""A key-value cache whose rows (slots) have lengths of their own: episodes of any age share one batch.
 
-Every layer keeps full-length keys and values; which of them a query may see is the mask's business (``masks.py``).
-Shape letters: S slots, n live slots (always the first n), H key-value heads, P prompt tokens, D head width.
+Every layer keeps full-length keys and values; which of them a query may see is the mask's business
+(``masks.py``). Shape letters: S slots, n live slots (always the first n), H key-value heads, P prompt tokens,
+D head width.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class SlotLayer(CacheLayerMixin):
             kwargs: likewise.
 
         Returns:
-            Views of the first n slots and ``route.width`` columns (decode), or the arguments themselves (prefill: a
-            row that starts at position 0 sees nothing but its own tokens).
+            Views of the first n slots and ``route.width`` columns (decode), or the arguments themselves
+            (prefill: a row that starts at position 0 sees nothing but its own tokens).
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -114,7 +115,7 @@ class SlotCache(Cache):
         self.route.slots, self.route.positions = slots, None
 
     def decode(self, slots: Tensor, positions: Tensor, width: int) -> None:
-        """Let the next forward write one column per row, at ``positions`` (n,), and attend to ``width`` columns."""
+        """Let the next forward write column ``positions`` (n,) and attend to the first ``width`` columns."""
         self.route.slots, self.route.positions, self.route.width = slots, positions, width
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
