@@ -14,10 +14,14 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import shutil
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 torch.set_num_threads(1)
 
@@ -26,9 +30,8 @@ hypothesis.settings.register_profile("textenv", derandomize=True, deadline=None,
 hypothesis.settings.load_profile("textenv")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_caches() -> Iterator[None]:
-    yield
+def pytest_unconfigure() -> None:
+    """Remove this process's cache (with workers there is one each)."""
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
@@ -37,3 +40,29 @@ def _global_random_state() -> Iterator[None]:
     """Start every test from the same global seed, so that no test depends on those before it."""
     torch.manual_seed(0)
     yield
+
+
+_CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """256 bytes, <pad>, <s> and </s>, and a chat template; it adds no special tokens by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    base = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    base.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=base,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=_CHAT_TEMPLATE,
+    )

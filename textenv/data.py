@@ -1,0 +1,238 @@
+"""Users' data by the ecosystem's column names: prompts, completions, preferences, rewards, labels, messages.
+
+    text | prompt | prompt, completion | prompt, completion, label | prompt, completion, reward
+    prompt, chosen, rejected [, margin, label] | messages
+
+``load_columns`` finds and checks the records; ``prompts_from_records``, ``episodes_from_records`` and
+``preferences_from_records`` tokenise them. Every error names the place: file and line, or row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from textenv.data_sources import Row
+from textenv.encoding import PairEncoder, raise_at
+from textenv.episodes import EpisodeBatch, PreferenceBatch
+from textenv.prompts import PromptSet
+from textenv.records import FORMATS, Columns, Records, load_columns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "FORMATS",
+    "Records",
+    "episodes_from_records",
+    "load_columns",
+    "preferences_from_records",
+    "prompts_from_records",
+]
+
+_CHUNK = 1024
+"""Records tokenised at once."""
+
+
+def prompts_from_records(
+    records: Records,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_prompt_tokens: int | None = None,
+    truncation_side: str = "left",
+    chat_template: bool = False,
+) -> PromptSet:
+    """Tokenise the prompts; all other columns become columns of the set.
+
+    Args:
+        records: with the column ``prompt`` (text or messages), or ``messages`` (if the assistant speaks last,
+            that turn is left off).
+        tokenizer: a transformers tokenizer.
+        max_prompt_tokens: see ``PromptSet.from_texts``.
+        truncation_side: see ``PromptSet.from_texts``.
+        chat_template: render text prompts as a user's message, too; messages are always rendered.
+
+    Raises:
+        ValueError: naming the place, if a prompt is missing, empty or too long.
+        TypeError: naming the place, if a prompt has the wrong type.
+
+    Warns:
+        UserWarning: if prompts repeat, with their number.
+    """
+    by_messages = "prompt" not in records.columns and "messages" in records.columns
+    prompts: list[Any] = []
+    columns, seen = Columns(), _Repeats(records.name, "prompt")
+    for place, row in records.require("messages" if by_messages else "prompt").rows():
+        prompt = row.pop("messages" if by_messages else "prompt")
+        if by_messages and prompt[-1]["role"] == "assistant":
+            prompt = prompt[:-1]
+            if not prompt:
+                raise ValueError(f"{place}: messages hold the assistant's turn alone, so there is no prompt")
+        if prompts and isinstance(prompt, str) != isinstance(prompts[0], str):
+            raise TypeError(
+                f"{place}: prompts must be all texts or all messages, got {type(prompt).__name__}"
+            )
+        prompts.append(prompt)
+        seen.add(prompt)
+        columns.add(row)
+    seen.warn()
+    try:
+        return PromptSet.from_texts(
+            prompts,
+            tokenizer,
+            columns=columns.values,
+            max_prompt_tokens=max_prompt_tokens,
+            truncation_side=truncation_side,
+            chat_template=chat_template or not isinstance(prompts[0], str),
+        )
+    except (TypeError, ValueError) as error:
+        raise_at(records.name, error)
+
+
+def episodes_from_records(
+    records: Records,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    append_eos: bool = True,
+    chat_template: bool = False,
+    turns: str = "last",
+) -> EpisodeBatch:
+    """Tokenise prompts and completions into episodes.
+
+    Args:
+        records: with the columns ``prompt`` and ``completion`` (both text or both messages), or ``messages``
+            (the assistant's last turn is the completion), or ``text`` (a completion of nothing). A column
+            ``reward`` (number) is paid at the last action. All other columns become extras; ``label`` becomes
+            bools if ``load_columns`` was told to require it.
+        tokenizer: a transformers tokenizer; messages need one with a chat template.
+        max_length: longest episode in tokens; a longer one loses its end and counts as truncated.
+        append_eos: end completions by EOS, as generated ones would.
+        chat_template: render text prompts and completions as a user's and an assistant's message.
+        turns: whose tokens are actions in messages: the assistant's "last" turn, or "all" its turns.
+
+    Raises:
+        ValueError: naming the place, if a record cannot be an episode (no token to learn, prompt too long).
+        TypeError: naming the place, if a value has the wrong type.
+
+    Warns:
+        UserWarning: if records repeat, with their number.
+    """
+    found = set(records.columns)
+    forms: list[tuple[str, ...]] = [("prompt", "completion"), ("messages",), ("text",)]
+    used = next((form for form in forms if found.issuperset(form)), forms[0])
+    paid = "reward" in found
+    records = records.require(*used, *(["reward"] if paid else []))
+    encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template or used[0] == "messages", turns)
+    extras, seen = Columns(), _Repeats(records.name, " and ".join(used))
+    parts = []
+    for chunk in _chunks(records.rows()):
+        rewards = [row.pop("reward") for _, row in chunk] if paid else None
+        pairs = []
+        for place, row in chunk:
+            values = [row.pop(name) for name in used]
+            seen.add(values)
+            if used[0] == "messages":
+                values = [values[0][:-1], values[0][-1:]]
+            elif used[0] == "text":
+                values = ["", values[0]]
+            pairs.append((place, values[0], values[1]))
+            if "label" in records.required:
+                if row["label"] not in (False, True):
+                    raise ValueError(f"{place}: label must be true or false, got {row['label']!r}")
+                row["label"] = bool(row["label"])
+            extras.add(row)
+        parts.append(encoder.encode(pairs, rewards))
+    seen.warn()
+    return _joined(parts, extras.values)
+
+
+def preferences_from_records(
+    records: Records,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    append_eos: bool = True,
+    chat_template: bool = False,
+) -> PreferenceBatch:
+    """Tokenise pairs of completions.
+
+    Args:
+        records: with ``prompt``, ``chosen`` and ``rejected`` (all text or all messages). A column ``margin``
+            (number) is the margin; ``label`` (number in [0, 1]) the probability that ``chosen`` is really
+            better. All other columns become extras of both sides.
+        tokenizer: a transformers tokenizer.
+        max_length: see ``episodes_from_records``.
+        append_eos: see ``episodes_from_records``.
+        chat_template: see ``episodes_from_records``.
+
+    Raises:
+        ValueError: naming the place, if both sides of a pair are equal, or it cannot be encoded.
+        TypeError: naming the place, if a value has the wrong type.
+
+    Warns:
+        UserWarning: if pairs repeat, with their number.
+    """
+    weights: dict[str, list[float]] = {name: [] for name in ("margin", "label") if name in records.columns}
+    records = records.require("prompt", "chosen", "rejected", *weights)
+    encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template, "last")
+    extras, seen = Columns(), _Repeats(records.name, "pair")
+    chosen, rejected = [], []
+    for chunk in _chunks(records.rows()):
+        pairs = []
+        for place, row in chunk:
+            prompt, better, worse = (row.pop(name) for name in ("prompt", "chosen", "rejected"))
+            if better == worse:
+                raise ValueError(f"{place}: chosen and rejected are equal: {better!r}")
+            for name, column in weights.items():
+                column.append(float(row.pop(name)))
+            if "label" in weights and not 0 <= weights["label"][-1] <= 1:
+                raise ValueError(f"{place}: label must lie in [0, 1], got {weights['label'][-1]}")
+            pairs.append((place, prompt, better, worse))
+            seen.add((prompt, better, worse))
+            extras.add(row)
+        chosen.append(encoder.encode([(place, prompt, better) for place, prompt, better, _ in pairs]))
+        rejected.append(encoder.encode([(place, prompt, worse) for place, prompt, _, worse in pairs]))
+    seen.warn()
+    tensors = {name: torch.tensor(column) for name, column in weights.items()}
+    return PreferenceBatch(
+        chosen=_joined(chosen, extras.values),
+        rejected=_joined(rejected, extras.values),
+        margin=tensors.get("margin"),
+        label=tensors.get("label"),
+    )
+
+
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    return iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
+
+
+def _joined(parts: list[EpisodeBatch], extras: Mapping[str, list[Any]]) -> EpisodeBatch:
+    batch = EpisodeBatch.concat(parts)
+    batch.episode_id = torch.arange(len(batch))
+    batch.extras = {name: list(values) for name, values in extras.items()}
+    return batch
+
+
+class _Repeats:
+    """Counts records that were there before; it keeps a hash of each, not the record."""
+
+    def __init__(self, source: str, what: str) -> None:
+        self._source, self._what = source, what
+        self._hashes: set[int] = set()
+        self._count = 0
+
+    def add(self, content: object) -> None:
+        self._hashes.add(hash(repr(content)))
+        self._count += 1
+
+    def warn(self) -> None:
+        if repeats := self._count - len(self._hashes):
+            warnings.warn(
+                f"{self._source}: {repeats} of {self._count} records repeat an earlier one's {self._what}",
+                stacklevel=3,
+            )

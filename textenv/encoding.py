@@ -1,0 +1,125 @@
+"""Prompts and completions, as texts or messages, encoded into episodes, with errors that name the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from textenv.chat import encode_conversation
+from textenv.episodes import EpisodeBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def raise_at(place: str, error: Exception) -> NoReturn:
+    """Raise the error again with the place before its message.
+
+    Raises:
+        TypeError: if it was one.
+        ValueError: otherwise.
+    """
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    raise kind(f"{place}: {error}") from error
+
+
+@dataclass
+class PairEncoder:
+    """How the records of one source become episodes; see ``textenv.data.episodes_from_records``."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None
+    append_eos: bool
+    chat_template: bool
+    turns: str
+
+    def encode(
+        self, pairs: Sequence[tuple[str, Any, Any]], rewards: Sequence[float] | None = None
+    ) -> EpisodeBatch:
+        """Encode (place, prompt, completion) triples.
+
+        Args:
+            pairs: prompt and completion are both texts or both lists of messages.
+            rewards: one number each, paid at the last action.
+
+        Raises:
+            ValueError: naming the place of the first record that cannot be encoded.
+            TypeError: naming the place, if texts and messages are mixed.
+        """
+        try:
+            batch = self._encode(pairs, rewards)
+            empty = ~batch.action_mask.any(-1)
+            if bool(empty.any()):
+                raise ValueError(
+                    "no token to learn from: the completion is empty and nothing is appended to it"
+                )
+            return batch
+        except (TypeError, ValueError) as error:
+            if len(pairs) == 1:
+                raise_at(pairs[0][0], error)
+            for i, pair in enumerate(pairs):  # one by one, to find out which
+                self.encode([pair], None if rewards is None else rewards[i : i + 1])
+            raise
+
+    def _encode(self, pairs: Sequence[tuple[str, Any, Any]], rewards: Sequence[float] | None) -> EpisodeBatch:
+        as_text = [(isinstance(prompt, str), isinstance(completion, str)) for _, prompt, completion in pairs]
+        if not self.chat_template and all(both == (True, True) for both in as_text):
+            return EpisodeBatch.from_texts(
+                [prompt for _, prompt, _ in pairs],
+                [completion for _, _, completion in pairs],
+                self.tokenizer,
+                rewards=rewards,
+                append_eos=self.append_eos,
+                max_length=self.max_length,
+            )
+        if not self.chat_template and any(True in both for both in as_text):
+            raise TypeError("prompt and completion must both be texts or both messages, in all records alike")
+        return self._encode_messages(
+            [[*_messages(prompt, "user"), *_messages(reply, "assistant")] for _, prompt, reply in pairs],
+            rewards,
+        )
+
+    def _encode_messages(
+        self, conversations: Sequence[list[dict[str, Any]]], rewards: Sequence[float] | None
+    ) -> EpisodeBatch:
+        eos, limit = self.tokenizer.eos_token_id, self.max_length
+        if self.append_eos and eos is None:
+            raise ValueError("append_eos needs a tokenizer with an eos_token, got one without")
+        prompts, responses, masks = [], [], []
+        truncated = torch.zeros(len(conversations), dtype=torch.bool)
+        for i, messages in enumerate(conversations):
+            prompt, response, is_action = encode_conversation(messages, self.tokenizer, turns=self.turns)
+            if self.append_eos and response[-1:] != [eos]:
+                response, is_action = [*response, eos], [*is_action, True]
+            if limit is not None and len(prompt) + len(response) > limit:
+                if len(prompt) >= limit:
+                    raise ValueError(
+                        f"the prompt has {len(prompt)} tokens, which leaves no room for a completion in "
+                        f"max_length={limit}"
+                    )
+                response, is_action = response[: limit - len(prompt)], is_action[: limit - len(prompt)]
+                truncated[i] = True
+            prompts.append(prompt)
+            responses.append(response)
+            masks.append(is_action)
+        pad = self.tokenizer.pad_token_id
+        batch = EpisodeBatch.from_ids(
+            prompts,
+            responses,
+            pad_token_id=0 if pad is None else pad,
+            terminated=~truncated,
+            truncated=truncated,
+        )
+        for i, is_action in enumerate(masks):
+            start = len(prompts[i])
+            batch.action_mask[i, start : start + len(is_action)] = torch.tensor(is_action, dtype=torch.bool)
+        if rewards is not None:
+            batch.rewards = batch.at_last_action(torch.tensor(rewards, dtype=torch.float32))
+        return batch
+
+
+def _messages(value: Any, role: str) -> list[dict[str, Any]]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)

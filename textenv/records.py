@@ -1,0 +1,206 @@
+"""Records: rows of users' data, found anywhere, checked by column name, and errors that name their place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from textenv.chat import check_messages
+from textenv.data_sources import DataLike, Row, Source, is_untyped, nearest, open_source
+
+FORMATS = (
+    ("prompt", "chosen", "rejected"),
+    ("prompt", "completion"),
+    ("messages",),
+    ("prompt",),
+    ("text",),
+)
+"""Columns that make a usable record; the first that a source has is required where the caller names none."""
+TEXT_COLUMNS = ("text", "prompt", "completion", "chosen", "rejected")
+"""Columns of text or (but for ``text``) of messages."""
+NUMBER_COLUMNS = ("reward", "margin", "label")
+"""Columns of numbers; a label may be a bool."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Checked records of one source. Iterating reads the source again, a row at a time."""
+
+    name: str
+    """Where they come from, for messages."""
+    columns: tuple[str, ...]
+    """Columns of the first record."""
+    required: tuple[str, ...]
+    """Columns that every record must have, with a value of the right type."""
+    source: Source
+    """Starts a pass over the unchecked rows."""
+    rename: Mapping[str, str]
+    """The source's name of a column -> ours."""
+
+    def rows(self) -> Iterator[Row]:
+        """(place, record) of every record, checked on the way.
+
+        Raises:
+            ValueError: if a required column is missing or null, a prompt or text is empty, or a number is not
+                finite.
+            TypeError: if a value has the wrong type.
+        """
+        for place, raw in self.source():
+            row = {self.rename.get(name, name): value for name, value in raw.items()}
+            for name in self.required:
+                if name not in row:
+                    raise ValueError(_no_column(place, name, row))
+                row[name] = _checked(name, row[name], place)
+            yield place, row
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (row for _, row in self.rows())
+
+    def require(self, *names: str) -> Records:
+        """The same records, with more columns required.
+
+        Raises:
+            ValueError: if the first record lacks one; the message lists its columns and names the nearest.
+        """
+        for name in names:
+            if name not in self.columns:
+                raise ValueError(_no_column(self.name, name, self.columns))
+        more = [name for name in dict.fromkeys(names) if name not in self.required]
+        return replace(self, required=(*self.required, *more))
+
+    def to_columns(self) -> dict[str, list[Any]]:
+        """All records in memory: column -> values, None where a record lacks the column."""
+        columns = Columns()
+        for row in self:
+            columns.add(row)
+        return columns.values
+
+
+def load_columns(
+    data: DataLike,
+    *,
+    columns: Sequence[str] | None = None,
+    split: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> Records:
+    """Find records and check what the first one says about them.
+
+    Files are streamed at every pass, so a large one costs no memory here. Blank lines are skipped.
+
+    Args:
+        data: a path to JSON lines, JSON, CSV or Parquet; a folder of such files (splits by file or folder
+            name) or of a saved ``datasets.Dataset``; a ``Dataset`` or ``DatasetDict``; a list of dicts; a
+            dict of lists; or a hub id.
+        columns: columns that every record must have. None takes the first of ``FORMATS`` that the data has.
+        split: which split, where there are several; None means the only one or "train".
+        rename: the source's name of a column -> ours, for example ``{"question": "prompt"}``.
+        config: configuration of a hub data set that has several.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+        ConnectionError: if a hub id cannot be loaded.
+        ValueError: if the source is empty, lacks a column or has no such split; errors in later rows come
+            when the records are read.
+
+    Example:
+        >>> records = load_columns([{"prompt": "1 + 1 =", "answer": "2"}])
+        >>> records.columns, records.required
+        (('prompt', 'answer'), ('prompt',))
+        >>> load_columns([{"promt": "1 + 1 ="}], columns=["prompt"])
+        Traceback (most recent call last):
+            ...
+        ValueError: the list has no column 'prompt' (did you mean 'promt'?); its columns: ['promt']
+    """
+    if isinstance(columns, str):
+        raise TypeError(f"columns must be a list of names, got the string {columns!r}")
+    name, source = open_source(data, split=split, config=config)
+    first = next(iter(source()), None)
+    if first is None:
+        raise ValueError(f"{name} holds no records")
+    rename = dict(rename or {})
+    for column in rename:
+        if column not in first[1]:
+            raise ValueError("rename: " + _no_column(name, column, first[1]))
+    found = tuple(rename.get(column, column) for column in first[1])
+    if len(set(found)) < len(found):
+        raise ValueError(f"rename={rename} gives two columns of {name} the same name: {sorted(found)}")
+    records = Records(name=name, columns=found, required=(), source=source, rename=rename)
+    if columns is None:
+        columns = next((form for form in FORMATS if set(form) <= set(found)), None)
+    if columns is None:
+        known = " | ".join(", ".join(form) for form in FORMATS)
+        hint = next((text for form in FORMATS if (text := nearest(form[0], found))), "")
+        raise ValueError(
+            f"{name} has none of the known columns ({known}){hint}; its columns: {sorted(found)}"
+        )
+    return records.require(*columns)
+
+
+def _no_column(where: str, name: str, columns: Sequence[str] | Mapping[str, Any]) -> str:
+    return f"{where} has no column {name!r}{nearest(name, columns)}; its columns: {sorted(columns)}"
+
+
+def _checked(name: str, value: Any, place: str) -> Any:
+    """The value of a required column, or an error that names the place."""
+    where = f"{place}: {name}"
+    if value is None:
+        raise ValueError(f"{where} is null")
+    if name in NUMBER_COLUMNS:
+        return _number(value, name, place)
+    if name == "messages":
+        return check_messages(value, where)
+    if name not in TEXT_COLUMNS:
+        return value
+    if isinstance(value, str):
+        if not value and name in ("text", "prompt"):
+            raise ValueError(f"{where} is empty")
+        return value
+    if name == "text" or not isinstance(value, Sequence):
+        expected = "a string" if name == "text" else "a string or a list of messages"
+        raise TypeError(f"{where} must be {expected}, got {type(value).__name__} {value!r}")
+    return check_messages(value, where)
+
+
+def _number(value: Any, name: str, place: str) -> float | bool:
+    """A finite number; for label also a bool. CSV cells, which have no type, are parsed."""
+    where = f"{place}: {name}"
+    if isinstance(value, str) and is_untyped(place):
+        word = value.strip().lower()
+        if name == "label" and word in ("true", "false"):
+            return word == "true"
+        try:
+            value = float(word)
+        except ValueError:
+            raise ValueError(f"{where} must be a number, got {value!r}") from None
+    if not isinstance(value, (bool, int, float)) or (isinstance(value, bool) and name != "label"):
+        raise TypeError(f"{where} must be a number, got {type(value).__name__} {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{where} must be finite, got {value}")
+    return value
+
+
+class Columns:
+    """Rows collected into columns, None where a row lacks one.
+
+    >>> columns = Columns()
+    >>> columns.add({"a": 1})
+    >>> columns.add({"b": 2})
+    >>> columns.values
+    {'a': [1, None], 'b': [None, 2]}
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Any]] = {}
+        self._count = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append one row."""
+        for name in row:
+            if name not in self.values:
+                self.values[name] = [None] * self._count
+        for name, column in self.values.items():
+            column.append(row.get(name))
+        self._count += 1
