@@ -43,10 +43,10 @@ class FunctionReward(RewardTerm):
 
     def __init__(self, function: Callable[..., Any], name: str | None = None, /, **arguments: Any) -> None:
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self._constants = arguments
         try:
-            parameters = inspect.signature(function).parameters
+            parameters = dict(inspect.signature(function).parameters)
         except (TypeError, ValueError):  # a builtin without a signature: offer everything
             parameters = {}
             self._takes_all = True

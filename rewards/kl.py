@@ -205,8 +205,9 @@ class KLPenalty(RewardTerm):
         """(B, L) log-probs under the reference."""
         if self.reference is None:
             return self._policy().reference().log_prob(episodes)
-        if hasattr(self.reference, "log_prob"):
-            return self.reference.log_prob(episodes)
+        reference: Any = self.reference
+        if hasattr(reference, "log_prob"):
+            return reference.log_prob(episodes)
         from textenv.log_probs import token_log_probs
 
         temperature, legality = self._sampling(episodes)
@@ -219,7 +220,7 @@ class KLPenalty(RewardTerm):
         """Temperature and legality of the policy, which the reference has to share."""
         legality = Legality.from_sampling(episodes.sampling)
         temperature = episodes.sampling.get("temperature")
-        policy = None if self._env is None else self._env.policy
+        policy: Any = None if self._env is None else self._env.policy
         if temperature is None and hasattr(policy, "sampling"):
             temperature = policy.sampling().get("temperature")
         return 1.0 if temperature is None else float(temperature), legality
@@ -231,6 +232,6 @@ class KLPenalty(RewardTerm):
         if self._loaded is None:
             from transformers import AutoModelForCausalLM
 
-            model = AutoModelForCausalLM.from_pretrained(self.reference)
+            model = AutoModelForCausalLM.from_pretrained(str(self.reference))
             self._loaded = model.requires_grad_(False).eval().to(device)
         return self._loaded

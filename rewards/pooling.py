@@ -40,14 +40,17 @@ class ScoreReader:
         self, model: nn.Module, *, head: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
         self.model = model
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.vocab_size: int | None = getattr(text, "vocab_size", None)
         self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
         """Longest row, None if the model names none."""
-        self._pads = {getattr(source, "pad_token_id", None) for source in (text, tokenizer)}
-        self._pads |= {getattr(source, "eos_token_id", None) for source in (text, tokenizer)}
-        self._pads = {pad for pad in self._pads if isinstance(pad, int)}
+        special = [
+            getattr(source, f"{kind}_token_id", None)
+            for source in (text, tokenizer)
+            for kind in ("pad", "eos")
+        ]
+        self._pads: set[int] = {token for token in special if isinstance(token, int)}
         self.head, self.backbone = _split(model, head)
         self._per_token = False
         self._count = 1
@@ -134,7 +137,10 @@ class ScoreReader:
 
 def _split(model: nn.Module, head: str | None) -> tuple[nn.Module | None, nn.Module | None]:
     """Head and backbone, or (None, None) if the model is to be used as it is."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole: Any = model
+    inner = (
+        whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    )  # adapters are layers inside
     if head is not None:
         try:
             module = attrgetter(head)(inner)

@@ -206,7 +206,7 @@ def _from_target(
     from textenv.rewards.functions import FunctionReward
 
     if not inspect.isclass(target):
-        return FunctionReward(target, name=name or _name_of(target), **arguments)
+        return FunctionReward(target, name or _name_of(target), **arguments)
     if not issubclass(target, RewardTerm):
         raise ValueError(f"reward {name!r} must be a RewardTerm class, got {target.__name__}")
     _check_arguments(target, name or target.name, arguments)
@@ -285,8 +285,8 @@ def _normalize(spec: Any, where: str, allow_imports: bool) -> list[Any]:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     nested: Mapping[str, str] = {}
-    if inspect.isclass(target):
-        nested = target.nested  # type: ignore[attr-defined]
+    if isinstance(target, type) and issubclass(target, RewardTerm):
+        nested = target.nested
         try:
             _check_arguments(target, name, arguments)
         except ValueError as error:
