@@ -297,7 +297,8 @@ class DecodingPolicy:
         parked = decoder.live & ~acts
         if parked.any():
             decoder.release(torch.from_numpy(parked.nonzero()[0]))
-        refill = (told[0].astype(bool) & acts).nonzero()[0]
+        # A fresh row of one token has nothing cached and nothing to cache, yet it needs a slot.
+        refill = ((told[0].astype(bool) | ~decoder.live) & acts).nonzero()[0]
         if len(refill):
             ends = told[2][refill] - 1
             refill_ = torch.from_numpy(refill)
