@@ -1,0 +1,69 @@
+"""What an optimizer step learns from: episodes, and the tensors that belong to them row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from textenv.episodes import EpisodeBatch
+
+
+@dataclass
+class TrainingBatch:
+    """B episodes with further tensors aligned to them: (B, L) by token or (B,) by episode.
+
+    Example:
+        >>> episodes = EpisodeBatch.from_ids([[1], [1, 2]], [[3, 4], [5]])
+        >>> batch = TrainingBatch(episodes, {"advantages": torch.ones(2, 3)})
+        >>> batch.select(torch.tensor([1]))["advantages"].shape
+        torch.Size([1, 3])
+    """
+
+    episodes: EpisodeBatch
+    """The B episodes."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """name -> (B, L) or (B,): advantages, returns, old and reference log-probs, ..."""
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            if tensor.shape[0] != len(self.episodes):
+                raise ValueError(f"{name} must have {len(self.episodes)} rows, got {tensor.shape[0]}")
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, L) bool: own tokens."""
+        return self.episodes.action_mask
+
+    def select(self, index: Tensor) -> TrainingBatch:
+        """Rows by index (b,) int64, trimmed to their longest episode."""
+        episodes = self.episodes.select(index)
+        width = episodes.input_ids.shape[1]
+        index = index.to(self.episodes.device)
+        tensors = {
+            name: tensor[index, :width] if tensor.dim() == 2 else tensor[index]
+            for name, tensor in self.tensors.items()
+        }
+        return TrainingBatch(episodes, tensors)
+
+    def microbatches(self, max_tokens: int) -> Iterator[TrainingBatch]:
+        """Length-sorted parts of at most ``max_tokens`` padded tokens (at least one row each)."""
+        if len(self) * self.episodes.input_ids.shape[1] <= max_tokens:
+            yield self
+            return
+        for index, _ in self.episodes.token_budget_batches(max_tokens):
+            yield self.select(index)
+
+
+def epoch_order(rows: int, *, seed: int, epoch: int) -> Tensor:
+    """Order in which epoch ``epoch`` visits the rows: (rows,) int64, a function of its arguments alone."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(rows, generator=generator)

@@ -1,0 +1,74 @@
+"""Offline data in every form that users have, as episodes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from textenv.episodes import EpisodeBatch, PreferenceBatch
+
+
+def as_episodes(dataset: Any, tokenizer: Any) -> EpisodeBatch:
+    """Turn a data set into episodes.
+
+    Args:
+        dataset: an ``EpisodeBatch`` (or the path of a saved one's data), a ``PreferenceBatch`` (chosen earns +1, rejected -1), or
+            anything that ``textenv.data.load_columns`` reads: a path, hub id, ``datasets`` object or list of rows with
+            the columns prompt and completion (and reward), prompt, chosen and rejected, prompt and completions (ranked, best
+            first: rewards fall in equal steps from +1 to -1), text, or messages.
+        tokenizer: needed for everything that is text.
+
+    Raises:
+        ValueError: if text is given without a tokenizer, or the columns fit none of the forms.
+    """
+    if isinstance(dataset, EpisodeBatch):
+        return dataset
+    if isinstance(dataset, PreferenceBatch):
+        return from_preferences(dataset)
+    if tokenizer is None:
+        raise ValueError("a data set of texts needs tokenizer=, got None")
+    from textenv.data import episodes_from_records, load_columns, preferences_from_records
+
+    source = os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
+    records = load_columns(source)
+    columns = set(records.columns)
+    if {"chosen", "rejected"} <= columns:
+        return from_preferences(preferences_from_records(records, tokenizer))
+    if "completions" in columns:
+        return from_rankings(records, tokenizer)
+    return episodes_from_records(records, tokenizer)
+
+
+def from_preferences(pairs: PreferenceBatch) -> EpisodeBatch:
+    """Both sides of every pair, +1 for the chosen and -1 for the rejected one: B pairs -> 2B episodes."""
+    sides = []
+    for episodes, reward in ((pairs.chosen, 1.0), (pairs.rejected, -1.0)):
+        side = episodes.select(slice(None))
+        side.rewards = side.at_last_action(torch.full((len(side),), reward, device=side.device))
+        side.reward_terms = {}
+        sides.append(side)
+    joined = EpisodeBatch.concat(sides)
+    joined.episode_id = torch.arange(len(joined), device=joined.device)
+    return joined
+
+
+def from_rankings(records: Any, tokenizer: Any) -> EpisodeBatch:
+    """Rows of a prompt and its completions, best first; rewards fall in equal steps from +1 to -1.
+
+    Raises:
+        ValueError: if a row ranks fewer than two completions.
+    """
+    prompts: list[str] = []
+    completions: list[str] = []
+    rewards: list[float] = []
+    for number, row in enumerate(records):
+        ranked = row["completions"]
+        if not isinstance(ranked, list | tuple) or len(ranked) < 2:
+            raise ValueError(f"row {number}: completions must be a list of at least 2, best first, got {ranked!r}")
+        for rank, completion in enumerate(ranked):
+            prompts.append(row["prompt"])
+            completions.append(completion)
+            rewards.append(1.0 - 2.0 * rank / (len(ranked) - 1))
+    return EpisodeBatch.from_texts(prompts, completions, tokenizer, rewards=rewards)

@@ -1,0 +1,282 @@
+"""Proximal policy optimisation with a critic on the shared trunk (Schulman et al. 2017; Ziegler et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from textenv import scoring as scorer
+from textenv.agents.advantages import get_advantage
+from textenv.agents.base import OnlineAgent, Stats, Totals
+from textenv.agents.batch import TrainingBatch, epoch_order
+from textenv.agents.config import OnlineConfig
+from textenv.agents.losses import (
+    entropy_loss,
+    explained_variance,
+    kl_loss,
+    masked_mean,
+    masked_whiten,
+    ppo_policy_loss,
+    ppo_value_loss,
+    sft_loss,
+)
+from textenv.agents.policy import LanguagePolicy
+from textenv.agents.registry import register_agent
+from textenv.episodes import EpisodeBatch
+from textenv.rewards.kl import KLPenalty
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(OnlineConfig):
+    """Settings of PPO."""
+
+    gamma: float = 1.0
+    """Discount per own token."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    advantage: str = "gae"
+    """Name of the registered advantage estimator."""
+    whiten_advantages: bool = True
+    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
+    whiten_rewards: bool = False
+    """Scale the rewards of an iteration to variance 1 over own tokens before advantages are estimated."""
+    clip_range: float = 0.2
+    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range)."""
+    clip_range_high: float | None = None
+    """Upper side of the clip, if it differs."""
+    dual_clip: float | None = None
+    """Bound on the loss where the advantage is negative, 3.0 is usual; None has no bound."""
+    value_clip_range: float | None = 0.2
+    """Clip of the value function around its old values; None does not clip."""
+    value_coef: float = 0.1
+    """Weight of the value loss."""
+    value_model: Literal["shared", "separate"] = "shared"
+    """The critic: a head on the policy's trunk, or a model of its own that starts as a copy of the policy's."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    kl_coef: float = 0.05
+    """Weight of the KL divergence from the reference; 0 keeps none (and no reference)."""
+    kl_placement: Literal["reward", "loss"] = "reward"
+    """Pay the KL as a per-token reward (k1), or add it to the loss (k3)."""
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    """Whether the coefficient in the reward follows ``kl_target``."""
+    kl_target: float = 6.0
+    """Target of the adaptive controller in nats a sequence."""
+    kl_horizon: int = 10_000
+    """Episodes over which the adaptive controller acts."""
+    score_scale: bool = False
+    """Divide scores (rewards without the KL) by their running standard deviation."""
+    score_clip: float | None = None
+    """Clip scores, after scaling, to [-score_clip, score_clip] an episode."""
+    stop_at_kl: float | None = None
+    """End an iteration's passes once the approximate KL of an optimizer step exceeds this, in nats a token."""
+    bootstrap_truncated: bool = False
+    """Take V after the last token of an episode cut by the token budget as the value of what would follow."""
+    ptx_coef: float = 0.0
+    """Weight of the next-token loss on ``dataset`` (the pretraining mixture of InstructGPT); needs ``dataset``."""
+    ptx_batch_size: int = 32
+    """Episodes of ``dataset`` in each optimizer step."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(
+            gamma="[0, 1]",
+            gae_lambda="[0, 1]",
+            clip_range="(0, 1)",
+            clip_range_high="> 0",
+            dual_clip="> 1",
+            value_clip_range="> 0",
+            value_coef=">= 0",
+            entropy_coef=">= 0",
+            kl_coef=">= 0",
+            kl_target="> 0",
+            kl_horizon=">= 1",
+            score_clip="> 0",
+            stop_at_kl="> 0",
+            ptx_coef=">= 0",
+            ptx_batch_size=">= 1",
+        )
+        get_advantage(self.advantage)
+
+
+@register_agent("ppo")
+class PPO(OnlineAgent):
+    """PPO with a value head, GAE and a KL penalty."""
+
+    config_class = PPOConfig
+    config: PPOConfig
+
+    def make_policy(self, model: Any) -> LanguagePolicy:
+        """A policy with a critic."""
+        if isinstance(model, LanguagePolicy):
+            model.add_critic(self.config.value_model)
+            return model
+        return LanguagePolicy(
+            model, tokenizer=self.tokenizer, seed=self.config.seed, value_head=self.config.value_model
+        )
+
+    def setup(self) -> None:
+        """Take the reference, and put the KL penalty into the reward where it belongs there."""
+        cfg = self.config
+        if cfg.ptx_coef and self.dataset is None:
+            raise ValueError(f"ptx_coef={cfg.ptx_coef} needs dataset= (EpisodeBatch), got None")
+        self.score_std = RunningStd()
+        self.kl_term: KLPenalty | None = None
+        self.envs.unwrapped.bind(self.policy)
+        terms = [wrapper.term for wrapper in scorer.reward_wrappers(self.envs)]
+        penalised = any(isinstance(term, KLPenalty) for term in terms)
+        if cfg.kl_coef or penalised:
+            self.reference = self.policy.reference()
+        if cfg.kl_coef and cfg.kl_placement == "reward" and not penalised:
+            self.kl_term = KLPenalty(
+                coef=cfg.kl_coef, controller=cfg.kl_controller, target=cfg.kl_target, horizon=cfg.kl_horizon
+            )
+            self.envs = self.kl_term.wrap(self.envs)
+
+    def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
+        """Old log-probs and values, reference log-probs where the loss wants them, advantages and returns."""
+        cfg, mask = self.config, episodes.action_mask
+        old = self.policy.evaluate(episodes, values=True, final_values=cfg.bootstrap_truncated)
+        rewards = self.shaped_rewards(episodes)
+        if cfg.whiten_rewards:
+            rewards = masked_whiten(rewards, mask, shift_mean=False)
+        final = torch.where(episodes.truncated, old.final_values, 0.0) if cfg.bootstrap_truncated else None
+        advantages, returns = get_advantage(cfg.advantage)(
+            rewards,
+            mask,
+            values=old.values,
+            final_values=final,
+            groups=episodes.prompt_index,
+            gamma=cfg.gamma,
+            gae_lambda=cfg.gae_lambda,
+        )
+        if cfg.whiten_advantages:
+            advantages = masked_whiten(advantages, mask)
+        tensors = {
+            "old_log_probs": old.log_probs,
+            "old_values": old.values,
+            "advantages": advantages,
+            "returns": returns,
+        }
+        if self.reference is not None and (cfg.kl_placement == "loss" or self.kl_term is None):
+            tensors["ref_log_probs"] = self.reference.log_prob(episodes)
+        return TrainingBatch(episodes, tensors)
+
+    def shaped_rewards(self, episodes: EpisodeBatch) -> Tensor:
+        """Rewards with scores scaled and clipped as configured; the KL penalty is left as it is."""
+        cfg = self.config
+        if not cfg.score_scale and cfg.score_clip is None:
+            return episodes.rewards
+        kl = torch.zeros_like(episodes.rewards)
+        for wrapper in scorer.reward_wrappers(self.envs):
+            if isinstance(wrapper.term, KLPenalty):
+                kl = kl + episodes.reward_terms[wrapper.name]
+        scores = episodes.rewards - kl
+        if cfg.score_scale:
+            self.score_std.update(scores.sum(-1))
+            scores = scores / self.score_std.std
+        if cfg.score_clip is not None:
+            total = scores.sum(-1)
+            clipped = total.clamp(-cfg.score_clip, cfg.score_clip)
+            scores = scores + episodes.at_last_action(clipped - total)
+        return scores + kl
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """Clipped surrogate + value loss, and by option KL, entropy bonus and pretraining loss."""
+        cfg, mask, tokens = self.config, batch.mask, totals.tokens
+        new = self.policy(batch.episodes, values=True, entropy=cfg.entropy_coef > 0)
+        loss, policy = ppo_policy_loss(
+            new.log_probs,
+            batch["old_log_probs"],
+            batch["advantages"],
+            mask,
+            clip_range=cfg.clip_range,
+            clip_range_high=cfg.clip_range_high,
+            dual_clip=cfg.dual_clip,
+            denominator=tokens,
+        )
+        stats = {f"policy/{name}": value for name, value in policy.items() if name != "ratio"}
+        stats |= {"policy/loss": loss.detach(), "ratio": policy["ratio"]}
+        value_loss, value = ppo_value_loss(
+            new.values,
+            batch["old_values"],
+            batch["returns"],
+            mask,
+            clip_range=cfg.value_clip_range,
+            denominator=tokens,
+        )
+        loss = loss + cfg.value_coef * value_loss
+        stats |= {"value/loss": value_loss.detach(), "value/clip_fraction": value["clip_fraction"]}
+        if cfg.entropy_coef:
+            bonus = entropy_loss(new.entropy, mask, denominator=tokens)
+            loss = loss + cfg.entropy_coef * bonus
+            stats["policy/entropy"] = -bonus.detach()
+        if cfg.kl_coef and cfg.kl_placement == "loss":
+            penalty = kl_loss(new.log_probs, batch["ref_log_probs"], mask, denominator=tokens)
+            loss = loss + cfg.kl_coef * penalty
+            stats["policy/kl_loss"] = penalty.detach()
+        if cfg.ptx_coef:
+            ptx = self.ptx_loss() * (len(batch) / totals.episodes)
+            loss = loss + cfg.ptx_coef * ptx
+            stats["policy/ptx_loss"] = ptx.detach()
+        return loss, stats
+
+    def ptx_loss(self) -> Tensor:
+        """Next-token loss on the rows of ``dataset`` whose turn it is in this optimizer step."""
+        per_epoch = -(-len(self.dataset) // self.config.ptx_batch_size)
+        epoch, position = divmod(self.optimizer_steps, per_epoch)
+        order = epoch_order(len(self.dataset), seed=self.config.seed, epoch=epoch)
+        size = self.config.ptx_batch_size
+        rows = self.dataset.select(order[position * size : (position + 1) * size])
+        return sft_loss(self.policy(rows).log_probs, rows.action_mask)
+
+    def stop_early(self, stats: Mapping[str, float]) -> bool:
+        """Whether the policy has moved further than ``stop_at_kl``."""
+        limit = self.config.stop_at_kl
+        return limit is not None and stats["policy/approx_kl"] > limit
+
+    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+        """Metrics of the rollout: scores, KL to the reference, entropy, how well the critic explains returns."""
+        row, mask, episodes = super().describe(batch), batch.mask, batch.episodes
+        row["objective/entropy"] = -float(masked_mean(batch["old_log_probs"], mask))
+        row["value/explained_variance"] = float(explained_variance(batch["old_values"], batch["returns"], mask))
+        row["objective/score"] = row["objective/reward"]
+        if "ref_log_probs" in batch.tensors:
+            kl = (batch["old_log_probs"] - batch["ref_log_probs"]) * mask
+            row["objective/kl"] = float(kl.sum(-1).mean())
+        for wrapper in scorer.reward_wrappers(self.envs):
+            if isinstance(wrapper.term, KLPenalty):
+                paid = float(episodes.reward_terms[wrapper.name].sum(-1).mean())
+                row["objective/score"] -= paid
+                row["objective/kl_coef"] = wrapper.term.coef
+                if "objective/kl" not in row and wrapper.term.coef:
+                    row["objective/kl"] = -paid / wrapper.term.coef
+        return row
+
+
+class RunningStd:
+    """Standard deviation of everything seen so far (Chan et al. 1983, parallel variance)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def update(self, values: Tensor) -> None:
+        """Take in (B,) values."""
+        values = values.double()
+        count, mean = len(values), float(values.mean())
+        squares = float((values - mean).square().sum())
+        delta, total = mean - self.mean, self.count + count
+        self.squares += squares + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """1 before there is any spread."""
+        spread = (self.squares / max(1, self.count - 1)) ** 0.5
+        return spread if spread > 0 else 1.0

@@ -1,0 +1,80 @@
+"""Supervised fine-tuning, behaviour cloning, and cloning of the best part of logged episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textenv.agents.base import OfflineAgent, Stats, Totals
+from textenv.agents.batch import TrainingBatch
+from textenv.agents.config import OfflineConfig
+from textenv.agents.datasets import as_episodes
+from textenv.agents.losses import sft_loss
+from textenv.agents.registry import register_agent
+from textenv.episodes import EpisodeBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(OfflineConfig):
+    """Settings of supervised fine-tuning."""
+
+    completion_only: bool = True
+    """Train on the response's tokens only; False trains on the prompt's too (plain language modelling)."""
+    packing: bool = False
+    """Put several episodes into one row of the forward pass instead of padding; the loss stays the same."""
+
+
+@register_agent("sft")
+class SFT(OfflineAgent):
+    """Supervised fine-tuning: negative log-likelihood of the completions (behaviour cloning of all episodes)."""
+
+    config_class = SFTConfig
+    config: SFTConfig
+
+    def load_dataset(self, dataset: Any) -> EpisodeBatch:
+        """Episodes of whatever was given; with ``completion_only`` False every token but the first is trained."""
+        episodes = as_episodes(dataset, self.tokenizer)
+        if not self.config.completion_only:
+            mask = episodes.attention_mask.clone()
+            mask[:, 0] = False
+            episodes.action_mask = mask
+        return episodes
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """Mean negative log-likelihood over the tokens of the optimizer step."""
+        out = self.policy(batch.episodes, packing=self.config.packing)
+        loss = sft_loss(out.log_probs, batch.mask, denominator=totals.tokens)
+        return loss, {"sft/nll": loss.detach()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilteredBCConfig(SFTConfig):
+    """Settings of filtered behaviour cloning."""
+
+    percentile: float = 0.9
+    """Clone episodes whose return reaches this quantile of the data set's returns."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(percentile="[0, 1]")
+
+
+@register_agent("filtered-bc")
+class FilteredBC(SFT):
+    """Behaviour cloning of the episodes with the highest returns (filtered BC)."""
+
+    config_class = FilteredBCConfig
+    config: FilteredBCConfig
+
+    def load_dataset(self, dataset: Any) -> EpisodeBatch:
+        """The part of the episodes whose return reaches the percentile."""
+        episodes = super().load_dataset(dataset)
+        returns = episodes.returns.double()
+        threshold = torch.quantile(returns, self.config.percentile)
+        # A quantile may lie a rounding error above the return that it names.
+        kept = returns >= threshold - 1e-9 * (1 + threshold.abs())
+        return episodes.select(kept)
