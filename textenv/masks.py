@@ -89,7 +89,9 @@ class SlotMasks:
             mask = self._masks[kind]
             if window is not None:
                 leaving = positions - window
-                covered = torch.where(leaving >= 0, self.hidden, 0.0).to(mask.dtype)
+                covered = torch.zeros_like(positions, dtype=mask.dtype).masked_fill_(
+                    leaving >= 0, self.hidden
+                )
                 mask[slots, 0, 0, leaving.clamp_min_(0)] = covered
             mask[slots, 0, 0, positions] = 0.0
 
