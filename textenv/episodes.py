@@ -8,12 +8,14 @@ Shape letters: B episodes, L tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from textenv.prompts import encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,8 +31,7 @@ class EpisodeBatch:
     gets a neutral default (zero rewards, terminated, tickets 0..B-1).
 
     Raises:
-        ValueError: if a field's shape does not fit, column 0 is marked as an action, or an action lies on
-            padding.
+        ValueError: if a field's shape does not fit; ``validate`` checks what costs a pass over the data.
 
     Example:
         >>> batch = EpisodeBatch.from_ids([[5, 6]], [[7, 8, 9]])
@@ -100,8 +101,8 @@ class EpisodeBatch:
         """Check what costs a pass over the data, and return self.
 
         Raises:
-            ValueError: if column 0 is an action, an action lies on padding, or a row has a gap in its
-                attention mask.
+            ValueError: if column 0 is an action, an action lies on padding or in the prompt, a row has a gap
+                in its attention mask, or a prompt is empty or longer than its row.
         """
         if self.input_ids.shape[1] and bool(self.action_mask[:, 0].any()):
             raise ValueError("action_mask must be False in column 0: the first token has no state before it")
@@ -110,6 +111,15 @@ class EpisodeBatch:
         columns = torch.arange(self.input_ids.shape[1], device=self.device)
         if bool((self.attention_mask != (columns < self.lengths.unsqueeze(-1))).any()):
             raise ValueError("attention_mask must be right-padded: ones, then zeros")
+        outside = (self.prompt_lengths < 1) | (self.prompt_lengths > self.lengths)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            raise ValueError(
+                f"prompt_lengths[{row}] must lie between 1 and the length of the row, "
+                f"{int(self.lengths[row])}, got {int(self.prompt_lengths[row])}"
+            )
+        if bool((self.action_mask & (columns < self.prompt_lengths.unsqueeze(-1))).any()):
+            raise ValueError("action_mask must be False in the prompt (columns below prompt_lengths)")
         return self
 
     # -- sizes -----
@@ -231,7 +241,7 @@ class EpisodeBatch:
             completions: B strings.
             tokenizer: a transformers tokenizer.
             rewards: (B,) paid at the last action.
-            append_eos: end every completion by EOS, as a generated one would (and mark it terminated).
+            append_eos: end every completion by EOS, as a generated one would, unless its text does.
             max_length: longest episode in tokens; longer ones lose the end of the completion and are
                 marked truncated.
             fields_: further fields of the batch.
@@ -248,21 +258,19 @@ class EpisodeBatch:
         if append_eos and eos is None:
             raise ValueError("append_eos needs a tokenizer with an eos_token, got one without")
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
-        prompt_ids = tokenizer(list(prompts), add_special_tokens=True)["input_ids"] if len(prompts) else []
+        prompt_ids = encode_prompts(prompts, tokenizer)
         response_ids = (
             tokenizer(list(completions), add_special_tokens=False)["input_ids"] if len(prompts) else []
         )
         truncated = torch.zeros(len(prompts), dtype=torch.bool)
         for i, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
-            if len(prompt) > 1 and prompt[-1] == eos:
-                prompt.pop()  # some tokenizers close every text with EOS; the response is still to come
             if not prompt:
                 if start is None:
                     raise ValueError(
                         f"prompts[{i}] is empty and the tokenizer has neither bos_token nor eos_token"
                     )
                 prompt.append(start)
-            if append_eos:
+            if append_eos and response[-1:] != [eos]:
                 response.append(eos)
             if max_length is not None and len(prompt) + len(response) > max_length:
                 if len(prompt) >= max_length:
@@ -297,13 +305,13 @@ class EpisodeBatch:
         return EpisodeBatch(**tensors, reward_terms=terms, extras=extras, sampling=dict(self.sampling))
 
     def select(self, index: Tensor | Sequence[int] | slice) -> EpisodeBatch:
-        """Rows by index, boolean mask or slice, trimmed to their longest episode."""
-        if isinstance(index, slice):
-            index = torch.arange(len(self), device=self.device)[index]
-        index = torch.as_tensor(index, device=self.device)
-        if index.dtype == torch.bool:
-            index = index.nonzero().squeeze(-1)
-        index = index.to(torch.int64)
+        """Rows by index, boolean mask or slice, trimmed to their longest episode.
+
+        Raises:
+            ValueError: if a boolean mask does not have B values.
+            IndexError: if there is no such row.
+        """
+        index = _row_index(index, len(self)).to(self.device)
         width = int(self.lengths[index].max()) if len(index) else 0
         rows = index.tolist()
         extras = {name: [column[i] for i in rows] for name, column in self.extras.items()}
@@ -410,11 +418,14 @@ class EpisodeBatch:
 
     # -- files -----
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path``: JSON lines if it ends in ``.jsonl``, else a ``datasets`` Arrow folder."""
+    def save(self, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Write to ``path``: JSON lines if it ends in ``.jsonl``, else a ``datasets`` Arrow folder.
+
+        With a tokenizer the texts are written, too, for the human reader; see ``textenv.episode_io``.
+        """
         from textenv.episode_io import save_episodes
 
-        save_episodes(self, path)
+        save_episodes(self, path, tokenizer=tokenizer)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EpisodeBatch:
@@ -456,11 +467,7 @@ class PreferenceBatch:
 
     def select(self, index: Tensor | Sequence[int] | slice) -> PreferenceBatch:
         """Pairs by index, boolean mask or slice."""
-        if isinstance(index, slice):
-            index = torch.arange(len(self))[index]
-        index = torch.as_tensor(index)
-        if index.dtype == torch.bool:
-            index = index.nonzero().squeeze(-1)
+        index = _row_index(index, len(self))
 
         def pick(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[index.to(value.device)]
@@ -501,11 +508,11 @@ class PreferenceBatch:
         ]
         return cls(chosen=sides[0], rejected=sides[1], margin=margin, label=label)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write both sides, margins and labels into the folder ``path``."""
+    def save(self, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Write the pairs, margins and labels to ``path``; see ``EpisodeBatch.save``."""
         from textenv.episode_io import save_preferences
 
-        save_preferences(self, path)
+        save_preferences(self, path, tokenizer=tokenizer)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PreferenceBatch:
@@ -515,6 +522,15 @@ class PreferenceBatch:
         return load_preferences(path)
 
 
-def merge_extras(columns: Mapping[str, Sequence[Any]], index: Sequence[int]) -> dict[str, list[Any]]:
-    """Pick the rows ``index`` of prompt columns, as ``EpisodeBatch.extras`` wants them."""
-    return {name: [column[i] for i in index] for name, column in columns.items()}
+def _row_index(index: Tensor | Sequence[int] | slice, rows: int) -> Tensor:
+    """Row numbers (n,) int64 from numbers, a boolean mask or a slice."""
+    if isinstance(index, slice):
+        return torch.tensor(range(rows)[index], dtype=torch.int64)
+    index = torch.as_tensor(index)
+    if index.dtype == torch.bool:
+        if index.shape != (rows,):
+            raise ValueError(f"a boolean mask of rows must have shape ({rows},), got {tuple(index.shape)}")
+        return index.nonzero().squeeze(-1)
+    if index.numel() and index.is_floating_point():
+        raise TypeError(f"rows are chosen by whole numbers, got {index.dtype}")
+    return index.to(torch.int64)
