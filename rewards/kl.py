@@ -15,10 +15,12 @@ from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
 from textenv.kl import KL_ESTIMATORS, kl_estimate
 from textenv.legality import Legality
+from textenv.log_probs import token_log_probs
 from textenv.rewards.checks import check_number
+from textenv.rewards.full_kl import full_kl
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
-from textenv.scoring import RAW, RewardError
+from textenv.scoring import RAW, RewardError, quote
 
 CONTROLLERS = ("fixed", "adaptive")
 ESTIMATORS = (*KL_ESTIMATORS, "full")
@@ -122,9 +124,14 @@ class KLPenalty(RewardTerm):
         kl = torch.zeros(episodes.input_ids.shape, device=episodes.device)
         for index, part in episodes.token_budget_batches(self.max_tokens):
             if self.estimator == "full":
-                value = self._full(policy, part)
+                temperature, legality = self._sampling(part)
+                reference = (
+                    self._reference_model(part.device) if self.reference is not None else policy.reference()
+                )
+                value = full_kl(policy, reference, part, temperature=temperature, legality=legality)
             else:
                 ours, theirs = policy.log_prob(part), self._reference_log_prob(part)
+                self._check_possible(ours, part)
                 value = kl_estimate(ours, theirs.to(ours), self.estimator)
             width = part.input_ids.shape[1]
             kl[index.to(kl.device), :width] = torch.where(part.action_mask, value.to(kl), 0.0)
@@ -201,6 +208,18 @@ class KLPenalty(RewardTerm):
             )
         return policy
 
+    def _check_possible(self, log_probs: Tensor, episodes: EpisodeBatch) -> None:
+        """Refuse actions that the policy can't have chosen: the KL would be infinity less infinity."""
+        impossible = episodes.action_mask & log_probs.to(episodes.device).isneginf()
+        if bool(impossible.any()):
+            row, place = impossible.nonzero()[0].tolist()
+            token = int(episodes.input_ids[row, place])
+            raise RewardError(
+                f"reward {self.name!r}: the policy gives probability 0 to token {token} "
+                f"at column {place}, so it did not choose it (see envs.unwrapped.legality): "
+                f"{quote(episodes, row, self)}"
+            )
+
     def _reference_log_prob(self, episodes: EpisodeBatch) -> Tensor:
         """(B, L) log-probs under the reference."""
         if self.reference is None:
@@ -208,8 +227,6 @@ class KLPenalty(RewardTerm):
         reference: Any = self.reference
         if hasattr(reference, "log_prob"):
             return reference.log_prob(episodes)
-        from textenv.log_probs import token_log_probs
-
         temperature, legality = self._sampling(episodes)
         result = token_log_probs(
             self._reference_model(episodes.device), episodes, temperature=temperature, legality=legality
@@ -225,13 +242,13 @@ class KLPenalty(RewardTerm):
             temperature = policy.sampling().get("temperature")
         return 1.0 if temperature is None else float(temperature), legality
 
-    def _reference_model(self, device: torch.device) -> nn.Module:
-        """The reference as a model, loaded at its first use."""
-        if isinstance(self.reference, nn.Module):
+    def _reference_model(self, device: torch.device) -> Any:
+        """A reference of one's own; a model given by name is loaded at its first use."""
+        if not isinstance(self.reference, str):
             return self.reference
         if self._loaded is None:
             from transformers import AutoModelForCausalLM
 
-            model = AutoModelForCausalLM.from_pretrained(str(self.reference))
+            model = AutoModelForCausalLM.from_pretrained(self.reference)
             self._loaded = model.requires_grad_(False).eval().to(device)
         return self._loaded

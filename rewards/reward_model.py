@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
+from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.registry import register_reward
@@ -107,10 +108,11 @@ class RewardModel(RewardTerm):
             self.model.to(env.device)
         self._retokenize = self._must_retokenize()
         size = self._reader.vocab_size
-        if not self._retokenize and size is not None and size < len(env.tokenizer):
+        needed = vocabulary_size(env.tokenizer)
+        if not self._retokenize and size is not None and size < needed:
             raise ValueError(
-                f"reward-model: the model has {size} tokens, fewer than the policy's tokenizer "
-                f"({len(env.tokenizer)}); give the model's own tokenizer"
+                f"reward-model: the model has {size} tokens, fewer than the policy's tokenizer ({needed}); "
+                "give the model's own tokenizer"
             )
 
     def score(self, episodes: EpisodeBatch) -> Tensor:

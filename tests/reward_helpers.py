@@ -59,7 +59,7 @@ def classifier(seed: int = 0, **changes: Any) -> GPT2ForSequenceClassification:
 
 
 class TinyPolicy:
-    """What rewards ask of a policy, written out: draws by key (but for SCRIPT), log-probs by a plain forward."""
+    """What rewards ask of a policy, written out: draws by key (but for SCRIPT), log-probs by one forward."""
 
     def __init__(self, model: GPT2LMHeadModel, reference: GPT2LMHeadModel | None = None) -> None:
         self.model = model

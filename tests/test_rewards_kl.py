@@ -1,0 +1,287 @@
+"""The KL penalty: exactly 0 against the policy itself, the right numbers, its controller and who it asks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from reward_helpers import (
+    COLUMNS,
+    PROMPTS,
+    TOKENIZER,
+    TinyPolicy,
+    episodes,
+    language_model,
+    random_actions,
+    vector_env,
+)
+
+from textenv.collect import collect
+from textenv.env import TextEnv
+from textenv.episodes import EpisodeBatch
+from textenv.prompts import PromptSet
+from textenv.rewards.full_kl import full_kl
+from textenv.rewards.kl import KLPenalty, adapted_coefficient
+from textenv.rewards.registry import make_reward
+from textenv.scoring import RewardError, load_state_dict, reward_wrappers, score, state_dict, update
+
+ESTIMATORS = ["k1", "k2", "k3", "full"]
+
+
+def _policy(reference: int | None = 1) -> TinyPolicy:
+    policy = TinyPolicy(language_model(0), None if reference is None else language_model(reference))
+    policy.attach(vector_env())
+    return policy
+
+
+def _term(policy: TinyPolicy | None = None, **arguments: Any) -> KLPenalty:
+    term = KLPenalty(**arguments)
+    envs = vector_env()
+    envs.bind(policy)
+    term.bind(envs)
+    return term
+
+
+def _log_softmax(model: Any, batch: EpisodeBatch, row: int) -> torch.Tensor:
+    """(T, V) log-probs at the actions of one episode, from one unpadded row."""
+    start, end = int(batch.prompt_lengths[row]), int(batch.lengths[row])
+    logits = model(batch.input_ids[row : row + 1, :end]).logits[0, start - 1 : end - 1]
+    return logits.log_softmax(-1).detach()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_policy_against_itself_pays_exactly_nothing(estimator: str) -> None:
+    envs = make_reward(["kl", {"estimator": estimator, "max_tokens": 24}]).wrap(vector_env())
+    policy = _policy(reference=None)
+    envs.unwrapped.bind(policy)
+    batch = collect(envs, policy, 8, seed=0)
+    assert bool((batch.reward_terms["raw/kl"] == 0).all()) and bool((batch.rewards == 0).all())
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_numbers_against_plain_forwards(estimator: str) -> None:
+    policy = _policy()
+    term = _term(policy, coef=0.5, estimator=estimator, max_tokens=16)
+    batch = score(episodes(["ab", "fade", "", "cage"]), [term])
+    for row in range(len(batch)):
+        start, end = int(batch.prompt_lengths[row]), int(batch.lengths[row])
+        log_p = _log_softmax(policy.model, batch, row)
+        log_q = _log_softmax(policy.reference().model, batch, row)
+        d = (log_p - log_q).gather(-1, batch.input_ids[row, start:end].unsqueeze(-1)).squeeze(-1)
+        expected = {
+            "k1": d,
+            "k2": d**2 / 2,
+            "k3": (-d).exp() - 1 + d,
+            "full": (log_p.exp() * (log_p - log_q)).sum(-1),
+        }[estimator]
+        torch.testing.assert_close(
+            batch.reward_terms["raw/kl"][row, start:end], expected, atol=2e-5, rtol=1e-4
+        )
+        torch.testing.assert_close(batch.rewards[row, start:end], -0.5 * expected, atol=2e-5, rtol=1e-4)
+        assert bool((batch.rewards[row, :start] == 0).all()) and bool((batch.rewards[row, end:] == 0).all())
+
+
+def test_full_kl_heeds_legality_temperature_and_the_byte_budget() -> None:
+    policy = _policy()
+    reference = policy.reference()
+    batch = episodes(["ab", "fade"])
+    legality = vector_env(suppressed_tokens=(8, 10), min_new_tokens=2).legality
+    options = {"temperature": 0.7, "legality": legality}
+    whole = full_kl(policy, reference, batch, **options)
+    torch.testing.assert_close(full_kl(policy, reference, batch, max_bytes=1, **options), whole)
+    t = 1  # the second token of "ab": EOS is still illegal
+    log_p, log_q = (
+        legality.apply(_log_softmax(model, batch, 0), torch.arange(3)).div(0.7).log_softmax(-1)
+        for model in (policy.model, reference.model)
+    )
+    legal = torch.tensor([i for i in range(8)])
+    expected = (log_p[t, legal].exp() * (log_p - log_q)[t, legal]).sum()
+    torch.testing.assert_close(whole[0, int(batch.prompt_lengths[0]) + t], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_references_of_every_kind_agree(estimator: str, tmp_path: Path) -> None:
+    model = language_model(1)
+    model.save_pretrained(tmp_path)
+    batch = episodes(["ab", "fade", "c"])
+    batch.sampling = {"temperature": 1.0, **_policy().legality.to_sampling()}
+    paid = [
+        score(batch.select(slice(None)), [_term(_policy(), estimator=estimator, reference=reference)]).rewards
+        for reference in (None, model, str(tmp_path), _policy().reference())
+    ]
+    assert bool((paid[0] != 0).any())
+    for other in paid[1:]:
+        torch.testing.assert_close(other, paid[0], atol=2e-5, rtol=1e-4)
+
+
+def test_a_model_as_reference_shares_temperature_and_legality() -> None:
+    paid = {}
+    for suppressed in ((), (2, 4, 5)):
+        for reference in (None, language_model(1)):
+            policy = TinyPolicy(language_model(0), language_model(1))
+            envs = KLPenalty(reference=reference).wrap(vector_env(suppressed_tokens=suppressed))
+            envs.unwrapped.bind(policy)
+            batch = collect(envs, policy, 4, seed=1)
+            assert batch.sampling["suppressed_tokens"] == list(suppressed)
+            batch.sampling["temperature"] = 2.0
+            paid[reference is None, suppressed] = batch.rewards
+    for suppressed in ((), (2, 4, 5)):
+        torch.testing.assert_close(paid[True, suppressed], paid[False, suppressed], atol=2e-5, rtol=1e-4)
+    cold, hot = (
+        _term(_policy(), reference=language_model(1), estimator="full").kl(
+            episodes(["fade"], sampling={"temperature": temperature})
+        )
+        for temperature in (1.0, 50.0)
+    )
+    assert float(hot.sum()) < 0.01 * float(cold.sum())
+
+
+def test_a_token_that_the_policy_can_not_choose_is_an_error() -> None:
+    policy = TinyPolicy(language_model(0), language_model(1))
+    envs = KLPenalty().wrap(vector_env(suppressed_tokens=(0,)))
+    envs.unwrapped.bind(policy)
+    policy.attach(envs.unwrapped)
+    message = "reward 'kl': the policy gives probability 0 to token 0 at column 3, .* prompt 'ab', completion"
+    with pytest.raises(RewardError, match=message):
+        score(episodes(["bad"], eos=True), [envs.term])
+
+
+def test_recorded_log_probs_are_used_before_the_policy_is_asked() -> None:
+    class Silent(TinyPolicy):
+        def log_prob(self, episodes: EpisodeBatch) -> torch.Tensor:
+            raise AssertionError("the policy was asked")
+
+    reference = _policy().reference()
+    envs = KLPenalty(coef=1.0, reference=reference).wrap(vector_env())
+    obs, info = envs.reset(seed=0)
+    envs.unwrapped.record(log_prob=torch.tensor([-1.0, -2.0, -3.0]))
+    actions = random_actions(obs, info)
+    _, rewards, _, _, _ = envs.step(actions)
+    stepped = envs.unwrapped.stepped
+    theirs = reference.log_prob(stepped).gather(1, stepped.last_action.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(rewards, -(torch.tensor([-1.0, -2.0, -3.0]) - theirs))
+
+    silent = Silent(language_model(0), language_model(1))
+    silent.attach(envs.unwrapped)
+    envs = KLPenalty(coef=1.0).wrap(vector_env())
+    envs.unwrapped.bind(silent)
+    assert len(collect(envs, silent, 3, seed=0, scoring="immediate")) == 3
+
+
+def test_nothing_recorded_asks_the_bound_policy() -> None:
+    policy = _policy()
+    envs = KLPenalty(coef=1.0).wrap(vector_env())
+    envs.unwrapped.bind(policy)
+    immediate = collect(envs, random_actions, 5, seed=0, scoring="immediate")
+    torch.testing.assert_close(
+        immediate.rewards, collect(envs, random_actions, 5, seed=0).rewards, atol=2e-5, rtol=1e-4
+    )
+
+
+def test_a_penalty_without_policy_is_refused_at_reset() -> None:
+    envs = make_reward(["weighted", {"of": "kl", "weight": 2.0}]).wrap(vector_env())
+    with pytest.raises(
+        RewardError, match=r"reward 'kl' needs the policy: call envs\.unwrapped\.bind\(policy\)"
+    ):
+        envs.reset(seed=0)
+    with pytest.raises(RewardError, match="needs the policy"):
+        collect(envs, random_actions, 2, seed=0)
+    envs.unwrapped.bind(object())
+    with pytest.raises(
+        RewardError, match=r"needs a policy with log_prob\(\), reference\(\), got object without"
+    ):
+        envs.reset(seed=0)
+
+
+def test_without_policy_and_record_the_step_says_so() -> None:
+    envs = KLPenalty(reference=_policy().reference()).wrap(vector_env())
+    obs, info = envs.reset(seed=0)
+    with pytest.raises(RewardError, match="needs the policy"):
+        envs.step(random_actions(obs, info))
+
+
+def _single() -> gym.Env[Any, Any]:
+    prompts = PromptSet.from_texts(PROMPTS, TOKENIZER, columns=COLUMNS)
+    env = TextEnv(prompts=prompts, tokenizer=TOKENIZER, max_new_tokens=6)
+    return make_reward(["clipped", {"of": "kl", "low": -1}]).wrap(env)
+
+
+def test_a_single_environment_pays_kl() -> None:
+    env: Any = _single()
+    policy = _policy()
+    env.unwrapped.bind(policy)
+    env.reset(seed=0)
+    _, reward, _, _, _ = env.step(2)
+    alone = float(_term(policy).score(env.unwrapped.stepped).sum())
+    assert reward == pytest.approx(max(-1.0, alone), abs=1e-5) != 0.0
+
+
+def test_sync_and_async_vectorization_are_refused_at_once() -> None:
+    message = "reward 'clipped' asks the policy for log-probs, which can't reach into a {}"
+    with pytest.raises(ValueError, match=message.format("SyncVectorEnv")):
+        gym.vector.SyncVectorEnv([_single])
+    with pytest.raises(ValueError, match=message.format("AsyncVectorEnv")):
+        gym.vector.AsyncVectorEnv([_single])
+
+
+# -- the controller ----------------------------------------------------------------------------------------
+
+
+def test_the_controller_by_hand() -> None:
+    assert adapted_coefficient(0.1, 6.0, 100) == pytest.approx(0.1)
+    assert adapted_coefficient(0.1, 6.6, 100) == pytest.approx(0.1 * (1 + 0.1 * 100 / 10_000))
+    assert adapted_coefficient(0.1, 600.0, 100) == pytest.approx(0.1 * (1 + 0.2 * 100 / 10_000))
+    assert adapted_coefficient(0.1, -5.0, 50, target=2.0, horizon=100) == pytest.approx(
+        0.1 * (1 - 0.2 * 50 / 100)
+    )
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_the_coefficient_moves_in_update_by_the_kl_of_own_tokens(noted: bool) -> None:
+    policy = _policy()
+    term = _term(policy, coef=0.5, controller="adaptive", target=1.0, horizon=20.0)
+    batch = score(episodes(["ab", "fade"]), [term])
+    assert term.coef == 0.5
+    kl = float(batch.reward_terms["raw/kl"].sum(-1).mean())
+    if not noted:
+        batch.reward_terms = {}
+    term.update(batch)
+    assert term.coef == pytest.approx(adapted_coefficient(0.5, kl, 2, target=1.0, horizon=20.0)) != 0.5
+    fixed = _term(policy, coef=0.5)
+    fixed.update(batch)
+    assert fixed.coef == 0.5
+
+
+def test_the_coefficient_is_in_the_state() -> None:
+    def build() -> Any:
+        envs = make_reward(["kl", {"controller": "adaptive", "horizon": 10.0, "target": 0.1}]).wrap(
+            vector_env()
+        )
+        envs.unwrapped.bind(_policy())
+        return make_reward("length").wrap(envs)
+
+    envs, other = build(), build()
+    wrappers = reward_wrappers(envs)
+    batch = collect(envs, envs.unwrapped.policy, 6, seed=0)
+    state = json.loads(json.dumps(state_dict(wrappers)))
+    assert state == {"kl": {"coef": wrappers[0].term.coef}, "length": {}} and wrappers[0].term.coef != 0.05
+    load_state_dict(reward_wrappers(other), state)
+    paid = [score(batch.select(slice(None)), reward_wrappers(one)).rewards for one in (envs, other, build())]
+    assert torch.equal(paid[0], paid[1]) and not torch.equal(paid[0], paid[2])
+    with pytest.raises(
+        ValueError, match=r"the state is for the rewards \['kl'\], this environment has \['kl', 'length'\]"
+    ):
+        load_state_dict(reward_wrappers(other), {"kl": {"coef": 1.0}})
+
+
+def test_evaluation_does_not_move_the_coefficient() -> None:
+    envs = make_reward(["kl", {"controller": "adaptive", "horizon": 10.0}]).wrap(vector_env())
+    envs.unwrapped.bind(_policy())
+    collect(envs, envs.unwrapped.policy, 4, seed=0, update_terms=False)
+    assert envs.term.coef == 0.05
+    update(EpisodeBatch.from_ids([], []), [envs.term])
+    assert envs.term.coef == 0.05
