@@ -20,7 +20,7 @@ from textenv.tasks.snippets import RatedSnippets, split_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from textenv.episodes import PreferenceBatch
+    from textenv.preferences import PreferenceBatch
 
 PROMPT_WORDS = 2
 MIN_WORDS = 6
@@ -80,7 +80,7 @@ class PreferencePairs:
         """Tokenise, with EOS after every completion; the labels become soft labels."""
         import torch
 
-        from textenv.episodes import PreferenceBatch
+        from textenv.preferences import PreferenceBatch
 
         return PreferenceBatch.from_texts(
             self.prompts,

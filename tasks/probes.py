@@ -133,7 +133,7 @@ def build_constant(
 ) -> TaskData:
     """Always say one letter: the plainest bandit; an agent that fails it learns nothing at all."""
     alphabet = _letters(letters)
-    check_choice("target", target, alphabet)
+    check_choice("target", target, list(alphabet))
     spec = ["probe-constant", {"target": target, "budget": budget, "per_token": per_token}]
     return _probe(split, alphabet, list(alphabet), spec, budget)
 
@@ -235,7 +235,7 @@ def _probe(
     split: str,
     alphabet: str,
     prompts: list[str],
-    spec: list[object],
+    spec: Sequence[object],
     budget: int,
     *,
     layers: int = 1,
@@ -249,12 +249,12 @@ def _probe(
     return TaskData(
         prompts=prompts,
         tokenizer=tokenizer,
-        rewards=[spec],
+        rewards=[list(spec)],
         max_new_tokens=budget,
         optimum=1.0,
         model_config=_model_config(tokenizer, layers, width),
         make_demonstrations=lambda: random_episodes(
-            prompts, tokenizer, make_reward(spec), max_new_tokens=budget
+            prompts, tokenizer, make_reward(list(spec)), max_new_tokens=budget
         ),
     )
 

@@ -71,6 +71,7 @@ def build_reviews(
     """
     check_choice("split", split, SPLITS)
     check_at_least("prompt_words", prompt_words, 1)
+    texts: Sequence[str]
     ratings: Sequence[float] | None
     if data is None:
         films = load_snippets("movie")

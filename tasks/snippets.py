@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,7 +28,7 @@ def split_of(text: str) -> str:
     A text is in the same split wherever it turns up, so a judge never learns from what a reward model saw.
 
     >>> split_of("Effective but too tepid biopic")
-    'language-model'
+    'reward-model'
     """
     place = int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(), 16) % 100
     return next(split for split, limit in _LIMITS.items() if place < limit)
@@ -134,7 +133,7 @@ def parse_snippets(name: str, folder: Path) -> RatedSnippets:
     return RatedSnippets(name=name, texts=tuple(texts), ratings=tuple(kept))
 
 
-def _lines(path: Path, fields: int) -> list[tuple[str, Sequence[str]]]:
+def _lines(path: Path, fields: int) -> list[tuple[str, list[str]]]:
     rows = []
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):

@@ -167,7 +167,7 @@ def _read_csv(path: Path, suffix: str) -> Table:
         before = 1
         try:
             for row in reader:
-                fields, extra = len(reader.fieldnames or ()), row.get(None)  # type: ignore[call-overload]
+                fields, extra = len(reader.fieldnames or ()), row.get(None)
                 found = fields + len(extra) if extra else sum(value is not None for value in row.values())
                 if found != fields:
                     raise ValueError(
@@ -177,7 +177,7 @@ def _read_csv(path: Path, suffix: str) -> Table:
                 lines.append(before + 1)
                 before = reader.line_num
         except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num} is not valid CSV: {error}") from error
+            raise ValueError(f"{path}:{before + 1} is not valid CSV: {error}") from error
     return Table(columns=_transpose(rows), source=str(path), lines=lines)
 
 

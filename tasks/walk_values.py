@@ -66,9 +66,9 @@ def exact_optimality(
         ValueError: if the temperature is not positive or log-probs have the wrong shape.
 
     Example:
-        >>> def coin(episodes):  # every letter has probability 1/2, valid or not
-        ...     return -torch.log(torch.tensor(2.0)) * episodes.action_mask
-        >>> values = exact_optimality(coin)
+        >>> def guess(episodes):  # every one of 24 tokens is equally likely
+        ...     return -torch.log(torch.tensor(24.0)) * episodes.action_mask
+        >>> values = exact_optimality(guess)
         >>> values.per_start["d"] > values.per_start["m"]  # d is one step from the goal, m three
         True
     """
