@@ -1,7 +1,7 @@
 """textenv: RLHF as ordinary reinforcement learning; text generation is a vectorized Gymnasium environment.
 
-Importing it registers ``TextRLHF-v0``. Attributes load on first use (PEP 562), so the import is light: no torch, and no
-lower floor (textenv) imports a higher one (textenv.rewards, textenv.tasks, textenv.agents).
+Importing it registers ``TextRLHF-v0``. Attributes load on first use (PEP 562), so the import is light: no
+torch, and no lower floor (textenv) imports a higher one (textenv.rewards, textenv.tasks, textenv.agents).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from textenv.agents.training import train
     from textenv.collect import collect
     from textenv.env import TextEnv
-    from textenv.episodes import EpisodeBatch, PreferenceBatch
+    from textenv.episodes import EpisodeBatch
     from textenv.legality import Legality
+    from textenv.preferences import PreferenceBatch
     from textenv.prompts import PromptSet
     from textenv.rewards.registry import make_reward, register_reward
     from textenv.rewards.term import RewardTerm
@@ -31,7 +32,7 @@ _EXPORTS = {
     "DecodingPolicy": "textenv.acting",
     "EpisodeBatch": "textenv.episodes",
     "Legality": "textenv.legality",
-    "PreferenceBatch": "textenv.episodes",
+    "PreferenceBatch": "textenv.preferences",
     "PromptSet": "textenv.prompts",
     "RewardTerm": "textenv.rewards.term",
     "TextEnv": "textenv.env",

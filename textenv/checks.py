@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.legality import Legality
-
 
 def check_at_least(name: str, value: Any, low: int) -> None:
     """Refuse anything but an integer >= ``low``.
@@ -49,7 +47,7 @@ def as_token_ids(actions: Any, num_envs: int, device: torch.device) -> Tensor:
         array = np.asarray(actions)
         if not np.issubdtype(array.dtype, np.integer):
             raise TypeError(f"actions must be integers (token ids), got {array.dtype}")
-        actions = torch.as_tensor(array)
+        actions = torch.tensor(array.astype(np.int64, copy=False))
     if actions.dtype.is_floating_point or actions.dtype.is_complex or actions.dtype == torch.bool:
         raise TypeError(f"actions must be integers (token ids), got {actions.dtype}")
     if tuple(actions.shape) != (num_envs,):
@@ -57,17 +55,18 @@ def as_token_ids(actions: Any, num_envs: int, device: torch.device) -> Tensor:
     return actions.to(device, torch.int64)
 
 
-def refuse_actions(legality: Legality, actions: Tensor, steps: Tensor, wrong: Tensor) -> None:
-    """Raise the ValueError that fits the first row of ``wrong`` (N,) bool."""
-    row = int(wrong.nonzero()[0])
-    token, vocab = int(actions[row]), legality.vocab_size
-    if not 0 <= token < vocab:
-        raise ValueError(f"actions[{row}] must be a token id in [0, {vocab}), got {token}")
-    if token in legality.suppressed_tokens:
+def as_row_mask(mask: Any, num_envs: int) -> np.ndarray | None:
+    """``options["reset_mask"]`` of any array type as (N,) bool numpy; None stays None.
+
+    Raises:
+        ValueError: if it is not boolean or its shape is not (N,).
+    """
+    if mask is None:
+        return None
+    array = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if array.shape != (num_envs,) or array.dtype != np.bool_:
         raise ValueError(
-            f"actions[{row}] must not be a suppressed token, got {token} (see envs.unwrapped.legality)"
+            f"options['reset_mask'] must be a boolean array of shape ({num_envs},), "
+            f"got {array.dtype} of shape {array.shape}"
         )
-    raise ValueError(
-        f"actions[{row}] must not be a stop token before min_new_tokens={legality.min_new_tokens} tokens, "
-        f"got {token} at step {int(steps[row])} (see envs.unwrapped.legality)"
-    )
+    return array

@@ -6,11 +6,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from textenv import scoring as scorer
 from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
+from textenv.ledger import Finished, to_episodes
 from textenv.vector_env import TextVectorEnv
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ def collect(
 
     Args:
         envs: a native ``TextVectorEnv``, wrapped or not, in same-step or next-step autoreset mode.
-        policy: has ``act(obs, key=..., active=...) -> (actions, {"log_prob": (N,), "value": (N,)})``, or is a plain
-            callable ``(obs, info) -> actions``.
+        policy: has ``act(obs, key=..., active=...) -> (actions, {"log_prob": (N,), "value": (N,)})``, or is a
+            plain callable ``(obs, info) -> actions``.
         episodes: n, of all ranks together; the first n *dealt* are played, not the first n to finish.
-        scoring: "deferred" scores the finished episodes in large batches after the rollout; "immediate" pays in every
-            step; "auto" defers unless a foreign wrapper of the stack changes rewards.
+        scoring: "deferred" scores the finished episodes in large batches after the rollout; "immediate" pays
+            in every step; "auto" defers unless a foreign wrapper of the stack changes rewards.
         seed: start the ticket stream over with this seed; None goes on counting.
         first_ticket: play from this ticket on (how a resumed run goes on).
         rank: this process, which plays every ``world_size``-th ticket.
@@ -98,9 +98,13 @@ def _defer(envs: Any, scoring: str) -> bool:
         return scoring != "immediate"
     names = ", ".join(type(wrapper).__name__ for wrapper in foreign)
     if scoring == "deferred":
-        raise ValueError(f"scoring='deferred' can't see what {names} does to the rewards; use 'auto' or 'immediate'")
+        raise ValueError(
+            f"scoring='deferred' can't see what {names} does to the rewards; use 'auto' or 'immediate'"
+        )
     if scoring == "auto":
-        warnings.warn(f"{names} changes rewards in every step, so scoring is immediate (slower)", stacklevel=3)
+        warnings.warn(
+            f"{names} changes rewards in every step, so scoring is immediate (slower)", stacklevel=3
+        )
     return False
 
 
@@ -122,7 +126,7 @@ def _play(
         options["first_ticket"] = first_ticket
     obs, info = envs.reset(seed=seed, options=options)
     total = base.tickets_dealt + base.tickets_left
-    done: list[EpisodeBatch] = []
+    done: list[Finished] = []
     finished = 0
     bar = _Bar(total) if progress else None
     try:
@@ -134,27 +138,19 @@ def _play(
                 actions = policy(obs, info)
             obs, rewards, _, _, info = envs.step(actions)
             if foreign:
-                # What wrappers from elsewhere made of the reward is a term like any other, so that the sum is what was paid.
+                # What wrappers from elsewhere made of it is a term like any other: the sum is what was paid.
                 base.pay(FOREIGN, torch.as_tensor(rewards, device=base.device) - base.paid_now)
-            batch = base.take_finished()
-            if batch is not None:
-                done.append(batch)
-                finished += len(batch)
+            ended = base.finished_snapshot
+            if ended is not None:
+                done.append(ended)
+                finished += len(ended.rows)
                 if bar:
-                    bar.advance(len(batch))
+                    bar.advance(len(ended.rows))
     finally:
         if bar:
             bar.close()
-    return EpisodeBatch.concat([_with_fields_of(batch, done) for batch in done]).sorted_by_ticket()
-
-
-def _with_fields_of(batch: EpisodeBatch, others: list[EpisodeBatch]) -> EpisodeBatch:
-    """Give a batch the reward terms that only other steps paid, as zeros, so that all can be joined."""
-    names: dict[str, Tensor] = {name: value for other in others for name, value in other.reward_terms.items()}
-    for name, value in names.items():
-        if name not in batch.reward_terms:
-            batch.reward_terms[name] = torch.zeros(batch.input_ids.shape, dtype=value.dtype, device=batch.device)
-    return batch
+    batch = to_episodes(done, base.prompts, base.legality.to_sampling())
+    return batch.sorted_by_ticket()
 
 
 class _Bar:

@@ -82,8 +82,9 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
     def pay(self, name: str, values: Any) -> None:
         """Book the reward of a term for the last step, see ``TextVectorEnv.pay``."""
         self.rows.pay(name, values)
-        if "episode" in self._info and self.rows.shown_returns is not None:
-            self._info["episode"]["r"] = self.rows.shown_returns[0]
+        ended = self.rows.finished_snapshot
+        if ended is not None and "episode" in self._info:
+            self._info["episode"]["r"] = ended.returns.cpu().numpy()[0]
 
     def render(self) -> str | None:  # type: ignore[override]
         """The text so far: a string in mode "ansi", printed in mode "human"."""

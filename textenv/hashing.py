@@ -1,11 +1,13 @@
 """Counter-based randomness: every draw is a hash of what it is for, so it depends on nothing else.
 
 The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
-generators"), written with wrapping int64 tensor arithmetic so that it runs batched on any device.
+generators"), written with wrapping int64 tensor arithmetic so that it runs batched on any device, and once
+more for numpy, which is several times faster on the few numbers of an environment step.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +32,19 @@ def mix64(x: Tensor) -> Tensor:
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
     return x ^ _shift_right(x, 31)
+
+
+def mix64_array(x: np.ndarray) -> np.ndarray:
+    """``mix64`` in numpy: (...,) uint64 -> (...,) uint64.
+
+    >>> numbers = torch.arange(-3, 3)
+    >>> bool((mix64_array(numbers.numpy().view(np.uint64)).view(np.int64) == mix64(numbers).numpy()).all())
+    True
+    """
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def hash_key(*parts: Tensor | int) -> Tensor:

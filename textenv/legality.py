@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """V, one more than the largest token id; it exceeds ``len(tokenizer)`` where the vocabulary has holes."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+
+
+@lru_cache(maxsize=256)
+def _ids(tokens: tuple[int, ...], device: torch.device) -> Tensor:
+    """Token ids as a tensor; cached, because a copy to the device at every step would stall it."""
+    with torch.inference_mode(False):  # whoever asks first, the tensor also serves those who train
+        return torch.tensor(tokens, dtype=torch.int64, device=device)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Legality:
-    """A token is legal at step t if its id is below ``vocab_size``, it is not suppressed, and it does not
-    stop too early.
+    """Legal at step t is a token id below ``vocab_size`` that is not suppressed and does not stop too early.
 
     The rule is a function of (t, constants) alone, so decoding, old, new and reference log-probs all see
-    the same distribution. top-k and top-p are not legality: they depend on the policy.
+    the same distribution. top-k and top-p are not legality: they depend on the policy. The environment itself
+    takes every token of its action space: an illegal one is written down like any other and ends nothing.
     """
 
     vocab_size: int
@@ -39,8 +55,12 @@ class Legality:
             if bad:
                 raise ValueError(f"{name} must lie in [0, {self.vocab_size}), got {bad}")
             object.__setattr__(self, name, ids)
-        if len(set(self.suppressed_tokens)) >= self.vocab_size:
-            raise ValueError("suppressed_tokens leaves no legal token")
+        illegal = {*self.suppressed_tokens, *(self.stop_token_ids if self.min_new_tokens else ())}
+        if len(illegal) >= self.vocab_size:
+            raise ValueError(
+                f"suppressed_tokens (and stop_token_ids before min_new_tokens) must leave a legal token, "
+                f"got all {self.vocab_size} tokens"
+            )
 
     @property
     def is_trivial(self) -> bool:
@@ -68,24 +88,22 @@ class Legality:
         logits = logits[..., : self.vocab_size]
         if self.is_trivial:
             return logits
-        logits = logits.clone()
         if self.suppressed_tokens:
-            logits[..., list(self.suppressed_tokens)] = -torch.inf
+            logits = logits.index_fill(-1, _ids(self.suppressed_tokens, logits.device), -torch.inf)
         if self.min_new_tokens and self.stop_token_ids:
+            stops = _ids(self.stop_token_ids, logits.device)
             early = (t < self.min_new_tokens).unsqueeze(-1)
-            stops = list(self.stop_token_ids)
-            logits[..., stops] = logits[..., stops].masked_fill(early, -torch.inf)
+            allowed = logits.index_select(-1, stops).masked_fill(early, -torch.inf)
+            logits = logits.index_copy(-1, stops, allowed)
         return logits
 
-    def is_legal(self, actions: Tensor, t: Tensor) -> Tensor:
-        """Whether each action is legal: (...,) int64, (...,) int64 -> (...,) bool."""
-        legal = (actions >= 0) & (actions < self.vocab_size)
-        for token in self.suppressed_tokens:
-            legal &= actions != token
-        if self.min_new_tokens:
-            for token in self.stop_token_ids:
-                legal &= (actions != token) | (t >= self.min_new_tokens)
-        return legal
+    def mask(self, t: Tensor) -> Tensor:
+        """Which tokens are legal: steps (...,) int64 -> (..., V) bool.
+
+        >>> Legality(vocab_size=3, min_new_tokens=1, stop_token_ids=(0,)).mask(torch.tensor([0, 1])).tolist()
+        [[False, True, True], [True, True, True]]
+        """
+        return self.apply(torch.zeros(*t.shape, self.vocab_size, device=t.device), t) == 0
 
     def to_sampling(self) -> dict[str, Any]:
         """The rule as JSON values, as kept in ``EpisodeBatch.sampling``."""
@@ -98,9 +116,7 @@ class Legality:
 
     @classmethod
     def from_sampling(cls, sampling: Mapping[str, Any]) -> Legality | None:
-        """Rebuild the rule from ``EpisodeBatch.sampling``; None if the episodes carry none (plain text
-        data).
-        """
+        """Rebuild the rule from ``EpisodeBatch.sampling``; None if the episodes carry none (plain texts)."""
         if "vocab_size" not in sampling:
             return None
         return cls(

@@ -9,31 +9,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textenv.chat import check_messages
+from textenv.checks import check_at_least, check_choice
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRUNCATION_SIDES = ("left", "right", "error")
 
 
-def encode_prompts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Tokenise prompts so that a response can follow: with BOS where the tokenizer adds one, without a
-    closing EOS.
+def encode_prompts(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_prompt_tokens: int | None = None,
+    truncation_side: str = "left",
+) -> list[list[int]]:
+    """Tokenise prompts so that a response can follow: with BOS where the tokenizer adds one, no closing EOS.
 
     Args:
         texts: P strings.
         tokenizer: a transformers tokenizer.
+        max_prompt_tokens: longer prompts are cut to this many tokens; a BOS in front stays.
+        truncation_side: "left" drops the beginning, "right" the end, "error" refuses too long a prompt.
 
     Returns:
         P lists of ids. An empty text becomes BOS if the tokenizer adds one, else an empty list.
+
+    Raises:
+        ValueError: if a prompt is too long and ``truncation_side`` is "error".
     """
     if not len(texts):
         return []
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
-    eos = tokenizer.eos_token_id
-    if eos is not None and tokenizer("", add_special_tokens=True)["input_ids"][-1:] == [eos]:
-        # Some tokenizers close every text with EOS; here the response is still to come.
-        encoded = [ids[:-1] if ids[-1:] == [eos] else ids for ids in encoded]
-    return [list(ids) for ids in encoded]
+    front, back = _special_tokens(texts, tokenizer)
+    encoded = [list(ids[: len(ids) - back]) for ids in encoded]
+    return [_cut(ids, i, front, max_prompt_tokens, truncation_side) for i, ids in enumerate(encoded)]
+
+
+def _special_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens the tokenizer puts before and after every text, found by trying."""
+    text = next((text for text in texts if text), "")
+    whole = tokenizer(text, add_special_tokens=True)["input_ids"]
+    content = tokenizer(text, add_special_tokens=False)["input_ids"]
+    extra = len(whole) - len(content)
+    if not content:  # only empty texts: what can stand before a response is BOS
+        front = int(tokenizer.bos_token_id is not None and whole[:1] == [tokenizer.bos_token_id])
+        return front, extra - front
+    for front in range(extra + 1):
+        if whole[front : front + len(content)] == content:
+            return front, extra - front
+    return 0, 0  # a post-processor that rewrites texts; its output is taken as it is
+
+
+def _cut(ids: list[int], i: int, front: int, limit: int | None, side: str) -> list[int]:
+    """At most ``limit`` tokens of prompt i, the ``front`` special ones first."""
+    if limit is None or len(ids) <= limit:
+        return ids
+    if side == "error":
+        raise ValueError(f"prompts[{i}] has {len(ids)} tokens, expected at most max_prompt_tokens={limit}")
+    if side == "right" or limit <= front:
+        return ids[:limit]
+    return ids[:front] + ids[len(ids) - (limit - front) :]
 
 
 class PromptSet:
@@ -67,7 +104,7 @@ class PromptSet:
         if (self.lengths == 0).any():
             empty = int(np.flatnonzero(self.lengths == 0)[0])
             raise ValueError(
-                f"prompts[{empty}] is empty (no tokens); expected at least one token, for example the tokenizer's BOS"
+                f"prompts[{empty}] must have at least one token (the tokenizer's BOS, say), got an empty prompt"
             )
         self._flat = np.concatenate([np.asarray(row, dtype=np.int64) for row in ids]).astype(np.int32)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
@@ -98,9 +135,8 @@ class PromptSet:
             texts: strings, or with ``chat_template`` also lists of messages ({"role": ..., "content": ...}).
             tokenizer: a transformers tokenizer.
             columns: further task columns, P values each.
-            max_prompt_tokens: longer prompts are cut to this many tokens.
-            truncation_side: "left" drops the beginning, "right" the end, "error" refuses a prompt that is
-                too long.
+            max_prompt_tokens: longer prompts are cut to this many tokens; a BOS in front stays.
+            truncation_side: "left" drops the beginning, "right" the end, "error" refuses too long a prompt.
             chat_template: render each prompt by the tokenizer's chat template (a string is one user
                 message) and open the assistant's turn.
 
@@ -109,25 +145,20 @@ class PromptSet:
                 template.
             TypeError: if a prompt is neither a string nor (with ``chat_template``) a list of messages.
         """
-        if truncation_side not in TRUNCATION_SIDES:
-            raise ValueError(f"truncation_side must be one of {TRUNCATION_SIDES}, got {truncation_side!r}")
-        if max_prompt_tokens is not None and max_prompt_tokens < 1:
-            raise ValueError(f"max_prompt_tokens must be >= 1, got {max_prompt_tokens}")
+        check_choice("truncation_side", truncation_side, TRUNCATION_SIDES)
+        if max_prompt_tokens is not None:
+            check_at_least("max_prompt_tokens", max_prompt_tokens, 1)
+        if isinstance(texts, str):
+            raise TypeError(f"prompts must be a list of texts, got the string {texts!r}")
         rendered = [_render(item, tokenizer, i, chat_template) for i, item in enumerate(texts)]
         if chat_template:
-            ids = tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else []
+            # The template writes special tokens itself, so nothing is added and nothing is kept when cutting.
+            encoded = tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else []
+            ids = [_cut(list(row), i, 0, max_prompt_tokens, truncation_side) for i, row in enumerate(encoded)]
         else:
-            ids = encode_prompts(rendered, tokenizer)
-        if max_prompt_tokens is not None:
-            for i, row in enumerate(ids):
-                if len(row) > max_prompt_tokens:
-                    if truncation_side == "error":
-                        raise ValueError(
-                            f"prompts[{i}] has {len(row)} tokens, expected at most max_prompt_tokens={max_prompt_tokens}"
-                        )
-                    ids[i] = (
-                        row[-max_prompt_tokens:] if truncation_side == "left" else row[:max_prompt_tokens]
-                    )
+            ids = encode_prompts(
+                rendered, tokenizer, max_prompt_tokens=max_prompt_tokens, truncation_side=truncation_side
+            )
         return cls(ids, columns=columns, texts=rendered)
 
     def __len__(self) -> int:
@@ -138,26 +169,40 @@ class PromptSet:
         """Tokens of the longest prompt."""
         return int(self.lengths.max())
 
-    @property
-    def max_token_id(self) -> int:
-        """Largest token id that occurs."""
-        return int(self._flat.max())
+    def check_token_ids(self, vocab_size: int) -> None:
+        """Refuse prompts that another tokenizer made.
 
-    @property
-    def min_token_id(self) -> int:
-        """Smallest token id that occurs."""
-        return int(self._flat.min())
+        Raises:
+            ValueError: if a token id lies outside [0, vocab_size).
+        """
+        wrong = np.flatnonzero((self._flat < 0) | (self._flat >= vocab_size))
+        if len(wrong):
+            prompt = int(np.searchsorted(self._starts, wrong[0], side="right")) - 1
+            raise ValueError(
+                f"prompts[{prompt}] must hold token ids in [0, {vocab_size}), those of the tokenizer, "
+                f"got {self._flat[wrong[0]]}"
+            )
 
-    def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Prompts by index: (n,) -> ((n, width) int64 ids right-padded by 0, (n,) int64 lengths), on the
-        CPU.
+    def rows(self, index: np.ndarray, pad_token_id: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts by index, on the CPU.
+
+        Args:
+            index: (n,) int64.
+            pad_token_id: what stands right of a prompt.
+
+        Returns:
+            Ids (n, width) int64, their attention mask (n, width) int8, and lengths (n,) int64.
         """
         lengths = self.lengths[index]
         columns = np.arange(int(lengths.max()) if len(lengths) else 0)
         inside = columns < lengths[:, None]
         flat = self._starts[index][:, None] + columns
-        ids = np.where(inside, self._flat[np.minimum(flat, len(self._flat) - 1)], 0).astype(np.int64)
-        return torch.from_numpy(ids), torch.from_numpy(lengths)
+        ids = np.where(inside, self._flat[np.minimum(flat, len(self._flat) - 1)], pad_token_id)
+        return (
+            torch.from_numpy(ids.astype(np.int64, copy=False)),
+            torch.from_numpy(inside.view(np.int8)),
+            torch.from_numpy(lengths),
+        )
 
     def extras(self, index: Sequence[int]) -> dict[str, list[Any]]:
         """The columns of the prompts ``index``, as ``EpisodeBatch.extras`` wants them."""
@@ -173,18 +218,19 @@ class PromptSet:
 
 def _render(item: Any, tokenizer: PreTrainedTokenizerBase, i: int, chat_template: bool) -> str:
     """One prompt as text."""
-    if isinstance(item, str):
-        if not chat_template:
-            return item
-        item = [{"role": "user", "content": item}]
-    elif not chat_template:
-        raise TypeError(
-            f"prompts[{i}] must be a string, got {type(item).__name__}; lists of messages need chat_template=True"
-        )
-    if not isinstance(item, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in item):
-        raise TypeError(f"prompts[{i}] must be a list of messages with 'role' and 'content', got {item!r}")
+    if not chat_template:
+        if not isinstance(item, str):
+            raise TypeError(
+                f"prompts[{i}] must be a string, got {type(item).__name__}; "
+                "lists of messages need chat_template=True"
+            )
+        return item
     if tokenizer.chat_template is None:
         raise ValueError(
             "chat_template=True needs a tokenizer with a chat template, and this tokenizer has none"
         )
-    return tokenizer.apply_chat_template(list(item), tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": item}] if isinstance(item, str) else item
+    checked = check_messages(messages, f"prompts[{i}]")
+    text = tokenizer.apply_chat_template(checked, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    return text

@@ -1,7 +1,11 @@
-"""The state of N episodes in progress, one row each, as device tensors."""
+"""The N rows of a running environment as device tensors, and copies of some of them as texts.
+
+Shape letters: N rows, n of them, L tokens of a row, T response tokens.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -15,107 +19,164 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Rows:
-    """N rows of at most L tokens; everything is updated in place."""
+class Texts:
+    """A copy of n rows: what each of them had written; later steps do not change it."""
 
     tokens: Tensor
-    """(N, L) int64: prompt, response so far, padding."""
-    attention_mask: Tensor
-    """(N, L) int8: 1 on tokens."""
-    lengths: Tensor
-    """(N,) int64: tokens in the row."""
+    """(n, L) int64: prompt, response so far, padding."""
     prompt_lengths: Tensor
-    """(N,) int64."""
+    """(n,) int64."""
     steps: Tensor
-    """(N,) int64: tokens chosen so far, t."""
-    active: Tensor
-    """(N,) bool: the row waits for an action. False for parked and for finished rows."""
+    """(n,) int64: response tokens so far, t."""
     tickets: Tensor
-    """(N,) int64: episode number."""
+    """(n,) int64: episode number."""
     prompt_index: Tensor
-    """(N,) int64: index into the prompt set."""
-    noise: Tensor
-    """(N,) int64: the part of the noise key that belongs to the episode."""
+    """(n,) int64: index into the prompt set."""
 
-    @classmethod
-    def empty(cls, num_rows: int, max_length: int, pad_token_id: int, device: torch.device) -> Rows:
-        """N rows without an episode."""
+    @staticmethod
+    def join(parts: Sequence[Texts]) -> Texts:
+        """Copies below each other."""
+        return Texts(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Texts)})
 
-        def zeros() -> Tensor:
-            return torch.zeros(num_rows, dtype=torch.int64, device=device)
+    def replace(self, at: Tensor, texts: Texts) -> None:
+        """Put m other texts in the places ``at`` (m,)."""
+        for f in fields(self):
+            getattr(self, f.name).index_copy_(0, at, getattr(texts, f.name))
 
-        return cls(
-            tokens=torch.full((num_rows, max_length), pad_token_id, dtype=torch.int64, device=device),
-            attention_mask=torch.zeros(num_rows, max_length, dtype=torch.int8, device=device),
-            lengths=zeros(),
-            prompt_lengths=zeros(),
-            steps=zeros(),
-            active=torch.zeros(num_rows, dtype=torch.bool, device=device),
-            tickets=torch.full((num_rows,), -1, dtype=torch.int64, device=device),
-            prompt_index=torch.full((num_rows,), -1, dtype=torch.int64, device=device),
-            noise=zeros(),
-        )
+    @property
+    def lengths(self) -> Tensor:
+        """(n,) int64: tokens of prompt and response."""
+        return self.prompt_lengths + self.steps
 
-    def append(self, tokens: Tensor, acting: Tensor, row_index: Tensor) -> None:
-        """Append tokens (N,) to the rows where ``acting`` (N,) is True; ``row_index`` is arange(N)."""
-        at = self.lengths.clamp_max(self.tokens.shape[1] - 1)
-        old = self.tokens[row_index, at]
-        self.tokens[row_index, at] = torch.where(acting, tokens, old)
-        self.attention_mask[row_index, at] |= acting
-        self.lengths += acting
-        self.steps += acting
-
-    def place(
-        self, rows: Tensor, ids: Tensor, lengths: Tensor, *, pad_token_id: int, **state: Tensor
-    ) -> None:
-        """Put new prompts into ``rows`` (n,): ids (n, width), lengths (n,), and tickets, prompt_index,
-        noise (n,).
-        """
-        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        inside = columns < lengths.unsqueeze(-1)
-        fresh = torch.full_like(inside, pad_token_id, dtype=torch.int64)
-        fresh[:, : ids.shape[1]] = ids
-        self.tokens[rows] = fresh.masked_fill_(~inside, pad_token_id)
-        self.attention_mask[rows] = inside.to(torch.int8)
-        self.lengths[rows] = lengths
-        self.prompt_lengths[rows] = lengths
-        self.steps[rows] = 0
-        self.active[rows] = True
-        for name, value in state.items():
-            getattr(self, name)[rows] = value
-
-    def take(self, rows: Tensor) -> Rows:
-        """A copy of some rows: (n,) int64 -> n rows."""
-        return Rows(**{spec.name: getattr(self, spec.name)[rows] for spec in fields(self)})
-
-    def clone(self) -> Rows:
-        """A copy of all rows."""
-        return Rows(**{spec.name: getattr(self, spec.name).clone() for spec in fields(self)})
-
-    def action_mask(self) -> Tensor:
-        """(N, L) bool: the response so far."""
-        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+    def action_mask(self, width: int) -> Tensor:
+        """Where the response stands in the first ``width`` columns: (n, width) bool."""
+        columns = torch.arange(width, device=self.tokens.device)
         return (columns >= self.prompt_lengths.unsqueeze(-1)) & (columns < self.lengths.unsqueeze(-1))
 
-    def to_columns(self, by_step: Tensor) -> Tensor:
-        """Move numbers kept by response step to token columns: (N, T) -> (N, L), 0 where there is no
-        action.
-        """
-        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+    def to_columns(self, by_step: Tensor, width: int) -> Tensor:
+        """Move numbers kept by step to token columns: (n, T) -> (n, width), 0 where there is no action."""
+        columns = torch.arange(width, device=self.tokens.device)
         step = (columns - self.prompt_lengths.unsqueeze(-1)).clamp(0, by_step.shape[1] - 1)
-        return by_step.gather(1, step).masked_fill_(~self.action_mask(), 0)
+        return by_step.gather(1, step).masked_fill_(~self.action_mask(width), 0)
 
-    def to_batch(self, prompts: PromptSet, sampling: dict[str, Any], **fields_: Any) -> EpisodeBatch:
-        """The rows as episodes, trimmed to the longest; ``fields_`` are further fields of the batch."""
-        batch = EpisodeBatch(
-            input_ids=self.tokens * self.attention_mask,  # padding is 0 in every batch, however it was put together
-            attention_mask=self.attention_mask.bool(),
+    def to_batch(
+        self,
+        prompts: PromptSet,
+        sampling: dict[str, Any],
+        by_step: dict[str, Tensor] | None = None,
+        terms_by_step: dict[str, Tensor] | None = None,
+        **per_episode: Tensor,
+    ) -> EpisodeBatch:
+        """The texts as episodes, trimmed to the longest.
+
+        Args:
+            prompts: where the columns for ``extras`` come from.
+            sampling: for ``EpisodeBatch.sampling``.
+            by_step: field of the batch -> (n, T) by step.
+            terms_by_step: reward term -> (n, T) by step.
+            per_episode: further fields, (n,) each.
+        """
+        width = int(self.lengths.max()) if len(self.lengths) else 0
+        attention_mask = torch.arange(width, device=self.tokens.device) < self.lengths.unsqueeze(-1)
+        return EpisodeBatch(
+            # Padding is 0 in every batch, so batches do not differ by how they were put together.
+            input_ids=self.tokens[:, :width] * attention_mask,
+            attention_mask=attention_mask,
             prompt_lengths=self.prompt_lengths,
-            action_mask=self.action_mask(),
+            action_mask=self.action_mask(width),
             episode_id=self.tickets,
             prompt_index=self.prompt_index,
-            extras=prompts.extras(self.prompt_index.tolist()),
-            sampling=sampling,
-            **fields_,
+            extras=prompts.extras(self.prompt_index.tolist()) if prompts.columns else {},
+            sampling=dict(sampling),
+            reward_terms={name: self.to_columns(v, width) for name, v in (terms_by_step or {}).items()},
+            **{name: self.to_columns(v, width) for name, v in (by_step or {}).items()},
+            **per_episode,
         )
-        return batch.select(slice(None))
+
+
+class Rows:
+    """N rows of at most L tokens, updated in place: no step allocates more than the copies it gives away.
+
+    Args:
+        num_rows: N.
+        max_length: L.
+        max_steps: T, the most response tokens.
+        pad_token_id: what stands right of a text.
+        device: where the tensors live.
+    """
+
+    def __init__(
+        self, num_rows: int, max_length: int, max_steps: int, pad_token_id: int, device: torch.device
+    ) -> None:
+        def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.full(shape, value, dtype=dtype, device=device)
+
+        self._length = max_length
+        self._pad = pad_token_id
+        # One column more than a text can have: rows that do not act write there, so all rows write alike.
+        self._tokens = full(pad_token_id, num_rows, max_length + 1)
+        self._attention_mask = full(0, num_rows, max_length + 1, dtype=torch.int8)
+        self.prompt_lengths = full(0, num_rows)
+        """(N,) int64."""
+        self.steps = full(0, num_rows)
+        """(N,) int64: tokens chosen so far, t."""
+        self.active = full(0, num_rows, dtype=torch.bool)
+        """(N,) bool: the row waits for an action. False for parked and for finished rows."""
+        self.tickets = full(-1, num_rows)
+        """(N,) int64: episode number, -1 before the first."""
+        self.prompt_index = full(-1, num_rows)
+        """(N,) int64: index into the prompt set."""
+        self.keys = full(0, num_rows, max_steps + 1)
+        """(N, T + 1) int64: the noise key of every step, hashed once an episode instead of once a step."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """(N, L) int64: prompt, response so far, padding. A view."""
+        return self._tokens[:, : self._length]
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(N, L) int8: 1 on tokens. A view."""
+        return self._attention_mask[:, : self._length]
+
+    def key(self) -> Tensor:
+        """(N,) int64: the noise key of each row's next draw."""
+        return self.keys.gather(1, self.steps.unsqueeze(-1)).squeeze(-1)
+
+    def append(self, chosen: Tensor, acting: Tensor) -> None:
+        """Append the tokens ``chosen`` (N,) to the rows where ``acting`` (N,) is True."""
+        at = torch.where(acting, self.prompt_lengths + self.steps, self._length).unsqueeze(-1)
+        self._tokens.scatter_(1, at, chosen.unsqueeze(-1))
+        self._attention_mask.scatter_(1, at, 1)
+        self.steps += acting
+
+    def place(self, rows: Tensor, ids: Tensor, attention_mask: Tensor, **state: Tensor) -> None:
+        """Start new episodes.
+
+        Args:
+            rows: (n,) int64.
+            ids: (n, width) int64 prompts, right-padded.
+            attention_mask: (n, width) int8.
+            state: n values each for ``prompt_lengths``, ``tickets``, ``prompt_index`` and ``keys``.
+        """
+        width = ids.shape[1]
+        self._tokens[:, width:].index_fill_(0, rows, self._pad)
+        self._tokens[:, :width].index_copy_(0, rows, ids)
+        self._attention_mask[:, width:].index_fill_(0, rows, 0)
+        self._attention_mask[:, :width].index_copy_(0, rows, attention_mask)
+        self.steps.index_fill_(0, rows, 0)
+        self.active.index_fill_(0, rows, True)
+        for name, value in state.items():
+            getattr(self, name).index_copy_(0, rows, value)
+
+    def clear(self) -> None:
+        """Empty all rows."""
+        self._tokens.fill_(self._pad)
+        for tensor in (self._attention_mask, self.prompt_lengths, self.steps, self.active, self.keys):
+            tensor.zero_()
+        for tensor in (self.tickets, self.prompt_index):
+            tensor.fill_(-1)
+
+    def take(self, rows: Tensor) -> Texts:
+        """A copy of ``rows`` (n,) int64."""
+        return Texts(**{f.name: getattr(self, f.name).index_select(0, rows) for f in fields(Texts)})

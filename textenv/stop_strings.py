@@ -12,21 +12,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\ufffd"  # what a tokenizer prints for an unfinished multi-byte character
-_SLACK = 8  # tokens decoded before the stop string, so that its own first token is not at a decoding boundary
+_SLACK = 8  # further tokens that are decoded, because a token may stand for no character at all
 
 
 class StopStrings:
-    """Whether a response ends with one of the strings, given its token ids.
+    """Whether the last token of a response completed one of the strings.
 
     A table over the vocabulary tells which tokens can complete a stop string at all; only for those (rare)
-    rows is the tail of the response decoded and searched.
+    rows is the tail of the response decoded and searched. A match lies inside the response: the prompt does
+    not count.
 
     Args:
         strings: stop strings, none empty.
         tokenizer: the task's tokenizer.
 
     Raises:
-        ValueError: if a stop string is empty.
+        TypeError: if ``strings`` is a single string.
+        ValueError: if a stop string is empty or no string.
     """
 
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -37,26 +39,57 @@ class StopStrings:
                 raise ValueError(f"stop_strings[{i}] must be a non-empty string, got {string!r}")
         self.strings = tuple(strings)
         self._tokenizer = tokenizer
+        # Every token holds at least one byte, so as many tokens as the longest string has bytes reach back.
         self._tail = max((len(s.encode()) for s in strings), default=0) + _SLACK
-        last = {s[-1] for s in strings}
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))]) if strings else []
-        blank = any(
-            c.isspace() for c in last
-        )  # decoding a lone token may drop its blanks, so every token may end one
-        self.may_complete: Tensor = torch.tensor(
-            [blank or _REPLACEMENT in text or not last.isdisjoint(text) for text in texts], dtype=torch.bool
+        self.may_complete = (
+            self._table({s[-1] for s in strings}) if strings else torch.zeros(0, dtype=torch.bool)
         )
         """(V,) bool: tokens after which a stop string may have ended."""
 
     def __bool__(self) -> bool:
         return bool(self.strings)
 
-    def completed(self, response: Sequence[int]) -> bool:
-        """Whether the response's last token completed a stop string."""
-        tail = list(response[-self._tail :])
-        text = self._decode(tail)
-        before = self._decode(tail[:-1])
-        return any(s in text and text.count(s) > before.count(s) for s in self.strings)
+    def completed(self, ids: Sequence[int], prompt_length: int) -> bool:
+        """Whether the last token of ``ids`` completed a stop string.
 
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        Args:
+            ids: prompt and response, the response not empty.
+            prompt_length: where the response starts, at least 1.
+        """
+        start = max(prompt_length, len(ids) - self._tail)
+        text = self._text(ids[start - 1], ids[start:])
+        before = self._text(ids[start - 1], ids[start:-1])
+        # What the last token did not touch was searched when it was written.
+        known = next((i for i, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), len(before))
+        return any(text.find(s, max(0, known - len(s) + 1)) >= 0 for s in self.strings)
+
+    def _text(self, context: int, ids: Sequence[int]) -> str:
+        """The text of ``ids`` as it reads behind the token ``context``.
+
+        Tokenizers drop the blank in front of the first token they decode, and some put blanks between tokens.
+        """
+        together, alone = self._decode([context, *ids]), self._decode([context])
+        return together[len(alone) :] if together.startswith(alone) else self._decode(ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text = self._tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _table(self, last: set[str]) -> Tensor:
+        from textenv.legality import vocabulary_size
+
+        size = vocabulary_size(self._tokenizer)
+        # Read behind another token, for the same reason.
+        context = next((i for i in range(size) if self._decode([i]).isalnum()), 0)
+        texts = self._tokenizer.batch_decode(
+            [[context, i] for i in range(size)],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        skip = len(self._decode([context]))
+        return torch.tensor(
+            [_REPLACEMENT in text or not last.isdisjoint(text[skip:]) for text in texts], dtype=torch.bool
+        )

@@ -1,5 +1,4 @@
-"""Tickets: every episode has a number, and its prompt and its sampling noise are functions of (seed,
-ticket, t) alone.
+"""Tickets: every episode has a number, and (seed, ticket, t) alone decide its prompt and its sampling noise.
 
 So an episode is the same whatever row plays it, however many rows there are, and whenever its turn comes.
 """
@@ -8,68 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from textenv.hashing import hash_key, mix64
+from textenv.checks import check_at_least
+from textenv.hashing import mix64_array
+from textenv.permutation import permute
 
-_STEP = -7046029254386353131  # odd (the golden ratio in 64 bits), so t -> t * _STEP never repeats
-_FEISTEL_ROUNDS = 4
-
-
-def noise_base(seed: np.ndarray, ticket: np.ndarray) -> Tensor:
-    """The part of the noise key that is the same for a whole episode: (n,), (n,) -> (n,) int64."""
-    return hash_key(torch.from_numpy(np.asarray(seed)), torch.from_numpy(np.asarray(ticket)))
+_STEP = 0x9E3779B97F4A7C15  # odd (the golden ratio in 64 bits), so t -> t * _STEP never repeats
+_QUEUE_BLOCK, _STREAM_BLOCK = 256, 16
 
 
-def noise_key(base: Tensor, t: Tensor) -> Tensor:
-    """Key of the draw at step t of an episode: (N,) base from ``noise_base``, (N,) steps -> (N,) int64."""
-    return mix64(base + (t + 1) * _STEP)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser on uint64 arrays."""
+def noise_base(seed: np.ndarray, ticket: np.ndarray) -> np.ndarray:
+    """What the noise keys of an episode have in common: (n,) int64, (n,) int64 -> (n,) uint64."""
     with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        stream = mix64_array(seed.astype(np.uint64) + np.uint64(_STEP))
+        return mix64_array(stream + mix64_array(ticket.astype(np.uint64) + np.uint64(_STEP)))
 
 
-def permute(position: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """Where a keyed random permutation of range(size) puts each position, in constant memory.
-
-    A balanced Feistel network on the next even number of bits, walked along its cycles until the result is
-    in range (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
-
-    Args:
-        position: (n,) integers in [0, size).
-        size: length of the permuted range.
-        key: (n,) uint64, one permutation per key.
-
-    Returns:
-        (n,) int64 in [0, size).
-
-    Example:
-        >>> sorted(permute(np.arange(20), 20, np.zeros(20, np.uint64)).tolist()) == list(range(20))
-        True
-    """
-    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
-    value = position.astype(np.uint64)
-    todo = np.ones(len(value), dtype=bool)
-    while todo.any():
-        left, right, k = value[todo] >> half, value[todo] & mask, key[todo]
-        for round_ in range(_FEISTEL_ROUNDS):
-            with np.errstate(over="ignore"):
-                mixed = _mix(
-                    k + np.uint64(round_ + 1) * np.uint64(0x9E3779B97F4A7C15) ^ _mix(right + np.uint64(1))
-                )
-            left, right = right, left ^ (mixed & mask)
-        value[todo] = (left << half) | right
-        todo = value >= np.uint64(size)
-    return value.astype(np.int64)
+def noise_keys(base: np.ndarray, max_steps: int) -> np.ndarray:
+    """The key of every draw of some episodes: (n,) uint64 from ``noise_base`` -> (n, max_steps) int64."""
+    with np.errstate(over="ignore"):
+        counter = base[:, None] + np.arange(1, max_steps + 1, dtype=np.uint64) * np.uint64(_STEP)
+    return mix64_array(counter).view(np.int64)
 
 
 def prompt_index(
@@ -96,15 +57,34 @@ def prompt_index(
     epoch, position = turn // num_prompts, turn % num_prompts
     if not shuffle:
         return position
-    key = _mix(_mix(np.asarray(seed, dtype=np.int64).astype(np.uint64)) + epoch.astype(np.uint64))
+    with np.errstate(over="ignore"):
+        stream = mix64_array(np.asarray(seed, dtype=np.int64).astype(np.uint64))
+        key = mix64_array(stream + epoch.astype(np.uint64))
     return permute(position, num_prompts, key)
+
+
+class Hand(NamedTuple):
+    """What some rows were dealt; m rows."""
+
+    rows: np.ndarray
+    """(m,) int64: the rows that got a ticket."""
+    tickets: np.ndarray
+    """(m,) int64."""
+    prompts: np.ndarray
+    """(m,) int64: index into the prompt set."""
+    noise: np.ndarray
+    """(m,) uint64: what ``noise_keys`` makes the keys of."""
 
 
 @dataclass
 class TicketQueue:
-    """Deals exactly the tickets of one rollout, first come first served.
+    """Exactly the tickets of one rollout, dealt first come first served.
 
     Rank r of W takes tickets first + r, first + r + W, ... of the ``episodes`` tickets of all ranks together.
+
+    Raises:
+        TypeError: if a number is not an integer.
+        ValueError: if a number is out of range.
     """
 
     seed: int
@@ -116,11 +96,11 @@ class TicketQueue:
     """Tickets that this rank has handed out."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"options['episodes'] must be >= 1, got {self.episodes}")
-        if self.first < 0:
-            raise ValueError(f"options['first_ticket'] must be >= 0, got {self.first}")
-        if self.world_size < 1 or not 0 <= self.rank < self.world_size:
+        check_at_least("options['episodes']", self.episodes, 1)
+        check_at_least("options['first_ticket']", self.first, 0)
+        check_at_least("options['world_size']", self.world_size, 1)
+        check_at_least("options['rank']", self.rank, 0)
+        if self.rank >= self.world_size:
             raise ValueError(
                 f"options['rank'] must lie in [0, world_size={self.world_size}), got {self.rank}"
             )
@@ -140,54 +120,65 @@ class TicketQueue:
         """How many tickets this rank has still to deal."""
         return self.mine - self.dealt
 
-    def draw(self, count: int) -> np.ndarray:
-        """At most ``count`` next tickets: (m,) int64 with m <= count."""
-        count = min(count, self.left)
-        tickets = (
-            self.first
-            + self.rank
-            + self.world_size * np.arange(self.dealt, self.dealt + count, dtype=np.int64)
-        )
-        self.dealt += count
-        return tickets
+    def coming(self, count: int) -> np.ndarray:
+        """At most ``count`` next tickets, without dealing them: (m,) int64 with m <= count."""
+        ahead = np.arange(self.dealt, self.dealt + min(count, self.left), dtype=np.int64)
+        return self.first + self.rank + self.world_size * ahead
 
 
-class TicketStreams:
-    """Who gets which ticket: each row its own stream (plain stepping), or all rows one queue (a rollout)."""
+class Dealer:
+    """Deals tickets and their prompts to rows: each row its own stream, or all rows one queue.
 
-    def __init__(self, num_rows: int) -> None:
+    Works in blocks ahead of time: a lookup costs about as much for a block of tickets as for one.
+
+    Args:
+        num_rows: N.
+        num_prompts: P.
+        samples_per_prompt: consecutive tickets that share a prompt.
+        shuffle: see ``prompt_index``.
+    """
+
+    def __init__(
+        self, num_rows: int, num_prompts: int, *, samples_per_prompt: int = 1, shuffle: bool = True
+    ) -> None:
         self.num_rows = num_rows
+        self.num_prompts = num_prompts
+        self.samples_per_prompt = samples_per_prompt
+        self.shuffle = shuffle
         self.seed: int | None = None
-        """Seed of the queue's stream; None before the first reset."""
+        """Seed of the queue's stream, which is the first row's; None before the first reset."""
         self.count = 0
         """The queue's next ticket."""
         self.queue: TicketQueue | None = None
+        self._ahead = self._look_up(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
         self._seeds = np.zeros(num_rows, dtype=np.int64)
         self._next = np.zeros(num_rows, dtype=np.int64)
+        self._block = np.full(num_rows, -1, dtype=np.int64)
+        self._prompts = np.zeros((num_rows, _STREAM_BLOCK), dtype=np.int64)
+        self._noise = np.zeros((num_rows, _STREAM_BLOCK), dtype=np.uint64)
 
     def start(self, seed: int | Sequence[int | None] | None, rows: np.ndarray) -> None:
-        """Start the streams of ``rows`` over at ticket 0: row i with ``seed + i``, or ``seed[i]``; None
-        goes on.
+        """Start streams over at ticket 0: row i with ``seed + i``, or with ``seed[i]``; None goes on.
 
         Raises:
             ValueError: if a seed is negative or the list does not have one entry a row.
         """
         if seed is None:
             return
-        single = isinstance(seed, int | np.integer)
-        seeds = [int(seed) + i for i in range(self.num_rows)] if single else list(seed)  # type: ignore[arg-type]
+        seeds: Sequence[int | None]
+        seeds = range(seed, seed + self.num_rows) if isinstance(seed, int) else seed
         if len(seeds) != self.num_rows:
             raise ValueError(f"seed must be an integer or a list of {self.num_rows} seeds, got {len(seeds)}")
+        wrong = [value for value in seeds if value is not None and value < 0]
+        if wrong:
+            raise ValueError(f"seed must be >= 0, got {wrong[0]}")
         for row in rows.tolist():
             value = seeds[row]
             if value is None and self.seed is None:
                 value = int(np.random.SeedSequence().generate_state(1)[0])
-            if value is None:
-                continue
-            if value < 0:
-                raise ValueError(f"seed must be >= 0, got {value}")
-            self._seeds[row], self._next[row] = value, 0
-        if len(rows) == self.num_rows or self.seed is None:
+            if value is not None:
+                self._seeds[row], self._next[row], self._block[row] = value, 0, -1
+        if self.seed is None or (len(rows) == self.num_rows and seeds[0] is not None):
             self.seed, self.count = int(self._seeds[0]), 0
 
     def open_queue(
@@ -199,15 +190,45 @@ class TicketStreams:
             seed=self.seed or 0, first=first, episodes=episodes, rank=rank, world_size=world_size
         )
         self.count = self.queue.end
+        self._ahead = tuple(part[:0] for part in self._ahead)
 
-    def draw(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Next tickets for ``rows`` (n,): the m <= n rows that got one, their seeds and their tickets,
-        (m,) each.
-        """
-        if self.queue is None:
-            tickets = self._next[rows].copy()
-            self._next[rows] += 1
-            return rows, self._seeds[rows], tickets
-        tickets = self.queue.draw(len(rows))
-        rows = rows[: len(tickets)]
-        return rows, np.full(len(rows), self.queue.seed, dtype=np.int64), tickets
+    def close_queue(self) -> None:
+        """Let every row draw from its own stream again."""
+        self.queue = None
+
+    def deal(self, rows: np.ndarray) -> Hand:
+        """Deal each of ``rows`` (n,) its next ticket; the last of them get none when the queue runs out."""
+        return self._from_streams(rows) if self.queue is None else self._from_queue(self.queue, rows)
+
+    def _from_queue(self, queue: TicketQueue, rows: np.ndarray) -> Hand:
+        count = min(len(rows), queue.left)
+        tickets = queue.coming(max(count, _QUEUE_BLOCK))
+        if len(self._ahead[0]) < count:
+            self._ahead = self._look_up(np.full(len(tickets), queue.seed, dtype=np.int64), tickets)
+        prompts, noise = (part[:count] for part in self._ahead)
+        self._ahead = tuple(part[count:] for part in self._ahead)
+        queue.dealt += count
+        return Hand(rows[:count], tickets[:count], prompts, noise)
+
+    def _from_streams(self, rows: np.ndarray) -> Hand:
+        tickets = self._next[rows]
+        block, place = np.divmod(tickets, _STREAM_BLOCK)
+        stale = rows[self._block[rows] != block]
+        if len(stale):
+            self._block[stale] = self._next[stale] // _STREAM_BLOCK
+            ahead = self._block[stale][:, None] * _STREAM_BLOCK + np.arange(_STREAM_BLOCK)
+            found = self._look_up(np.repeat(self._seeds[stale], _STREAM_BLOCK), ahead.reshape(-1))
+            self._prompts[stale], self._noise[stale] = (part.reshape(ahead.shape) for part in found)
+        self._next[rows] += 1
+        return Hand(rows, tickets, self._prompts[rows, place], self._noise[rows, place])
+
+    def _look_up(self, seeds: np.ndarray, tickets: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Prompts and noise of some tickets: (n,), (n,) -> (n,) int64 and (n,) uint64."""
+        prompts = prompt_index(
+            seeds,
+            tickets,
+            self.num_prompts,
+            samples_per_prompt=self.samples_per_prompt,
+            shuffle=self.shuffle,
+        )
+        return prompts, noise_base(seeds, tickets)

@@ -1,10 +1,8 @@
-"""`TextVectorEnv`: text generation as a vectorized Gymnasium environment; the only place where a
-transition happens.
+"""`TextVectorEnv`: text generation as a vectorized Gymnasium environment; transitions happen here only.
 
-A row is one episode in progress. Its state is a handful of device tensors; one ``step`` appends one token
-to every active row. With ``autoreset="same_step"`` a finished row gets the next prompt at once, which is
-continuous batching.
-Shape letters: N rows, L tokens of the observation, T response tokens, F rows that finished in a step.
+A row is one episode in progress. Its state is a handful of device tensors; one ``step`` appends one token to
+every active row. With ``autoreset="same_step"`` a finished row gets the next prompt at once, which is
+continuous batching. Shape letters: N rows, L tokens of the observation, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from textenv.checks import as_token_ids, check_at_least, check_choice, refuse_actions
-from textenv.episodes import EpisodeBatch
-from textenv.ledger import RAW_PREFIX, Finished, Ledger
-from textenv.legality import Legality
+from textenv.books import Books
+from textenv.checks import as_row_mask, as_token_ids, check_at_least, check_choice
+from textenv.endings import Endings
+from textenv.ledger import Finished
+from textenv.legality import Legality, vocabulary_size
 from textenv.prompts import PromptSet
 from textenv.render import render_row
 from textenv.rows import Rows
 from textenv.stop_strings import StopStrings
-from textenv.tickets import TicketStreams, noise_base, noise_key, prompt_index
+from textenv.tickets import Dealer, noise_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,13 +42,13 @@ RENDER_MODES = ("ansi", "human")
 RESET_OPTIONS = ("episodes", "first_ticket", "rank", "world_size", "reset_mask")
 
 
-class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
+class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
     """N texts written in parallel, one token a step.
 
     Observation: ``{"input_ids": (N, L) int64, "attention_mask": (N, L) int8, "prompt_length": (N,) int64}``,
     right-padded. Action: (N,) token ids in [0, V). The environment itself pays 0; rewards come from reward
-    wrappers. An episode terminates at a stop token or stop string and is truncated after
-    ``max_new_tokens`` tokens.
+    wrappers (see ``Books`` for what they ask). An episode terminates at a stop token or stop string and is
+    truncated after ``max_new_tokens`` tokens.
 
     Args:
         num_envs: N, rows played in parallel.
@@ -58,19 +57,30 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         max_new_tokens: token budget of a response.
         stop_token_ids: tokens that end an episode, by default the tokenizer's EOS.
         stop_strings: strings that end an episode when the response completes them.
-        min_new_tokens: stop tokens are illegal before this many tokens were chosen.
-        suppressed_tokens: tokens that are never legal.
+        min_new_tokens: nothing ends an episode before this many tokens were chosen.
+        suppressed_tokens: tokens that are never legal (see ``legality``).
         samples_per_prompt: consecutive tickets that share a prompt.
         shuffle: deal prompts in a fresh random order every epoch, or in their own order.
         autoreset: "same_step", "next_step" or "disabled".
         device: where the state lives.
         arrays: "torch" tensors on ``device``, or "numpy" for clients that can't take tensors.
-        render_mode: None, "ansi" (``render`` returns strings) or "human" (``render`` prints).
+        render_mode: None, "ansi" (``render`` returns strings) or "human" (every reset and step prints).
         episode_statistics: put return, length and time into ``info["episode"]`` when an episode ends.
             Switch it off below Gymnasium's own ``RecordEpisodeStatistics``, which claims the same key.
 
     Raises:
+        TypeError: if a number is not an integer.
         ValueError: if an argument is out of range or prompts and tokenizer do not fit.
+
+    Example:
+        >>> from textenv.prompts import PromptSet
+        >>> from textenv.tasks.letters import letter_tokenizer
+        >>> tokenizer = letter_tokenizer("abc")
+        >>> envs = TextVectorEnv(2, prompts=PromptSet([[0], [1]]), tokenizer=tokenizer, max_new_tokens=3)
+        >>> obs, info = envs.reset(seed=0)
+        >>> obs, rewards, terminated, truncated, info = envs.step([2, tokenizer.eos_token_id])
+        >>> obs["attention_mask"].tolist(), terminated.tolist()
+        ([[1, 1, 0, 0], [1, 0, 0, 0]], [False, True])
     """
 
     def __init__(
@@ -104,12 +114,8 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
             raise ValueError(
                 f"min_new_tokens must be <= max_new_tokens ({max_new_tokens}), got {min_new_tokens}"
             )
-        vocab_size = len(tokenizer)
-        if prompts.min_token_id < 0 or prompts.max_token_id >= vocab_size:
-            worst = prompts.min_token_id if prompts.min_token_id < 0 else prompts.max_token_id
-            raise ValueError(
-                f"prompts must hold token ids in [0, {vocab_size}) (the tokenizer's), got {worst}"
-            )
+        vocab_size = vocabulary_size(tokenizer)
+        prompts.check_token_ids(vocab_size)
         if stop_token_ids is None:
             stop_token_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
@@ -118,6 +124,7 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.max_length = prompts.max_length + max_new_tokens
+        """L, the most tokens of prompt and response."""
         self.samples_per_prompt = samples_per_prompt
         self.shuffle = shuffle
         self.device = torch.device(device)
@@ -125,16 +132,19 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.autoreset = autoreset
         self.render_mode = render_mode
         self.episode_statistics = episode_statistics
-        self.metadata = {"render_modes": list(RENDER_MODES), "autoreset_mode": AUTORESET_MODES[autoreset]}
+        self.metadata = {
+            "render_modes": list(RENDER_MODES),
+            "render_fps": 10,
+            "autoreset_mode": AUTORESET_MODES[autoreset],
+        }
         self.legality = Legality(
             vocab_size=vocab_size,
             min_new_tokens=min_new_tokens,
             stop_token_ids=tuple(stop_token_ids),
             suppressed_tokens=tuple(suppressed_tokens),
         )
+        """Which tokens a policy may choose; the environment itself takes any token of its action space."""
         self.stop_strings = StopStrings(stop_strings, tokenizer)
-        self.policy: Any = None
-        """The policy that ``bind`` was told of; KL penalties ask it for log-probs and its reference."""
 
         self.single_observation_space = spaces.Dict(
             {
@@ -147,23 +157,16 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        # Tickets live on the CPU: they decide which prompt comes next, before anything runs on the device.
-        self._tickets = TicketStreams(num_envs)
+        # Tickets and clocks live on the CPU: they decide what comes next, before anything runs on the device.
+        self._dealer = Dealer(num_envs, len(prompts), samples_per_prompt=samples_per_prompt, shuffle=shuffle)
         self._started = np.zeros(num_envs)
-
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._pad = 0 if pad is None or not 0 <= pad < vocab_size else pad
-        self._rows = Rows.empty(num_envs, self.max_length, self._pad, self.device)
-        self._ledger = Ledger(num_envs, max_new_tokens, self.device)
-        self._columns = torch.arange(self.max_length, device=self.device)
-        self._row_index = torch.arange(num_envs, device=self.device)
-        self._stops = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=self.device)
-        self._may_complete = self.stop_strings.may_complete.to(self.device)
+        self._rows = Rows(num_envs, self.max_length, max_new_tokens, self._pad, self.device)
+        self._endings = Endings(self.legality, self.stop_strings, max_new_tokens, self.device)
         self._ready = False
-        self._waiting: np.ndarray | None = None
-        self._recorded_next: dict[str, Tensor] = {}
-        self._recorded_last: dict[str, Tensor] = {}
-        self._forget_step()
+        self._waiting = np.zeros(0, dtype=np.int64)
+        self._open_books()
 
     # -- Gymnasium's face -----
 
@@ -175,42 +178,55 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         Args:
             seed: row i deals tickets 0, 1, ... of stream ``seed + i`` (or of ``seed[i]``). None goes on
                 counting.
-            options: ``{"reset_mask": (N,) bool}`` resets only those rows; ``{"episodes": n}`` plays
-                exactly the next n tickets of stream ``seed``, drawn from one queue by all rows (also
-                "first_ticket", "rank", "world_size").
+            options: ``{"reset_mask": (N,) bool}`` resets only those rows; ``{"episodes": n}`` plays exactly
+                the next n tickets of stream ``seed``, drawn from one queue by all rows (also "first_ticket",
+                "rank", "world_size").
 
         Returns:
-            Observation and info, with the keys "key", "episode_id", "prompt_index" and "active", each (N,).
+            Observation and info, with "key", "episode_id", "prompt_index" and "active", each (N,).
 
         Raises:
             ValueError: if an option is unknown or out of range, or a seed list does not have N entries.
+            ClosedEnvironmentError: after ``close``.
         """
+        self._refuse_if_closed("reset")
         options = dict(options or {})
         for name in options:
             check_choice("options", name, RESET_OPTIONS)
-        mask = options.pop("reset_mask", None)
-        rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(self._check_mask(mask))
-        if seed is None and self._tickets.seed is None:
-            seed = int(self.np_random.integers(2**31))
-        elif isinstance(seed, int | np.integer):
-            super().reset(seed=int(seed))
-        self._tickets.start(seed, rows)
-        if "episodes" in options:
-            if mask is not None:
+        mask = as_row_mask(options.pop("reset_mask", None), self.num_envs)
+        if options and "episodes" not in options:
+            raise ValueError(f"options {sorted(options)} need options['episodes']")
+        if mask is not None:
+            if options:
                 raise ValueError(
                     "options['episodes'] starts all rows and can't be combined with 'reset_mask'"
                 )
-            self._tickets.open_queue(**options)
-        elif options:
-            raise ValueError(f"options {sorted(options)} need options['episodes']")
-        elif mask is None:
-            self._tickets.queue = None
+            if not self._ready:
+                raise ResetNeeded("options['reset_mask'] needs a full reset() first")
+        if isinstance(seed, int | np.integer):
+            seed = int(seed)
+            super().reset(seed=seed)
+        elif seed is None and self._dealer.seed is None:
+            seed = int(self.np_random.integers(2**31))
+
+        rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        self._dealer.start(seed, rows)
         if mask is None:
-            self._rows.active.fill_(False)
+            if options:
+                self._dealer.open_queue(**options)
+            else:
+                self._dealer.close_queue()
+            self._rows.clear()
+            self._ledger.clear()
+            self._waiting = rows[:0]
+        else:
+            self._rows.active[torch.from_numpy(mask).to(self.device)] = False
+            self._waiting = np.setdiff1d(self._waiting, rows)
         self._ready = True
-        self._waiting = None
-        self._forget_step()
+        self._begin_page()
         self._deal(rows)
+        if self.render_mode == "human":
+            self.render()
         return self._observe(), self._info()
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
@@ -226,60 +242,39 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
 
         Raises:
             ResetNeeded: before the first ``reset``.
+            ClosedEnvironmentError: after ``close``.
             TypeError: if the actions are not integers.
-            ValueError: if they have the wrong shape, are out of range, or an active row's token is not legal.
+            ValueError: if they have the wrong shape or an active row's is out of range.
         """
+        self._refuse_if_closed("step")
         if not self._ready:
             raise ResetNeeded("step() was called before reset(); call envs.reset(seed=...) first")
         chosen = as_token_ids(actions, self.num_envs, self.device)
         rows, acting = self._rows, self._rows.active.clone()
-        legal = self.legality.is_legal(chosen, rows.steps)
-        stops = torch.isin(chosen, self._stops) if len(self._stops) else torch.zeros_like(acting)
-        out_of_budget = rows.steps + 1 >= self.max_new_tokens
-        maybe = (
-            self._may_complete[chosen.clamp(0, self.legality.vocab_size - 1)] if self.stop_strings else None
-        )
-        # The one place per token where the host waits for the device.
-        checks = [
-            (acting & ~legal).any(),
-            (acting & (stops | out_of_budget)).any(),
-            *([] if maybe is None else [maybe.any()]),
-        ]
-        flags = torch.stack(checks).tolist()
-        if flags[0]:
-            refuse_actions(self.legality, chosen, rows.steps, acting & ~legal)
-        if maybe is not None and flags[2]:
-            stops = stops | self._stop_strings_completed(chosen, acting & maybe & ~stops)
-            flags[1] = bool((acting & (stops | out_of_budget)).any())
+        terminated, truncated, any_done = self._endings.judge(chosen, rows)
+        rows.append(chosen, acting)
+        self._turn_page(acting, terminated, truncated)
 
-        rows.append(chosen, acting, self._row_index)
-        terminated = acting & stops
-        truncated = acting & out_of_budget & ~terminated
-        done = terminated | truncated
-        self._forget_step()
-        self._acting, self._done = acting, done
-        self._terminated, self._truncated = terminated, truncated
-        rewards = torch.zeros(self.num_envs, device=self.device)
-
-        self._recorded_last, self._recorded_next = self._recorded_next, {}
-        waiting, self._waiting = self._waiting, None
-        extra: dict[str, Any] = {}
-        if flags[1]:
-            extra = self._finish(done)
-        if waiting is not None:
-            self._deal(waiting)
-        observation, info = self._observe(), self._info()
-        info.update(extra)
+        waiting, self._waiting = self._waiting, self._waiting[:0]
+        ended = self._finish(terminated | truncated) if any_done else {}
         if self.render_mode == "human":
-            self.render()
-        return observation, self._out(rewards), self._out(terminated), self._out(truncated), info
+            self.render()  # before the next prompts take the place of what was just finished
+        if any_done and self.autoreset == "same_step":
+            self._last.replaced = self._deal(self._last.finished_rows.cpu().numpy())
+        if len(waiting):
+            self._deal(waiting)
+        info = {**self._info(), **ended}
+        rewards = torch.zeros(self.num_envs, device=self.device)
+        return self._observe(), self._out(rewards), self._out(terminated), self._out(truncated), info
 
     def render(self) -> tuple[str, ...] | None:
         """The rows as text: N strings in mode "ansi"; printed in mode "human".
 
         Raises:
             ValueError: if the environment was made without ``render_mode``.
+            ClosedEnvironmentError: after ``close``.
         """
+        self._refuse_if_closed("render")
         if self.render_mode is None:
             raise ValueError(f"render needs render_mode, expected one of {RENDER_MODES} in make, got None")
         frames = tuple(
@@ -291,186 +286,97 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
         print("\n".join(frames), flush=True)
         return None
 
-    # -- what rewards and policies ask -----
+    def close_extras(self, **kwargs: Any) -> None:
+        """Free the device's memory."""
+        del self._rows, self._endings
+        self._close_books()
 
-    def bind(self, policy: Any) -> None:
-        """Tell reward terms which policy plays here."""
-        self.policy = policy
-
-    def record(self, **values: Tensor) -> None:
-        """Store what the policy knows about the coming step, (N,) each: ``log_prob`` and ``value``.
-
-        They come back in the finished episodes as ``log_probs`` and ``values``.
-        """
-        for name, value in values.items():
-            if tuple(value.shape) != (self.num_envs,):
-                raise ValueError(
-                    f"record({name}=...) must have shape ({self.num_envs},), got {tuple(value.shape)}"
-                )
-        self._ledger.record(values, self._rows.steps)
-        self._recorded_next = values
-
-    def recorded(self, name: str) -> Tensor | None:
-        """(N,) what was recorded under ``name`` for the last step, or None."""
-        return self._recorded_last.get(name)
-
-    @property
-    def finished(self) -> EpisodeBatch | None:
-        """The F episodes that ended in the last step, in row order; None if none did. Rewards are not in
-        it.
-        """
-        if self._finished is None:
-            return None
-        if self._finished_batch is None:
-            self._finished_batch = self._to_batch(self._finished)
-        return self._finished_batch
-
-    @property
-    def finished_rows(self) -> Tensor:
-        """(F,) int64: the rows of ``finished``."""
-        return self._row_index[:0] if self._finished is None else self._finished.rows
-
-    @property
-    def stepped(self) -> EpisodeBatch:
-        """The episodes of all rows that acted in the last step, finished or not, up to the token just
-        chosen.
-        """
-        if self._stepped_batch is None:
-            state = self._rows if self._before_reset is None else self._before_reset
-            rows = self.stepped_rows
-            self._stepped_batch = state.take(rows).to_batch(
-                self.prompts,
-                self.legality.to_sampling(),
-                terminated=self._terminated[rows],
-                truncated=self._truncated[rows],
-            )
-        return self._stepped_batch
-
-    @property
-    def stepped_rows(self) -> Tensor:
-        """(S,) int64: the rows of ``stepped``."""
-        return self._acting.nonzero().squeeze(-1)
-
-    def pay(self, name: str, values: Tensor) -> None:
-        """Book the reward of term ``name`` for the last step: (N,) float. Names under "raw/" are noted,
-        not counted.
-        """
-        if tuple(values.shape) != (self.num_envs,):
-            raise ValueError(
-                f"pay({name!r}, values) must have shape ({self.num_envs},), got {tuple(values.shape)}"
-            )
-        values = values.to(self.device) * self._acting
-        if not name.startswith(RAW_PREFIX):
-            self.paid_now = self.paid_now + values
-        steps = (self._rows.steps - 1).clamp_min(0)
-        self._ledger.pay(name, values, steps, self._finished, reset=self._before_reset is not None)
-        if self._finished is not None and self.shown_returns is not None:
-            self.shown_returns[...] = self._finished.returns.cpu().numpy()
-
-    def take_finished(self) -> EpisodeBatch | None:
-        """Like ``finished``, with everything that was paid: what a rollout keeps."""
-        return None if self._finished is None else self._to_batch(self._finished, with_rewards=True)
-
-    @property
-    def ticket_count(self) -> int:
-        """The next ticket of the queue: the one number that a resumed run needs
-        (``options["first_ticket"]``).
-        """
-        return self._tickets.count
+    def action_masks(self) -> Any:
+        """Which tokens are legal now: (N, V) bool, under the name that sb3-contrib asks for."""
+        self._refuse_if_closed("action_masks")
+        return self._out(self.legality.mask(self._rows.steps))
 
     @property
     def stream_seed(self) -> int | None:
         """The seed of the ticket stream, None before the first reset."""
-        return self._tickets.seed
+        return self._dealer.seed
+
+    @property
+    def ticket_count(self) -> int:
+        """The next ticket of the queue: all that a resumed run needs (``options["first_ticket"]``)."""
+        return self._dealer.count
 
     @property
     def tickets_left(self) -> int:
         """Tickets of this rollout that have not been dealt yet."""
-        return 0 if self._tickets.queue is None else self._tickets.queue.left
+        return 0 if self._dealer.queue is None else self._dealer.queue.left
 
     @property
     def tickets_dealt(self) -> int:
         """Tickets of this rollout that were dealt."""
-        return 0 if self._tickets.queue is None else self._tickets.queue.dealt
+        return 0 if self._dealer.queue is None else self._dealer.queue.dealt
 
     # -- inside -----
 
-    def _forget_step(self) -> None:
-        """Drop what belongs to the previous step."""
-        self.paid_now = torch.zeros(self.num_envs, device=self.device)
-        self._acting = self._done = self._terminated = self._truncated = torch.zeros_like(self._rows.active)
-        self._finished: Finished | None = None
-        self._finished_batch: EpisodeBatch | None = None
-        self._stepped_batch: EpisodeBatch | None = None
-        self._before_reset: Rows | None = None
-        self.shown_returns: np.ndarray | None = None
-
     def _finish(self, done: Tensor) -> dict[str, Any]:
-        """Snapshot the rows that are done, reset or retire them, and return what info says about it."""
+        """Retire the rows that are ``done`` (N,), and return what info says about their episodes."""
         index = done.nonzero().squeeze(-1)
-        rows = index.cpu().numpy()
-        self._finished = Finished.take(index, self._rows, self._terminated, self._truncated, self._ledger)
+        last, rows = self._last, index.cpu().numpy()
+        last.finished = Finished.take(index, self._rows, last.terminated, last.truncated, self._ledger)
         self._rows.active &= ~done
-        extra: dict[str, Any] = {}
+        ended: dict[str, Any] = {}
+        ended_rows = self._out(done)
         if self.episode_statistics:
             elapsed = np.zeros(self.num_envs, dtype=np.float32)
             elapsed[rows] = time.perf_counter() - self._started[rows]
             statistics = {
-                "r": self._out(self._finished.returns),
+                # The tensor itself: wrappers pay for this step after it was handed out.
+                "r": self._out(last.finished.returns),
                 "l": self._out(self._rows.steps * done),
                 "t": elapsed if self.arrays == "numpy" else torch.from_numpy(elapsed).to(self.device),
             }
-            if self.arrays == "numpy":
-                self.shown_returns = statistics["r"]
-            extra = {"episode": statistics, "_episode": self._out(done)}
+            ended = {"episode": statistics, "_episode": ended_rows}
         if self.autoreset == "same_step":
-            final_info = {**self._info(), **extra}
-            extra.update(final_obs=self._observe(), _final_obs=self._out(done), final_info=final_info)
-            extra["_final_info"] = self._out(done)
-            self._before_reset = self._rows.clone()
-            self._deal(rows)
+            ended |= {
+                "final_info": {**self._info(), **ended},
+                "_final_info": ended_rows,
+                "final_obs": self._observe(),
+                "_final_obs": ended_rows,
+            }
         elif self.autoreset == "next_step":
             self._waiting = rows
-        return extra
+        return ended
 
-    def _deal(self, rows: np.ndarray) -> None:
-        """Give each of ``rows`` its next ticket; rows for which none is left are parked."""
-        rows, seeds, tickets = self._tickets.draw(rows)
-        if len(rows) == 0:
-            return
-        prompts = prompt_index(
-            seeds,
-            tickets,
-            len(self.prompts),
-            samples_per_prompt=self.samples_per_prompt,
-            shuffle=self.shuffle,
-        )
-        ids, lengths = self.prompts.rows(prompts)
-        index = torch.from_numpy(rows).to(self.device)
-        self._rows.place(
-            index,
-            ids.to(self.device),
-            lengths.to(self.device),
-            pad_token_id=self._pad,
-            tickets=torch.from_numpy(tickets).to(self.device),
-            prompt_index=torch.from_numpy(prompts).to(self.device),
-            noise=noise_base(seeds, tickets).to(self.device),
-        )
-        self._ledger.clear(index)
-        self._started[rows] = time.perf_counter()
+    def _deal(self, rows: np.ndarray) -> Tensor:
+        """Give each of ``rows`` its next ticket, and return which got one; the others are parked."""
+        hand = self._dealer.deal(rows)
+        index = torch.from_numpy(hand.rows).to(self.device)
+        if len(hand.rows):
+            ids, attention_mask, lengths = self.prompts.rows(hand.prompts, self._pad)
+            state = {
+                "prompt_lengths": lengths,
+                "tickets": torch.from_numpy(hand.tickets),
+                "prompt_index": torch.from_numpy(hand.prompts),
+                "keys": torch.from_numpy(noise_keys(hand.noise, self.max_new_tokens + 1)),
+            }
+            on_device = {name: value.to(self.device) for name, value in state.items()}
+            self._rows.place(index, ids.to(self.device), attention_mask.to(self.device), **on_device)
+            self._ledger.forget(index)
+            self._started[hand.rows] = time.perf_counter()
+        return index
 
     def _observe(self) -> dict[str, Any]:
         rows = self._rows
         return {
-            "input_ids": self._out(rows.tokens.clone()),
-            "attention_mask": self._out(rows.attention_mask.clone()),
+            "input_ids": self._out(rows.tokens.clone(memory_format=torch.contiguous_format)),
+            "attention_mask": self._out(rows.attention_mask.clone(memory_format=torch.contiguous_format)),
             "prompt_length": self._out(rows.prompt_lengths.clone()),
         }
 
     def _info(self) -> dict[str, Any]:
         rows = self._rows
         return {
-            "key": self._out(noise_key(rows.noise, rows.steps)),
+            "key": self._out(rows.key()),
             "episode_id": self._out(rows.tickets.clone()),
             "prompt_index": self._out(rows.prompt_index.clone()),
             "active": self._out(rows.active.clone()),
@@ -479,41 +385,6 @@ class TextVectorEnv(VectorEnv[dict[str, Any], Any, Any]):
     def _out(self, tensor: Tensor) -> Any:
         return tensor.cpu().numpy() if self.arrays == "numpy" else tensor
 
-    def _to_batch(self, finished: Finished, *, with_rewards: bool = False) -> EpisodeBatch:
-        fields: dict[str, Any] = finished.records()
-        if with_rewards:
-            terms = finished.reward_terms()
-            counted = [values for name, values in terms.items() if not name.startswith(RAW_PREFIX)]
-            fields["reward_terms"] = terms
-            if counted:
-                fields["rewards"] = torch.stack(counted).sum(0)
-        return finished.state.to_batch(
-            self.prompts,
-            self.legality.to_sampling(),
-            terminated=finished.terminated,
-            truncated=finished.truncated,
-            **fields,
-        )
-
-    def _check_mask(self, mask: Any) -> np.ndarray:
-        mask = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
-            raise ValueError(
-                f"options['reset_mask'] must be a boolean array of shape ({self.num_envs},), "
-                f"got {mask.dtype} of shape {mask.shape}"
-            )
-        if not self._ready:
-            raise ResetNeeded("options['reset_mask'] needs a full reset() first")
-        return mask
-
-    def _stop_strings_completed(self, actions: Tensor, candidates: Tensor) -> Tensor:
-        """(N,) bool: rows among ``candidates`` whose response completes a stop string by this action."""
-        found = torch.zeros_like(candidates)
-        for row in candidates.nonzero().squeeze(-1).tolist():
-            start, end = int(self._rows.prompt_lengths[row]), int(self._rows.lengths[row])
-            response = [*self._rows.tokens[row, start:end].tolist(), int(actions[row])]
-            # Like stop tokens, a stop string counts only once min_new_tokens are there; it can still be
-            # completed later.
-            if len(response) > self.legality.min_new_tokens:
-                found[row] = self.stop_strings.completed(response)
-        return found
+    def _refuse_if_closed(self, method: str) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError(f"{method}() was called after close(); make a new environment")
