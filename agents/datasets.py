@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from textenv.episodes import EpisodeBatch, PreferenceBatch
+from textenv.episodes import EpisodeBatch
+from textenv.preferences import PreferenceBatch
 
 
 def as_episodes(dataset: Any, tokenizer: Any) -> EpisodeBatch:

@@ -20,7 +20,8 @@ from textenv.episode_io import (
     preferences_to_dataset,
     save_episodes,
 )
-from textenv.episodes import EpisodeBatch, PreferenceBatch
+from textenv.episodes import EpisodeBatch
+from textenv.preferences import PreferenceBatch
 
 FORMS = ["episodes", "episodes.jsonl"]
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textenv.episodes import EpisodeBatch, PreferenceBatch
+from textenv.episodes import EpisodeBatch
+from textenv.preferences import PreferenceBatch
 
 id_lists = st.lists(st.integers(1, 50), min_size=1, max_size=6)
 pairs_of_ids = st.lists(st.tuples(id_lists, st.lists(st.integers(1, 50), max_size=6)), min_size=1, max_size=6)

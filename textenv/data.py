@@ -18,7 +18,8 @@ import torch
 
 from textenv.data_sources import Row
 from textenv.encoding import PairEncoder, raise_at
-from textenv.episodes import EpisodeBatch, PreferenceBatch
+from textenv.episodes import EpisodeBatch
+from textenv.preferences import PreferenceBatch
 from textenv.prompts import PromptSet
 from textenv.records import FORMATS, Columns, Records, load_columns
 

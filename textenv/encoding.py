@@ -10,6 +10,7 @@ import torch
 
 from textenv.chat import encode_conversation
 from textenv.episodes import EpisodeBatch
+from textenv.text_pairs import end_response, eos_to_append
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,26 +86,16 @@ class PairEncoder:
     def _encode_messages(
         self, conversations: Sequence[list[dict[str, Any]]], rewards: Sequence[float] | None
     ) -> EpisodeBatch:
-        eos, limit = self.tokenizer.eos_token_id, self.max_length
-        if self.append_eos and eos is None:
-            raise ValueError("append_eos needs a tokenizer with an eos_token, got one without")
-        prompts, responses, masks = [], [], []
-        truncated = torch.zeros(len(conversations), dtype=torch.bool)
-        for i, messages in enumerate(conversations):
-            prompt, response, is_action = encode_conversation(messages, self.tokenizer, turns=self.turns)
-            if self.append_eos and response[-1:] != [eos]:
-                response, is_action = [*response, eos], [*is_action, True]
-            if limit is not None and len(prompt) + len(response) > limit:
-                if len(prompt) >= limit:
-                    raise ValueError(
-                        f"the prompt has {len(prompt)} tokens, which leaves no room for a completion in "
-                        f"max_length={limit}"
-                    )
-                response, is_action = response[: limit - len(prompt)], is_action[: limit - len(prompt)]
-                truncated[i] = True
+        eos = eos_to_append(self.tokenizer) if self.append_eos else None
+        prompts, responses, masks, cut = [], [], [], []
+        for messages in conversations:
+            prompt, spoken, is_action = encode_conversation(messages, self.tokenizer, turns=self.turns)
+            response, was_cut = end_response(spoken, len(prompt), eos, self.max_length, "the prompt")
             prompts.append(prompt)
             responses.append(response)
-            masks.append(is_action)
+            masks.append([*is_action, True][: len(response)])  # True: an EOS that was appended
+            cut.append(was_cut)
+        truncated = torch.tensor(cut, dtype=torch.bool)
         pad = self.tokenizer.pad_token_id
         batch = EpisodeBatch.from_ids(
             prompts,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from textenv.episodes import EpisodeBatch, PreferenceBatch
+from textenv.episodes import EpisodeBatch
+from textenv.preferences import PreferenceBatch
 from textenv.ragged import (
     PER_ROW,
     PER_TOKEN,

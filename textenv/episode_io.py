@@ -22,7 +22,8 @@ from textenv.episode_arrow import (
     preferences_to_dataset,
 )
 from textenv.episode_json import episode_lines, preference_lines, read_episodes, read_preferences
-from textenv.episodes import EpisodeBatch, PreferenceBatch
+from textenv.episodes import EpisodeBatch
+from textenv.preferences import PreferenceBatch
 
 if TYPE_CHECKING:
     import datasets

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from textenv.prompts import encode_prompts
+from textenv.row_index import row_index
+from textenv.text_pairs import encode_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,8 +123,6 @@ class EpisodeBatch:
             raise ValueError("action_mask must be False in the prompt (columns below prompt_lengths)")
         return self
 
-    # -- sizes -----
-
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
@@ -166,8 +165,6 @@ class EpisodeBatch:
                 yield spec.name, value
         for name, value in self.reward_terms.items():
             yield f"reward_terms/{name}", value
-
-    # -- building -----
 
     @classmethod
     def from_ids(
@@ -242,44 +239,16 @@ class EpisodeBatch:
             tokenizer: a transformers tokenizer.
             rewards: (B,) paid at the last action.
             append_eos: end every completion by EOS, as a generated one would, unless its text does.
-            max_length: longest episode in tokens; longer ones lose the end of the completion and are
-                marked truncated.
+            max_length: longest episode in tokens; a longer one loses its end and is marked truncated.
             fields_: further fields of the batch.
 
         Raises:
-            ValueError: if the counts differ, the tokenizer lacks the token needed, or a prompt alone fills
-                max_length.
+            ValueError: see ``textenv.text_pairs.encode_pairs``.
         """
-        if len(prompts) != len(completions):
-            raise ValueError(
-                f"completions must have as many rows as prompts ({len(prompts)}), got {len(completions)}"
-            )
-        eos = tokenizer.eos_token_id
-        if append_eos and eos is None:
-            raise ValueError("append_eos needs a tokenizer with an eos_token, got one without")
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
-        prompt_ids = encode_prompts(prompts, tokenizer)
-        response_ids = (
-            tokenizer(list(completions), add_special_tokens=False)["input_ids"] if len(prompts) else []
+        prompt_ids, response_ids, cut = encode_pairs(
+            prompts, completions, tokenizer, append_eos=append_eos, max_length=max_length
         )
-        truncated = torch.zeros(len(prompts), dtype=torch.bool)
-        for i, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
-            if not prompt:
-                if start is None:
-                    raise ValueError(
-                        f"prompts[{i}] is empty and the tokenizer has neither bos_token nor eos_token"
-                    )
-                prompt.append(start)
-            if append_eos and response[-1:] != [eos]:
-                response.append(eos)
-            if max_length is not None and len(prompt) + len(response) > max_length:
-                if len(prompt) >= max_length:
-                    raise ValueError(
-                        f"prompts[{i}] has {len(prompt)} tokens, which leaves no room for a completion in "
-                        f"max_length={max_length}"
-                    )
-                del response[max_length - len(prompt) :]
-                truncated[i] = True
+        truncated = torch.tensor(cut, dtype=torch.bool)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         fields_.setdefault("terminated", ~truncated)
         fields_.setdefault("truncated", truncated)
@@ -297,8 +266,6 @@ class EpisodeBatch:
             raise ValueError(f"episode {int(empty.nonzero()[0])} has no action to pay a reward at")
         return placed.scatter_(1, self.last_action.unsqueeze(-1), per_episode.unsqueeze(-1).to(placed))
 
-    # -- rearranging -----
-
     def _map(self, transform: Any, extras: dict[str, list[Any]]) -> EpisodeBatch:
         tensors = {name: transform(name, tensor) for name, tensor in self.tensors()}
         terms = {name: tensors.pop(f"reward_terms/{name}") for name in self.reward_terms}
@@ -311,7 +278,7 @@ class EpisodeBatch:
             ValueError: if a boolean mask does not have B values.
             IndexError: if there is no such row.
         """
-        index = _row_index(index, len(self)).to(self.device)
+        index = row_index(index, len(self)).to(self.device)
         width = int(self.lengths[index].max()) if len(index) else 0
         rows = index.tolist()
         extras = {name: [column[i] for i in rows] for name, column in self.extras.items()}
@@ -398,8 +365,6 @@ class EpisodeBatch:
             yield index, self.select(index)
             start = stop
 
-    # -- text -----
-
     def prompt_texts(
         self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True
     ) -> list[str]:
@@ -416,8 +381,6 @@ class EpisodeBatch:
         ids = [row[a:b] for row, a, b in zip(self.input_ids.tolist(), starts, ends, strict=True)]
         return tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
 
-    # -- files -----
-
     def save(self, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write to ``path``: JSON lines if it ends in ``.jsonl``, else a ``datasets`` Arrow folder.
 
@@ -433,104 +396,3 @@ class EpisodeBatch:
         from textenv.episode_io import load_episodes
 
         return load_episodes(path)
-
-
-@dataclass(kw_only=True, eq=False)
-class PreferenceBatch:
-    """Pairs of episodes on the same prompts, one preferred to the other.
-
-    Raises:
-        ValueError: if the two sides differ in size, or margin or label does not have shape (B,).
-    """
-
-    chosen: EpisodeBatch
-    """B preferred episodes."""
-    rejected: EpisodeBatch
-    """B episodes that lost."""
-    margin: Tensor | None = None
-    """(B,) float: by how much ``chosen`` should win (Bradley-Terry with margin), 0 if None."""
-    label: Tensor | None = None
-    """(B,) float in [0, 1]: probability that ``chosen`` is really better (soft labels), 1 if None."""
-
-    def __post_init__(self) -> None:
-        if len(self.chosen) != len(self.rejected):
-            raise ValueError(
-                f"rejected must have {len(self.chosen)} episodes like chosen, got {len(self.rejected)}"
-            )
-        for name in ("margin", "label"):
-            value = getattr(self, name)
-            if value is not None and tuple(value.shape) != (len(self.chosen),):
-                raise ValueError(f"{name} must have shape ({len(self.chosen)},), got {tuple(value.shape)}")
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def select(self, index: Tensor | Sequence[int] | slice) -> PreferenceBatch:
-        """Pairs by index, boolean mask or slice."""
-        index = _row_index(index, len(self))
-
-        def pick(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[index.to(value.device)]
-
-        return PreferenceBatch(
-            chosen=self.chosen.select(index),
-            rejected=self.rejected.select(index),
-            margin=pick(self.margin),
-            label=pick(self.label),
-        )
-
-    def to(self, device: torch.device | str) -> PreferenceBatch:
-        """The same pairs on another device."""
-        return PreferenceBatch(
-            chosen=self.chosen.to(device),
-            rejected=self.rejected.to(device),
-            margin=None if self.margin is None else self.margin.to(device),
-            label=None if self.label is None else self.label.to(device),
-        )
-
-    @classmethod
-    def from_texts(
-        cls,
-        prompts: Sequence[str],
-        chosen: Sequence[str],
-        rejected: Sequence[str],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        margin: Tensor | None = None,
-        label: Tensor | None = None,
-        append_eos: bool = True,
-        max_length: int | None = None,
-    ) -> PreferenceBatch:
-        """Tokenise pairs of completions; see ``EpisodeBatch.from_texts``."""
-        sides = [
-            EpisodeBatch.from_texts(prompts, side, tokenizer, append_eos=append_eos, max_length=max_length)
-            for side in (chosen, rejected)
-        ]
-        return cls(chosen=sides[0], rejected=sides[1], margin=margin, label=label)
-
-    def save(self, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Write the pairs, margins and labels to ``path``; see ``EpisodeBatch.save``."""
-        from textenv.episode_io import save_preferences
-
-        save_preferences(self, path, tokenizer=tokenizer)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> PreferenceBatch:
-        """Read what ``save`` wrote."""
-        from textenv.episode_io import load_preferences
-
-        return load_preferences(path)
-
-
-def _row_index(index: Tensor | Sequence[int] | slice, rows: int) -> Tensor:
-    """Row numbers (n,) int64 from numbers, a boolean mask or a slice."""
-    if isinstance(index, slice):
-        return torch.tensor(range(rows)[index], dtype=torch.int64)
-    index = torch.as_tensor(index)
-    if index.dtype == torch.bool:
-        if index.shape != (rows,):
-            raise ValueError(f"a boolean mask of rows must have shape ({rows},), got {tuple(index.shape)}")
-        return index.nonzero().squeeze(-1)
-    if index.numel() and index.is_floating_point():
-        raise TypeError(f"rows are chosen by whole numbers, got {index.dtype}")
-    return index.to(torch.int64)

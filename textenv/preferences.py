@@ -1,0 +1,104 @@
+"""Preference pairs: two episodes on the same prompt, one preferred to the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from textenv.episodes import EpisodeBatch
+from textenv.row_index import row_index
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(kw_only=True, eq=False)
+class PreferenceBatch:
+    """Pairs of episodes on the same prompts, one preferred to the other.
+
+    Raises:
+        ValueError: if the two sides differ in size, or margin or label does not have shape (B,).
+    """
+
+    chosen: EpisodeBatch
+    """B preferred episodes."""
+    rejected: EpisodeBatch
+    """B episodes that lost."""
+    margin: Tensor | None = None
+    """(B,) float: by how much ``chosen`` should win (Bradley-Terry with margin), 0 if None."""
+    label: Tensor | None = None
+    """(B,) float in [0, 1]: probability that ``chosen`` is really better (soft labels), 1 if None."""
+
+    def __post_init__(self) -> None:
+        if len(self.chosen) != len(self.rejected):
+            raise ValueError(
+                f"rejected must have {len(self.chosen)} episodes like chosen, got {len(self.rejected)}"
+            )
+        for name in ("margin", "label"):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != (len(self.chosen),):
+                raise ValueError(f"{name} must have shape ({len(self.chosen)},), got {tuple(value.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def select(self, index: Tensor | Sequence[int] | slice) -> PreferenceBatch:
+        """Pairs by index, boolean mask or slice."""
+        index = row_index(index, len(self))
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[index.to(value.device)]
+
+        return PreferenceBatch(
+            chosen=self.chosen.select(index),
+            rejected=self.rejected.select(index),
+            margin=pick(self.margin),
+            label=pick(self.label),
+        )
+
+    def to(self, device: torch.device | str) -> PreferenceBatch:
+        """The same pairs on another device."""
+        return PreferenceBatch(
+            chosen=self.chosen.to(device),
+            rejected=self.rejected.to(device),
+            margin=None if self.margin is None else self.margin.to(device),
+            label=None if self.label is None else self.label.to(device),
+        )
+
+    @classmethod
+    def from_texts(
+        cls,
+        prompts: Sequence[str],
+        chosen: Sequence[str],
+        rejected: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        margin: Tensor | None = None,
+        label: Tensor | None = None,
+        append_eos: bool = True,
+        max_length: int | None = None,
+    ) -> PreferenceBatch:
+        """Tokenise pairs of completions; see ``EpisodeBatch.from_texts``."""
+        sides = [
+            EpisodeBatch.from_texts(prompts, side, tokenizer, append_eos=append_eos, max_length=max_length)
+            for side in (chosen, rejected)
+        ]
+        return cls(chosen=sides[0], rejected=sides[1], margin=margin, label=label)
+
+    def save(self, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Write the pairs, margins and labels to ``path``; see ``EpisodeBatch.save``."""
+        from textenv.episode_io import save_preferences
+
+        save_preferences(self, path, tokenizer=tokenizer)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PreferenceBatch:
+        """Read what ``save`` wrote."""
+        from textenv.episode_io import load_preferences
+
+        return load_preferences(path)
