@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -39,8 +40,9 @@ class Toy:
 
 
 @pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "AGENTS", dict(registry.AGENTS))
+def _no_toy_stays() -> Iterator[None]:
+    yield
+    registry.AGENTS.pop("toy", None)
 
 
 def test_doctests() -> None:

@@ -185,3 +185,29 @@ def test_where_a_tokenizer_is_to_be_had() -> None:
     assert tokenizer_of(SimpleNamespace(tokenizer=TOKENIZER)) is TOKENIZER
     assert tokenizer_of(PretrainedConfig(name_or_path="hub/model")) == "hub/model"
     assert tokenizer_of(SimpleNamespace(config=PretrainedConfig(name_or_path="hub/model"))) == "hub/model"
+
+
+def test_evaluating_changes_nothing_in_a_real_training() -> None:
+    def run(eval_every: int) -> list[dict[str, float]]:
+        result = train(
+            "ppo",
+            task="random-walks",
+            loggers=(),
+            env_kwargs={"max_new_tokens": 5},
+            iterations=2,
+            episodes_per_iteration=8,
+            minibatches=2,
+            epochs=1,
+            learning_rate=1e-3,
+            eval_every=eval_every,
+            eval_episodes=8,
+        )
+        return result.history
+
+    timed = ("time/", "throughput/", "eval/")
+    often, rarely = run(1), run(0)
+    assert [any(name.startswith("eval/") for name in row) for row in often] == [True, True]
+    assert [any(name.startswith("eval/") for name in row) for row in rarely] == [False, True]
+    for row, other in zip(often, rarely, strict=True):
+        learnt = [{k: repr(v) for k, v in r.items() if not k.startswith(timed)} for r in (row, other)]
+        assert learnt[0] == learnt[1]  # written out, for NaN is not equal to itself
