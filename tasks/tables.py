@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,12 +183,13 @@ def _read_csv(path: Path, suffix: str) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    import pyarrow.parquet
-    from pyarrow.lib import ArrowException
+    import datasets
 
     try:
-        return Table(columns=pyarrow.parquet.read_table(path).to_pydict(), source=str(path))
-    except ArrowException as error:
+        with tempfile.TemporaryDirectory() as cache:
+            loaded = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+            return _from_dataset(loaded, str(path))
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
 
 
