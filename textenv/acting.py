@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from textenv.decoding import Decoder
+from textenv.decoding import DecodeOutput, Decoder
 from textenv.legality import Legality
 from textenv.masks import UnsupportedModelError
-from textenv.model_split import eval_mode, split_model
+from textenv.model_split import eval_mode, split_model, text_config
 from textenv.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
 
 LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -40,6 +40,11 @@ def _note_weight_change(*_: Any) -> None:
 
 
 register_optimizer_step_post_hook(_note_weight_change)
+
+
+def _tracked(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters whose in-place edits torch counts."""
+    return [parameter for parameter in model.parameters() if not parameter.is_inference()]
 
 
 class DecodingPolicy:
@@ -106,9 +111,10 @@ class DecodingPolicy:
         self._base = _WeightChanges.count
         self._version = 0
         self._seen: tuple[int, int] | None = None
-        self._parameters = list(model.parameters())
+        self._parameters = _tracked(model)
         self._memo = torch.empty(0, 0, dtype=torch.int64)
         self._memo_lengths = torch.empty(0, dtype=torch.int64)
+        self._every_row = np.arange(0)
         register = getattr(model, "register_load_state_dict_post_hook", None)
         if register is not None:
             register(_note_weight_change)
@@ -136,9 +142,7 @@ class DecodingPolicy:
     def _prepare(self, rows: int, length: int) -> None:
         if self._shape == (rows, length):
             return
-        config = getattr(self.model, "config", None)
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        positions = getattr(text, "max_position_embeddings", None)
+        positions = getattr(text_config(self.model), "max_position_embeddings", None)
         if isinstance(positions, int) and positions < length:
             raise ValueError(
                 f"the model has {positions} positions, expected at least the max_length of {length}"
@@ -156,6 +160,7 @@ class DecodingPolicy:
                 self.cached = False
         self._shape = (rows, length)
         self._memo = torch.zeros(rows, length, dtype=torch.int64)
+        self._every_row = np.arange(rows)
         self._memo_lengths = torch.zeros(rows, dtype=torch.int64)
 
     @property
@@ -178,16 +183,20 @@ class DecodingPolicy:
         }
 
     def _forget_if_changed(self) -> None:
-        edits = 0
-        for parameter in self._parameters:
-            edits += parameter._version
-        seen = (self.weights_version, edits)
+        seen = (self.weights_version, sum([parameter._version for parameter in self._parameters]))
         if seen != self._seen:
-            self._parameters = list(self.model.parameters())
-            self._seen = (self.weights_version, sum(parameter._version for parameter in self._parameters))
-            self._memo_lengths.zero_()
-            if self._decoder is not None:
-                self._decoder.invalidate()
+            self._parameters = _tracked(self.model)
+            self._seen = (self.weights_version, sum([parameter._version for parameter in self._parameters]))
+            self._forget()
+
+    def _forget(self) -> None:
+        self._memo_lengths = torch.zeros_like(self._memo_lengths)
+        if self._decoder is not None:
+            self._decoder.invalidate()
+
+    def free(self) -> None:
+        """Give the cache's memory back; the next ``act`` allocates it again."""
+        self._decoder, self._shape = None, None
 
     # -- acting ----------------------------------------------------------------------------------------------
 
@@ -207,66 +216,74 @@ class DecodingPolicy:
             actions (N,) int64 and ``{"log_prob": (N,)}``, with ``"value": (N,)`` if there is a value head; 0
             at rows that do not act. Numpy in, numpy out. ``log_prob`` is under the distribution sampled from.
         """
-        ids = torch.as_tensor(obs["input_ids"])
         as_numpy = not isinstance(obs["input_ids"], Tensor)
-        single = ids.dim() == 1
-        lift = (lambda x: torch.as_tensor(x).unsqueeze(0)) if single else torch.as_tensor
-        ids = lift(obs["input_ids"])
-        mask = lift(obs["attention_mask"])
-        prompt = lift(obs["prompt_length"]) if "prompt_length" in obs else None
-        keys = None if key is None else lift(key).to(torch.int64)
-        acting = None if active is None else lift(active).bool()
+        single = len(obs["input_ids"].shape) == 1
 
+        def read(value: Any) -> Tensor:
+            tensor = torch.as_tensor(value)
+            return tensor.unsqueeze(0) if single else tensor
+
+        ids, lengths = read(obs["input_ids"]), read(obs["attention_mask"]).sum(-1, dtype=torch.int64)
+        acting = None if active is None else read(active).to(ids.device, torch.bool)
         self._prepare(*ids.shape)
         self._forget_if_changed()
-        lengths = mask.sum(-1, dtype=torch.int64)
-        if self._decoder is not None:
-            rows, logits, hidden = self._decode(self._decoder, ids, lengths, acting)
-        else:
+        if self._decoder is None:
             rows, logits, hidden = self._recompute(ids, lengths, acting)
+        else:
+            try:
+                rows, logits, hidden = self._decode(self._decoder, ids, lengths, acting)
+            except BaseException:
+                self._forget()
+                raise
+        if len(logits) == 0:
+            return self._nothing(ids, as_numpy)
+        index = None if rows is None else rows.to(logits.device)
 
-        device = logits.device
-        count, everyone = len(lengths), rows is None
-        pick = (lambda x: x.to(device)) if rows is None else (lambda x: x.to(device)[rows.to(device)])
-        t = (
-            pick(lengths - prompt)
-            if prompt is not None
-            else torch.zeros(len(logits), dtype=torch.int64, device=device)
-        )
-        tokens, log_prob = self._choose(logits, hidden, t, None if keys is None else pick(keys))
-        found = {"log_prob": log_prob}
+        def pick(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(logits.device)
+            return tensor if index is None else tensor[index]
+
+        t = pick(lengths - read(obs["prompt_length"])) if "prompt_length" in obs else None
+        noise = None if key is None else pick(read(key).to(torch.int64))
+        tokens, log_prob = self._choose(logits, hidden, t, noise)
+        chosen = {"action": tokens, "log_prob": log_prob}
         if self.value_head is not None:
-            if hidden is None:
-                raise ValueError(
-                    f"{type(self.model).__name__} does not expose its LM head's input to a value head"
-                )
-            found["value"] = self.value_head(hidden).reshape(len(tokens))
-        if not everyone:
-            place = rows.to(device)
-            tokens = tokens.new_zeros(count).index_copy_(0, place, tokens)
-            found = {
-                name: value.new_zeros(count).index_copy_(0, place, value) for name, value in found.items()
-            }
-
-        def give(value: Tensor) -> Any:
+            chosen["value"] = self.value_head(self._exposed(hidden)).reshape(len(tokens))
+        result: dict[str, Any] = {}
+        for name, value in chosen.items():
+            if index is not None:
+                value = value.new_zeros(len(ids)).index_copy_(0, index, value)
             value = value.to(ids.device)
             value = value[0] if single else value
-            return value.numpy() if as_numpy else value
+            result[name] = value.numpy() if as_numpy else value
+        return result.pop("action"), result
 
-        return give(tokens), {name: give(value) for name, value in found.items()}
+    def _nothing(self, ids: Tensor, as_numpy: bool) -> tuple[Any, dict[str, Any]]:
+        """What ``act`` returns when no row acts."""
+        names = ("log_prob",) if self.value_head is None else ("log_prob", "value")
+        actions, zeros = ids.new_zeros(len(ids)), torch.zeros(len(ids), device=ids.device)
+        if as_numpy:
+            return actions.numpy(), {name: zeros.numpy() for name in names}
+        return actions, dict.fromkeys(names, zeros)
+
+    def _exposed(self, hidden: Tensor | None) -> Tensor:
+        """The LM head's input, which value heads and processors read."""
+        if hidden is None:
+            raise ValueError(f"{type(self.model).__name__} does not expose its LM head's input")
+        return hidden
 
     def _choose(
-        self, logits: Tensor, hidden: Tensor | None, t: Tensor, key: Tensor | None
+        self, logits: Tensor, hidden: Tensor | None, t: Tensor | None, key: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Tokens (n,) and their log-probs from the model's logits (n, W)."""
+        if t is None:
+            if self.logits_processor is not None or (self.legality and self.legality.min_new_tokens):
+                raise ValueError("the observation has no prompt_length, which the step t is counted from")
+            t = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         if self.legality is not None:
             logits = self.legality.apply(logits, t)
         if self.logits_processor is not None:
-            if hidden is None:
-                raise ValueError(
-                    f"{type(self.model).__name__} does not expose its LM head's input to a processor"
-                )
-            logits = self.logits_processor(logits, hidden, t)
+            logits = self.logits_processor(logits, self._exposed(hidden), t)
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
         if self.temperature != 1.0:
@@ -288,7 +305,7 @@ class DecodingPolicy:
         differs = (ids != self._memo).logical_and_(columns < memo_lengths.unsqueeze(-1)).any(-1)
         stale = differs.logical_or_(memo_lengths != lengths - 1)
         # One look at the device per step: which rows act, which need a prefill, and how long they are.
-        told = torch.stack([stale, stale if acting is None else acting.to(ids.device), lengths]).cpu().numpy()
+        told = torch.stack([stale, stale if acting is None else acting, lengths]).cpu().numpy()
         acts = np.ones(len(ids), dtype=bool) if acting is None else told[1].astype(bool)
         if acts.any() and told[2][acts].min() < 1:
             raise ValueError(
@@ -307,11 +324,14 @@ class DecodingPolicy:
             )
         last = ids.gather(1, (lengths - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
         rows = decoder.rows
-        in_order = bool((decoder.rows.numpy() == np.arange(len(rows))).all()) and len(rows) == len(ids)
-        output = decoder.decode(rows, last if in_order else last[rows.to(ids.device)])
+        in_order = len(rows) == len(ids) and np.array_equal(rows.numpy(), self._every_row)
+        if len(rows):
+            output = decoder.decode(rows, last if in_order else last[rows.to(ids.device)])
+        else:
+            output = DecodeOutput(*(torch.empty(0, 0, device=decoder.device) for _ in range(2)))
         self._memo.copy_(ids)
-        self._memo_lengths = lengths if acting is None else lengths * acting.to(ids.device)
-        return None if in_order else rows, output.logits, output.hidden
+        self._memo_lengths = lengths if acting is None else lengths * acting
+        return None if in_order else rows, *output
 
     def _recompute(
         self, ids: Tensor, lengths: Tensor, acting: Tensor | None

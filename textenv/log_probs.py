@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 from textenv.linear_log_probs import linear_log_probs
-from textenv.model_split import SplitModel, split_model
+from textenv.model_split import SplitModel, split_model, vocabulary_size
 
 MAX_BYTES = 1 << 29
 """Default budget for one chunk of logits, in bytes."""
@@ -207,7 +207,7 @@ def _score(
         return log_prob, log_total - expected.sum(-1)
 
     # An upper bound of W: the head's output is not known before it has run.
-    width = max(getattr(split.model.config.get_text_config(), "vocab_size", 1), 1)
+    width = max(vocabulary_size(split.model, 1), 1)
     chunk = max(1, max_bytes // (4 * width))
     parts = list(zip(hidden.split(chunk), tokens.split(chunk), t.split(chunk), strict=True))
     if len(parts) == 1 or not torch.is_grad_enabled():

@@ -35,7 +35,7 @@ def attention_windows(config: Any) -> dict[str, int | None]:
         {'sliding_attention': 8}
     """
     text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
+    window: Any = getattr(text, "sliding_window", None)
     layer_types = getattr(text, "layer_types", None)
     if not layer_types:
         return {"full_attention": None} if window is None else {"sliding_attention": int(window)}

@@ -176,8 +176,12 @@ def logits_agree(actual: Tensor, expected: Tensor) -> bool:
     return bool((actual.double() - expected.double()).abs().max() <= tolerance * spread)
 
 
+def text_config(model: nn.Module) -> Any:
+    """The config of the language model inside ``model``; None for a module that is no transformers model."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def vocabulary_size(model: nn.Module, default: int) -> int:
     """Vocabulary of a model by its config, ``default`` if that names none."""
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(text, "vocab_size", default))
+    return int(getattr(text_config(model), "vocab_size", default))

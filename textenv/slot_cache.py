@@ -108,7 +108,8 @@ class SlotCache(Cache):
 
     def __init__(self, layers: int, slots: int, max_length: int) -> None:
         self.route = Route(layers)
-        super().__init__(layers=[SlotLayer(i, slots, max_length, self.route) for i in range(layers)])
+        self._slot_layers = [SlotLayer(i, slots, max_length, self.route) for i in range(layers)]
+        super().__init__(layers=list(self._slot_layers))
 
     def prefill(self, slots: Tensor) -> None:
         """Let the next forward write its P columns to 0..P-1 of ``slots`` (n,) int64."""
@@ -120,8 +121,8 @@ class SlotCache(Cache):
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first ``length`` columns of the slots ``source`` (m,) to the slots ``target`` (m,)."""
-        for layer in self.layers:
-            if layer.is_initialized:
-                for buffer in (layer.keys, layer.values):
+        for layer in self._slot_layers:
+            for buffer in (layer.keys, layer.values):
+                if buffer is not None:
                     columns = buffer[:, :, :length]
                     columns.index_copy_(0, target, columns.index_select(0, source))
