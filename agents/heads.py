@@ -72,6 +72,19 @@ class ValueHead(nn.Module):
         return {"hidden_size": self.hidden_size, "kind": self.kind}
 
 
+def checked_head(head: nn.Module, hidden_size: int) -> nn.Module:
+    """The head itself, if it gives one number a state.
+
+    Raises:
+        ValueError: if it does not map (..., d) to (...,).
+    """
+    with torch.no_grad():
+        shape = tuple(head(torch.zeros(2, 3, hidden_size, device=next(head.parameters()).device)).shape)
+    if shape != (2, 3):
+        raise ValueError(f"value_head must map (2, 3, {hidden_size}) to (2, 3), got {shape}")
+    return head
+
+
 class QAtActions(NamedTuple):
     """What ILQL's losses need of the heads at A own tokens."""
 

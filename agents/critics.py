@@ -1,0 +1,75 @@
+"""A critic with a trunk of its own. Shape letters: B episodes, L tokens, d width."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from textenv.agents.heads import HeadKind, ValueHead
+from textenv.episodes import EpisodeBatch
+from textenv.log_probs import length_groups
+from textenv.model_split import output_head, split_model
+
+
+class StateValues(NamedTuple):
+    """What a critic says about B episodes."""
+
+    values: Tensor
+    """(B, L) V of the state before each action, 0 elsewhere."""
+    final_values: Tensor
+    """(B,) V after the last token."""
+
+
+def final_states(hidden: Tensor, episodes: EpisodeBatch) -> Tensor:
+    """State after the last token of each episode: (B, L, d) -> (B, d)."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return hidden[rows, (episodes.lengths.to(hidden.device) - 1).clamp_min(0)]
+
+
+class SeparateCritic(nn.Module):
+    """V with a trunk of its own, which starts as a copy of the policy's; what is frozen there is shared.
+
+    Args:
+        model: the policy's causal LM; its LM head is not copied.
+        hidden_size: d, width of the LM head's input.
+        kind: shape of the value head.
+
+    Raises:
+        ValueError: if the model names no LM head.
+    """
+
+    _GROUP_TOKENS = 256
+    """Padded tokens that are cheaper than one more forward pass."""
+
+    def __init__(self, model: nn.Module, hidden_size: int, *, kind: HeadKind = "linear") -> None:
+        super().__init__()
+        head = output_head(model)
+        if head is None:
+            raise ValueError(f"{type(model).__name__} names no LM head, so its trunk cannot carry a critic")
+        reference = next(model.parameters())
+        # The trunk's forward passes through this stand-in for the LM head, whose input is what is read.
+        stub = nn.Linear(hidden_size, 1, bias=False).to(reference).requires_grad_(False)
+        replaced: dict[int, Any] = {id(head): stub}
+        replaced |= {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.trunk = copy.deepcopy(model, replaced)
+        self.value_head = ValueHead(hidden_size, kind=kind).to(reference.device)
+
+    def forward(self, episodes: EpisodeBatch) -> StateValues:
+        """Values of B episodes, with gradient."""
+        split = split_model(self.trunk)
+        episodes = episodes.to(next(self.parameters()).device)
+        parts, order = [], []
+        length = episodes.input_ids.shape[1]
+        for index, width in length_groups(episodes.lengths, self._GROUP_TOKENS):
+            ids = episodes.input_ids[index, :width]
+            # Causal attention never looks at the padding on the right, so no mask has to hide it.
+            after = self.value_head(split.backbone(ids, torch.ones_like(ids)))
+            parts.append(nn.functional.pad(after, (1, length - width)))
+            order.append(index)
+        # Column p of ``states`` is V before token p; column L is V after a token in the last column.
+        states = torch.cat(parts)[torch.cat(order).argsort()]
+        final = states.gather(1, episodes.lengths.unsqueeze(-1)).squeeze(-1)
+        return StateValues(torch.where(episodes.action_mask, states[:, :length], 0.0), final)

@@ -1,0 +1,251 @@
+"""Making a causal LM ready for training: loading, dropout off, adapters, frozen layers.
+
+Nothing here knows an architecture by name: blocks are found by the config's count, and what comes after them
+by watching a forward pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_DROPOUT_NAMES = ("drop", "jitter")
+
+
+def load_causal_lm(
+    source: str | os.PathLike[str] | PretrainedConfig | nn.Module,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A transformers causal LM from a hub id, a folder, a config (random weights), or itself.
+
+    Args:
+        source: what to make it of; a module is taken as it is.
+        dtype: of the weights. float32 by default, whatever the files hold: steps of a fine-tuning learning
+            rate vanish in 16-bit weights.
+        seed: of random weights; the global random state is left alone.
+        trust_remote_code: whether code that comes with the files may run.
+
+    Raises:
+        TypeError: if ``source`` is none of these.
+    """
+    if isinstance(source, nn.Module):
+        return source
+    if isinstance(source, PretrainedConfig):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(source, trust_remote_code=trust_remote_code)
+        return model.to(dtype)
+    if isinstance(source, str | os.PathLike):
+        return AutoModelForCausalLM.from_pretrained(
+            os.fspath(source), dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    raise TypeError(
+        f"model must be a hub id, a folder, a transformers config or a module, got {type(source).__name__}"
+    )
+
+
+# -- dropout -------------------------------------------------------------------------------------------------
+
+DropoutSettings = list[tuple[PretrainedConfig, str, float]]
+"""(config, attribute, its probability) as they were before they were set to 0."""
+
+
+def disable_dropout(model: nn.Module) -> DropoutSettings:
+    """Set every dropout (and router jitter) probability to 0: modules, float attributes, and config entries.
+
+    In train mode the model is then deterministic, so that the probability ratio is exactly 1 before the first
+    step.
+
+    Returns:
+        The config entries that were not 0, for ``dropout_restored``.
+    """
+    changed: DropoutSettings = []
+    configs: dict[int, PretrainedConfig] = {}
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, PretrainedConfig):
+                configs[id(value)] = value
+            elif _is_probability(name, value):
+                setattr(module, name, 0.0)
+    pending = list(configs.values())
+    while pending:
+        config = pending.pop()
+        for name, value in list(vars(config).items()):
+            if isinstance(value, PretrainedConfig) and id(value) not in configs:
+                configs[id(value)] = value
+                pending.append(value)
+            elif _is_probability(name, value):
+                changed.append((config, name, value))
+                setattr(config, name, 0.0)
+    return changed
+
+
+@contextmanager
+def dropout_restored(settings: DropoutSettings) -> Iterator[None]:
+    """Put the config entries back for as long as the block runs (so that a saved config keeps them)."""
+    for config, name, value in settings:
+        setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for config, name, _ in settings:
+            setattr(config, name, 0.0)
+
+
+def _is_probability(name: str, value: object) -> bool:
+    return isinstance(value, float) and value > 0.0 and any(part in name.lower() for part in _DROPOUT_NAMES)
+
+
+# -- adapters ------------------------------------------------------------------------------------------------
+
+
+def add_lora(model: nn.Module, lora: bool | Mapping[str, Any] | Any, *, seed: int = 0) -> PeftModel:
+    """Freeze the model and put trainable low-rank adapters into it (Hu et al. 2021), in place.
+
+    Args:
+        model: a causal LM.
+        lora: True for peft's defaults for the architecture, keyword arguments of ``peft.LoraConfig``, or a
+            peft config.
+        seed: of the adapters' random weights.
+
+    Raises:
+        ImportError: without peft.
+        ValueError: if the config is about prompts rather than weights.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("lora= needs peft: pip install 'textenv[lora]'") from error
+    if isinstance(lora, peft.PeftConfig):
+        config = lora
+    else:
+        arguments: dict[str, Any] = dict(lora) if isinstance(lora, Mapping) else {}
+        config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", **arguments})
+    if config.is_prompt_learning:
+        raise ValueError(f"lora must change weights, got the prompt-learning config {type(config).__name__}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+        return adapted
+
+
+def as_peft(model: nn.Module) -> PeftModel | None:
+    """The model as a ``PeftModel``, or None if it is not one (or peft is not there)."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        return None
+    return model if isinstance(model, PeftModel) else None
+
+
+def adapters_change_nothing(model: nn.Module) -> bool:
+    """Whether only low-rank adapters train and each of them is still the identity (as they start)."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(p.requires_grad and "lora_" not in name for name, p in model.named_parameters()):
+        return False
+    for module in model.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if not isinstance(module, LoraLayer) or module.merged or len(module.lora_magnitude_vector):
+            return False
+        if any(bool(module.get_delta_weight(name).any()) for name in module.active_adapters):
+            return False
+    return True
+
+
+# -- layers --------------------------------------------------------------------------------------------------
+
+
+def transformer_blocks(model: nn.Module) -> nn.ModuleList:
+    """The stack of the model's blocks, bottom first: the outermost ModuleList as long as its config says.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    config: Any = model.config
+    count = config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of {count} blocks")
+
+
+def parameters_after_blocks(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters of what runs after the last block and not before (final norm, untied LM head)."""
+    blocks = transformer_blocks(model)
+    inside = {id(module) for module in blocks.modules()}
+    early: set[int] = set()
+    late: dict[int, nn.Parameter] = {}
+    passed = [False]
+
+    def note(module: nn.Module, _: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            if passed[0]:
+                late[id(parameter)] = parameter
+            else:
+                early.add(id(parameter))
+
+    def finish(*_: Any) -> None:
+        passed[0] = True
+
+    handles = [m.register_forward_pre_hook(note) for m in model.modules() if id(m) not in inside]
+    handles.append(blocks[-1].register_forward_hook(finish))
+    try:
+        with torch.no_grad():
+            device = next(model.parameters()).device
+            ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [parameter for key, parameter in late.items() if key not in early]
+
+
+def train_top_layers(model: nn.Module, count: int) -> None:
+    """Freeze all but the top ``count`` blocks and what comes after them (not a tied LM head).
+
+    Raises:
+        ValueError: if the model does not have that many blocks.
+    """
+    blocks = transformer_blocks(model)
+    if not 1 <= count <= len(blocks):
+        raise ValueError(f"train_layers must lie in [1, {len(blocks)}], got {count}")
+    after = parameters_after_blocks(model)
+    model.requires_grad_(False)
+    for block in list(blocks)[-count:]:
+        block.requires_grad_(True)
+    for parameter in after:
+        parameter.requires_grad_(True)
+
+
+def frozen_blocks(model: nn.Module) -> int:
+    """How many bottom blocks training cannot change: they and all that runs before them are frozen."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return 0
+    blocks = transformer_blocks(model)
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    count = 0
+    for block in blocks:
+        if any(id(p) in trainable for p in block.parameters()):
+            break
+        count += 1
+    movable = {id(p) for block in list(blocks)[count:] for p in block.parameters()}
+    if not trainable <= movable:
+        movable |= {id(p) for p in parameters_after_blocks(model)}
+    return count if trainable <= movable else 0

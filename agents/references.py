@@ -1,0 +1,201 @@
+"""References: the policy as it was, to measure how far training has moved it.
+
+A reference is taken from the weights in memory, never loaded again by name, and runs in the same
+teacher-forced code as the policy, so that the KL divergence is exactly 0 before the first step. Shape
+letters: B episodes, L tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from textenv.agents.evaluations import Evaluation, Memo, in_parts
+from textenv.agents.model_setup import adapters_change_nothing, frozen_blocks, transformer_blocks
+from textenv.episodes import EpisodeBatch
+from textenv.log_probs import TokenLogProbs
+from textenv.model_split import split_model
+
+if TYPE_CHECKING:
+    from textenv.agents.policy import LanguagePolicy
+
+ReferenceMode = Literal["copy", "adapters-off", "shared-trunk"]
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy for inference that shares what is frozen: only trainable parameters take memory again.
+
+    With adapters, or few trained layers, that is little; for a model that is trained whole it is the whole
+    model.
+    """
+    shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+def lightest_mode(policy: LanguagePolicy) -> ReferenceMode:
+    """Adapters off while they change nothing, else the shared trunk if bottom layers are frozen, else a copy."""
+    if policy.peft is not None and adapters_change_nothing(policy.model):
+        return "adapters-off"
+    return "shared-trunk" if frozen_blocks(policy.model) else "copy"
+
+
+class Reference:
+    """A frozen policy; ``policy.reference()`` makes it.
+
+    Args:
+        policy: whose weights are taken, and whose temperature, legality and number format are used.
+        mode: "copy" = a frozen copy (sharing what is frozen anyway); "adapters-off" = the policy's own model
+            without its adapters; "shared-trunk" = a copy of the trained top layers above the policy's frozen
+            trunk, which runs once for both when both are asked for (``policy.evaluate(...,
+            reference=True)``).
+
+    Raises:
+        ValueError: if the mode is unknown, or the policy has no adapters or no frozen trunk for it.
+    """
+
+    def __init__(self, policy: LanguagePolicy, mode: ReferenceMode) -> None:
+        if mode not in get_args(ReferenceMode):
+            raise ValueError(f"reference mode must be one of {list(get_args(ReferenceMode))}, got {mode!r}")
+        self.policy = policy
+        self.mode: ReferenceMode = mode
+        self._copy: nn.Module | None = None
+        self._trunk = _Trunk()
+        self._memo, self._edits = Memo(), 0
+        if mode == "adapters-off":
+            if policy.peft is None:
+                raise ValueError("reference mode 'adapters-off' needs a policy with adapters (lora=)")
+            moving = [n for n, p in policy.model.named_parameters() if p.requires_grad and "lora_" not in n]
+            if moving:
+                raise ValueError(f"reference mode 'adapters-off' needs a frozen base, but {moving[0]} trains")
+            return
+        self._copy = frozen_copy(policy.model)
+        if mode == "shared-trunk":
+            count = frozen_blocks(policy.model)
+            if not count:
+                raise ValueError("reference mode 'shared-trunk' needs frozen bottom layers (train_layers=)")
+            self._trunk = _Trunk(transformer_blocks(policy.model)[count - 1])
+            blocks = transformer_blocks(self._copy)
+            for i in range(count):
+                blocks[i] = _SharedBlock(blocks[i], self._trunk, last=i == count - 1)
+            # The check of how a model splits runs forwards of its own, which must not fall between trunk and
+            # top.
+            split_model(policy.model)
+            split_model(self._copy)
+
+    @contextmanager
+    def active(self) -> Iterator[nn.Module]:
+        """The reference as a plain causal LM, for as long as the block runs."""
+        if self._copy is not None:
+            yield self._copy
+            return
+        assert self.policy.peft is not None
+        with self.policy.peft.disable_adapter():
+            yield self.policy.model
+
+    def score(self, episodes: EpisodeBatch, *, entropy: bool = False) -> TokenLogProbs:
+        """One pass; on the policy's trunk if the policy has just run on the same episodes in ``sharing``."""
+        with torch.no_grad(), self.active() as model:
+            return self.policy.score(model, episodes, entropy=entropy)
+
+    def evaluate(self, episodes: EpisodeBatch, *, entropy: bool = False) -> Evaluation:
+        """Log-probs and, if asked, entropies, in parts as ``LanguagePolicy.evaluate`` does; no gradient."""
+
+        def run(part: EpisodeBatch) -> Evaluation:
+            found = self.score(part, entropy=entropy)
+            return Evaluation(found.log_probs, entropy=found.entropy)
+
+        state = self._state()
+        known = self._memo.get(episodes, state)
+        if known is not None and known.has({"entropy"} if entropy else set()):
+            return known
+        return self._memo.put(episodes, state, in_parts(episodes, self.policy.max_tokens, run))
+
+    def log_prob(self, episodes: EpisodeBatch) -> Tensor:
+        """Log-probs of the actions: (B, L), 0 elsewhere; no gradient."""
+        if self.mode == "shared-trunk" and (found := self.policy.known_ref_log_probs(episodes)) is not None:
+            return found
+        return self.evaluate(episodes).log_probs
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """In the block, a pass of the policy leaves its trunk's output to the reference's next pass."""
+        if self._trunk.last is None:
+            yield
+            return
+        try:
+            with self._trunk.recording():
+                yield
+        finally:
+            self._trunk.outputs.clear()
+
+    def _state(self) -> tuple[float | str, ...]:
+        return self.policy.temperature, self.policy.autocast, self._edits
+
+    # -- weights ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights that are the reference's alone; shared ones are saved with the policy."""
+        if self._copy is None:
+            return {}
+        shared = {id(p) for p in self.policy.model.parameters()}
+        return {name: p.detach() for name, p in self._copy.named_parameters() if id(p) not in shared}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore them.
+
+        Raises:
+            ValueError: if the names are not those of this reference.
+        """
+        own = self.state_dict()
+        if set(own) != set(state):
+            wrong = sorted(set(own) ^ set(state))
+            raise ValueError(f"the saved reference must have the weights of this one, differ {wrong[:5]}")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+        self._edits += 1
+        self.policy.invalidate()
+
+
+class _Trunk:
+    """What the policy's last frozen block gives, remembered on demand, one entry a forward, oldest first."""
+
+    def __init__(self, last: nn.Module | None = None) -> None:
+        self.last = last
+        self.outputs: list[Any] = []
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        assert self.last is not None
+        handle = self.last.register_forward_hook(lambda _module, _args, output: self.outputs.append(output))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class _SharedBlock(nn.Module):
+    """A frozen block of the reference: gives the policy's trunk output where there is one, else runs."""
+
+    def __init__(self, block: nn.Module, trunk: _Trunk, *, last: bool) -> None:
+        super().__init__()
+        self.block = block
+        self._trunk, self._last = trunk, last
+
+    def __getattr__(self, name: str) -> Any:
+        # Backbones read attributes such as the attention type off their blocks.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = self._trunk.outputs
+        if not outputs:
+            return self.block(*args, **kwargs)
+        return outputs.pop(0) if self._last else outputs[0]
