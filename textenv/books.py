@@ -29,6 +29,7 @@ class Books:
     legality: Legality
     max_new_tokens: int
     _rows: Rows
+    _recorded: dict[str, Tensor]
 
     policy: Any = None
     """The policy that ``bind`` was told of; KL penalties ask it for log-probs and its reference."""
@@ -111,7 +112,7 @@ class Books:
     def _begin_page(self) -> None:
         """A reset: nobody has acted yet."""
         nobody = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-        self._recorded: dict[str, Tensor] = {}
+        self._recorded = {}
         self._turn_page(nobody, nobody, nobody)
 
     def _turn_page(self, acting: Tensor, terminated: Tensor, truncated: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,22 +64,29 @@ def collect(
     base = getattr(envs, "unwrapped", envs)
     if not isinstance(base, TextVectorEnv):
         raise TypeError(
-            "collect needs a native vector environment (gymnasium.make_vec(..., vectorization_mode="
-            f"'vector_entry_point'), the default), got {type(base).__name__}"
+            "envs must be the native vector environment (gym.make_vec without vectorization_mode), "
+            f"got {type(base).__name__}"
         )
-    check_at_least("episodes", episodes, 1)
+    if not (callable(policy) or hasattr(policy, "act")):
+        raise TypeError(f"policy must have act(...) or be callable, got {type(policy).__name__}")
+    check_at_least("world_size", world_size, 1)
+    check_at_least("episodes", episodes, world_size)
     check_choice("scoring", scoring, SCORING)
     if base.autoreset == "disabled":
-        raise ValueError("collect needs autoreset 'same_step' or 'next_step', got 'disabled'")
+        raise ValueError("autoreset must be 'same_step' or 'next_step' in a rollout, got 'disabled'")
+    options: dict[str, Any] = {"episodes": episodes, "rank": rank, "world_size": world_size}
+    if first_ticket is not None:
+        options["first_ticket"] = first_ticket
+
     wrappers = scorer.reward_wrappers(envs)
-    foreign = bool(scorer.foreign_reward_wrappers(envs))
-    deferred = _defer(envs, scoring)
+    foreign = scorer.foreign_reward_wrappers(envs)
+    deferred = _defer(foreign, scoring)
     before = [wrapper.scoring for wrapper in wrappers]
     if hasattr(policy, "attach"):
         policy.attach(base)
     try:
         scorer.set_scoring(wrappers, "deferred" if deferred else "immediate")
-        batch = _play(envs, base, policy, episodes, seed, first_ticket, rank, world_size, progress, foreign)
+        batch = _play(envs, base, policy, seed, options, book_foreign=bool(foreign), progress=progress)
     finally:
         for wrapper, mode in zip(wrappers, before, strict=True):
             wrapper.scoring = mode
@@ -91,15 +99,14 @@ def collect(
     return batch
 
 
-def _defer(envs: Any, scoring: str) -> bool:
-    """Whether to score after the rollout."""
-    foreign = scorer.foreign_reward_wrappers(envs)
+def _defer(foreign: Sequence[Any], scoring: str) -> bool:
+    """Whether to score after the rollout, given the wrappers that it would bypass."""
     if not foreign:
         return scoring != "immediate"
     names = ", ".join(type(wrapper).__name__ for wrapper in foreign)
     if scoring == "deferred":
         raise ValueError(
-            f"scoring='deferred' can't see what {names} does to the rewards; use 'auto' or 'immediate'"
+            f"scoring must be 'auto' or 'immediate' where {names} changes the rewards of a step, got 'deferred'"
         )
     if scoring == "auto":
         warnings.warn(
@@ -112,18 +119,13 @@ def _play(
     envs: Any,
     base: TextVectorEnv,
     policy: Any,
-    episodes: int,
     seed: int | None,
-    first_ticket: int | None,
-    rank: int,
-    world_size: int,
+    options: dict[str, Any],
+    *,
+    book_foreign: bool,
     progress: bool,
-    foreign: bool,
 ) -> EpisodeBatch:
     """The loop: act, record, step, keep what finished."""
-    options: dict[str, Any] = {"episodes": episodes, "rank": rank, "world_size": world_size}
-    if first_ticket is not None:
-        options["first_ticket"] = first_ticket
     obs, info = envs.reset(seed=seed, options=options)
     total = base.tickets_dealt + base.tickets_left
     done: list[Finished] = []
@@ -131,13 +133,9 @@ def _play(
     bar = _Bar(total) if progress else None
     try:
         while finished < total:
-            if hasattr(policy, "act"):
-                actions, known = policy.act(obs, key=info["key"], active=info["active"])
-                base.record(**{name: torch.as_tensor(value) for name, value in known.items()})
-            else:
-                actions = policy(obs, info)
+            actions = _act(policy, obs, info, base)
             obs, rewards, _, _, info = envs.step(actions)
-            if foreign:
+            if book_foreign:
                 # What wrappers from elsewhere made of it is a term like any other: the sum is what was paid.
                 base.pay(FOREIGN, torch.as_tensor(rewards, device=base.device) - base.paid_now)
             ended = base.finished_snapshot
@@ -151,6 +149,18 @@ def _play(
             bar.close()
     batch = to_episodes(done, base.prompts, base.legality.to_sampling())
     return batch.sorted_by_ticket()
+
+
+def _act(policy: Any, obs: dict[str, Any], info: dict[str, Any], base: TextVectorEnv) -> Any:
+    """The actions; what the policy knows about them is recorded."""
+    if not hasattr(policy, "act"):
+        return policy(obs, info)
+    answer = policy.act(obs, key=info["key"], active=info["active"])
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
+        raise TypeError(f"policy.act must return (actions, {{name: (N,)}}), got {type(answer).__name__}")
+    actions, known = answer
+    base.record(**known)
+    return actions
 
 
 class _Bar:

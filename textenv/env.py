@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from textenv.vector_env import RENDER_MODES, TextVectorEnv
+from textenv.vector_env import RENDER_FPS, RENDER_MODES, TextVectorEnv
 
 
 class TextEnv(gym.Env[dict[str, Any], Any]):
@@ -16,10 +16,20 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
 
     Takes the arguments of ``TextVectorEnv`` except ``num_envs``, ``autoreset`` and ``arrays``.
     Observations are numpy arrays, info holds numpy scalars. ``reset`` without a seed goes on to the next
-    ticket.
+    ticket. What reward terms and policies ask (``Books``) is answered by the one-row environment underneath.
+
+    Example:
+        >>> from textenv.prompts import PromptSet
+        >>> from textenv.tasks.letters import letter_tokenizer
+        >>> tokenizer = letter_tokenizer("abc")
+        >>> env = TextEnv(prompts=PromptSet([[0]]), tokenizer=tokenizer, max_new_tokens=3, render_mode="ansi")
+        >>> obs, info = env.reset(seed=0)
+        >>> obs, reward, terminated, truncated, info = env.step(2)
+        >>> obs["input_ids"].tolist(), int(obs["prompt_length"]), env.render()
+        ([0, 2, 5, 5], 1, '[0] a | c')
     """
 
-    metadata = {"render_modes": list(RENDER_MODES)}  # noqa: RUF012 - Gymnasium's own convention
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}  # noqa: RUF012 - Gymnasium's way
 
     def __init__(self, **kwargs: Any) -> None:
         self.rows = TextVectorEnv(1, autoreset="disabled", arrays="numpy", **kwargs)
@@ -86,7 +96,15 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
         if ended is not None and "episode" in self._info:
             self._info["episode"]["r"] = ended.returns.cpu().numpy()[0]
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def action_masks(self) -> np.ndarray:
+        """Which tokens are legal now: (V,) bool, under the name that sb3-contrib asks for.
+
+        ``env.action_space.sample(mask=env.action_masks().astype("int8"))`` draws a legal token.
+        """
+        masks: np.ndarray = self.rows.action_masks()
+        return masks[0]
+
+    def render(self) -> str | None:
         """The text so far: a string in mode "ansi", printed in mode "human"."""
         frames = self.rows.render()
         return None if frames is None else frames[0]
@@ -98,8 +116,11 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
 
 def _first(batched: dict[str, Any]) -> dict[str, Any]:
     """Row 0 of batched numpy values, without the ``_key`` masks."""
-    return {
-        name: _first(value) if isinstance(value, dict) else value[0]
-        for name, value in batched.items()
-        if not name.startswith("_")
-    }
+    firsts: dict[str, Any] = {}
+    for name, value in batched.items():
+        if name.startswith("_"):
+            continue
+        first = _first(value) if isinstance(value, dict) else value[0]
+        # Gymnasium's vectorizers keep Python's bool in a bool array and numpy's in an object array.
+        firsts[name] = bool(first) if isinstance(first, np.bool_) else first
+    return firsts

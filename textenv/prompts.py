@@ -93,7 +93,7 @@ class PromptSet:
 
     def __init__(
         self,
-        ids: Sequence[Sequence[int]],
+        ids: Sequence[Sequence[int] | np.ndarray],
         *,
         columns: Mapping[str, Sequence[Any]] | None = None,
         texts: Sequence[str] | None = None,
@@ -104,7 +104,7 @@ class PromptSet:
         if (self.lengths == 0).any():
             empty = int(np.flatnonzero(self.lengths == 0)[0])
             raise ValueError(
-                f"prompts[{empty}] must have at least one token (the tokenizer's BOS, say), got an empty prompt"
+                f"prompts[{empty}] must have at least one token (the tokenizer's BOS, say), got an empty one"
             )
         self._flat = np.concatenate([np.asarray(row, dtype=np.int64) for row in ids]).astype(np.int32)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])

@@ -29,9 +29,12 @@ def render_row(
     tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
 ) -> str:
     """One row as a line: ticket, prompt, response so far, what each reward term has paid."""
-    split, end = int(rows.prompt_lengths[row]), int(rows.lengths[row])
+    split, steps = int(rows.prompt_lengths[row]), int(rows.steps[row])
+    if not split:
+        return "(no episode)"
     ids = rows.tokens[row].tolist()
-    prompt, response = (printable(tokenizer.decode(part)) for part in (ids[:split], ids[split:end]))
+    parts = tokenizer.batch_decode([ids[:split], ids[split : split + steps]])
+    prompt, response = (printable(part) for part in parts)
     terms = "".join(f"  {name}={value:+.3f}" for name, value in reward_terms.items())
     state = "" if bool(rows.active[row]) else "  (over)"
     return f"[{int(rows.tickets[row])}] {prompt} | {response}{state}{terms}"

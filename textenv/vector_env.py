@@ -39,6 +39,7 @@ AUTORESET_MODES = {
     "disabled": AutoresetMode.DISABLED,
 }
 RENDER_MODES = ("ansi", "human")
+RENDER_FPS = 10
 RESET_OPTIONS = ("episodes", "first_ticket", "rank", "world_size", "reset_mask")
 
 
@@ -134,7 +135,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
         self.episode_statistics = episode_statistics
         self.metadata = {
             "render_modes": list(RENDER_MODES),
-            "render_fps": 10,
+            "render_fps": RENDER_FPS,
             "autoreset_mode": AUTORESET_MODES[autoreset],
         }
         self.legality = Legality(
