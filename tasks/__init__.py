@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from textenv.tasks.registry import task_names as task_names
     from textenv.tasks.snippets import RatedSnippets as RatedSnippets
     from textenv.tasks.snippets import load_snippets as load_snippets
-    from textenv.tasks.tables import Table as Table
-    from textenv.tasks.tables import read_table as read_table
     from textenv.tasks.task import Task as Task
     from textenv.tasks.task import TaskData as TaskData
     from textenv.tasks.walk_values import WalkValues as WalkValues
@@ -47,8 +45,6 @@ _HOME = {
     "task_names": "registry",
     "RatedSnippets": "snippets",
     "load_snippets": "snippets",
-    "Table": "tables",
-    "read_table": "tables",
     "Task": "task",
     "TaskData": "task",
     "WalkValues": "walk_values",

@@ -96,7 +96,7 @@ def make_vec_env(
         split: which part of the task's prompts.
         rewards: reward specs, each "name", ["name", {arguments}], a term or a function; [] pays nothing.
         prompts: use these instead of the task's: a list of texts or messages, a file, a hub id, whatever
-            ``read_table`` reads, or a ``PromptSet``.
+            ``textenv.data.load_columns`` reads, or a ``PromptSet``.
         tokenizer: a name, a folder or an object, for prompts of one's own and tasks that leave the choice.
         max_new_tokens: token budget of a response.
         max_prompt_tokens: longer prompts are cut.
@@ -224,7 +224,9 @@ def _source(arguments: Mapping[str, Any]) -> _Source:
             raise ValueError("a PromptSet needs its tokenizer: pass tokenizer=")
         return _Source(prompts, load_tokenizer(tokenizer) if data is None else data.tokenizer, data)
     own = build_prompts(
-        split=arguments["split"], data=prompts, tokenizer=tokenizer if data is None else data.tokenizer
+        split=arguments["split"] if data is None else None,  # else the split is the task's
+        data=prompts,
+        tokenizer=tokenizer if data is None else data.tokenizer,
     )
     return _Source(own.prompt_set(**cut), own.tokenizer, own if data is None else data)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from textenv.checks import check_at_least
+from textenv.records import Columns, load_columns
 from textenv.tasks.registry import register_task
-from textenv.tasks.tables import Table, read_table
 from textenv.tasks.task import TaskData
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ DEFAULT_MAX_NEW_TOKENS = 64
 
 @register_task("prompts")
 def build_prompts(
-    split: str = "train",
+    split: str | None = "train",
     data: Any = None,
     tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
     prompt_column: str | None = None,
@@ -30,8 +32,11 @@ def build_prompts(
     """Your own prompts: a file, data set, hub id or list; further columns reach the rewards.
 
     Args:
-        split: of a hub id, DatasetDict or saved folder; a single file or list serves every split.
-        data: what ``read_table`` reads, with a column "prompt" (text) or "messages" (for a chat template).
+        split: of a hub id, DatasetDict or folder with several; other sources have "train" alone.
+            None takes "train" or the only one.
+        data: what ``textenv.data.load_columns`` reads (a path, hub id, data set, list of rows, mapping of
+            columns), with a column "prompt" (text or messages) or "messages" (if the assistant speaks last,
+            that turn is left off); or a list of texts or of conversations.
         tokenizer: a name, a folder or an object; required.
         prompt_column: another name for the column of prompts.
         rewards: reward specs.
@@ -40,8 +45,10 @@ def build_prompts(
         limit: use only the first so many rows.
 
     Raises:
-        ValueError: if data or tokenizer is missing, there is no column of prompts, or a prompt is not text
+        FileNotFoundError: if a path does not exist.
+        ValueError: if data or tokenizer is missing, there is no column of prompts, or a prompt is empty
             (naming file and line).
+        TypeError: if a prompt has the wrong type (naming file and line).
 
     Example:
         >>> from textenv.tasks.letters import letter_tokenizer
@@ -56,17 +63,19 @@ def build_prompts(
         )
     if tokenizer is None:
         raise ValueError("task 'prompts' needs a tokenizer: a name, a folder or an object")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be >= 1, got {limit}")
-    table = read_table(data, split=split)
-    name = _prompt_column(table, prompt_column)
-    rows = len(table) if limit is None else min(limit, len(table))
-    prompts = table[name][:rows]
-    for i, prompt in enumerate(prompts):
-        _check_prompt(prompt, name, table.where(i))
+    if limit is not None:
+        check_at_least("limit", limit, 1)
+    rename = {} if prompt_column is None else {prompt_column: "prompt"}
+    records = load_columns(_rows_of_list(data), split=split, columns=[], rename=rename)
+    name = "messages" if "prompt" not in records.columns and "messages" in records.columns else "prompt"
+    prompts: list[Any] = []
+    others = Columns()
+    for place, row in itertools.islice(records.require(name).rows(), limit):
+        prompts.append(_open_prompt(row.pop(name), place))
+        others.add(row)
     return TaskData(
         prompts=prompts,
-        columns={other: column[:rows] for other, column in table.columns.items() if other != name},
+        columns=others.values,
         tokenizer=load_tokenizer(tokenizer),
         rewards=list(rewards),
         max_new_tokens=max_new_tokens,
@@ -93,27 +102,20 @@ def load_tokenizer(tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase) 
         raise ValueError(f"tokenizer {os.fspath(tokenizer)!r} can't be loaded: {error}") from error
 
 
-def _prompt_column(table: Table, wanted: str | None) -> str:
-    if wanted is not None:
-        table[wanted]  # raises with the columns there are
-        return wanted
-    for name in ("prompt", "messages"):
-        if name in table:
-            return name
-    raise ValueError(
-        f"{table.source} must have a column 'prompt' or 'messages', got {', '.join(table.columns)}; "
-        "name another one with prompt_column"
-    )
+def _rows_of_list(data: Any) -> Any:
+    """Texts and conversations as rows with a column; everything else as it is."""
+    if isinstance(data, Sequence) and not isinstance(data, str) and len(data):
+        if all(isinstance(item, str) for item in data):
+            return [{"prompt": item} for item in data]
+        if all(isinstance(item, Sequence) and not isinstance(item, str) for item in data):
+            return [{"messages": item} for item in data]
+    return data
 
 
-def _check_prompt(prompt: Any, name: str, where: str) -> None:
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise ValueError(f"{where}: {name!r} is empty")
-        return
-    messages = isinstance(prompt, Sequence) and len(prompt) > 0
-    if not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in prompt):
-        raise ValueError(
-            f"{where}: {name!r} must be a text or a list of messages (each with 'role' and 'content'), "
-            f"got {prompt!r}"
-        )
+def _open_prompt(prompt: Any, place: str) -> Any:
+    """A conversation without the assistant's last turn, which is what the policy is to write."""
+    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
+        return prompt
+    if len(prompt) == 1:
+        raise ValueError(f"{place}: messages hold the assistant's turn alone, so there is no prompt")
+    return prompt[:-1]

@@ -10,13 +10,13 @@ import torch
 
 from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
+from textenv.records import load_columns
 from textenv.tasks.bpe import bpe_tokenizer
 from textenv.tasks.models import small_gpt2
 from textenv.tasks.preferences import PROMPT_WORDS, preference_pairs, split_prompt
 from textenv.tasks.prompts import load_tokenizer
 from textenv.tasks.registry import register_task
 from textenv.tasks.snippets import load_snippets, split_of
-from textenv.tasks.tables import Table, read_table
 from textenv.tasks.task import TaskData
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def build_reviews(
 
     Args:
         split: "train" (55 % of the texts), "validation" (5 %), "reward-model" (20 %) or "judge" (20 %).
-        data: texts of your own instead: a hub id, a file or what else ``read_table`` reads. There are no
-            preferences then.
+        data: texts of your own instead: a hub id, a file or what else ``textenv.data.load_columns`` reads.
+            There are no preferences then.
         tokenizer: a name, a folder or an object; by default a byte-pair tokenizer of 2,048 tokens, trained on
             the pretraining texts.
         prompt_words: how many words of a text make the prompt.
@@ -79,7 +79,7 @@ def build_reviews(
         others = [*load_snippets("product").texts, *load_snippets("news").texts]
         make_preferences = lambda: preference_pairs(films, prompt_words=prompt_words)  # noqa: E731
     else:
-        texts, ratings = _own_texts(read_table(data, split=data_split), text_column, rating_column)
+        texts, ratings = _own_texts(data, data_split, text_column, rating_column)
         others = []
         make_preferences = None
     pretraining = [text for text in texts if split_of(text) == "language-model"]
@@ -120,20 +120,11 @@ def build_reviews(
 
 
 def _own_texts(
-    table: Table, text_column: str, rating_column: str | None
+    data: Any, split: str, text_column: str, rating_column: str | None
 ) -> tuple[list[str], list[float] | None]:
-    texts = table[text_column]
-    for i, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"{table.where(i)}: {text_column!r} must be a text that is not empty, got {text!r}"
-            )
-    if rating_column is None:
-        return texts, None
-    ratings = []
-    for i, value in enumerate(table[rating_column]):
-        try:
-            ratings.append(float(value))
-        except (TypeError, ValueError):
-            raise ValueError(f"{table.where(i)}: {rating_column!r} must be a number, got {value!r}") from None
-    return texts, ratings
+    """Texts and ratings of a user's own data, checked row by row."""
+    rename = {text_column: "text"} | ({} if rating_column is None else {rating_column: "reward"})
+    records = load_columns(data, split=split, columns=list(rename.values()), rename=rename)
+    rows = list(records)
+    texts = [row["text"] for row in rows]
+    return texts, None if rating_column is None else [row["reward"] for row in rows]

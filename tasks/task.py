@@ -136,7 +136,10 @@ class TaskData:
         truncation_side: str = "left",
         chat_template: bool = False,
     ) -> PromptSet:
-        """Tokenise the prompts; ``max_prompt_tokens`` None means the task's own limit."""
+        """Tokenise the prompts; ``max_prompt_tokens`` None means the task's own limit.
+
+        Messages are always rendered by the chat template, texts (as a user's message) if ``chat_template``.
+        """
         from textenv.prompts import PromptSet
 
         return PromptSet.from_texts(
@@ -145,5 +148,5 @@ class TaskData:
             columns=self.columns,
             max_prompt_tokens=self.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens,
             truncation_side=truncation_side,
-            chat_template=chat_template,
+            chat_template=chat_template or not all(isinstance(prompt, str) for prompt in self.prompts),
         )

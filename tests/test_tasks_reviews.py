@@ -398,10 +398,10 @@ def test_reviews_of_ones_own(tmp_path, cache):
     assert data.demonstrations.returns.max() == 4
     assert task.build(data=path).demonstrations is None
     path.write_text('{"text": "a b c d"}\n{"text": ""}\n')
-    with pytest.raises(ValueError, match=r"mine.jsonl:2: 'text' must be a text that is not empty"):
+    with pytest.raises(ValueError, match=r"mine.jsonl:2: text is empty"):
         task.build(data=path)
     path.write_text('{"text": "a b c d", "stars": "many"}\n')
-    with pytest.raises(ValueError, match=r"mine.jsonl:1: 'stars' must be a number, got 'many'"):
+    with pytest.raises(TypeError, match=r"mine.jsonl:1: reward must be a number, got str 'many'"):
         task.build(data=path, rating_column="stars")
     with pytest.raises(ValueError, match="split 'judge' of reviews has no text of more than 9 words"):
         task.build("judge", data={"text": TEXTS}, prompt_words=9)
