@@ -63,6 +63,23 @@ class TrainingBatch:
             yield self.select(index)
 
 
+@dataclass
+class Totals:
+    """Denominators of one optimizer step, over all its micro-batches: losses divided by them add up."""
+
+    tokens: float
+    """Own tokens."""
+    episodes: float
+    """Episodes."""
+    extra: dict[str, float] = field(default_factory=dict)
+    """Further ones, by agents that need them."""
+
+    @classmethod
+    def of(cls, batch: TrainingBatch) -> Totals:
+        """Of all rows of an optimizer step."""
+        return cls(tokens=max(1.0, float(batch.mask.sum())), episodes=max(1.0, float(len(batch))))
+
+
 def epoch_order(rows: int, *, seed: int, epoch: int) -> Tensor:
     """Order in which epoch ``epoch`` visits the rows: (rows,) int64, a function of its arguments alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)

@@ -99,20 +99,22 @@ class Callbacks(list[Callback]):
             callback.on_end(agent, result)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The callbacks' states in their order: JSON values, with the name of each callback."""
-        return [{"callback": _name(callback), "state": callback.state_dict()} for callback in self]
+        """The states of the callbacks that have any, in order: JSON values, with the name of each."""
+        states = [(_name(callback), callback.state_dict()) for callback in self]
+        return [{"callback": name, "state": state} for name, state in states if state]
 
     def load_state_dict(self, states: Iterable[Mapping[str, Any]]) -> None:
         """Restore what ``state_dict`` gave.
 
         Raises:
-            ValueError: if the run has other callbacks than the one that was saved.
+            ValueError: if the run has other callbacks with a state than the one that was saved.
         """
         states = list(states)
-        saved, own = [state["callback"] for state in states], [_name(callback) for callback in self]
+        stateful = [callback for callback in self if callback.state_dict()]
+        saved, own = [state["callback"] for state in states], [_name(callback) for callback in stateful]
         if saved != own:
-            raise ValueError(f"callbacks must be those of the saved run, {saved}, got {own}")
-        for callback, state in zip(self, states, strict=True):
+            raise ValueError(f"callbacks with a state must be those of the saved run, {saved}, got {own}")
+        for callback, state in zip(stateful, states, strict=True):
             callback.load_state_dict(state["state"])
 
 

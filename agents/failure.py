@@ -18,7 +18,8 @@ class Diverged(RuntimeError):
     ) -> None:
         shown = ", ".join(f"{name}={value:g}" for name, value in values.items())
         super().__init__(
-            f"{term} is not finite in iteration {iteration} after {optimizer_steps} optimizer steps ({shown}); "
+            f"{term} is not finite in iteration {iteration}, after {optimizer_steps} optimizer steps "
+            f"({shown}); "
             f"the episodes are in {where}. Lower the learning rate, or look at their rewards."
         )
         self.term = term

@@ -64,8 +64,9 @@ class ValueHead(nn.Module):
         self.projection = Projection(hidden_size, 1, kind=kind)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., d) -> (...,) in the head's dtype."""
-        return self.projection(hidden).squeeze(-1)
+        """(..., d) -> (...,) in the head's dtype, under autocast, too: values are regression targets."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.projection(hidden).squeeze(-1)
 
     def config(self) -> dict[str, int | str]:
         """Constructor arguments as JSON values."""

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from textenv.agents.base import OfflineAgent, Stats, Totals
-from textenv.agents.batch import TrainingBatch
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.offline import OfflineAgent
 from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_episodes
 from textenv.agents.heads import ILQLHeads
@@ -96,8 +97,8 @@ class ILQLPolicy(LanguagePolicy):
             raise ValueError(f"beta must be >= 0, got {value}")
         self._beta = float(value)
 
-    def shift(self, logits: Tensor, hidden: Tensor) -> Tensor:
-        """Logits of the shifted distribution: (..., V), (..., d) -> (..., V)."""
+    def shift(self, logits: Tensor, hidden: Tensor, t: Tensor) -> Tensor:
+        """Logits of the shifted distribution: (n, V), (n, d), (n,) -> (n, V)."""
         if not self._beta:
             return logits
         return torch.log_softmax(logits, -1) + self._beta * self.heads.advantage(hidden).to(logits)

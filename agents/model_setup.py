@@ -110,6 +110,14 @@ def _is_probability(name: str, value: object) -> bool:
     return isinstance(value, float) and value > 0.0 and any(part in name.lower() for part in _DROPOUT_NAMES)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Have the model compute its activations again in the backward pass (in train mode) instead of keeping them."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:  # transformers before 5.17
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
 # -- adapters ------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +147,7 @@ def add_lora(model: nn.Module, lora: bool | Mapping[str, Any] | Any, *, seed: in
         raise ValueError(f"lora must change weights, got the prompt-learning config {type(config).__name__}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+        adapted: Any = peft.get_peft_model(model, config)
         return adapted
 
 

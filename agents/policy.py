@@ -23,6 +23,7 @@ from textenv.agents.heads import HeadKind, ValueHead, checked_head
 from textenv.agents.model_setup import (
     add_lora,
     as_peft,
+    checkpoint_activations,
     disable_dropout,
     load_causal_lm,
     train_top_layers,
@@ -133,7 +134,7 @@ class LanguagePolicy(nn.Module):
             self.model.to(device)
         self.dropout = disable_dropout(self.model)
         if gradient_checkpointing:
-            self._hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(self.model)
         self.gradient_checkpointing = gradient_checkpointing
         self.tokenizer = tokenizer
         self.train_layers = train_layers

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from textenv import scoring as scorer
 from textenv.agents.advantages import get_advantage
-from textenv.agents.base import OnlineAgent, Stats, Totals
-from textenv.agents.batch import TrainingBatch, epoch_order
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch, epoch_order
+from textenv.agents.online import OnlineAgent
 from textenv.agents.config import OnlineConfig
 from textenv.agents.losses import (
     entropy_loss,

@@ -38,7 +38,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def lightest_mode(policy: LanguagePolicy) -> ReferenceMode:
-    """Adapters off while they change nothing, else the shared trunk if bottom layers are frozen, else a copy."""
+    """Adapters off while they change nothing, else the shared trunk if layers are frozen, else a copy."""
     if policy.peft is not None and adapters_change_nothing(policy.model):
         return "adapters-off"
     return "shared-trunk" if frozen_blocks(policy.model) else "copy"

@@ -76,6 +76,18 @@ def get_agent(name: str | type[Agent]) -> type[Agent]:
     return AGENTS[name]
 
 
+def name_of(cls: type[Agent]) -> str:
+    """The name that an agent's class is registered under.
+
+    Raises:
+        ValueError: if it is not registered.
+    """
+    for name, known in AGENTS.items():
+        if known is cls:
+            return name
+    raise ValueError(f'{cls.__name__} is not registered; decorate it with @register_agent("name") to save it')
+
+
 def make_agent(name: str | type[Agent], model: Any, **kwargs: Any) -> Agent:
     """Make an agent: ``make_agent("ppo", model, envs=envs, learning_rate=1e-5)``.
 

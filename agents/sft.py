@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base import OfflineAgent, Stats, Totals
-from textenv.agents.batch import TrainingBatch
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.offline import OfflineAgent
 from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_episodes
 from textenv.agents.losses import sft_loss
@@ -45,7 +46,7 @@ class SFT(OfflineAgent):
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
         """Mean negative log-likelihood over the tokens of the optimizer step."""
-        out = self.policy(batch.episodes, packing=self.config.packing)
+        out = self.policy(batch.episodes)
         loss = sft_loss(out.log_probs, batch.mask, denominator=totals.tokens)
         return loss, {"sft/nll": loss.detach()}
 

@@ -1,0 +1,104 @@
+"""The online loop: collect, score, advantages, minibatches, report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from textenv import scoring as scorer
+from textenv.agents.base import Agent
+from textenv.agents.batch import TrainingBatch, epoch_order
+from textenv.agents.config import OnlineConfig
+from textenv.agents.failure import save_failure
+from textenv.agents.outcome import Clock, mean_row
+from textenv.collect import collect
+from textenv.episodes import EpisodeBatch
+
+
+class OnlineAgent(Agent):
+    """An agent that learns from the episodes that it generates."""
+
+    online = True
+    config: OnlineConfig
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.num_iterations * self.config.epochs * self.config.minibatches
+
+    def run_loop(self) -> None:
+        """Collect, prepare, learn, report; until the budget is spent or a callback stops."""
+        total = self.config.num_iterations
+        with self.open_loggers(total) as loggers:
+            while self.iteration < total:
+                self.iteration += 1
+                clock = Clock()
+                episodes = self.collect()
+                clock.lap("rollout")
+                self.score(episodes)
+                batch = self.advantages(episodes)
+                clock.lap("score")
+                row = self.describe(batch) | self.update(batch)
+                clock.lap("update")
+                row |= clock.metrics(float(batch.episodes.response_lengths.sum()), self.config.epochs)
+                if self.finish(row, loggers, last=self.iteration == total):
+                    break
+
+    def collect(self) -> EpisodeBatch:
+        """Play this iteration's tickets; which ones is a function of the seed and the counter alone."""
+        episodes = collect(
+            self.envs,
+            self.policy,
+            self.config.episodes_per_iteration,
+            seed=self.config.seed,
+            first_ticket=self.episodes_seen,
+            score=False,
+        )
+        self.episodes_seen += len(episodes)
+        return episodes
+
+    def score(self, episodes: EpisodeBatch) -> None:
+        """Pay the rewards and let adaptive terms learn.
+
+        Raises:
+            Diverged: if a reward is NaN or infinite.
+        """
+        wrappers = scorer.reward_wrappers(self.envs)
+        try:
+            if not episodes.reward_terms:
+                scorer.score(episodes, wrappers)
+        except scorer.RewardError as error:
+            where = save_failure(self.run_dir, self.iteration, "reward", {}, episodes)
+            error.add_note(f"in iteration {self.iteration}; the episodes are in {where}")
+            raise
+        scorer.update(episodes, wrappers)
+
+    def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
+        """What the loss needs besides the episodes: old log-probs, advantages, returns, ..."""
+        raise NotImplementedError
+
+    def update(self, batch: TrainingBatch) -> dict[str, float]:
+        """``epochs`` passes of ``minibatches`` optimizer steps; returns the mean of each statistic."""
+        cfg = self.config
+        rows: list[dict[str, float]] = []
+        for epoch in range(cfg.epochs):
+            order = epoch_order(len(batch), seed=cfg.seed, epoch=self.iteration * cfg.epochs + epoch)
+            for index in order.tensor_split(cfg.minibatches):
+                rows.append(self.step(batch.select(index)))
+                if self.stop_early(rows[-1]):
+                    return {**mean_row(rows), "policy/stopped_early": 1.0}
+        return mean_row(rows)
+
+    def stop_early(self, stats: Mapping[str, float]) -> bool:
+        """Whether to end this iteration's passes after this step."""
+        return False
+
+    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+        """Metrics of the collected episodes."""
+        episodes = batch.episodes
+        row = {
+            "objective/reward": float(episodes.returns.mean()),
+            "episode/length": float(episodes.response_lengths.float().mean()),
+            "episode/eos_rate": float(episodes.terminated.float().mean()),
+        }
+        for name, values in episodes.reward_terms.items():
+            row[f"terms/{name}"] = float(values.sum(-1).mean())
+        return row

@@ -1,0 +1,68 @@
+"""What a training hands back, and the clock of its iterations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from textenv.agents.base import Agent
+    from textenv.agents.evaluation import Evaluation
+
+
+@dataclass
+class TrainResult:
+    """What ``learn`` returns."""
+
+    agent: Agent
+    """The trained agent."""
+    history: list[dict[str, float]]
+    """The logged metrics, one row an iteration (online) or logged optimizer step (offline)."""
+    evaluation: Evaluation | None
+    """The last evaluation, if there were ``eval_envs``."""
+    episodes: int
+    """Episodes generated (online) or visited (offline)."""
+    optimizer_steps: int
+    """Optimizer steps made."""
+    seconds: float
+    """Wall time of this call."""
+    run_dir: Path | None = None
+    """Where metrics and checkpoints are, if a folder was given."""
+
+
+class Clock:
+    """Seconds of the parts of an iteration."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a part."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+    def metrics(self, tokens: float, passes: int) -> dict[str, float]:
+        """Times, and tokens a second of the rollout (``tokens``) and the update (``passes`` over them)."""
+        row = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        row["throughput/rollout_tokens_s"] = tokens / max(self.seconds["rollout"], 1e-9)
+        row["throughput/train_tokens_s"] = tokens * passes / max(self.seconds["update"], 1e-9)
+        return row
+
+
+def mean_row(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric over optimizer steps.
+
+    >>> mean_row([{"loss": 1.0}, {"loss": 2.0}])
+    {'loss': 1.5}
+    """
+    rows = list(rows)
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
