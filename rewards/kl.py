@@ -5,7 +5,7 @@ Shape letters: B episodes, L tokens, S rows that acted in a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from textenv.episodes import EpisodeBatch
 from textenv.kl import KL_ESTIMATORS, kl_estimate
 from textenv.legality import Legality
 from textenv.log_probs import token_log_probs
+from textenv.model_split import eval_mode
 from textenv.rewards.checks import check_number
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.registry import register_reward
@@ -67,7 +68,7 @@ class KLPenalty(RewardTerm):
         estimator: "k1", "k2" or "k3" from the sampled tokens, or "full" from whole distributions.
         reference: None for the policy's own reference (``policy.reference()``), a model name or folder, a
             causal language model, or anything with ``log_prob(episodes) -> (B, L)``.
-        max_tokens: padded tokens of one forward.
+        max_tokens: padded tokens of one forward, for a model as reference and for "full".
 
     Raises:
         ValueError: if an argument is out of range.
@@ -118,24 +119,33 @@ class KLPenalty(RewardTerm):
         kl = self.kl(episodes)
         return -self.coef * kl, {"kl": kl}
 
+    @torch.no_grad()
     def kl(self, episodes: EpisodeBatch) -> Tensor:
         """(B, L) KL of policy and reference in nats at each action, 0 elsewhere."""
         policy = self._policy()
-        kl = torch.zeros(episodes.input_ids.shape, device=episodes.device)
+        if self.estimator == "full":
+            reference = (
+                self._reference_model(episodes.device) if self.reference is not None else policy.reference()
+            )
+            temperature, legality = self._sampling(episodes)
+
+            def full(part: EpisodeBatch) -> Tensor:
+                return full_kl(policy, reference, part, temperature=temperature, legality=legality)
+
+            return self._in_parts(episodes, full)
+        # The whole batch at once: a policy makes parts of it by itself, and may remember what it found for
+        # the agent.
+        ours = policy.log_prob(episodes)
+        self._check_possible(ours, episodes)
+        value = kl_estimate(ours, self._reference_log_prob(episodes).to(ours), self.estimator)
+        return torch.where(episodes.action_mask, value.to(episodes.device), 0.0)
+
+    def _in_parts(self, episodes: EpisodeBatch, function: Callable[[EpisodeBatch], Tensor]) -> Tensor:
+        """(B, L) from a function of parts of at most ``max_tokens`` padded tokens."""
+        whole = torch.zeros(episodes.input_ids.shape, device=episodes.device)
         for index, part in episodes.token_budget_batches(self.max_tokens):
-            if self.estimator == "full":
-                temperature, legality = self._sampling(part)
-                reference = (
-                    self._reference_model(part.device) if self.reference is not None else policy.reference()
-                )
-                value = full_kl(policy, reference, part, temperature=temperature, legality=legality)
-            else:
-                ours, theirs = policy.log_prob(part), self._reference_log_prob(part)
-                self._check_possible(ours, part)
-                value = kl_estimate(ours, theirs.to(ours), self.estimator)
-            width = part.input_ids.shape[1]
-            kl[index.to(kl.device), :width] = torch.where(part.action_mask, value.to(kl), 0.0)
-        return kl
+            whole[index.to(whole.device), : part.input_ids.shape[1]] = function(part).to(whole)
+        return whole
 
     @torch.no_grad()
     def step_parts(self, env: Any) -> tuple[Tensor, dict[str, Tensor]] | None:
@@ -227,11 +237,14 @@ class KLPenalty(RewardTerm):
         reference: Any = self.reference
         if hasattr(reference, "log_prob"):
             return reference.log_prob(episodes)
+        model = self._reference_model(episodes.device)
         temperature, legality = self._sampling(episodes)
-        result = token_log_probs(
-            self._reference_model(episodes.device), episodes, temperature=temperature, legality=legality
-        )
-        return result.log_probs
+
+        def log_probs(part: EpisodeBatch) -> Tensor:
+            with eval_mode(list(model.modules())):
+                return token_log_probs(model, part, temperature=temperature, legality=legality).log_probs
+
+        return self._in_parts(episodes, log_probs)
 
     def _sampling(self, episodes: EpisodeBatch) -> tuple[float, Legality | None]:
         """Temperature and legality of the policy, which the reference has to share."""

@@ -161,7 +161,7 @@ def _load_builtins() -> None:
 
 
 def _origin(target: Any) -> str:
-    return f"{target.__module__}.{getattr(target, '__qualname__', type(target).__qualname__)}"
+    return f"{target.__module__}.{getattr(target, '__qualname__', None) or repr(target)}"
 
 
 def _find(name: str, allow_imports: bool) -> Callable[..., Any]:
@@ -246,8 +246,6 @@ def _check_arguments(target: type[RewardTerm], name: str, arguments: Mapping[str
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return
     known = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
-    if target.__init__ is object.__init__:
-        known = []
     for key in arguments:
         if key not in known:
             raise ValueError(

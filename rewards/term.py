@@ -63,6 +63,9 @@ class RewardTerm:
         term._arguments = (args, kwargs)
         return term
 
+    def __init__(self) -> None:  # so that a class without a constructor of its own refuses arguments
+        super().__init__()
+
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     # -- what a reward is ----------------------------------------------------------------------------------

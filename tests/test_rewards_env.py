@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import gymnasium as gym
@@ -21,11 +22,13 @@ from reward_helpers import (
 
 from textenv.collect import collect
 from textenv.env import TextEnv
+from textenv.hashing import uniform
 from textenv.prompts import PromptSet
 from textenv.rewards.registry import REWARDS, make_reward, reward_names
 from textenv.rewards.term import RewardTerm
 from textenv.rewards.wrappers import RewardWrapper, VectorRewardWrapper
 from textenv.scoring import RewardError, foreign_reward_wrappers, reward_wrappers, walk
+from textenv.tasks.registry import make_task, task_names
 
 # Arguments of rewards that need some. A new reward without required arguments is covered without being listed
 # here.
@@ -39,6 +42,14 @@ ARGUMENTS: dict[str, Any] = {
     "reward-model": lambda: {"model": classifier()},
     "weighted": lambda: {"of": ["normalized", {"of": "kl"}], "weight": -2.0},
 }
+task_names()  # loads the tasks, which register rewards of their own
+OF_TASKS = [
+    (name, per_token)
+    for name in reward_names()
+    if REWARDS[name].__module__.startswith("textenv.tasks.")
+    for per_token in (False, True)
+    if not per_token or "per_token" in inspect.signature(REWARDS[name]).parameters
+]
 BUILTIN = [name for name in reward_names() if REWARDS[name].__module__.startswith("textenv.rewards.")]
 
 
@@ -75,6 +86,39 @@ def test_deferred_scoring_equals_immediate_scoring(name: str) -> None:
             torch.testing.assert_close(now.reward_terms[term], later.reward_terms[term], rtol=1e-5, atol=2e-5)
         torch.testing.assert_close(now.rewards, later.rewards, rtol=1e-5, atol=2e-5)
     assert bool((paid["deferred"][0].rewards != 0).any()), "a reward that never pays proves nothing"
+
+
+@pytest.mark.parametrize(("name", "per_token"), OF_TASKS)
+def test_deferred_equals_immediate_for_the_rewards_of_tasks(name: str, per_token: bool) -> None:
+    task = {"random-walks-optimality": "random-walks"}.get(name, name)
+    data = make_task(task).build("train")
+    spec = next(spec for spec in data.rewards if spec[0] == name)
+    if "per_token" in spec[1]:
+        spec = [name, {**spec[1], "per_token": per_token}]
+    paid = {}
+    for scoring in ("immediate", "deferred"):
+        envs: Any = gym.make_vec("TextRLHF-v0", num_envs=3, task=task, rewards=[spec])
+        vocabulary, tokenizer = envs.unwrapped.legality.vocab_size, data.tokenizer
+
+        def act(
+            obs: Any, info: Any, vocabulary: int = vocabulary, tokenizer: Any = tokenizer
+        ) -> torch.Tensor:
+            # Even episodes say what the task's own texts say after that prompt, if it has texts; odd ones
+            # anything.
+            actions = (uniform(info["key"]) * vocabulary).long()
+            for row in (info["episode_id"] % 2 == 0).nonzero().squeeze(-1).tolist():
+                length, prompt = int(obs["attention_mask"][row].sum()), int(obs["prompt_length"][row])
+                start = tokenizer.decode(obs["input_ids"][row, :prompt])
+                text = next((text for text in data.texts or () if text.startswith(start)), None)
+                if text is not None:
+                    said = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+                    actions[row] = said[min(length, len(said) - 1)]
+            return actions
+
+        paid[scoring] = collect(envs, act, 30, seed=0, scoring=scoring)
+    for term, values in paid["deferred"].reward_terms.items():
+        torch.testing.assert_close(paid["immediate"].reward_terms[term], values)
+    assert name in paid["deferred"].reward_terms and bool((paid["deferred"].rewards != 0).any())
 
 
 @pytest.mark.parametrize("autoreset", ["same_step", "next_step"])

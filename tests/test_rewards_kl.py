@@ -20,6 +20,8 @@ from reward_helpers import (
     vector_env,
 )
 
+import textenv  # noqa: F401 - registers the environments
+from textenv.agents.policy import LanguagePolicy
 from textenv.collect import collect
 from textenv.env import TextEnv
 from textenv.episodes import EpisodeBatch
@@ -285,3 +287,44 @@ def test_evaluation_does_not_move_the_coefficient() -> None:
     assert envs.term.coef == 0.05
     update(EpisodeBatch.from_ids([], []), [envs.term])
     assert envs.term.coef == 0.05
+
+
+# -- the library's own policy and environments -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_language_policy(estimator: str) -> None:
+    policy = LanguagePolicy(language_model(0), tokenizer=TOKENIZER, temperature=0.8)
+    envs = make_reward(["kl", {"estimator": estimator, "coef": 0.3}]).wrap(vector_env(min_new_tokens=2))
+    envs.unwrapped.bind(policy)
+    policy.reference()
+    assert bool((collect(envs, policy, 6, seed=0).reward_terms["raw/kl"] == 0).all())
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    policy.invalidate()
+    deferred, immediate = (
+        collect(envs, policy, 6, seed=0, scoring=mode) for mode in ("deferred", "immediate")
+    )
+    assert bool((deferred.rewards != 0).any())
+    for name in ("kl", "raw/kl"):
+        torch.testing.assert_close(
+            deferred.reward_terms[name], immediate.reward_terms[name], atol=2e-5, rtol=1e-4
+        )
+
+
+def test_made_environments_pay_kl_and_refuse_vectorizers() -> None:
+    rewards = ["length", ["kl", {"coef": 0.2, "controller": "adaptive"}]]
+    envs: Any = gym.make_vec("TextRLHF-v0", num_envs=2, rewards=rewards)
+    assert [wrapper.name for wrapper in reward_wrappers(envs)] == ["length", "kl"]
+    again: Any = gym.make_vec(gym.envs.registration.EnvSpec.from_json(envs.unwrapped.spec.to_json()))
+    assert [wrapper.term.spec for wrapper in reward_wrappers(again)] == [
+        ["length", {}],
+        ["kl", {"coef": 0.2, "controller": "adaptive"}],
+    ]
+    for mode, kind in (("sync", "SyncVectorEnv"), ("async", "AsyncVectorEnv")):
+        with pytest.raises(ValueError, match=f"reward 'kl' asks the policy .* {kind}"):
+            gym.make_vec("TextRLHF-v0", num_envs=2, vectorization_mode=mode, rewards=rewards)
+    single: Any = gym.make("TextRLHF-v0", rewards=rewards)
+    remade: Any = gym.make(gym.envs.registration.EnvSpec.from_json(single.spec.to_json()))
+    assert single.spec == remade.spec and str(single) == str(remade)
