@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from textenv.agents.heads import HeadKind, ValueHead
+from textenv.agents.heads import HeadKind, ValueHead, head_dtype
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import length_groups
 from textenv.model_split import output_head, split_model
@@ -55,7 +55,7 @@ class SeparateCritic(nn.Module):
         replaced: dict[int, Any] = {id(head): stub}
         replaced |= {id(p): p for p in model.parameters() if not p.requires_grad}
         self.trunk = copy.deepcopy(model, replaced)
-        self.value_head = ValueHead(hidden_size, kind=kind).to(reference.device)
+        self.value_head = ValueHead(hidden_size, kind=kind).to(reference.device, head_dtype(model))
 
     def forward(self, episodes: EpisodeBatch) -> StateValues:
         """Values of B episodes, with gradient."""

@@ -73,6 +73,11 @@ class ValueHead(nn.Module):
         return {"hidden_size": self.hidden_size, "kind": self.kind}
 
 
+def head_dtype(model: nn.Module) -> torch.dtype:
+    """What a head on this model computes in: float32, or float64 for a float64 model."""
+    return torch.promote_types(next(model.parameters()).dtype, torch.float32)
+
+
 def checked_head(head: nn.Module, hidden_size: int) -> nn.Module:
     """The head itself, if it gives one number a state.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from textenv.acting import DecodingPolicy, LogitsProcessor
 from textenv.agents.critics import SeparateCritic, final_states
 from textenv.agents.evaluations import Evaluation, Memo, filters, in_parts
-from textenv.agents.heads import HeadKind, ValueHead, checked_head
+from textenv.agents.heads import HeadKind, ValueHead, checked_head, head_dtype
 from textenv.agents.model_setup import (
     add_lora,
     as_peft,
@@ -214,7 +214,9 @@ class LanguagePolicy(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if kind == "shared":
-                head = ValueHead(self.hidden_size, kind=self.head_kind).to(self.device)
+                head = ValueHead(self.hidden_size, kind=self.head_kind).to(
+                    self.device, head_dtype(self.model)
+                )
                 self.value_head = self.decoding.value_head = head
             else:
                 self.critic = SeparateCritic(self.model, self.hidden_size, kind=self.head_kind)
