@@ -111,7 +111,7 @@ def _is_probability(name: str, value: object) -> bool:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Have the model, in train mode, compute activations again in the backward pass instead of keeping them."""
+    """Have the model (in train mode) compute activations again in the backward pass, not keep them."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable({"use_reentrant": False})
     else:  # transformers before 5.17

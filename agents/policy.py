@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from textenv.acting import DecodingPolicy, LogitsProcessor
 from textenv.agents.critics import SeparateCritic, final_states
-from textenv.agents.evaluations import Evaluation, Memo, filters, in_parts
 from textenv.agents.heads import HeadKind, ValueHead, checked_head, head_dtype
 from textenv.agents.model_setup import (
     add_lora,
@@ -29,6 +28,7 @@ from textenv.agents.model_setup import (
     train_top_layers,
 )
 from textenv.agents.references import Reference, ReferenceMode, lightest_mode
+from textenv.agents.teacher_forced import Evaluation, Memo, filters, in_parts
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality, vocabulary_size
 from textenv.log_probs import TokenLogProbs, token_log_probs

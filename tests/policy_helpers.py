@@ -41,7 +41,7 @@ def make_policy(config: PretrainedConfig | None = None, **options: Any) -> Langu
 
 
 def episodes(count: int = 8, *, seed: int = 0, longest: int = 14, turns: bool = False) -> EpisodeBatch:
-    """Random episodes of unlike length; with ``turns`` every fourth token of a response is somebody else's."""
+    """Random episodes of unlike length; with ``turns`` every fourth response token is somebody else's."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> list[int]:
