@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+BENCHMARKS ?= rollout ppo_cycle random_walks
 PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
 FOLDERS := textenv agents rewards tasks
 
@@ -56,7 +57,7 @@ data: $(STAMP)  ## fetch the real texts and ratings that the tasks use into the 
 	$(BIN)/python -m textenv.tasks.fetch
 
 bench: $(STAMP)  ## run the benchmarks and print their tables
-	for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 clean:  ## remove what builds and tests left; .venv stays
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
