@@ -186,6 +186,25 @@ def test_only_new_rows_are_prefilled_and_parked_ones_cost_nothing() -> None:
     assert act() == [(1, int(rows.lengths[4]) - 2), (1, 1)]
 
 
+def test_prompts_of_the_next_tickets_are_prefilled_ahead() -> None:
+    model, rows = gpt2(), Rows(episodes=2 * N, shortest=3)
+    policy, slow = DecodingPolicy(model), DecodingPolicy(model, cached=False)
+    waiting = torch.randint(3, V, (3, 6))
+    env = environment()
+    env.upcoming_prompts = lambda count: (waiting[:count], torch.tensor([6, 5, 1])[:count])
+    policy.attach(env)
+    policy.act(rows.observe(), rows.key())
+    rows.ids[:3, :6], rows.ids[:3, 6:] = waiting, 0
+    rows.ids[1, 5] = rows.ids[2, 1:] = 0
+    rows.lengths[:3] = rows.prompts[:3] = torch.tensor([6, 5, 1])
+    rows.active[3:] = False
+    expected = slow.act(rows.observe(), rows.key(), active=rows.active)
+    shapes = forwards(model)
+    found = policy.act(rows.observe(), rows.key(), active=rows.active)
+    assert shapes == [(3, 1)] and torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1]["log_prob"], expected[1]["log_prob"], atol=1e-4, rtol=0)
+
+
 def test_an_observation_that_is_not_a_continuation_is_prefilled_again() -> None:
     model, rows = gpt2(), Rows(shortest=4)
     policy, slow = DecodingPolicy(model), DecodingPolicy(model, cached=False)

@@ -222,6 +222,51 @@ def test_prefill_skips_the_head_and_splits_large_batches(monkeypatch: pytest.Mon
     assert replay.error < 1e-4
 
 
+def test_texts_that_come_next_are_computed_ahead_and_equal_ones_once() -> None:
+    model = build(CONFIGS["llama"])
+    texts = torch.randint(3, V, (6, 9), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = model(texts, use_cache=False).logits
+    decoder = Decoder(model, 4, LENGTH)
+    passes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    counts = torch.tensor([5, 5, 7, 3, 8, 1])
+    queue = list(range(4, 6))
+
+    def coming(count: int) -> tuple[Tensor, Tensor]:
+        assert count >= 2
+        return texts[queue], counts[queue]
+
+    def prefill(rows: list[int], wanted: list[int]) -> None:
+        width = int(counts[wanted].max())
+        decoder.prefill(torch.tensor(rows), texts[wanted][:, :width], counts[wanted], coming=coming)
+
+    def check(wanted: list[int]) -> None:
+        columns = counts[wanted]
+        logits = decoder.decode(torch.arange(len(wanted)), texts[wanted, columns]).logits
+        torch.testing.assert_close(logits, expected[wanted, columns], atol=1e-4, rtol=0)
+
+    # Two samples of text 0, one of text 2, and the two that come next: four texts in one pass.
+    prefill([0, 1, 2], [0, 0, 2])
+    assert passes == [(4, 8)]
+    check([0, 0, 2])
+    passes.clear()
+    prefill([0, 2], [5, 4])
+    prefill([1], [2])
+    assert passes == []
+    check([5, 2, 4])
+    decoder.invalidate()
+    passes.clear()
+    prefill([0], [4])
+    assert passes == [(2, 8)]
+    queue.clear()
+    prefill([1], [3])
+    assert passes == [(2, 8), (1, 3)]
+    check([4, 3])
+
+
 def test_training_flags_come_back_one_by_one() -> None:
     model = build(CONFIGS["gpt2"]).train()
     model.transformer.h[0].eval()

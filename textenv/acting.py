@@ -21,6 +21,7 @@ from textenv.decoding import DecodeOutput, Decoder
 from textenv.legality import Legality
 from textenv.masks import UnsupportedModelError
 from textenv.model_split import eval_mode, split_model, text_config
+from textenv.prompt_stock import Coming
 from textenv.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
 
 LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -106,6 +107,7 @@ class DecodingPolicy:
         self.cached = cached
         self.cuda_graphs = cuda_graphs
         self.legality: Legality | None = None
+        self._upcoming: Coming | None = None
         self._decoder: Decoder | None = None
         self._shape: tuple[int, int] | None = None
         self._base = _WeightChanges.count
@@ -125,7 +127,8 @@ class DecodingPolicy:
         """Learn an environment's size and legality; another size forgets what was cached.
 
         Args:
-            env: the unwrapped environment: ``legality``, ``num_envs``, ``max_length``.
+            env: the unwrapped environment: ``legality``, ``num_envs``, ``max_length``; if it has it,
+                ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` lets prompts be prefilled ahead.
 
         Raises:
             ValueError: if the model has fewer logits than the tokenizer has tokens, or fewer positions than
@@ -137,6 +140,7 @@ class DecodingPolicy:
         if isinstance(head, nn.Linear) and width is not None and width < legality.vocab_size:
             legality.apply(torch.empty(0, width), torch.empty(0))
         self.legality = legality
+        self._upcoming = getattr(env, "upcoming_prompts", None)
         self._prepare(int(env.num_envs), int(env.max_length))
 
     def _prepare(self, rows: int, length: int) -> None:
@@ -266,6 +270,12 @@ class DecodingPolicy:
             return actions.numpy(), {name: zeros.numpy() for name in names}
         return actions, dict.fromkeys(names, zeros)
 
+    def _coming(self, count: int) -> tuple[Tensor, Tensor]:
+        """Prompts of the next tickets as the decoder caches them, without the last token."""
+        assert self._upcoming is not None
+        tokens, lengths = self._upcoming(count)
+        return tokens, (lengths - 1).clamp_max(self._memo.shape[1] - 1)
+
     def _exposed(self, hidden: Tensor | None) -> Tensor:
         """The LM head's input, which value heads and processors read."""
         if hidden is None:
@@ -319,9 +329,9 @@ class DecodingPolicy:
         if len(refill):
             ends = told[2][refill] - 1
             refill_ = torch.from_numpy(refill)
-            decoder.prefill(
-                refill_, ids[refill_.to(ids.device), : max(int(ends.max()), 1)], torch.from_numpy(ends)
-            )
+            texts = ids[refill_.to(ids.device), : max(int(ends.max()), 1)]
+            coming = None if self._upcoming is None else self._coming
+            decoder.prefill(refill_, texts, torch.from_numpy(ends), coming=coming)
         last = ids.gather(1, (lengths - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
         rows = decoder.rows
         in_order = len(rows) == len(ids) and np.array_equal(rows.numpy(), self._every_row)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from textenv.masks import SlotMasks, UnsupportedModelError, attention_windows, causal_masks
 from textenv.model_split import catch_head_input, eval_mode, logits_agree, output_head, vocabulary_size
+from textenv.prompt_stock import Coming, PromptStock
 from textenv.slot_cache import SlotCache
 
 _PREFILL_TOKENS = 16_384
@@ -108,6 +109,7 @@ class Decoder:
         self._all_slots = torch.arange(slots, device=self.device)
         self._positions = torch.zeros(slots, dtype=torch.int64, device=self.device)
         self._lengths = np.zeros(slots, dtype=np.int64)
+        self._stock = PromptStock(self._stock_up)
         self._row_of_slot = np.full(slots, -1, dtype=np.int64)
         self._slot_of_row = np.full(slots, -1, dtype=np.int64)
         self._live = 0
@@ -186,6 +188,7 @@ class Decoder:
         self._live = 0
         self._rows = None
         self._modules = list(self.model.modules())
+        self._stock.clear()
         if self._graphs is not None:
             self._graphs.refresh()
 
@@ -195,13 +198,16 @@ class Decoder:
     # -- computing -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prefill(self, rows: Tensor, tokens: Tensor, lengths: Tensor) -> None:
+    def prefill(self, rows: Tensor, tokens: Tensor, lengths: Tensor, *, coming: Coming | None = None) -> None:
         """Cache exactly these tokens for these rows, from position 0, without the LM head's work.
 
         Args:
             rows: (n,) int64, distinct.
             tokens: (n, P) int64, right-padded with any valid id.
             lengths: (n,) int64 tokens of each row, 0..P.
+            coming: tells which texts are likely to be asked for next; they are computed in the same batch
+                (equal texts once), and asking for one later is a copy. One large prefill costs far less than
+                many of one row.
 
         Raises:
             ValueError: if a length lies outside 0..P, or reaches ``max_length`` and so leaves no column to
@@ -216,10 +222,21 @@ class Decoder:
                 f"{self.max_length}), got {ends.tolist()}"
             )
         slots = self._claim(indices)
-        slots_, ends_ = self._to_device(slots), self._to_device(ends)
+        slots_ = self._to_device(slots)
         self._lengths[slots] = ends
-        self._positions[slots_] = ends_
+        self._positions[slots_] = ends_ = self._to_device(ends)
         self._masks.restart(slots_, ends_)
+        if coming is None:
+            self._fill(self._cache, slots_, tokens, ends)
+        elif ends.any():
+            filled = ends > 0
+            source = self._stock.find(
+                tokens[torch.from_numpy(filled).to(tokens.device)], ends[filled], coming
+            )
+            self._cache.copy_from(self._stock.cache, source, slots_[self._to_device(filled)], int(ends.max()))
+
+    def _fill(self, cache: SlotCache, slots: Tensor, tokens: Tensor, ends: np.ndarray) -> None:
+        """Run the backbone over right-padded texts, the longest first, and keep their keys and values."""
         order = np.argsort(-ends, kind="stable")
         order = order[ends[order] > 0]
         with eval_mode(self._modules):
@@ -230,9 +247,9 @@ class Decoder:
                 padded = tokens[:, :longest].to(self.device)[chosen]
                 masks = causal_masks(self.windows, len(batch), longest, self._dtype, self.device)
                 positions = torch.arange(longest, device=self.device).expand(len(batch), longest)
-                self._cache.prefill(slots_[chosen])
+                cache.prefill(slots[chosen])
                 with catch_head_input(self._head, skip=True):
-                    self._forward(padded, masks, positions)
+                    self._forward(padded, masks, positions, cache)
 
     @torch.no_grad()
     def decode(self, rows: Tensor, tokens: Tensor) -> DecodeOutput:
@@ -286,17 +303,26 @@ class Decoder:
         self._masks.advance(slots, positions)
         self._cache.decode(slots, positions, width)
         with catch_head_input(self._head) as caught:
-            logits = self._forward(tokens.unsqueeze(1), self._masks.view(live, width), positions.unsqueeze(1))
+            masks = self._masks.view(live, width)
+            logits = self._forward(tokens.unsqueeze(1), masks, positions.unsqueeze(1), self._cache)
         if caught.hidden is None:
             raise UnsupportedModelError("the forward pass does not call the LM head")
         return DecodeOutput(logits[:, -1], caught.hidden[:, -1])
 
-    def _forward(self, input_ids: Tensor, masks: Tensor | dict[str, Tensor], positions: Tensor) -> Tensor:
+    def _forward(
+        self, input_ids: Tensor, masks: Tensor | dict[str, Tensor], positions: Tensor, cache: SlotCache
+    ) -> Tensor:
         extra = {"position_ids": positions} if self._takes_positions else {}
         output = self.model(
-            input_ids=input_ids, attention_mask=masks, past_key_values=self._cache, use_cache=True, **extra
+            input_ids=input_ids, attention_mask=masks, past_key_values=cache, use_cache=True, **extra
         )
         return output.logits
+
+    def _stock_up(self, tokens: Tensor, ends: np.ndarray) -> SlotCache:
+        """Keys and values of texts (m, P) that no row asked for yet."""
+        cache = SlotCache(self._layers, len(ends), tokens.shape[1])
+        self._fill(cache, torch.arange(len(ends), device=self.device), tokens, ends)
+        return cache
 
 
 _VERIFIED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str | None]] = (

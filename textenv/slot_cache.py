@@ -126,3 +126,13 @@ class SlotCache(Cache):
                 if buffer is not None:
                     columns = buffer[:, :, :length]
                     columns.index_copy_(0, target, columns.index_select(0, source))
+
+    def copy_from(self, other: SlotCache, source: Tensor, target: Tensor, length: int) -> None:
+        """Copy ``length`` columns of ``other``'s slots ``source`` (m,) to the slots ``target`` (m,)."""
+        for mine, theirs in zip(self._slot_layers, other._slot_layers, strict=True):
+            assert theirs.keys is not None and theirs.values is not None
+            if not mine.is_initialized:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+            for buffer, stored in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+                assert buffer is not None
+                buffer[:, :, :length].index_copy_(0, target, stored[:, :, :length].index_select(0, source))
