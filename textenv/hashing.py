@@ -69,6 +69,22 @@ def hash_key(*parts: Tensor | int) -> Tensor:
     return key
 
 
+def hash_key_array(*parts: np.ndarray) -> np.ndarray:
+    """``hash_key`` in numpy: integer arrays (...,) -> (...,) uint64, the same bits.
+
+    >>> a, b = np.arange(5), np.arange(-5, 0)
+    >>> expected = hash_key(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    >>> bool((hash_key_array(a, b).view(np.int64) == expected).all())
+    True
+    """
+    golden = np.uint64(_GOLDEN % 2**64)
+    key = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            key = mix64_array((key + golden) ^ mix64_array(part.astype(np.uint64) + golden))
+    return np.asarray(key)
+
+
 def uniform(key: Tensor) -> Tensor:
     """Map int64 keys to float64 uniforms in (0, 1), 53 bits each: (...,) -> (...,).
 

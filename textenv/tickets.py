@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from textenv.checks import check_at_least
-from textenv.hashing import mix64_array
+from textenv.hashing import hash_key_array, mix64_array
 from textenv.permutation import permute
 
 _STEP = 0x9E3779B97F4A7C15  # odd (the golden ratio in 64 bits), so t -> t * _STEP never repeats
@@ -21,9 +21,7 @@ _QUEUE_BLOCK, _STREAM_BLOCK = 256, 16
 
 def noise_base(seed: np.ndarray, ticket: np.ndarray) -> np.ndarray:
     """What the noise keys of an episode have in common: (n,) int64, (n,) int64 -> (n,) uint64."""
-    with np.errstate(over="ignore"):
-        stream = mix64_array(seed.astype(np.uint64) + np.uint64(_STEP))
-        return mix64_array(stream + mix64_array(ticket.astype(np.uint64) + np.uint64(_STEP)))
+    return hash_key_array(seed, ticket)
 
 
 def noise_keys(base: np.ndarray, max_steps: int) -> np.ndarray:
@@ -57,9 +55,7 @@ def prompt_index(
     epoch, position = turn // num_prompts, turn % num_prompts
     if not shuffle:
         return position
-    with np.errstate(over="ignore"):
-        stream = mix64_array(np.asarray(seed, dtype=np.int64).astype(np.uint64))
-        key = mix64_array(stream + epoch.astype(np.uint64))
+    key = hash_key_array(np.asarray(seed, dtype=np.int64), epoch)
     return permute(position, num_prompts, key)
 
 
