@@ -156,6 +156,7 @@ class Agent:
             Diverged: on a NaN or infinite loss or gradient, before the weights change; the episodes are
                 saved.
         """
+        batch = batch.to(self.policy.device)
         totals = self.totals(batch)
         sums: Stats = {}
         self.policy.train()
@@ -304,6 +305,10 @@ class Agent:
             raise ValueError("evaluate needs envs=, got None and the agent has no eval_envs")
         options = {"metric_fn": self.metric_fn, "reference": self.reference, **options}
         return evaluate(self.policy, envs, episodes or self.config.eval_episodes, **options)
+
+    def save_policy(self, path: Path) -> None:
+        """Write the part of a checkpoint that ``LanguagePolicy.load`` and plain transformers read."""
+        self.policy.save(path, reference=self.reference is not None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write model, heads, optimizer, counters and settings into the folder ``path``."""

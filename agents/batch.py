@@ -43,6 +43,13 @@ class TrainingBatch:
         """(B, L) bool: own tokens."""
         return self.episodes.action_mask
 
+    def to(self, device: torch.device | str) -> TrainingBatch:
+        """The same on another device."""
+        if self.episodes.device == torch.device(device):
+            return self
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return TrainingBatch(self.episodes.to(device), tensors)
+
     def select(self, index: Tensor) -> TrainingBatch:
         """Rows by index (b,) int64, trimmed to their longest episode."""
         episodes = self.episodes.select(index)

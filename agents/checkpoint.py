@@ -42,7 +42,7 @@ def save_agent(agent: Agent, path: str | os.PathLike[str]) -> None:
 
 def write_agent(agent: Agent, folder: Path) -> None:
     """Fill a folder that becomes visible later (the caller renames it)."""
-    agent.policy.save(folder, reference=agent.reference is not None)
+    agent.save_policy(folder)
     tensors, plain = _flat(agent.optimizer.state_dict())
     save_file(tensors, folder / "optimizer.safetensors")
     extra_tensors = {name: value.detach().cpu().contiguous() for name, value in agent.state_tensors().items()}

@@ -15,10 +15,10 @@ def as_episodes(dataset: Any, tokenizer: Any) -> EpisodeBatch:
     """Turn a data set into episodes.
 
     Args:
-        dataset: an ``EpisodeBatch`` (or the path of a saved one's data), a ``PreferenceBatch`` (chosen earns +1, rejected -1), or
-            anything that ``textenv.data.load_columns`` reads: a path, hub id, ``datasets`` object or list of rows with
-            the columns prompt and completion (and reward), prompt, chosen and rejected, prompt and completions (ranked, best
-            first: rewards fall in equal steps from +1 to -1), text, or messages.
+        dataset: an ``EpisodeBatch``, a ``PreferenceBatch`` (chosen earns +1, rejected -1), or anything that
+            ``textenv.data.load_columns`` reads: a path, hub id, ``datasets`` object or list of rows with the
+            columns prompt and completion (and reward); prompt, chosen and rejected; prompt and completions
+            (ranked, best first: rewards fall in equal steps from +1 to -1); text; or messages.
         tokenizer: needed for everything that is text.
 
     Raises:
@@ -67,7 +67,9 @@ def from_rankings(records: Any, tokenizer: Any) -> EpisodeBatch:
     for number, row in enumerate(records):
         ranked = row["completions"]
         if not isinstance(ranked, list | tuple) or len(ranked) < 2:
-            raise ValueError(f"row {number}: completions must be a list of at least 2, best first, got {ranked!r}")
+            raise ValueError(
+                f"row {number}: completions must be a list of at least 2, best first, got {ranked!r}"
+            )
         for rank, completion in enumerate(ranked):
             prompts.append(row["prompt"])
             completions.append(completion)

@@ -1,19 +1,23 @@
-"""Implicit Language Q-Learning (Snell et al. 2022): offline value learning, and decoding shifted by the advantage."""
+"""Implicit Language Q-Learning (Snell et al. 2022): values learned offline, decoding shifted by advantages.
+
+Shape letters: A own tokens, B episodes, L tokens, n rows, d width, V vocabulary, W logits of the model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.offline import OfflineAgent
 from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_episodes
-from textenv.agents.heads import ILQLHeads
+from textenv.agents.evaluation import Evaluation as Played
+from textenv.agents.heads import HeadKind, ILQLHeads, head_dtype
 from textenv.agents.ilql_losses import (
     ilql_awac_loss,
     ilql_cql_loss,
@@ -21,8 +25,10 @@ from textenv.agents.ilql_losses import (
     ilql_targets,
     ilql_value_loss,
 )
+from textenv.agents.offline import OfflineAgent
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.registry import register_agent
+from textenv.agents.teacher_forced import Evaluation
 from textenv.episodes import EpisodeBatch
 
 
@@ -73,17 +79,35 @@ class ILQLConfig(OfflineConfig):
 
 
 class ILQLPolicy(LanguagePolicy):
-    """A language policy whose distribution is shifted by the advantage: log pi + beta (min Q - V), renormalised.
+    """A language policy shifted by the advantage: log pi + beta (min Q - V), renormalised.
 
-    ``beta`` is a property, so an evaluation can sweep it without touching the weights.
+    Acting and ``log_prob``, ``entropy`` and ``evaluate`` are of the shifted distribution; calling the policy
+    (what training does) gives the language model's own. ``beta`` is a property, so an evaluation sweeps it
+    without touching a weight.
+
+    Args:
+        model: see ``LanguagePolicy``.
+        beta: weight of the advantage; 0 is the language model alone.
+        num_q: Q heads, of which the least counts.
+        q_head: shape of the Q and V heads.
+        options: further arguments of ``LanguagePolicy``.
+
+    Raises:
+        ValueError: if ``beta`` is negative.
     """
 
     heads: ILQLHeads
+    """Q, target Q and V heads on the trunk."""
 
-    def attach_heads(self, heads: ILQLHeads, *, beta: float) -> None:
-        """Take on value heads and act with ``beta``."""
-        self.heads = heads
-        self._beta = beta
+    def __init__(
+        self, model: Any, *, beta: float = 1.0, num_q: int = 2, q_head: HeadKind = "mlp", **options: Any
+    ) -> None:
+        super().__init__(model, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            heads = ILQLHeads(self.hidden_size, self.vocab_size, num_q=num_q, kind=q_head)
+        self.heads = heads.to(self.device, head_dtype(self.model))
+        self.beta = beta
         self.set_logits_processor(self.shift)
 
     @property
@@ -93,15 +117,32 @@ class ILQLPolicy(LanguagePolicy):
 
     @beta.setter
     def beta(self, value: float) -> None:
-        if value < 0:
+        if not value >= 0:
             raise ValueError(f"beta must be >= 0, got {value}")
         self._beta = float(value)
 
     def shift(self, logits: Tensor, hidden: Tensor, t: Tensor) -> Tensor:
-        """Logits of the shifted distribution: (n, V), (n, d), (n,) -> (n, V)."""
-        if not self._beta:
+        """Logits of the shifted distribution: (n, W), (n, d), (n,) -> (n, V)."""
+        if not self.beta:
             return logits
-        return torch.log_softmax(logits, -1) + self._beta * self.heads.advantage(hidden).to(logits)
+        # Logits differ from log-probs by a constant of the row, which the normalisation takes out again.
+        logits = logits[..., : self.heads.vocab_size]
+        return logits + self.beta * self.heads.advantage(hidden).to(logits.dtype)
+
+    def forward(
+        self, episodes: EpisodeBatch, *, values: bool = False, entropy: bool = False, hidden: bool = False
+    ) -> Evaluation:
+        """Differentiable pass of the language model itself, without the shift; see ``LanguagePolicy``."""
+        if torch.is_grad_enabled():
+            self.warn_of_filters(episodes.sampling)
+        return self._pass(episodes, values=values, entropy=entropy, hidden=hidden, processed=False)
+
+    def extra_settings(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values."""
+        return {"beta": self.beta, "num_q": self.heads.num_q, "q_head": self.heads.kind}
+
+    def _state(self) -> Hashable:
+        return super()._state(), self.beta
 
 
 @register_agent("ilql")
@@ -109,16 +150,30 @@ class ILQL(OfflineAgent):
     """Implicit Language Q-Learning from logged episodes with rewards."""
 
     config_class = ILQLConfig
+    policy_class = ILQLPolicy
     config: ILQLConfig
     policy: ILQLPolicy
 
-    def make_policy(self, model: Any) -> LanguagePolicy:
-        """A policy with Q, target Q and V heads."""
+    def make_policy(self, model: Any) -> ILQLPolicy:
+        """A policy with Q, target Q and V heads, which acts with ``decode_beta`` and ``decode_top_k``.
+
+        Raises:
+            TypeError: for a policy that has none.
+        """
         cfg = self.config
-        policy = ILQLPolicy(model, tokenizer=self.tokenizer, seed=cfg.seed, top_k=cfg.decode_top_k)
-        heads = ILQLHeads(policy.hidden_size, policy.vocab_size, num_q=cfg.num_q, kind=cfg.head)
-        policy.attach_heads(heads, beta=cfg.decode_beta)
-        return policy
+        if isinstance(model, ILQLPolicy):
+            return model
+        if isinstance(model, LanguagePolicy):
+            raise TypeError(f"ILQL needs an ILQLPolicy or a model, got {type(model).__name__}")
+        return ILQLPolicy(
+            model,
+            tokenizer=self.tokenizer,
+            beta=cfg.decode_beta,
+            num_q=cfg.num_q,
+            q_head=cfg.head,
+            top_k=cfg.decode_top_k,
+            seed=cfg.seed,
+        )
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
         """Episodes with rewards; preference pairs count +1 and -1."""
@@ -131,10 +186,6 @@ class ILQL(OfflineAgent):
             episodes.rewards = (episodes.rewards - shift) / spread
         return episodes
 
-    def trainable(self) -> nn.Module:
-        """Language model and heads (the target heads have no gradient)."""
-        return self.policy
-
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
         """L_Q + L_V + cql L_CQL + awac L_AWAC."""
         cfg, mask, tokens = self.config, batch.mask, totals.tokens
@@ -144,7 +195,9 @@ class ILQL(OfflineAgent):
         found = self.policy.heads(states, batch.episodes.input_ids[mask])
 
         def spread(values: Tensor) -> Tensor:
-            return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+            return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(
+                mask, values
+            )
 
         state_values, target_q = spread(found.state_values), spread(found.target_q)
         targets = ilql_targets(batch.episodes.rewards, state_values, mask, gamma=cfg.gamma)
@@ -169,3 +222,23 @@ class ILQL(OfflineAgent):
         if self.optimizer_steps % self.config.target_every == 0:
             self.policy.heads.sync(self.config.target_alpha)
             self.policy.invalidate()
+
+    def sweep(
+        self, betas: Sequence[float], envs: Any = None, episodes: int | None = None, **options: Any
+    ) -> dict[float, Played]:
+        """Evaluate at several decode betas: beta -> evaluation. The policy's own beta stays.
+
+        Args:
+            betas: weights of the advantage.
+            envs: where to play; see ``evaluate`` for this and what follows.
+            episodes: how many for each beta.
+            options: further arguments of ``evaluate``.
+        """
+        before, found = self.policy.beta, {}
+        try:
+            for beta in betas:
+                self.policy.beta = beta
+                found[beta] = self.evaluate(envs, episodes, **options)
+        finally:
+            self.policy.beta = before
+        return found

@@ -249,7 +249,7 @@ class LanguagePolicy(nn.Module):
         return self.decoding.sampling()
 
     def set_logits_processor(self, processor: LogitsProcessor | None) -> None:
-        """Let ``processor`` change the legal logits before temperature and filters."""
+        """Let ``processor`` change the legal logits before temperature and filters, in acting and log-probs."""
         self.decoding.logits_processor = processor
 
     @property
@@ -399,7 +399,9 @@ class LanguagePolicy(nn.Module):
         entropy: bool = False,
         final_values: bool = False,
         hidden: bool = False,
+        processed: bool = True,
     ) -> Evaluation:
+        """A teacher-forced pass; ``processed``: under the distribution that the logits processor makes."""
         if (values or final_values) and not self._has_critic:
             raise ValueError("values need a critic: make the policy with value_head=True, got none")
         head = self.value_head
@@ -410,6 +412,7 @@ class LanguagePolicy(nn.Module):
             entropy=entropy,
             with_hidden=states,
             value_head=head if values else None,
+            logits_processor=self.decoding.logits_processor if processed else None,
         )
         state_values, final = found.values, None
         if head is not None and final_values:
@@ -438,7 +441,7 @@ class LanguagePolicy(nn.Module):
     def _state(self) -> Hashable:
         """Equal as long as no pass can give anything else."""
         edits = sum(parameter._version for parameter in self.parameters())
-        return self.weights_version, edits, self.temperature, self._autocast
+        return self.weights_version, edits, self.temperature, self._autocast, self.decoding.logits_processor
 
     # -- reference -------------------------------------------------------------------------------------------
 
@@ -468,6 +471,10 @@ class LanguagePolicy(nn.Module):
         return self.reference(mode)
 
     # -- files -----------------------------------------------------------------------------------------------
+
+    def extra_settings(self) -> dict[str, Any]:
+        """JSON values of the constructor arguments that a subclass adds; ``save`` keeps them."""
+        return {}
 
     def save(self, path: str | os.PathLike[str], *, reference: bool = False) -> None:
         """Write a folder that plain ``AutoModelForCausalLM.from_pretrained`` loads.

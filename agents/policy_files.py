@@ -79,7 +79,8 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
     settings = {**saved["settings"], **options}
     dtype = settings.pop("dtype")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    trust = bool(settings.get("trust_remote_code", False))
+    settings.pop("trust_remote_code", None)  # the user's to say, never a file's
+    trust = bool(options.get("trust_remote_code", False))
     if "tokenizer" not in settings and (folder / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
@@ -95,6 +96,35 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
         if (folder / "reference.safetensors").is_file():
             reference.load_state_dict(load_file(folder / "reference.safetensors"))
     return policy
+
+
+def restore_policy(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None:
+    """Give a policy the weights that ``save_policy`` wrote; it was made as the saved one had been.
+
+    Raises:
+        ValueError: if it has other weights, heads, adapters or another reference than were saved.
+    """
+    folder = Path(path)
+    saved = json.loads((folder / "policy.json").read_text())
+    for name, own in (("adapters", policy.peft is not None), ("class", type(policy).__name__)):
+        if saved[name] != own:
+            raise ValueError(f"the policy must be made as the saved one, {name} {saved[name]!r}; got {own!r}")
+    # The model's own class, so no code that came with the files is ever needed.
+    kind: Any = type(policy.model)
+    model = kind.from_pretrained(folder, dtype=next(policy.model.parameters()).dtype, local_files_only=True)
+    if saved["adapters"]:
+        model = _with_adapters(model, folder).get_base_model()
+    try:
+        policy.model.load_state_dict(model.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"the policy must be made as the saved one in {folder}: {error}") from error
+    if saved["heads"]:
+        load_heads(policy, folder)
+    if saved["reference"] is not None:
+        reference = policy.reference(saved["reference"])
+        if (folder / "reference.safetensors").is_file():
+            reference.load_state_dict(load_file(folder / "reference.safetensors"))
+    policy.invalidate()
 
 
 def settings_of(policy: LanguagePolicy) -> dict[str, Any]:
@@ -114,6 +144,7 @@ def settings_of(policy: LanguagePolicy) -> dict[str, Any]:
         "dtype": str(next(policy.model.parameters()).dtype).removeprefix("torch."),
         "max_tokens": policy.max_tokens,
         "seed": policy.seed,
+        **policy.extra_settings(),
     }
 
 

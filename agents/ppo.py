@@ -1,9 +1,15 @@
-"""Proximal policy optimisation with a critic on the shared trunk (Schulman et al. 2017; Ziegler et al. 2019)."""
+"""Proximal policy optimisation with a critic (Schulman et al. 2017; on language models, Ziegler et al. 2019).
+
+The update of an iteration is ``advantages`` (old log-probs, values, GAE) and ``loss`` (clipped surrogate and
+value loss); the loop around them is ``OnlineAgent``'s. Shape letters: B episodes, L tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,20 +19,24 @@ from textenv import scoring as scorer
 from textenv.agents.advantages import get_advantage
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch, epoch_order
-from textenv.agents.online import OnlineAgent
 from textenv.agents.config import OnlineConfig
+from textenv.agents.datasets import as_episodes
+from textenv.agents.evaluation import Evaluation
 from textenv.agents.losses import (
     entropy_loss,
     explained_variance,
     kl_loss,
     masked_mean,
+    masked_sum,
     masked_whiten,
     ppo_policy_loss,
     ppo_value_loss,
     sft_loss,
 )
+from textenv.agents.online import OnlineAgent
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.registry import register_agent
+from textenv.agents.running import RunningStd, WeightAverage
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.kl import KLPenalty
 
@@ -56,7 +66,9 @@ class PPOConfig(OnlineConfig):
     value_coef: float = 0.1
     """Weight of the value loss."""
     value_model: Literal["shared", "separate"] = "shared"
-    """The critic: a head on the policy's trunk, or a model of its own that starts as a copy of the policy's."""
+    """The critic: a head on the policy's trunk, or a model of its own that starts as a copy of the trunk."""
+    value_head: Literal["linear", "mlp"] = "linear"
+    """Shape of the critic's head."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     kl_coef: float = 0.05
@@ -74,13 +86,15 @@ class PPOConfig(OnlineConfig):
     score_clip: float | None = None
     """Clip scores, after scaling, to [-score_clip, score_clip] an episode."""
     stop_at_kl: float | None = None
-    """End an iteration's passes once the approximate KL of an optimizer step exceeds this, in nats a token."""
+    """End the passes of an iteration once a step's approximate KL, in nats a token, exceeds this."""
     bootstrap_truncated: bool = False
     """Take V after the last token of an episode cut by the token budget as the value of what would follow."""
     ptx_coef: float = 0.0
-    """Weight of the next-token loss on ``dataset`` (the pretraining mixture of InstructGPT); needs ``dataset``."""
+    """Weight of the next-token loss on ``dataset`` (InstructGPT's pretraining mixture, "ptx")."""
     ptx_batch_size: int = 32
     """Episodes of ``dataset`` in each optimizer step."""
+    ema_decay: float | None = None
+    """Keep an exponential average of the weights over optimizer steps, and evaluate and save that."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -101,6 +115,7 @@ class PPOConfig(OnlineConfig):
             stop_at_kl="> 0",
             ptx_coef=">= 0",
             ptx_batch_size=">= 1",
+            ema_decay="[0, 1)",
         )
         get_advantage(self.advantage)
 
@@ -114,34 +129,51 @@ class PPO(OnlineAgent):
 
     def make_policy(self, model: Any) -> LanguagePolicy:
         """A policy with a critic."""
+        cfg = self.config
         if isinstance(model, LanguagePolicy):
-            model.add_critic(self.config.value_model)
+            model.add_critic(cfg.value_model)
             return model
         return LanguagePolicy(
-            model, tokenizer=self.tokenizer, seed=self.config.seed, value_head=self.config.value_model
+            model,
+            tokenizer=self.tokenizer,
+            seed=cfg.seed,
+            value_head=cfg.value_model,
+            head_kind=cfg.value_head,
         )
 
+    def load_dataset(self, dataset: Any) -> EpisodeBatch:
+        """Episodes for the pretraining loss."""
+        return as_episodes(dataset, self.tokenizer)
+
     def setup(self) -> None:
-        """Take the reference, and put the KL penalty into the reward where it belongs there."""
+        """Take the reference, and put the KL penalty into the reward where it belongs there.
+
+        Raises:
+            ValueError: if ``ptx_coef`` is set without a data set.
+        """
         cfg = self.config
         if cfg.ptx_coef and self.dataset is None:
-            raise ValueError(f"ptx_coef={cfg.ptx_coef} needs dataset= (EpisodeBatch), got None")
+            raise ValueError(f"ptx_coef={cfg.ptx_coef} needs dataset=, got None")
         self.score_std = RunningStd()
-        self.kl_term: KLPenalty | None = None
         self.envs.unwrapped.bind(self.policy)
-        terms = [wrapper.term for wrapper in scorer.reward_wrappers(self.envs)]
-        penalised = any(isinstance(term, KLPenalty) for term in terms)
+        penalised = bool(self.kl_wrappers())
         if cfg.kl_coef or penalised:
             self.reference = self.policy.reference()
         if cfg.kl_coef and cfg.kl_placement == "reward" and not penalised:
-            self.kl_term = KLPenalty(
+            term = KLPenalty(
                 coef=cfg.kl_coef, controller=cfg.kl_controller, target=cfg.kl_target, horizon=cfg.kl_horizon
             )
-            self.envs = self.kl_term.wrap(self.envs)
+            self.envs = term.wrap(self.envs)
+        self.average = None if cfg.ema_decay is None else WeightAverage(self.policy, cfg.ema_decay)
+
+    def kl_wrappers(self) -> list[Any]:
+        """The reward wrappers that pay a KL penalty."""
+        return [w for w in scorer.reward_wrappers(self.envs) if isinstance(w.term, KLPenalty)]
 
     def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
         """Old log-probs and values, reference log-probs where the loss wants them, advantages and returns."""
-        cfg, mask = self.config, episodes.action_mask
+        cfg, episodes = self.config, episodes.to(self.policy.device)
+        mask = episodes.action_mask
         old = self.policy.evaluate(episodes, values=True, final_values=cfg.bootstrap_truncated)
         rewards = self.shaped_rewards(episodes)
         if cfg.whiten_rewards:
@@ -164,7 +196,7 @@ class PPO(OnlineAgent):
             "advantages": advantages,
             "returns": returns,
         }
-        if self.reference is not None and (cfg.kl_placement == "loss" or self.kl_term is None):
+        if self.reference is not None:
             tensors["ref_log_probs"] = self.reference.log_prob(episodes)
         return TrainingBatch(episodes, tensors)
 
@@ -174,9 +206,8 @@ class PPO(OnlineAgent):
         if not cfg.score_scale and cfg.score_clip is None:
             return episodes.rewards
         kl = torch.zeros_like(episodes.rewards)
-        for wrapper in scorer.reward_wrappers(self.envs):
-            if isinstance(wrapper.term, KLPenalty):
-                kl = kl + episodes.reward_terms[wrapper.name]
+        for wrapper in self.kl_wrappers():
+            kl = kl + episodes.reward_terms[wrapper.name]
         scores = episodes.rewards - kl
         if cfg.score_scale:
             self.score_std.update(scores.sum(-1))
@@ -221,11 +252,17 @@ class PPO(OnlineAgent):
             penalty = kl_loss(new.log_probs, batch["ref_log_probs"], mask, denominator=tokens)
             loss = loss + cfg.kl_coef * penalty
             stats["policy/kl_loss"] = penalty.detach()
-        if cfg.ptx_coef:
-            ptx = self.ptx_loss() * (len(batch) / totals.episodes)
+        if cfg.ptx_coef and totals.extra.pop("ptx", False):
+            ptx = self.ptx_loss()
             loss = loss + cfg.ptx_coef * ptx
             stats["policy/ptx_loss"] = ptx.detach()
         return loss, stats
+
+    def totals(self, batch: TrainingBatch) -> Totals:
+        """Denominators, and that the pretraining loss is due once, with the step's first micro-batch."""
+        totals = super().totals(batch)
+        totals.extra["ptx"] = 1.0
+        return totals
 
     def ptx_loss(self) -> Tensor:
         """Next-token loss on the rows of ``dataset`` whose turn it is in this optimizer step."""
@@ -241,43 +278,59 @@ class PPO(OnlineAgent):
         limit = self.config.stop_at_kl
         return limit is not None and stats["policy/approx_kl"] > limit
 
+    def after_step(self) -> None:
+        """Move the average of the weights."""
+        if self.average is not None:
+            self.average.update()
+
     def describe(self, batch: TrainingBatch) -> dict[str, float]:
-        """Metrics of the rollout: scores, KL to the reference, entropy, how well the critic explains returns."""
+        """Metrics of the rollout: score, KL to the reference, entropy, fit of the critic."""
         row, mask, episodes = super().describe(batch), batch.mask, batch.episodes
         row["objective/entropy"] = -float(masked_mean(batch["old_log_probs"], mask))
-        row["value/explained_variance"] = float(explained_variance(batch["old_values"], batch["returns"], mask))
+        row["value/explained_variance"] = float(
+            explained_variance(batch["old_values"], batch["returns"], mask)
+        )
         row["objective/score"] = row["objective/reward"]
         if "ref_log_probs" in batch.tensors:
-            kl = (batch["old_log_probs"] - batch["ref_log_probs"]) * mask
-            row["objective/kl"] = float(kl.sum(-1).mean())
-        for wrapper in scorer.reward_wrappers(self.envs):
-            if isinstance(wrapper.term, KLPenalty):
-                paid = float(episodes.reward_terms[wrapper.name].sum(-1).mean())
-                row["objective/score"] -= paid
-                row["objective/kl_coef"] = wrapper.term.coef
-                if "objective/kl" not in row and wrapper.term.coef:
-                    row["objective/kl"] = -paid / wrapper.term.coef
+            kl = masked_sum(batch["old_log_probs"] - batch["ref_log_probs"], mask)
+            row["objective/kl"] = float(kl) / len(batch)
+            row["objective/kl_per_token"] = float(kl) / max(1, int(mask.sum()))
+        for wrapper in self.kl_wrappers():
+            row["objective/score"] -= float(episodes.reward_terms[wrapper.name].sum(-1).mean())
+            row["objective/kl_coef"] = wrapper.term.coef
         return row
 
+    # -- the averaged weights --------------------------------------------------------------------------------
 
-class RunningStd:
-    """Standard deviation of everything seen so far (Chan et al. 1983, parallel variance)."""
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block the policy has its averaged weights, if ``ema_decay`` asks for an average."""
+        return nullcontext() if self.average is None else self.average.applied()
 
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
+    def evaluate(self, envs: Any = None, episodes: int | None = None, **options: Any) -> Evaluation:
+        """Play and measure, with the averaged weights if there are any; see ``Agent.evaluate``."""
+        with self.averaged():
+            return super().evaluate(envs, episodes, **options)
 
-    def update(self, values: Tensor) -> None:
-        """Take in (B,) values."""
-        values = values.double()
-        count, mean = len(values), float(values.mean())
-        squares = float((values - mean).square().sum())
-        delta, total = mean - self.mean, self.count + count
-        self.squares += squares + delta**2 * self.count * count / total
-        self.mean += delta * count / total
-        self.count = total
+    def save_policy(self, path: Path) -> None:
+        """Write the policy with its averaged weights, if there are any."""
+        with self.averaged():
+            super().save_policy(path)
 
-    @property
-    def std(self) -> float:
-        """1 before there is any spread."""
-        spread = (self.squares / max(1, self.count - 1)) ** 0.5
-        return spread if spread > 0 else 1.0
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def state_values(self) -> dict[str, Any]:
+        """The statistics that scores are scaled by."""
+        return {**super().state_values(), "score_std": self.score_std.state_dict()}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """With an average: the weights in training, for the policy's files hold the averaged ones."""
+        own = {} if self.average is None else self.average.training_weights()
+        return {**super().state_tensors(), **own}
+
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore what ``state_values`` and ``state_tensors`` gave."""
+        super().load_state(values, tensors)
+        self.score_std.load_state_dict(values["score_std"])
+        if self.average is not None:
+            self.average.load(tensors)
+            self.policy.invalidate()

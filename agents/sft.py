@@ -10,10 +10,10 @@ from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.offline import OfflineAgent
 from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_episodes
 from textenv.agents.losses import sft_loss
+from textenv.agents.offline import OfflineAgent
 from textenv.agents.registry import register_agent
 from textenv.episodes import EpisodeBatch
 
@@ -30,13 +30,13 @@ class SFTConfig(OfflineConfig):
 
 @register_agent("sft")
 class SFT(OfflineAgent):
-    """Supervised fine-tuning: negative log-likelihood of the completions (behaviour cloning of all episodes)."""
+    """Supervised fine-tuning: likelihood of the completions (behaviour cloning of all episodes alike)."""
 
     config_class = SFTConfig
     config: SFTConfig
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
-        """Episodes of whatever was given; with ``completion_only`` False every token but the first is trained."""
+        """Episodes of whatever was given; without ``completion_only`` all tokens but the first count."""
         episodes = as_episodes(dataset, self.tokenizer)
         if not self.config.completion_only:
             mask = episodes.attention_mask.clone()

@@ -22,6 +22,9 @@ from textenv.legality import Legality
 from textenv.linear_log_probs import linear_log_probs
 from textenv.model_split import SplitModel, split_model, vocabulary_size
 
+LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(legal logits (a, V), hidden (a, d), t (a,)) -> logits (a, V)."""
+
 MAX_BYTES = 1 << 29
 """Default budget for one chunk of logits, in bytes."""
 _GROUP_TOKENS = {"cpu": 48, "cuda": 4096}
@@ -52,6 +55,7 @@ def token_log_probs(
     with_entropy: bool = False,
     with_hidden: bool = False,
     value_head: Callable[[Tensor], Tensor] | None = None,
+    logits_processor: LogitsProcessor | None = None,
 ) -> TokenLogProbs:
     """Log-probs of the actions under ``model``, in the order and shape of the episodes.
 
@@ -67,6 +71,8 @@ def token_log_probs(
         with_entropy: also the entropy at each action.
         with_hidden: also the LM head's inputs.
         value_head: hidden (A, d) -> (A,); also its values.
+        logits_processor: (legal logits (a, V), hidden (a, d), t (a,)) -> logits (a, V) changes the logits
+            before the temperature divides them, as it does when a ``DecodingPolicy`` acts.
 
     Raises:
         ValueError: if the temperature is not positive, ``max_bytes`` is below 1, the model has fewer logits
@@ -85,7 +91,7 @@ def token_log_probs(
         raise ValueError(f"max_bytes must be >= 1, got {max_bytes}")
     split = split_model(model)
     episodes = episodes.to(next(model.parameters()).device)
-    if split.output is None and (with_hidden or value_head is not None):
+    if split.output is None and (with_hidden or value_head is not None or logits_processor is not None):
         raise ValueError(f"{type(model).__name__} does not expose its LM head's input")
     size, device = episodes.input_ids.shape, episodes.device
     if 0 in size:
@@ -111,7 +117,9 @@ def token_log_probs(
     place = (torch.cat(rows), torch.cat(columns))
     hidden = torch.cat(inputs)
     tokens, t = episodes.input_ids[place], steps[place]
-    log_probs, entropy = _score(split, hidden, tokens, t, temperature, legality, max_bytes, with_entropy)
+    log_probs, entropy = _score(
+        split, hidden, tokens, t, temperature, legality, max_bytes, with_entropy, logits_processor
+    )
 
     def spread(values: Tensor) -> Tensor:
         return torch.zeros(size, dtype=values.dtype, device=device).index_put(place, values)
@@ -176,10 +184,11 @@ def _score(
     legality: Legality | None,
     max_bytes: int,
     with_entropy: bool,
+    logits_processor: LogitsProcessor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs and entropies (A,) of tokens at steps t (A,), from hidden (A, d) or logits (A, W)."""
     head = split.output
-    if split.linear and isinstance(head, nn.Linear) and _is_plain(head, hidden):
+    if logits_processor is None and split.linear and isinstance(head, nn.Linear) and _is_plain(head, hidden):
         return linear_log_probs(
             hidden,
             head.weight,
@@ -196,6 +205,8 @@ def _score(
         logits = part if head is None else split.head(part)
         if legality is not None:
             logits = legality.apply(logits, step)
+        if logits_processor is not None:
+            logits = logits_processor(logits, part, step)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if temperature != 1.0:
             logits = logits / temperature
