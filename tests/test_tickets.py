@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from textenv.acting import DecodingPolicy
-from textenv.collect import collect
 from textenv.episodes import EpisodeBatch
 from textenv.permutation import permute
 from textenv.prompts import PromptSet
+from textenv.rollout import collect
 from textenv.tickets import Dealer, TicketQueue, noise_base, noise_keys, prompt_index
 
 P = len(PROMPTS)
@@ -321,7 +321,10 @@ class TestWithLanguageModel:
             self.episodes(tiny_model(torch.float32, positions=13), 2, 4)
 
     def test_a_model_smaller_than_the_tokenizer(self) -> None:
-        small = GPT2LMHeadModel(GPT2Config(vocab_size=V - 1, n_positions=40, n_layer=1, n_embd=8, n_head=1))
+        special = {"bos_token_id": 0, "eos_token_id": 0}
+        small = GPT2LMHeadModel(
+            GPT2Config(vocab_size=V - 1, n_positions=40, n_layer=1, n_embd=8, n_head=1, **special)
+        )
         with pytest.raises(ValueError, match=f"gives {V - 1} logits, expected at least .* {V}"):
             self.episodes(small, 2, 4)
 
