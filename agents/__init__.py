@@ -15,13 +15,16 @@ if __name__ != "textenv.agents":
     )
 
 if TYPE_CHECKING:
-    from textenv.agents.base import Agent, OfflineAgent, OnlineAgent, TrainResult
+    from textenv.agents.base import Agent
     from textenv.agents.callbacks import BestCheckpoint, Callback, EarlyStop
     from textenv.agents.config import AgentConfig, Config, OfflineConfig, OnlineConfig
     from textenv.agents.evaluation import Evaluation, evaluate
     from textenv.agents.ilql import ILQL, ILQLConfig
     from textenv.agents.loggers import Logger, make_loggers, register_logger
     from textenv.agents.loggers_jsonl import read_metrics
+    from textenv.agents.offline import OfflineAgent
+    from textenv.agents.online import OnlineAgent
+    from textenv.agents.outcome import TrainResult
     from textenv.agents.policy import LanguagePolicy
     from textenv.agents.ppo import PPO, PPOConfig
     from textenv.agents.registry import agent_names, describe, make_agent, register_agent
@@ -43,16 +46,16 @@ _HOME = {
     "ILQLConfig": "ilql",
     "LanguagePolicy": "policy",
     "Logger": "loggers",
-    "OfflineAgent": "base",
+    "OfflineAgent": "offline",
     "OfflineConfig": "config",
-    "OnlineAgent": "base",
+    "OnlineAgent": "online",
     "OnlineConfig": "config",
     "PPO": "ppo",
     "PPOConfig": "ppo",
     "RunFolder": "run_folder",
     "SFT": "sft",
     "SFTConfig": "sft",
-    "TrainResult": "base",
+    "TrainResult": "outcome",
     "agent_names": "registry",
     "describe": "registry",
     "evaluate": "evaluation",

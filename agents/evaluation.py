@@ -22,8 +22,8 @@ from torch import Tensor
 
 from textenv.agents.text_display import number, text_table
 from textenv.agents.text_metrics import distinct_n, repetition_n
-from textenv.collect import collect
 from textenv.episodes import EpisodeBatch
+from textenv.rollout import collect
 from textenv.vector_env import TextVectorEnv
 
 EVAL_SEED = 20_001

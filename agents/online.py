@@ -10,8 +10,8 @@ from textenv.agents.batch import TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
 from textenv.agents.failure import save_failure
 from textenv.agents.outcome import Clock, mean_row
-from textenv.collect import collect
 from textenv.episodes import EpisodeBatch
+from textenv.rollout import collect
 
 
 class OnlineAgent(Agent):

@@ -98,7 +98,9 @@ def train(
     # The evaluation's environment comes first: reward terms that both share end up bound to the training's.
     eval_envs = None
     if eval_prompts is not None or (task is not None and prompts is None):
-        changes = {"split": "validation", "samples_per_prompt": 1, "shuffle": False}
+        # Prompts of the user's own have no splits; a task's have.
+        split = "train" if eval_prompts is not None else "validation"
+        changes = {"split": split, "samples_per_prompt": 1, "shuffle": False}
         eval_envs = make_vec_env(task=task, prompts=eval_prompts, **{**shared, **changes})
     envs = make_vec_env(task=task, prompts=prompts, **shared) if cls.online else None
     if task is not None and (model is None or (dataset is None and not cls.online)):

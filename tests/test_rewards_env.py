@@ -20,13 +20,13 @@ from reward_helpers import (
     vector_env,
 )
 
-from textenv.collect import collect
 from textenv.env import TextEnv
 from textenv.hashing import uniform
 from textenv.prompts import PromptSet
 from textenv.rewards.registry import REWARDS, make_reward, reward_names
 from textenv.rewards.term import RewardTerm
 from textenv.rewards.wrappers import RewardWrapper, VectorRewardWrapper
+from textenv.rollout import collect
 from textenv.scoring import RewardError, foreign_reward_wrappers, reward_wrappers, walk
 from textenv.tasks.registry import make_task, task_names
 

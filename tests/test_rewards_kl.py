@@ -22,13 +22,13 @@ from reward_helpers import (
 
 import textenv  # noqa: F401 - registers the environments
 from textenv.agents.policy import LanguagePolicy
-from textenv.collect import collect
 from textenv.env import TextEnv
 from textenv.episodes import EpisodeBatch
 from textenv.prompts import PromptSet
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.kl import KLPenalty, adapted_coefficient
 from textenv.rewards.registry import make_reward
+from textenv.rollout import collect
 from textenv.scoring import RewardError, load_state_dict, reward_wrappers, score, state_dict, update
 
 ESTIMATORS = ["k1", "k2", "k3", "full"]

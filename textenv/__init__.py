@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from textenv.acting import DecodingPolicy
     from textenv.agents.registry import make_agent, register_agent
     from textenv.agents.training import train
-    from textenv.collect import collect
     from textenv.env import TextEnv
     from textenv.episodes import EpisodeBatch
     from textenv.legality import Legality
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from textenv.prompts import PromptSet
     from textenv.rewards.registry import make_reward, register_reward
     from textenv.rewards.term import RewardTerm
+    from textenv.rollout import collect
     from textenv.tasks.registry import make_task, register_task
     from textenv.vector_env import TextVectorEnv
 
@@ -37,7 +37,7 @@ _EXPORTS = {
     "RewardTerm": "textenv.rewards.term",
     "TextEnv": "textenv.env",
     "TextVectorEnv": "textenv.vector_env",
-    "collect": "textenv.collect",
+    "collect": "textenv.rollout",
     "make_agent": "textenv.agents.registry",
     "make_reward": "textenv.rewards.registry",
     "make_task": "textenv.tasks.registry",
