@@ -385,6 +385,39 @@ def test_masks_follow_the_tokens() -> None:
     assert visible() == [[3, 4, 5], [0, 1]]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "mistral-window", "gemma3"])
+def test_a_step_can_be_repeated_and_padded_as_cuda_graphs_do(name: str) -> None:
+    # Warm-up repeats a step, and buckets compute dead slots and columns: neither may change what is live.
+    model = build(CONFIGS[name])
+    replay = Replay(model, slots=6)
+    compute = replay.decoder.compute
+
+    def padded(tokens: Tensor, live: int, width: int) -> Any:
+        more = torch.cat([tokens, torch.full((6 - live,), 9)])
+        for _ in range(2):
+            compute(more, 6, LENGTH)
+        return type(output := compute(more, 6, LENGTH))(*(value[:live] for value in output))
+
+    replay.decoder.compute = padded
+    replay.start({0: 3, 1: 11, 2: 0, 3: 7})
+    replay.step(3)
+    replay.release(1, 0)
+    replay.step(2)
+    replay.start({1: 9, 5: 0})
+    replay.step(4)
+    replay.release(2)
+    replay.start({4: 1, 0: 0})
+    replay.step(9)
+    assert replay.error < 1e-4
+
+
+def test_attention_without_masks_of_its_own_is_refused_with_the_remedy() -> None:
+    model = build(CONFIGS["llama"], "sdpa")
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(UnsupportedModelError, match="load the model with attn_implementation='sdpa'"):
+        Decoder(model, 2, LENGTH)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral-window", "gemma3"])
 def test_cuda_graphs_equal_the_plain_forward(name: str) -> None:

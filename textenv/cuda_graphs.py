@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 _WARM_UP = 2
 
 
+def bucket(size: int, largest: int, smallest: int) -> int:
+    """The next power of two, within [smallest, largest].
+
+    >>> [bucket(size, 100, 8) for size in (3, 9, 33, 70)]
+    [8, 16, 64, 100]
+    """
+    return min(max(smallest, 1 << (size - 1).bit_length()), largest)
+
+
 class DecodeGraphs:
     """The captured decode steps of one decoder, by (slots, columns).
 
@@ -53,8 +62,7 @@ class DecodeGraphs:
         if self._broken or live == 0:
             return None
         decoder = self.decoder
-        slots = min(max(8, 1 << (live - 1).bit_length()), decoder.slots)
-        columns = min(max(256, 1 << (width - 1).bit_length()), decoder.max_length)
+        slots, columns = bucket(live, decoder.slots, 8), bucket(width, decoder.capacity, 256)
         self._tokens[:live] = tokens
         captured = self._graphs.get((slots, columns))
         if captured is None:

@@ -84,6 +84,12 @@ class Decoder:
         self.slots = slots
         self.max_length = max_length
         self.windows = attention_windows(config)
+        attention = getattr(text, "_attn_implementation", None)
+        if attention not in (None, "eager", "sdpa"):
+            raise UnsupportedModelError(
+                f"{attention} attention takes no mask of its own for each row; load the model with "
+                "attn_implementation='sdpa' (or 'eager')"
+            )
         self._head = head
         self._modules = list(model.modules())
         parameter = next(model.parameters())
@@ -102,10 +108,12 @@ class Decoder:
             from textenv.cuda_graphs import DecodeGraphs
 
             self._graphs = DecodeGraphs(self)
+        # Columns of the buffers: CUDA's masked attention copies masks whose width is no multiple of 16.
+        self.capacity = -(-max_length // 64) * 64 if self.device.type == "cuda" else max_length
         if verify:
-            verify_decoder(model, max_length)
-        self._cache = SlotCache(self._layers, slots, max_length)
-        self._masks = SlotMasks(self.windows, slots, max_length, self._dtype, self.device)
+            verify_decoder(model, self.capacity)
+        self._cache = SlotCache(self._layers, slots, self.capacity)
+        self._masks = SlotMasks(self.windows, slots, self.capacity, self._dtype, self.device)
         self._all_slots = torch.arange(slots, device=self.device)
         self._positions = torch.zeros(slots, dtype=torch.int64, device=self.device)
         self._lengths = np.zeros(slots, dtype=np.int64)
@@ -282,7 +290,7 @@ class Decoder:
         longest = int(lengths.max()) if live else 0
         if longest >= self.max_length:
             raise ValueError(f"a row already has max_length={self.max_length} tokens")
-        width = min(-(-(longest + 1) // self._bucket) * self._bucket, self.max_length)
+        width = min(-(-(longest + 1) // self._bucket) * self._bucket, self.capacity)
         with eval_mode(self._modules):
             output = self._graphs.step(tokens, live, width) if self._graphs is not None else None
             if output is None:
@@ -367,13 +375,14 @@ def verify_decoder(model: nn.Module, max_length: int) -> None:
 def _check_length(config: Any, max_length: int) -> int:
     """Tokens of the self-check's longest row: beyond every window-like number of the config that can bite."""
     names = [name for name in config.to_dict() if "window" in name or "chunk" in name]
+    positions = getattr(config, "max_position_embeddings", None) or max_length
     sizes = [getattr(config, name, None) for name in names]
     biting = [
         size
         for size in sizes
         if isinstance(size, int) and not isinstance(size, bool) and 0 < size < max_length
     ]
-    return min(max([_SHORT_CHECK, *(size + 4 for size in biting)]), max_length)
+    return min(max([_SHORT_CHECK, *(size + 4 for size in biting)]), max_length, positions)
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def attention_windows(config: Any) -> dict[str, int | None]:
 
 
 class SlotMasks:
-    """One additive mask per layer type, (S, 1, 1, L): 0 where a slot's query may look, else the least float.
+    """One additive mask per layer type, (S, L): 0 where a slot's query may look, else the least float.
 
     Additive in the model's own dtype, because a boolean mask is silently wrong under eager attention.
     """
@@ -64,13 +64,12 @@ class SlotMasks:
     ) -> None:
         self.windows = dict(windows)
         self.hidden = torch.finfo(dtype).min
-        # CUDA's masked attention kernels want rows of the mask aligned to 16 bytes.
-        stride = -(-max_length // 64) * 64 if device.type == "cuda" else max_length
-        self._columns = torch.arange(stride, device=device)
+        self._columns = torch.arange(max_length, device=device)
         self._masks = {
-            kind: torch.full((slots, 1, 1, stride), self.hidden, dtype=dtype, device=device)
-            for kind in windows
+            kind: torch.full((slots, max_length), self.hidden, dtype=dtype, device=device) for kind in windows
         }
+        # A tensor, because a Python number would be sent to the device at every step.
+        self._visible = torch.zeros((), dtype=dtype, device=device)
 
     def restart(self, slots: Tensor, lengths: Tensor) -> None:
         """Let the slots (n,) see their first ``lengths`` (n,) columns and nothing else."""
@@ -81,7 +80,7 @@ class SlotMasks:
                 visible &= self._columns > ends - 1 - window
             mask = self._masks[kind]
             fresh = torch.full(visible.shape, self.hidden, dtype=mask.dtype, device=mask.device)
-            mask[slots, 0, 0] = fresh.masked_fill_(visible, 0.0)
+            mask.index_copy_(0, slots, fresh.masked_fill_(visible, 0.0))
 
     def advance(self, slots: Tensor, positions: Tensor) -> None:
         """Uncover the column that each slot is about to write, and cover the one that leaves its window."""
@@ -92,8 +91,8 @@ class SlotMasks:
                 covered = torch.zeros_like(positions, dtype=mask.dtype).masked_fill_(
                     leaving >= 0, self.hidden
                 )
-                mask[slots, 0, 0, leaving.clamp_min_(0)] = covered
-            mask[slots, 0, 0, positions] = 0.0
+                mask.index_put_((slots, leaving.clamp_min_(0)), covered)
+            mask.index_put_((slots, positions), self._visible)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy the masks of the slots ``source`` (m,) to the slots ``target`` (m,)."""
@@ -101,8 +100,8 @@ class SlotMasks:
             mask.index_copy_(0, target, mask.index_select(0, source))
 
     def view(self, live: int, width: int) -> Tensor | dict[str, Tensor]:
-        """Masks of the first ``live`` slots over ``width`` columns, as the model's forward takes them."""
-        views = {kind: mask[:live, :, :, :width] for kind, mask in self._masks.items()}
+        """Masks (live, 1, 1, width) of the first slots, as the model's forward takes them."""
+        views = {kind: mask[:live, None, None, :width] for kind, mask in self._masks.items()}
         return next(iter(views.values())) if len(views) == 1 else views
 
 
