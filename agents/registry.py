@@ -19,6 +19,7 @@ BUILTIN: dict[str, str] = {
     "filtered-bc": "textenv.agents.sft:FilteredBC",
     "ilql": "textenv.agents.ilql:ILQL",
     "ppo": "textenv.agents.ppo:PPO",
+    "reward-model": "textenv.agents.reward_model:RewardModelAgent",
     "sft": "textenv.agents.sft:SFT",
 }
 """Name -> ``"module:class"`` of the agents that come with the library, imported when they are first used."""

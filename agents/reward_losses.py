@@ -1,0 +1,103 @@
+"""Losses of reward models, as pure functions of scores. Shape letters: P pairs, R rated texts, K heads."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def weighted_mean(
+    values: Tensor, weights: Tensor | None = None, denominator: Tensor | float | None = None
+) -> Tensor:
+    """Sum over rows divided by ``denominator``, and the mean over heads: (P,) or (P, K) -> scalar.
+
+    Args:
+        values: (P,) or (P, K).
+        weights: of the same shape; None is 1 everywhere.
+        denominator: rows of the whole optimizer step; by default P, or 1 if there are no rows.
+    """
+    if weights is not None:
+        values = values * weights
+    if denominator is None:
+        denominator = max(1, len(values))
+    heads = 1 if values.dim() == 1 else values.shape[1]
+    return values.sum() / (denominator * heads)
+
+
+def bradley_terry_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    margin: Tensor | None = None,
+    label: Tensor | None = None,
+    weights: Tensor | None = None,
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """Negative log-likelihood of preferences (Bradley and Terry 1952; margin: Touvron et al. 2023, eq. 2).
+
+    With x = r_c - r_r - margin and p the label: mean of -p log sigma(x) - (1 - p) log sigma(-x); for p = 1
+    that is -log sigma(r_c - r_r - margin).
+
+    Args:
+        chosen: (P,) or (P, K) scores of what was preferred.
+        rejected: the same of what lost.
+        margin: (P,), by how much ``chosen`` should win; None is 0.
+        label: (P,) in [0, 1], probability that ``chosen`` is really better; None is 1.
+        weights: of the shape of ``chosen``.
+        denominator: pairs of the whole optimizer step, by default P.
+
+    Returns:
+        A scalar in nats a pair.
+
+    Example:
+        >>> import torch
+        >>> loss = bradley_terry_loss(torch.tensor([1.0]), torch.tensor([1.0]))
+        >>> round(float(loss), 4)
+        0.6931
+    """
+    logits = chosen - rejected
+    if margin is not None:
+        logits = logits - _as_rows(margin, logits)
+    if label is None:
+        losses = -logsigmoid(logits)
+    else:
+        p = _as_rows(label, logits)
+        losses = -(p * logsigmoid(logits) + (1 - p) * logsigmoid(-logits))
+    return weighted_mean(losses, weights, denominator)
+
+
+def centering_loss(chosen: Tensor, rejected: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """Mean of (r_c + r_r)^2: keeps scores, which pairs leave free up to a constant, around 0.
+
+    Eisenstein et al. 2023, "Helping or herding?", eq. 2.
+
+    Args:
+        chosen: (P,) or (P, K) scores.
+        rejected: the same of the other side.
+        denominator: pairs of the whole optimizer step, by default P.
+    """
+    return weighted_mean((chosen + rejected).square(), None, denominator)
+
+
+def rating_loss(
+    scores: Tensor,
+    ratings: Tensor,
+    *,
+    weights: Tensor | None = None,
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """Mean squared error of scores as predictions of ratings: (R,) or (R, K), (R,) -> scalar.
+
+    Args:
+        scores: (R,) or (R, K).
+        ratings: (R,) on the scale that the scores shall have.
+        weights: of the shape of ``scores``.
+        denominator: rated texts of the whole optimizer step, by default R.
+    """
+    return weighted_mean((scores - _as_rows(ratings, scores)).square(), weights, denominator)
+
+
+def _as_rows(values: Tensor, like: Tensor) -> Tensor:
+    """(P,) beside (P, K), in the number format of ``like``."""
+    values = values.to(like)
+    return values.unsqueeze(-1) if like.dim() == 2 else values

@@ -1,0 +1,304 @@
+"""Reward modelling: learn a scalar score of texts from preferences (Bradley-Terry), ratings, or both."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.config import OfflineConfig
+from textenv.agents.offline import OfflineAgent
+from textenv.agents.registry import register_agent
+from textenv.agents.reward_data import RewardBatch, as_reward_batch, end_rows
+from textenv.agents.reward_losses import bradley_terry_loss, centering_loss, rating_loss
+from textenv.agents.reward_model_eval import RewardEvaluation, pair_metrics, rating_metrics, reliability
+from textenv.agents.scorer import Scorer
+from textenv.hashing import hash_key, uniform
+
+SAMPLES = 8
+"""Texts in an evaluation's table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelConfig(OfflineConfig):
+    """Settings of reward modelling."""
+
+    pair_coef: float = 1.0
+    """Weight of the Bradley-Terry loss on the pairs."""
+    rating_coef: float = 1.0
+    """Weight of the squared error on the rated texts."""
+    centering_coef: float = 0.0
+    """Weight of the mean of (r_chosen + r_rejected)^2, which keeps scores around 0; 0.01 is usual."""
+    heads: int = 1
+    """Heads on the one trunk; with several, each learns from its own bootstrap of the data and the score is
+    their mean."""
+    append_eos: bool = False
+    """Score texts at an EOS behind them instead of at their last token."""
+    dropout: float | None = None
+    """Probability of every dropout layer while training; None turns dropout off."""
+    max_length: int | None = None
+    """Longest text in tokens, where the data set is text: longer ones lose their end."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(
+            pair_coef=">= 0",
+            rating_coef=">= 0",
+            centering_coef=">= 0",
+            heads=">= 1",
+            dropout="[0, 1)",
+            max_length=">= 1",
+        )
+
+
+@register_agent("reward-model")
+class RewardModelAgent(OfflineAgent):
+    """Reward modelling: Bradley-Terry with soft labels and margins on pairs, regression on ratings.
+
+    The saved folder loads with plain ``AutoModelForSequenceClassification``, and as the reward
+    ``agent.policy.reward_spec(folder)``.
+
+    Args:
+        model: a ``Scorer``, or what one is made of: a sequence classifier or a causal LM by name or folder, a
+            config, or a module.
+        dataset: pairs, rated texts, or ``{"pairs": ..., "ratings": ...}``; see ``as_reward_batch``.
+        eval_dataset: the same, held out.
+        config: settings.
+        tokenizer: by default the model's.
+        callbacks: see ``Agent``; ``on_evaluation`` is given a ``RewardEvaluation``.
+        loggers: see ``Agent``.
+        run_dir: folder of this run, None keeps nothing.
+    """
+
+    config_class: ClassVar[type[RewardModelConfig]] = RewardModelConfig
+    config: RewardModelConfig
+    policy_class = Scorer  # type: ignore[assignment]
+    policy: Scorer  # type: ignore[assignment]
+    dataset: RewardBatch
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        dataset: Any = None,
+        eval_dataset: Any = None,
+        config: RewardModelConfig | None = None,
+        tokenizer: Any = None,
+        callbacks: Sequence[Any] = (),
+        loggers: Sequence[Any] = (),
+        run_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            dataset=dataset,
+            config=config,
+            tokenizer=tokenizer,
+            callbacks=callbacks,
+            loggers=loggers,
+            run_dir=run_dir,
+        )
+        self.eval_dataset = None if eval_dataset is None else self.load_dataset(eval_dataset)
+        # The loop evaluates where there is something to evaluate on.
+        self.eval_envs = self.eval_dataset
+
+    def make_policy(self, model: Any) -> Scorer:  # type: ignore[override]
+        """The scorer around ``model``."""
+        if isinstance(model, Scorer):
+            return model
+        cfg = self.config
+        return Scorer(
+            model,
+            tokenizer=self.tokenizer,
+            heads=cfg.heads,
+            append_eos=cfg.append_eos,
+            dropout=cfg.dropout,
+            seed=cfg.seed,
+        )
+
+    def load_dataset(self, dataset: Any) -> RewardBatch:
+        """Pairs and ratings of whatever was given; every text ends as the scorer reads it.
+
+        Raises:
+            ValueError: if a text is longer than the model's positions; see ``as_reward_batch``.
+        """
+        tokenizer = self.policy.tokenizer
+        batch = as_reward_batch(dataset, tokenizer, max_length=self.config.max_length)
+        eos = None if tokenizer is None else tokenizer.eos_token_id
+        batch = end_rows(batch, eos, with_eos=self.policy.append_eos)
+        limit = self.policy.max_positions
+        if limit is not None and batch.episodes.input_ids.shape[1] > limit:
+            row = int(batch.episodes.lengths.argmax())
+            raise ValueError(
+                f"row {row} of the data set has {int(batch.episodes.lengths[row])} tokens, but the model has "
+                f"{limit} positions; set max_length"
+            )
+        return batch
+
+    def batch(self, index: Tensor) -> RewardBatch:
+        """The items ``index`` of the data set."""
+        return self.dataset.select(index)
+
+    # -- learning --------------------------------------------------------------------------------------------
+
+    def step(self, batch: TrainingBatch) -> dict[str, float]:
+        """One optimizer step; dropout is a function of the seed and the step, so that a resume repeats it."""
+        if not self.policy.dropout:
+            return super().step(batch)
+        with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
+            torch.manual_seed(int(hash_key(self.config.seed, self.optimizer_steps)) % 2**63)
+            return super().step(batch)
+
+    def totals(self, batch: TrainingBatch) -> Totals:
+        """Pairs and rated texts of one optimizer step.
+
+        Losses are divided by how many of each kind a batch holds on average, so that every pair weighs the
+        same, however many the shuffle put in its batch; statistics by how many there are.
+        """
+        assert isinstance(batch, RewardBatch)
+        share = self.dataset.pairs / len(self.dataset)
+        extra = {
+            "pairs": len(batch) * share,
+            "rated": len(batch) * (1 - share),
+            "pairs_here": float(max(1, batch.pairs)),
+            "rated_here": float(max(1, batch.rated)),
+        }
+        return Totals(tokens=1.0, episodes=float(len(batch)), extra=extra)
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """Bradley-Terry loss of the pairs, their centering, and the squared error of the rated texts."""
+        assert isinstance(batch, RewardBatch)
+        cfg, extra = self.config, totals.extra
+        scores = self.policy(batch.episodes)
+        chosen, rejected, rated = scores.split([batch.pairs, batch.pairs, batch.rated])
+        weights = self.bootstrap(batch.item, scores)
+        loss = scores.sum() * 0.0
+        stats: Stats = {}
+        if self.dataset.pairs:
+            pairs = bradley_terry_loss(
+                chosen,
+                rejected,
+                margin=batch.margin,
+                label=batch.label,
+                weights=None if weights is None else weights[: batch.pairs],
+                denominator=extra["pairs"],
+            )
+            loss = loss + cfg.pair_coef * pairs
+            gap = (chosen - rejected).detach().mean(-1)
+            right = torch.where(gap == 0, 0.5, ((gap > 0) == (batch.label >= 0.5)).to(gap.dtype))
+            stats |= {
+                "pairs/loss": pairs.detach(),
+                "pairs/accuracy": right.sum() / extra["pairs_here"],
+                "pairs/margin": gap.sum() / extra["pairs_here"],
+            }
+            if cfg.centering_coef:
+                centering = centering_loss(chosen, rejected, denominator=extra["pairs"])
+                loss = loss + cfg.centering_coef * centering
+                stats["pairs/centering"] = centering.detach()
+        if self.dataset.rated:
+            ratings = rating_loss(
+                rated,
+                batch.ratings,
+                weights=None if weights is None else weights[batch.pairs :],
+                denominator=extra["rated"],
+            )
+            loss = loss + cfg.rating_coef * ratings
+            error = (rated.detach().mean(-1) - batch.ratings).square()
+            stats |= {"ratings/loss": ratings.detach(), "ratings/mse": error.sum() / extra["rated_here"]}
+        return loss, stats
+
+    def bootstrap(self, item: Tensor, like: Tensor) -> Tensor | None:
+        """How often each head's resample of the data holds each item: (I,) -> (I, K); None for one head.
+
+        Drawn from Poisson(1), which is what drawing with replacement tends to, by a hash of seed, head and
+        item: the same in every epoch.
+        """
+        heads = self.policy.heads
+        if heads == 1:
+            return None
+        keys = torch.stack([hash_key(self.config.seed, head, item) for head in range(heads)], -1)
+        return _poisson(keys).to(like)
+
+    # -- use -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, dataset: Any = None, episodes: int | None = None, **options: Any) -> RewardEvaluation:  # type: ignore[override]
+        """Accuracy and calibration on pairs, rank correlation on rated texts.
+
+        Args:
+            dataset: held-out data; None is ``eval_dataset``.
+            episodes: items at most; None is all.
+            options: ``bins`` of the calibration error.
+
+        Raises:
+            ValueError: if there is no data.
+        """
+        batch = self.eval_dataset if dataset is None else self.load_dataset(dataset)
+        if batch is None:
+            raise ValueError("evaluate needs a dataset, got None and the agent has no eval_dataset")
+        if episodes is not None:
+            batch = batch.select(torch.arange(min(episodes, len(batch))))
+        started = time.perf_counter()
+        by_head = self.policy.score(batch.episodes)
+        scores = by_head.mean(-1)
+        metrics = {"score/mean": float(scores.mean()), "score/std": float(scores.std(correction=0))}
+        if self.policy.heads > 1:
+            metrics["score/disagreement"] = float(by_head.std(-1).mean())
+        chosen, rejected, rated = scores.split([batch.pairs, batch.pairs, batch.rated])
+        table = []
+        if batch.pairs:
+            metrics |= pair_metrics(chosen - rejected, batch.label.cpu(), **options)
+            table = reliability(chosen - rejected, batch.label.cpu(), **options)
+        if batch.rated:
+            metrics |= rating_metrics(rated, batch.ratings.cpu())
+        return RewardEvaluation(
+            metrics=metrics,
+            reliability=table,
+            samples=self._samples(batch, scores),
+            seconds=time.perf_counter() - started,
+        )
+
+    def act(self, obs: Any, key: Any = None, **options: Any) -> Any:
+        """Refused.
+
+        Raises:
+            TypeError: always: a reward model scores texts and chooses nothing.
+        """
+        raise TypeError("a reward model does not act; it scores: agent.policy.score_texts(texts)")
+
+    def _samples(self, batch: RewardBatch, scores: Tensor) -> list[dict[str, Any]]:
+        """The first texts: of each pair the chosen and the rejected one, or the rated ones."""
+        tokenizer = self.policy.tokenizer
+        if tokenizer is None:
+            return []
+        if batch.pairs:
+            rows = [row for i in range(min(SAMPLES // 2, batch.pairs)) for row in (i, batch.pairs + i)]
+        else:
+            rows = list(range(min(SAMPLES, batch.rated)))
+        part = batch.episodes.select(rows)
+        ids = [row[:n] for row, n in zip(part.input_ids.tolist(), part.lengths.tolist(), strict=True)]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        sides = [("chosen", "rejected")[row >= batch.pairs] if batch.pairs else "rated" for row in rows]
+        return [
+            {"text": text, "side": side, "score": float(scores[row])}
+            for text, side, row in zip(texts, sides, rows, strict=True)
+        ]
+
+
+def _poisson(keys: Tensor) -> Tensor:
+    """Poisson(1) counts from hashes: the number of cumulative probabilities that a uniform number exceeds."""
+    draws = uniform(keys)
+    probability = total = 1 / math.e
+    counts = torch.zeros_like(draws)
+    for k in range(1, 12):
+        counts = counts + (draws >= total)
+        probability /= k
+        total += probability
+    return counts
