@@ -1,0 +1,67 @@
+"""Every example runs as a newcomer would run it: a script of its own, from another folder."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXPECTED = {
+    "quickstart": r"\[0\] . \| .*\n    return 0\.000 after \d+ tokens",
+    "custom_reward": r"64 episodes, mean return .*, of which\n  vowels +\+.*\n  brevity +-.*\n  repetition",
+    "generate": r"'once upon a time' -> '[a-z ]*' \((ended|cut), log-prob -\d+\.\d\)\n'once upon a time' ->",
+}
+
+
+def run(script: Path, folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, cwd=folder, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+def test_example(script: Path, tmp_path: Path) -> None:
+    if script.stem not in EXPECTED:
+        pytest.skip("has a test of its own")
+    assert re.search(EXPECTED[script.stem], run(script, tmp_path))
+    assert not list(tmp_path.iterdir()), "an example leaves no files behind"
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+def test_help(script: Path, tmp_path: Path) -> None:
+    assert "usage:" in run(script, tmp_path, "--help")
+
+
+def test_generate_takes_a_folder(tmp_path: Path) -> None:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from textenv.tasks.letters import letter_tokenizer
+
+    tokenizer = letter_tokenizer("abc ")
+    torch.manual_seed(0)
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_embd=8, n_head=1, **special)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    script = next(script for script in EXAMPLES if script.stem == "generate")
+    arguments = ("--model", str(tmp_path), "--prompt", "a b", "--prompt", "c", "--samples", "1")
+    lines = run(script, tmp_path, *arguments).splitlines()
+    assert [line.split(" -> ")[0] for line in lines] == ["'a b'", "'c'"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/environment.md"])
+def test_snippets(page: str, tmp_path: Path) -> None:
+    """The Python blocks of a page run, one after the other, as a reader would paste them."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks))
+    run(script, tmp_path)
+    assert len(blocks) > 2
