@@ -46,7 +46,7 @@ Autocast = Literal["float32", "bfloat16", "float16"]
 class LanguagePolicy(nn.Module):
     """A causal LM as a policy over tokens.
 
-    The model is prepared in place: every dropout probability is set to 0, so that train mode is deterministic,
+    The model is prepared in place: every dropout probability is set to 0, so train mode is deterministic,
     and activations that transformers writes out in many operations give way to fused ones. Call the policy on
     a minibatch for what has gradients (``policy(episodes).log_probs``); ``evaluate`` and its kin have none.
 
