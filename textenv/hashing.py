@@ -78,7 +78,7 @@ def hash_key_array(*parts: np.ndarray) -> np.ndarray:
     True
     """
     golden = np.uint64(_GOLDEN % 2**64)
-    key = np.uint64(0)
+    key: np.ndarray = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
             key = mix64_array((key + golden) ^ mix64_array(part.astype(np.uint64) + golden))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,8 @@ class LastStep:
     """The rows whose episode ended."""
     replaced: Tensor | None = None
     """(R,) int64: those of them that hold a new episode already."""
+    shown_returns: np.ndarray | None = None
+    """(N,) the copy of ``finished.returns`` in ``info["episode"]``, where that can't be the tensor itself."""
     _paid: Tensor | None = None
     _finished_batch: EpisodeBatch | None = None
     _stepped_batch: EpisodeBatch | None = None
@@ -96,6 +99,8 @@ class LastStep:
             self._paid = self.paid + values
         if self.finished is not None:
             self.finished.pay(name, values)
+            if self.shown_returns is not None:
+                self.shown_returns[...] = self.finished.returns.cpu().numpy()
         if self.replaced is not None:
             values = values.index_fill(0, self.replaced, 0.0)
         ledger.pay(name, values, (rows.steps - 1).clamp_min(0))

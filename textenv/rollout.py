@@ -106,7 +106,7 @@ def _defer(foreign: Sequence[Any], scoring: str) -> bool:
     names = ", ".join(type(wrapper).__name__ for wrapper in foreign)
     if scoring == "deferred":
         raise ValueError(
-            f"scoring must be 'auto' or 'immediate' where {names} changes rewards in each step, got 'deferred'"
+            f"scoring must be 'auto' or 'immediate' where {names} changes the rewards, got 'deferred'"
         )
     if scoring == "auto":
         warnings.warn(

@@ -7,7 +7,6 @@ continuous batching. Shape letters: N rows, L tokens of the observation, V vocab
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from textenv.books import Books
 from textenv.checks import as_row_mask, as_token_ids, check_at_least, check_choice
+from textenv.clock import EpisodeClock
 from textenv.endings import Endings
 from textenv.ledger import Finished
 from textenv.legality import Legality, vocabulary_size
@@ -160,7 +160,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
 
         # Tickets and clocks live on the CPU: they decide what comes next, before anything runs on the device.
         self._dealer = Dealer(num_envs, len(prompts), samples_per_prompt=samples_per_prompt, shuffle=shuffle)
-        self._started = np.zeros(num_envs)
+        self._clock = EpisodeClock(num_envs)
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._pad = 0 if pad is None or not 0 <= pad < vocab_size else pad
         self._rows = Rows(num_envs, self.max_length, max_new_tokens, self._pad, self.device)
@@ -328,14 +328,15 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
         ended: dict[str, Any] = {}
         ended_rows = self._out(done)
         if self.episode_statistics:
-            elapsed = np.zeros(self.num_envs, dtype=np.float32)
-            elapsed[rows] = time.perf_counter() - self._started[rows]
+            elapsed = self._clock.elapsed(rows)
             statistics = {
                 # The tensor itself: wrappers pay for this step after it was handed out.
                 "r": self._out(last.finished.returns),
                 "l": self._out(self._rows.steps * done),
                 "t": elapsed if self.arrays == "numpy" else torch.from_numpy(elapsed).to(self.device),
             }
+            if self.arrays == "numpy":
+                last.shown_returns = statistics["r"]
             ended = {"episode": statistics, "_episode": ended_rows}
         if self.autoreset == "same_step":
             ended |= {
@@ -363,7 +364,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
             on_device = {name: value.to(self.device) for name, value in state.items()}
             self._rows.place(index, ids.to(self.device), attention_mask.to(self.device), **on_device)
             self._ledger.forget(index)
-            self._started[hand.rows] = time.perf_counter()
+            self._clock.start(hand.rows)
         return index
 
     def _observe(self) -> dict[str, Any]:
