@@ -208,6 +208,24 @@ def test_only_live_rows_and_the_longest_columns_are_computed() -> None:
     assert sorted(decoder.rows.tolist()) == [2, 3, 4, 6, 7] and decoder.live.sum() == 5
 
 
+def test_buffers_are_as_wide_as_the_longest_row_needs() -> None:
+    replay = Replay(build(CONFIGS["gpt2"]), slots=3)
+    columns = lambda: replay.decoder._cache.columns  # noqa: E731
+    replay.start({0: 3, 1: 14})
+    assert columns() == 16
+    replay.step(3)
+    assert columns() == 32
+    replay.start({2: 38})
+    assert columns() == LENGTH
+    replay.step(2)
+    replay.release(2)
+    replay.step(1)
+    assert columns() == LENGTH
+    replay.release(1)
+    replay.step(4)
+    assert columns() == 16 and replay.error < 1e-4
+
+
 def test_prefill_skips_the_head_and_splits_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_PREFILL_TOKENS", 12)
     model = build(CONFIGS["llama"])
@@ -390,6 +408,8 @@ def test_a_step_can_be_repeated_and_padded_as_cuda_graphs_do(name: str) -> None:
     # Warm-up repeats a step, and buckets compute dead slots and columns: neither may change what is live.
     model = build(CONFIGS[name])
     replay = Replay(model, slots=6)
+    replay.decoder._elastic = False
+    replay.decoder._cache.resize(LENGTH, 0)
     compute = replay.decoder.compute
 
     def padded(tokens: Tensor, live: int, width: int) -> Any:

@@ -112,7 +112,11 @@ class Decoder:
         self.capacity = -(-max_length // 64) * 64 if self.device.type == "cuda" else max_length
         if verify:
             verify_decoder(model, self.capacity)
-        self._cache = SlotCache(self._layers, slots, self.capacity)
+        # A CPU reads memory that is contiguous almost twice as fast, so there the buffers are as wide as the
+        # longest row needs; CUDA graphs need addresses that stay.
+        self._elastic = self.device.type == "cpu"
+        columns = min(self._bucket, self.capacity) if self._elastic else self.capacity
+        self._cache = SlotCache(self._layers, slots, columns)
         self._masks = SlotMasks(self.windows, slots, self.capacity, self._dtype, self.device)
         self._all_slots = torch.arange(slots, device=self.device)
         self._positions = torch.zeros(slots, dtype=torch.int64, device=self.device)
@@ -234,6 +238,7 @@ class Decoder:
         self._lengths[slots] = ends
         self._positions[slots_] = ends_ = self._to_device(ends)
         self._masks.restart(slots_, ends_)
+        self._reserve(int(self._lengths[: self._live].max(initial=0)))
         if coming is None:
             self._fill(self._cache, slots_, tokens, ends)
         elif ends.any():
@@ -290,7 +295,7 @@ class Decoder:
         longest = int(lengths.max()) if live else 0
         if longest >= self.max_length:
             raise ValueError(f"a row already has max_length={self.max_length} tokens")
-        width = min(-(-(longest + 1) // self._bucket) * self._bucket, self.capacity)
+        width = self._reserve(longest + 1)
         with eval_mode(self._modules):
             output = self._graphs.step(tokens, live, width) if self._graphs is not None else None
             if output is None:
@@ -298,6 +303,13 @@ class Decoder:
         self._positions[:live] += 1
         lengths += 1
         return output
+
+    def _reserve(self, length: int) -> int:
+        """Make room for rows of ``length`` tokens; returns how many columns attention has to look at."""
+        width = min(-(-max(length, 1) // self._bucket) * self._bucket, self.capacity)
+        if self._elastic and (width > self._cache.columns or 2 * width <= self._cache.columns):
+            self._cache.resize(width, self._live)
+        return width
 
     def compute(self, tokens: Tensor, live: int, width: int) -> DecodeOutput:
         """The tensor work of one step over the first ``live`` slots: repeating it changes nothing.

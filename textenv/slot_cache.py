@@ -30,23 +30,23 @@ class Route:
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, (S, H, max_length, D) each, allocated at the first update."""
+    """Keys and values of one layer, (S, H, columns, D) each, allocated at the first update."""
 
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, index: int, slots: int, max_length: int, route: Route) -> None:
+    def __init__(self, index: int, slots: int, columns: int, route: Route) -> None:
         super().__init__()
         self.index = index
         self.slots = slots
-        self.max_length = max_length
+        self.columns = columns
         self.route = route
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers, zeroed: a NaN in a masked column would make NaN logits."""
 
         def buffer(like: Tensor) -> Tensor:
-            return like.new_zeros(self.slots, like.shape[1], self.max_length, like.shape[3])
+            return like.new_zeros(self.slots, like.shape[1], self.columns, like.shape[3])
 
         self.keys, self.values = buffer(key_states), buffer(value_states)
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -93,23 +93,36 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Columns of the buffers."""
-        return self.max_length
+        return self.columns
 
     def get_max_cache_shape(self) -> int:
         """The name of ``get_max_length`` in transformers 5.0."""
-        return self.max_length
+        return self.columns
 
 
 class SlotCache(Cache):
-    """A transformers cache of ``slots`` rows of up to ``max_length`` tokens.
+    """A transformers cache of ``slots`` rows of up to ``columns`` tokens.
 
     Say where a forward pass goes with ``prefill`` or ``decode``, then pass the cache as ``past_key_values``.
     """
 
-    def __init__(self, layers: int, slots: int, max_length: int) -> None:
+    def __init__(self, layers: int, slots: int, columns: int) -> None:
         self.route = Route(layers)
-        self._slot_layers = [SlotLayer(i, slots, max_length, self.route) for i in range(layers)]
+        self.columns = columns
+        self._slot_layers = [SlotLayer(i, slots, columns, self.route) for i in range(layers)]
         super().__init__(layers=list(self._slot_layers))
+
+    def resize(self, columns: int, live: int) -> None:
+        """Change the number of columns and keep what fits of the first ``live`` slots."""
+        kept = min(columns, self.columns)
+        self.columns = columns
+        for layer in self._slot_layers:
+            layer.columns = columns
+            if layer.keys is not None and layer.values is not None:
+                before = layer.keys, layer.values
+                layer.lazy_initialization(*before)
+                for old, new in zip(before, (layer.keys, layer.values), strict=True):
+                    new[:live, :, :kept] = old[:live, :, :kept]
 
     def prefill(self, slots: Tensor) -> None:
         """Let the next forward write its P columns to 0..P-1 of ``slots`` (n,) int64."""
