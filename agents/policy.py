@@ -8,16 +8,14 @@ environment rows, V vocabulary, d hidden width.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from textenv.acting import DecodingPolicy, LogitsProcessor
-from textenv.agents.critics import SeparateCritic, final_states
+from textenv.agents.critics import SeparateCritic
 from textenv.agents.heads import HeadKind, ValueHead, checked_head, head_dtype
 from textenv.agents.model_setup import (
     add_lora,
@@ -29,10 +27,8 @@ from textenv.agents.model_setup import (
     train_top_layers,
 )
 from textenv.agents.references import Reference, ReferenceMode, lightest_mode
-from textenv.agents.teacher_forced import Evaluation, Memo, filters, in_parts
-from textenv.episodes import EpisodeBatch
+from textenv.agents.teacher_forced import Autocast, Memo, TeacherForced
 from textenv.legality import Legality, vocabulary_size
-from textenv.log_probs import TokenLogProbs, token_log_probs
 from textenv.model_split import output_head
 
 if TYPE_CHECKING:
@@ -40,10 +36,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 CriticKind = Literal["shared", "separate"]
-Autocast = Literal["float32", "bfloat16", "float16"]
 
 
-class LanguagePolicy(nn.Module):
+class LanguagePolicy(TeacherForced):
     """A causal LM as a policy over tokens.
 
     The model is prepared in place: every dropout probability is set to 0, so train mode is deterministic,
@@ -80,6 +75,7 @@ class LanguagePolicy(nn.Module):
 
     Example:
         >>> from transformers import GPT2Config
+        >>> from textenv.episodes import EpisodeBatch
         >>> policy = LanguagePolicy(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11), value_head=True)
         >>> episodes = EpisodeBatch.from_ids([[5, 6]], [[7, 8, 9]])
         >>> out = policy(episodes, values=True)
@@ -87,14 +83,8 @@ class LanguagePolicy(nn.Module):
         ((1, 5), [[0.0, 0.0, 0.0, 0.0, 0.0]])
     """
 
-    model: nn.Module
-    """The causal LM (with adapter layers inside it, if there are adapters)."""
     peft: PeftModel | None
     """The adapters' view of the model, if there are adapters."""
-    value_head: nn.Module | None
-    """(..., d) -> (...,) on the policy's trunk."""
-    critic: SeparateCritic | None
-    """The critic with a trunk of its own."""
 
     def __init__(
         self,
@@ -155,7 +145,7 @@ class LanguagePolicy(nn.Module):
             )
         elif value_head is not False:
             self.add_critic("shared" if value_head is True else value_head)
-        self._reference: Reference | None = None
+        self._reference = None
         self._memo = Memo()
         self._warned = False
 
@@ -165,11 +155,6 @@ class LanguagePolicy(nn.Module):
         return self.model
 
     # -- facts -----------------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
     @property
     def hidden_size(self) -> int:
@@ -183,22 +168,6 @@ class LanguagePolicy(nn.Module):
         if self.tokenizer is not None:
             return vocabulary_size(self.tokenizer)
         return int(self._hf.config.get_text_config().vocab_size)
-
-    @property
-    def temperature(self) -> float:
-        """What logits are divided by."""
-        return self.decoding.temperature
-
-    @property
-    def autocast(self) -> Autocast:
-        """Number format of matrix products in teacher-forced passes."""
-        return self._autocast
-
-    @autocast.setter
-    def autocast(self, name: Autocast) -> None:
-        if name not in get_args(Autocast):
-            raise ValueError(f"autocast must be one of {list(get_args(Autocast))}, got {name!r}")
-        self._autocast: Autocast = name
 
     def add_critic(self, kind: CriticKind = "shared") -> None:
         """Take on a critic, unless there is one of this kind.
@@ -263,187 +232,6 @@ class LanguagePolicy(nn.Module):
         """Forget all that was computed: weights changed in a way that cannot be seen (``.data`` edits)."""
         self.decoding.invalidate()
         self._memo.forget()
-
-    # -- teacher-forced passes -------------------------------------------------------------------------------
-
-    def forward(
-        self, episodes: EpisodeBatch, *, values: bool = False, entropy: bool = False, hidden: bool = False
-    ) -> Evaluation:
-        """Differentiable pass over a minibatch: one backbone forward for all that is asked for.
-
-        Args:
-            episodes: B episodes.
-            values: also V of the state before each action.
-            entropy: also entropies.
-            hidden: also the LM head's inputs.
-
-        Raises:
-            ValueError: if values are asked of a policy without a critic.
-        """
-        if torch.is_grad_enabled():
-            self.warn_of_filters(episodes.sampling)
-        return self._pass(episodes, values=values, entropy=entropy, hidden=hidden)
-
-    def evaluate(
-        self,
-        episodes: EpisodeBatch,
-        *,
-        values: bool | None = None,
-        entropy: bool = False,
-        final_values: bool = False,
-        reference: bool = False,
-    ) -> Evaluation:
-        """One pass without gradient, in length-sorted parts of at most ``max_tokens`` padded tokens.
-
-        The last evaluation is remembered: asked again about the same episodes before any weight has moved, it
-        is given again. Do not change it in place.
-
-        Args:
-            episodes: B episodes.
-            values: also V of the state before each action; None = if there is a critic.
-            entropy: also entropies.
-            final_values: also V after the last token.
-            reference: also the reference's log-probs.
-
-        Raises:
-            ValueError: if values are asked of a policy without a critic.
-        """
-        values = self._has_critic if values is None else values
-        asked = {
-            "values": values,
-            "entropy": entropy,
-            "final_values": final_values,
-            "ref_log_probs": reference,
-        }
-        wanted = {name for name, flag in asked.items() if flag}
-        state = self._state()
-        known = self._memo.get(episodes, state)
-        if known is not None and known.has(wanted):
-            return known
-        other = self.reference() if reference else None
-        shared = other is not None and other.mode == "shared-trunk"
-
-        def run(part: EpisodeBatch) -> Evaluation:
-            if other is None or not shared:
-                return self._pass(part, values=values, entropy=entropy, final_values=final_values)
-            with other.sharing():
-                ours = self._pass(part, values=values, entropy=entropy, final_values=final_values)
-                return ours._replace(ref_log_probs=other.score(part).log_probs)
-
-        with torch.no_grad():
-            found = in_parts(episodes, self.max_tokens, run)
-            if other is not None and not shared:
-                found = found._replace(ref_log_probs=other.log_prob(episodes))
-        return self._memo.put(episodes, state, found)
-
-    def known_ref_log_probs(self, episodes: EpisodeBatch) -> Tensor | None:
-        """The reference's log-probs (B, L), if the last evaluation found them for these episodes."""
-        known = self._memo.get(episodes, self._state())
-        return None if known is None else known.ref_log_probs
-
-    def log_prob(self, episodes: EpisodeBatch) -> Tensor:
-        """Log-probs of the actions: (B, L), 0 elsewhere; no gradient."""
-        shared = self._reference is not None and self._reference.mode == "shared-trunk"
-        return self.evaluate(episodes, reference=shared).log_probs
-
-    def values(self, episodes: EpisodeBatch) -> Tensor:
-        """V of the state before each action: (B, L), 0 elsewhere; no gradient."""
-        found = self.evaluate(episodes, values=True).values
-        assert found is not None
-        return found
-
-    def entropy(self, episodes: EpisodeBatch) -> Tensor:
-        """Entropy in nats of the distribution of each action: (B, L), 0 elsewhere; no gradient."""
-        found = self.evaluate(episodes, entropy=True).entropy
-        assert found is not None
-        return found
-
-    def score(
-        self, model: nn.Module, episodes: EpisodeBatch, *, entropy: bool = False, **options: Any
-    ) -> TokenLogProbs:
-        """Teacher-forced pass of any causal LM under this policy's temperature, legality and precision."""
-        legality = Legality.from_sampling(episodes.sampling) or self.legality
-        with self._precision():
-            return token_log_probs(
-                model,
-                episodes,
-                temperature=self.temperature,
-                legality=legality,
-                with_entropy=entropy,
-                **options,
-            )
-
-    def warn_of_filters(self, sampling: Mapping[str, Any] | None = None) -> bool:
-        """Warn, once, if actions come from a filtered distribution (log-probs are those of the whole one).
-
-        Args:
-            sampling: of the episodes; None = how this policy acts.
-
-        Returns:
-            Whether filters are on.
-        """
-        sampling = self.sampling() if sampling is None else sampling
-        on = filters(sampling)
-        if on and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"training on actions drawn with {on}, but log-probs are those of all tokens, so KL "
-                " estimates and probability ratios are wrong; train with top_k=0, top_p=1.0, greedy=False",
-                stacklevel=3,
-            )
-        return bool(on)
-
-    def _pass(
-        self,
-        episodes: EpisodeBatch,
-        *,
-        values: bool = False,
-        entropy: bool = False,
-        final_values: bool = False,
-        hidden: bool = False,
-        processed: bool = True,
-    ) -> Evaluation:
-        """A teacher-forced pass; ``processed``: under the distribution that the logits processor makes."""
-        if (values or final_values) and not self._has_critic:
-            raise ValueError("values need a critic: make the policy with value_head=True, got none")
-        head = self.value_head
-        states = hidden or (final_values and head is not None)
-        found = self.score(
-            self.model,
-            episodes,
-            entropy=entropy,
-            with_hidden=states,
-            value_head=head if values else None,
-            logits_processor=self.decoding.logits_processor if processed else None,
-        )
-        state_values, final = found.values, None
-        if head is not None and final_values:
-            assert found.hidden is not None
-            final = head(final_states(found.hidden, episodes))
-        if self.critic is not None and (values or final_values):
-            with self._precision():
-                state_values, final = self.critic(episodes)
-        return Evaluation(
-            log_probs=found.log_probs,
-            values=state_values if values else None,
-            entropy=found.entropy,
-            final_values=final if final_values else None,
-            hidden=found.hidden if hidden else None,
-        )
-
-    @property
-    def _has_critic(self) -> bool:
-        return self.value_head is not None or self.critic is not None
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._autocast == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self._autocast))
-
-    def _state(self) -> Hashable:
-        """Equal as long as no pass can give anything else."""
-        edits = sum(parameter._version for parameter in self.parameters())
-        return self.weights_version, edits, self.temperature, self._autocast, self.decoding.logits_processor
 
     # -- reference -------------------------------------------------------------------------------------------
 

@@ -200,7 +200,7 @@ def _save_adapters(peft: PeftModel, folder: Path) -> None:
     save_file(_plain(base), folder / "base_layers.safetensors")
 
 
-def _with_adapters(model: nn.Module, folder: Path) -> nn.Module:
+def _with_adapters(model: Any, folder: Path) -> PeftModel:
     from peft import PeftModel
 
     base = load_file(folder / "base_layers.safetensors")

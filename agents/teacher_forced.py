@@ -1,17 +1,30 @@
-"""What a teacher-forced pass says about episodes, computed in parts, remembered while nothing changes.
+"""Teacher-forced passes of a policy: what its model says about episodes, with gradient or remembered without.
 
-Scoring, advantages and metrics of one iteration ask the same of the same episodes; the memo answers the
-second time. Shape letters: B episodes, L tokens, d width.
+Old, new and reference log-probs all come from here, under one temperature, legality rule and precision.
+Scoring, advantages and metrics of one iteration ask the same of the same episodes; a memo answers again.
+Shape letters: B episodes, L tokens, d width.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from textenv.acting import DecodingPolicy
+from textenv.agents.critics import SeparateCritic, final_states
 from textenv.episodes import EpisodeBatch
+from textenv.legality import Legality
+from textenv.log_probs import TokenLogProbs, token_log_probs
+
+if TYPE_CHECKING:
+    from textenv.agents.references import Reference, ReferenceMode
+
+Autocast = Literal["float32", "bfloat16", "float16"]
 
 
 class Evaluation(NamedTuple):
@@ -99,3 +112,228 @@ def filters(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """What keeps actions from being drawn from the distribution that log-probs are of; {} = nothing."""
     neutral = {"top_k": 0, "top_p": 1.0, "greedy": False}
     return {name: sampling[name] for name, off in neutral.items() if sampling.get(name, off) != off}
+
+
+class TeacherForced(nn.Module):
+    """The passes; ``LanguagePolicy`` is one that also acts, is built from names, and is saved."""
+
+    model: nn.Module
+    """The causal LM (with adapter layers inside it, if there are adapters)."""
+    value_head: nn.Module | None
+    """(..., d) -> (...,) on the policy's trunk."""
+    critic: SeparateCritic | None
+    """The critic with a trunk of its own."""
+    decoding: DecodingPolicy
+    """How it acts; holds temperature and logits processor."""
+    legality: Legality | None
+    """Which tokens are legal, for episodes whose ``sampling`` does not say."""
+    max_tokens: int
+    """Padded tokens of one pass of ``evaluate``."""
+    _reference: Reference | None
+    _memo: Memo
+    _warned: bool
+
+    def reference(self, mode: ReferenceMode | None = None) -> Reference:
+        """The frozen policy to measure KL against."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by."""
+        return self.decoding.temperature
+
+    @property
+    def autocast(self) -> Autocast:
+        """Number format of matrix products in teacher-forced passes."""
+        return self._autocast
+
+    @autocast.setter
+    def autocast(self, name: Autocast) -> None:
+        if name not in get_args(Autocast):
+            raise ValueError(f"autocast must be one of {list(get_args(Autocast))}, got {name!r}")
+        self._autocast: Autocast = name
+
+    def forward(
+        self, episodes: EpisodeBatch, *, values: bool = False, entropy: bool = False, hidden: bool = False
+    ) -> Evaluation:
+        """Differentiable pass over a minibatch: one backbone forward for all that is asked for.
+
+        Args:
+            episodes: B episodes.
+            values: also V of the state before each action.
+            entropy: also entropies.
+            hidden: also the LM head's inputs.
+
+        Raises:
+            ValueError: if values are asked of a policy without a critic.
+        """
+        if torch.is_grad_enabled():
+            self.warn_of_filters(episodes.sampling)
+        return self._pass(episodes, values=values, entropy=entropy, hidden=hidden)
+
+    def evaluate(
+        self,
+        episodes: EpisodeBatch,
+        *,
+        values: bool | None = None,
+        entropy: bool = False,
+        final_values: bool = False,
+        reference: bool = False,
+    ) -> Evaluation:
+        """One pass without gradient, in length-sorted parts of at most ``max_tokens`` padded tokens.
+
+        The last evaluation is remembered: asked again about the same episodes before any weight has moved, it
+        is given again. Do not change it in place.
+
+        Args:
+            episodes: B episodes.
+            values: also V of the state before each action; None = if there is a critic.
+            entropy: also entropies.
+            final_values: also V after the last token.
+            reference: also the reference's log-probs.
+
+        Raises:
+            ValueError: if values are asked of a policy without a critic.
+        """
+        values = self._has_critic if values is None else values
+        asked = {
+            "values": values,
+            "entropy": entropy,
+            "final_values": final_values,
+            "ref_log_probs": reference,
+        }
+        wanted = {name for name, flag in asked.items() if flag}
+        state = self._state()
+        known = self._memo.get(episodes, state)
+        if known is not None and known.has(wanted):
+            return known
+        other = self.reference() if reference else None
+        shared = other is not None and other.mode == "shared-trunk"
+
+        def run(part: EpisodeBatch) -> Evaluation:
+            if other is None or not shared:
+                return self._pass(part, values=values, entropy=entropy, final_values=final_values)
+            with other.sharing():
+                ours = self._pass(part, values=values, entropy=entropy, final_values=final_values)
+                return ours._replace(ref_log_probs=other.score(part).log_probs)
+
+        with torch.no_grad():
+            found = in_parts(episodes, self.max_tokens, run)
+            if other is not None and not shared:
+                found = found._replace(ref_log_probs=other.log_prob(episodes))
+        return self._memo.put(episodes, state, found)
+
+    def known_ref_log_probs(self, episodes: EpisodeBatch) -> Tensor | None:
+        """The reference's log-probs (B, L), if the last evaluation found them for these episodes."""
+        known = self._memo.get(episodes, self._state())
+        return None if known is None else known.ref_log_probs
+
+    def log_prob(self, episodes: EpisodeBatch) -> Tensor:
+        """Log-probs of the actions: (B, L), 0 elsewhere; no gradient."""
+        shared = self._reference is not None and self._reference.mode == "shared-trunk"
+        return self.evaluate(episodes, reference=shared).log_probs
+
+    def values(self, episodes: EpisodeBatch) -> Tensor:
+        """V of the state before each action: (B, L), 0 elsewhere; no gradient."""
+        found = self.evaluate(episodes, values=True).values
+        assert found is not None
+        return found
+
+    def entropy(self, episodes: EpisodeBatch) -> Tensor:
+        """Entropy in nats of the distribution of each action: (B, L), 0 elsewhere; no gradient."""
+        found = self.evaluate(episodes, entropy=True).entropy
+        assert found is not None
+        return found
+
+    def score(
+        self, model: nn.Module, episodes: EpisodeBatch, *, entropy: bool = False, **options: Any
+    ) -> TokenLogProbs:
+        """Teacher-forced pass of any causal LM under this policy's temperature, legality and precision."""
+        legality = Legality.from_sampling(episodes.sampling) or self.legality
+        with self._precision():
+            return token_log_probs(
+                model,
+                episodes,
+                temperature=self.temperature,
+                legality=legality,
+                with_entropy=entropy,
+                **options,
+            )
+
+    def warn_of_filters(self, sampling: Mapping[str, Any] | None = None) -> bool:
+        """Warn, once, if actions come from a filtered distribution (log-probs are those of the whole one).
+
+        Args:
+            sampling: of the episodes; None = how this policy acts.
+
+        Returns:
+            Whether filters are on.
+        """
+        sampling = self.decoding.sampling() if sampling is None else sampling
+        on = filters(sampling)
+        if on and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"training on actions drawn with {on}, but log-probs are those of all tokens, so KL "
+                "estimates and probability ratios are wrong; train with top_k=0, top_p=1.0, greedy=False",
+                stacklevel=3,
+            )
+        return bool(on)
+
+    def _pass(
+        self,
+        episodes: EpisodeBatch,
+        *,
+        values: bool = False,
+        entropy: bool = False,
+        final_values: bool = False,
+        hidden: bool = False,
+        processed: bool = True,
+    ) -> Evaluation:
+        """A teacher-forced pass; ``processed``: under the distribution that the logits processor makes."""
+        if (values or final_values) and not self._has_critic:
+            raise ValueError("values need a critic: make the policy with value_head=True, got none")
+        head = self.value_head
+        states = hidden or (final_values and head is not None)
+        found = self.score(
+            self.model,
+            episodes,
+            entropy=entropy,
+            with_hidden=states,
+            value_head=head if values else None,
+            logits_processor=self.decoding.logits_processor if processed else None,
+        )
+        state_values, final = found.values, None
+        if head is not None and final_values:
+            assert found.hidden is not None
+            final = head(final_states(found.hidden, episodes))
+        if self.critic is not None and (values or final_values):
+            with self._precision():
+                state_values, final = self.critic(episodes)
+        return Evaluation(
+            log_probs=found.log_probs,
+            values=state_values if values else None,
+            entropy=found.entropy,
+            final_values=final if final_values else None,
+            hidden=found.hidden if hidden else None,
+        )
+
+    @property
+    def _has_critic(self) -> bool:
+        return self.value_head is not None or self.critic is not None
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.autocast == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.autocast))
+
+    def _state(self) -> Hashable:
+        """Equal as long as no pass can give anything else."""
+        edits = sum(parameter._version for parameter in self.parameters())
+        rules = self.temperature, self.autocast, self.legality, self.decoding.logits_processor
+        return self.decoding.weights_version, edits, rules
