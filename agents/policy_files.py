@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from textenv.agents.heads import ValueHead
 from textenv.agents.model_setup import dropout_restored, load_causal_lm
