@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.callbacks import make_callbacks
-from textenv.agents.checkpoint import load_agent, save_agent, write_agent
+from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
@@ -26,6 +28,8 @@ from textenv.agents.loggers import Loggers, make_loggers
 from textenv.agents.optim import clip_gradients, make_optimizer, make_schedule
 from textenv.agents.outcome import TrainResult
 from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policy_files import restore_policy
+from textenv.agents.resume import resume_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.episodes import EpisodeBatch
 
@@ -42,6 +46,7 @@ class Agent:
         eval_envs: a separate environment for periodic evaluation.
         config: settings, an instance of ``config_class``.
         tokenizer: by default the environment's.
+        policy_kwargs: further arguments of the policy made around ``model``: ``lora``, ``device``, ...
         callbacks: objects with hooks, or plain functions ``(agent, metrics)``.
         loggers: names ("rich", "wandb", "tensorboard") or objects; JSON lines are always written to
             ``run_dir``.
@@ -69,6 +74,7 @@ class Agent:
         eval_envs: Any = None,
         config: AgentConfig | None = None,
         tokenizer: Any = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
         callbacks: Sequence[Any] = (),
         loggers: Sequence[Any] = (),
         run_dir: str | os.PathLike[str] | None = None,
@@ -88,6 +94,11 @@ class Agent:
         self.logger_specs = loggers
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.metric_fn = metric_fn
+        self.policy_kwargs = dict(policy_kwargs or {})
+        if self.policy_kwargs and isinstance(model, LanguagePolicy):
+            raise ValueError(
+                f"policy_kwargs {self.policy_kwargs} need a model to make a policy of, got a policy"
+            )
         self.configure(config)
         torch.manual_seed(config.seed)
         self.policy: LanguagePolicy = self.make_policy(model)
@@ -95,6 +106,7 @@ class Agent:
         self.policy.max_tokens = config.max_tokens_per_microbatch
         self.reference: Any = None
         self.iteration = self.optimizer_steps = self.episodes_seen = 0
+        self.resumed = self.stopped = False
         self.dataset = None if dataset is None else self.load_dataset(dataset)
         self.setup()
         module = self.trainable()
@@ -123,7 +135,7 @@ class Agent:
         """The policy around ``model``."""
         if isinstance(model, LanguagePolicy):
             return model
-        return LanguagePolicy(model, tokenizer=self.tokenizer, seed=self.config.seed)
+        return LanguagePolicy(model, tokenizer=self.tokenizer, seed=self.config.seed, **self.policy_kwargs)
 
     def load_dataset(self, dataset: Any) -> Any:
         """Turn what the user gave into episodes."""
@@ -198,7 +210,7 @@ class Agent:
 
     def open_loggers(self, total: int) -> Loggers:
         """Loggers of this run; a resumed one appends."""
-        resume = self.iteration if self.iteration else None
+        resume = self.iteration if self.iteration or self.resumed else None
         name = type(self).__name__
         loggers = make_loggers(
             self.logger_specs, self.run_dir, self.config, total_steps=total, resume_step=resume, name=name
@@ -223,6 +235,7 @@ class Agent:
         if last or stop or evaluated or now % cfg.log_every == 0:
             loggers.log(row, now)
             self.history.append(row)
+        self.stopped = stop
         due = cfg.checkpoint_every and now % cfg.checkpoint_every == 0
         if self.run_dir is not None and (last or stop or due):
             self.checkpoint()
@@ -231,21 +244,43 @@ class Agent:
     def checkpoint(self) -> Path:
         """Save everything into the run folder and drop the oldest checkpoints."""
         assert self.run_dir is not None
-        folder = RunFolder(self.run_dir)
-        with folder.checkpoint(self.iteration) as path:
-            write_agent(self, path)
-        folder.prune(self.config.keep_checkpoints)
-        final = folder.checkpoint_dir(self.iteration)
+        final = save_checkpoint(self, self.run_dir)
         self.callbacks.on_checkpoint(self, final)
         return final
+
+    def resume(
+        self, run_dir: str | os.PathLike[str] | None = None, *, missing: Literal["error", "start"] = "error"
+    ) -> TrainResult:
+        """Go on with an interrupted run from its newest whole checkpoint, as if nothing had happened.
+
+        The agent must be made as the run's was: same model, settings, environment or data, and callbacks.
+        Rows of ``metrics.jsonl`` after the checkpoint are dropped.
+
+        Args:
+            run_dir: folder of the run, None for the agent's own.
+            missing: where there is no whole checkpoint: "error", or "start" to begin anew.
+
+        Raises:
+            FileNotFoundError: if there is no whole checkpoint and ``missing`` is "error".
+            ValueError: if the run was made by another kind of agent, or with other settings or data.
+        """
+        self.run_dir = self.run_dir if run_dir is None else Path(run_dir)
+        if self.run_dir is None:
+            raise ValueError("resume needs run_dir=, got None and the agent has none of its own")
+        resume_agent(self, self.run_dir, missing=missing)
+        return self.learn()
 
     def learn(self) -> TrainResult:
         """Train to the end of the budget (from where a loaded agent stood)."""
         started = time.perf_counter()
         self.history: list[dict[str, float]] = []
         self.evaluation: Evaluation | None = None
-        self.callbacks.on_start(self)
-        self.run_loop()
+        with nullcontext() if self.run_dir is None else RunFolder(self.run_dir).running():
+            self.callbacks.on_start(self)
+            if self.resumed and self.stopped:
+                warnings.warn(f"a callback ended this run in iteration {self.iteration}", stacklevel=2)
+            else:
+                self.run_loop()
         result = TrainResult(
             agent=self,
             history=self.history,
@@ -309,6 +344,13 @@ class Agent:
     def save_policy(self, path: Path) -> None:
         """Write the part of a checkpoint that ``LanguagePolicy.load`` and plain transformers read."""
         self.policy.save(path, reference=self.reference is not None)
+
+    def restore_policy(self, path: Path) -> None:
+        """Give the policy, made as the saved one had been, what ``save_policy`` wrote."""
+        if isinstance(self.policy, LanguagePolicy):
+            restore_policy(self.policy, path)
+        else:
+            self.policy.load_state_dict(self.policy_class.load(path).state_dict())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write model, heads, optimizer, counters and settings into the folder ``path``."""

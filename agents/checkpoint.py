@@ -4,6 +4,7 @@
     trainer.json                agent, settings, counters, schedule, reward terms, callbacks, extra state
     optimizer.safetensors       moments, by parameter index
     trainer.safetensors         further tensors of the agent, if it has any
+    random.safetensors          state of the global random generators
     files.json                  size and sha256 of every file, written last: what makes a checkpoint whole
 
 No pickle is written or read.
@@ -11,9 +12,13 @@ No pickle is written or read.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textenv import scoring as scorer
+from textenv.agents.random_state import random_state
+from textenv.agents.run_folder import RunFolder, RunFolderError
 from textenv.atomic import atomic_folder
 
 if TYPE_CHECKING:
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 
 TRAINER = "trainer.json"
 MANIFEST = "files.json"
+FORMAT = 1
 
 
 class CorruptCheckpointError(ValueError):
@@ -35,9 +43,28 @@ class CorruptCheckpointError(ValueError):
 
 
 def save_agent(agent: Agent, path: str | os.PathLike[str]) -> None:
-    """Write an agent into the folder ``path``, whole or not at all."""
-    with atomic_folder(path, marker=TRAINER) as folder:
+    """Write an agent into the folder ``path``, whole or not at all.
+
+    Raises:
+        RunFolderError: if it can't be written; what was at ``path`` is still there.
+        FileExistsError: if ``path`` holds something else than an agent.
+    """
+    with _explained(Path(path)), atomic_folder(path, marker=TRAINER) as folder:
         write_agent(agent, folder)
+
+
+def save_checkpoint(agent: Agent, run_dir: str | os.PathLike[str]) -> Path:
+    """Write the checkpoint of this iteration into the run's folder, then drop the oldest ones.
+
+    Raises:
+        RunFolderError: if it can't be written; the earlier ones are still there.
+    """
+    folder = RunFolder(run_dir)
+    final = folder.checkpoint_dir(agent.iteration)
+    with _explained(final, folder), folder.checkpoint(agent.iteration) as path:
+        write_agent(agent, path)
+    folder.prune(agent.config.keep_checkpoints)
+    return final
 
 
 def write_agent(agent: Agent, folder: Path) -> None:
@@ -48,8 +75,11 @@ def write_agent(agent: Agent, folder: Path) -> None:
     extra_tensors = {name: value.detach().cpu().contiguous() for name, value in agent.state_tensors().items()}
     if extra_tensors:
         save_file(extra_tensors, folder / "trainer.safetensors")
+    random_tensors, random_values = random_state()
+    save_file(random_tensors, folder / "random.safetensors")
     wrappers = [] if agent.envs is None else scorer.reward_wrappers(agent.envs)
     trainer = {
+        "format": FORMAT,
         "agent": agent.registered_name(),
         "config": agent.config.to_dict(),
         "counters": agent.counters(),
@@ -58,6 +88,9 @@ def write_agent(agent: Agent, folder: Path) -> None:
         "reward_terms": scorer.state_dict(wrappers),
         "callbacks": agent.callbacks.state_dict(),
         "state": agent.state_values(),
+        "stopped": agent.stopped,
+        "data": data_sizes(agent),
+        "random": random_values,
     }
     (folder / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n")
     (folder / MANIFEST).write_text(json.dumps(_manifest(folder), indent=2) + "\n")
@@ -106,7 +139,7 @@ def load_agent(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> A
 
     verify(path)
     folder = Path(path)
-    trainer = json.loads((folder / TRAINER).read_text())
+    trainer = read_trainer(folder)
     kind = get_agent(trainer["agent"])
     if not issubclass(kind, cls):
         raise ValueError(f"{folder} holds a {kind.__name__}, expected a {cls.__name__}")
@@ -120,7 +153,7 @@ def load_agent(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> A
 def restore(agent: Agent, path: str | os.PathLike[str]) -> None:
     """Put optimizer, counters and states of a saved agent into ``agent``, whose policy was loaded already."""
     folder = Path(path)
-    trainer = json.loads((folder / TRAINER).read_text())
+    trainer = read_trainer(folder)
     agent.optimizer.load_state_dict(
         _nested(load_file(folder / "optimizer.safetensors"), trainer["optimizer"])
     )
@@ -134,19 +167,55 @@ def restore(agent: Agent, path: str | os.PathLike[str]) -> None:
     agent.policy.invalidate()
 
 
-def latest_whole(run_dir: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that is whole, and what was wrong with the newer ones."""
-    from textenv.agents.run_folder import RunFolder
+def data_sizes(agent: Agent) -> dict[str, int]:
+    """How much data an agent has, kept to notice a resume on other data."""
+    sizes = {}
+    if agent.dataset is not None:
+        sizes["rows of data"] = len(agent.dataset)
+    if agent.envs is not None:
+        sizes["prompts"] = len(agent.envs.unwrapped.prompts)
+    return sizes
 
-    problems = []
-    for _, folder in reversed(RunFolder(run_dir).checkpoints()):
-        try:
-            verify(folder)
-        except (FileNotFoundError, CorruptCheckpointError) as error:
-            problems.append(str(error))
-        else:
-            return folder, problems
-    return None, problems
+
+def read_trainer(folder: Path) -> dict[str, Any]:
+    """The settings and values of a saved agent.
+
+    Raises:
+        ValueError: if a newer version wrote them.
+    """
+    trainer = json.loads((folder / TRAINER).read_text())
+    if trainer["format"] > FORMAT:
+        raise ValueError(
+            f"{folder} has format {trainer['format']}, expected at most {FORMAT}; update textenv"
+        )
+    return trainer
+
+
+@contextmanager
+def _explained(path: Path, run: RunFolder | None = None) -> Iterator[None]:
+    """Say what could not be written, why, and what is still there."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except Exception as error:
+        # The libraries in Rust raise exceptions of their own that only quote the system's error.
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        reason = str(getattr(error, "strerror", None) or error)
+        if f"(os error {errno.ENOSPC})" in reason or getattr(error, "errno", None) == errno.ENOSPC:
+            reason = f"the disk is full ({_free_bytes(path) / 2**20:.0f} MiB free)"
+        kept = ""
+        if run is not None:
+            last = run.latest()
+            kept = "; there is no earlier one" if last is None else f"; {last} is whole, resume from there"
+        raise RunFolderError(f"{path} could not be written: {reason}{kept}") from error
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def _flat(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -173,6 +173,7 @@ class ILQL(OfflineAgent):
             q_head=cfg.head,
             top_k=cfg.decode_top_k,
             seed=cfg.seed,
+            **self.policy_kwargs,
         )
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:

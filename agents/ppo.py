@@ -53,8 +53,8 @@ class PPOConfig(OnlineConfig):
     """Name of the registered advantage estimator."""
     whiten_advantages: bool = True
     """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
-    whiten_rewards: bool = False
-    """Scale the rewards of an iteration to variance 1 over own tokens before advantages are estimated."""
+    scale_rewards: bool = False
+    """Divide the rewards of an iteration by their standard deviation over own tokens."""
     clip_range: float = 0.2
     """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range)."""
     clip_range_high: float | None = None
@@ -139,6 +139,7 @@ class PPO(OnlineAgent):
             seed=cfg.seed,
             value_head=cfg.value_model,
             head_kind=cfg.value_head,
+            **self.policy_kwargs,
         )
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
@@ -176,8 +177,10 @@ class PPO(OnlineAgent):
         mask = episodes.action_mask
         old = self.policy.evaluate(episodes, values=True, final_values=cfg.bootstrap_truncated)
         rewards = self.shaped_rewards(episodes)
-        if cfg.whiten_rewards:
-            rewards = masked_whiten(rewards, mask, shift_mean=False)
+        if cfg.scale_rewards:
+            # Without a shift: that would pay every token for being there.
+            spread = rewards[mask].std(correction=0)
+            rewards = rewards / torch.where(spread > 0, spread, 1.0)
         final = torch.where(episodes.truncated, old.final_values, 0.0) if cfg.bootstrap_truncated else None
         advantages, returns = get_advantage(cfg.advantage)(
             rewards,

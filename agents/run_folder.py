@@ -8,6 +8,8 @@ import platform
 import re
 import shutil
 import sys
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +23,12 @@ from textenv.atomic import atomic_file, atomic_folder
 MARKER = "checkpoint.json"
 """The file that makes a folder a checkpoint; it is written last."""
 _PACKAGES = ("textenv", "torch", "transformers", "gymnasium", "datasets", "numpy")
+_LEFT_OVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>writing|older|pruned)-[0-9a-f]{8}")
+"""Names of what a killed process leaves: half-written, being replaced, being removed."""
+
+
+class RunFolderError(OSError):
+    """The folder of a run can't be used, or a checkpoint can't be written to it."""
 
 
 class RunFolder:
@@ -32,6 +40,7 @@ class RunFolder:
             tables/NAME.jsonl         samples and other tables
             checkpoints/step-00000040/
             best/                     the best agent, where BestCheckpoint is used
+            .lock                     held by the process that trains here
 
     Args:
         path: the folder; nothing is made before something is written.
@@ -66,13 +75,18 @@ class RunFolder:
         with atomic_folder(self.checkpoint_dir(step), marker=MARKER) as temporary:
             yield temporary
             (temporary / MARKER).write_text(json.dumps({"step": step}) + "\n")
+        _sync_folder(self.path / "checkpoints")
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, oldest first."""
+        return [(step, folder) for step, folder in self.step_folders() if (folder / MARKER).exists()]
+
+    def step_folders(self) -> list[tuple[int, Path]]:
+        """(step, folder) of everything that stands where a checkpoint belongs, oldest first."""
         found = []
         for folder in (self.path / "checkpoints").glob("step-*"):
             match = re.fullmatch(r"step-(\d+)", folder.name)
-            if match and (folder / MARKER).exists():
+            if match and folder.is_dir():
                 found.append((int(match[1]), folder))
         return sorted(found)
 
@@ -90,7 +104,67 @@ class RunFolder:
         if keep < 1:
             raise ValueError(f"keep must be >= 1, got {keep}")
         for _, folder in self.checkpoints()[:-keep]:
-            shutil.rmtree(folder)
+            # Renamed first: a process killed while removing leaves nothing that looks like a checkpoint.
+            doomed = folder.with_name(f".{folder.name}.pruned-{uuid.uuid4().hex[:8]}")
+            os.rename(folder, doomed)
+            shutil.rmtree(doomed)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the folder for the process that trains in it, and clear away what a killed one left.
+
+        The lock ends with the process, however that ends.
+
+        Raises:
+            RunFolderError: if the folder can't be made or written to, or another process trains in it.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise RunFolderError(f"{self.path} is in use: another process is training in it") from None
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} can't be written to: {error.strerror or error}; choose another run_dir"
+            ) from error
+        try:
+            self.clear_left_overs()
+            yield
+        finally:
+            lock.release()
+
+    def clear_left_overs(self) -> None:
+        """Remove half-written files and folders; put back what was being replaced when the process died."""
+        for place in (self.path, self.path / "checkpoints", self.path / "tables"):
+            for path in sorted(place.glob(".*-*")):
+                found = _LEFT_OVER.fullmatch(path.name)
+                if found is None:
+                    continue
+                home = path.with_name(found["name"])
+                if found["kind"] == "older" and not home.exists():
+                    os.rename(path, home)
+                elif path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    def set_aside(self, step: int) -> Path:
+        """Rename the damaged checkpoint of a step, so that its place is free; returns where it is now."""
+        folder = self.checkpoint_dir(step)
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(folder, aside)
+        return aside
+
+    def note_resume(self, step: int) -> None:
+        """Add to ``run.json`` that the run went on after ``step``, when, and by which command."""
+        info = self.read_info() if self.info_path.exists() else {}
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        resumes = [*info.get("resumes", []), {"step": step, "at": now, "command": sys.argv}]
+        self._write_info({**info, "resumes": resumes})
 
     def write_info(self, config: Config | Mapping[str, Any], **extra: Any) -> None:
         """Write ``run.json``: settings, versions of packages, platform, command, and ``extra``.
@@ -107,6 +181,9 @@ class RunFolder:
             "platform": platform.platform(),
             "command": sys.argv,
         }
+        self._write_info(info)
+
+    def _write_info(self, info: Mapping[str, Any]) -> None:
         with atomic_file(self.info_path) as temporary:
             temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
@@ -117,6 +194,16 @@ class RunFolder:
             FileNotFoundError: if there is none.
         """
         return json.loads(self.info_path.read_text(encoding="utf-8"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder outlive a power cut; only POSIX systems open folders."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _versions() -> dict[str, str]:

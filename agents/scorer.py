@@ -132,7 +132,13 @@ class Scorer(nn.Module):
 
     def reward_spec(self, path: str | os.PathLike[str]) -> list[Any]:
         """How an environment uses the saved folder ``path``: ``rewards=[scorer.reward_spec(path)]``."""
-        settings = {"model": os.fspath(path), "template": TEMPLATE, "append_eos": self.append_eos}
+        settings: dict[str, Any] = {
+            "model": os.fspath(path),
+            "template": TEMPLATE,
+            "append_eos": self.append_eos,
+        }
+        if self.max_positions is not None:
+            settings["max_length"] = self.max_positions
         return ["reward-model", settings]
 
     def invalidate(self) -> None:
@@ -186,6 +192,7 @@ class Scorer(nn.Module):
             raise FileNotFoundError(f"{folder} holds no {SETTINGS}; Scorer(folder) takes a plain classifier")
         settings = json.loads((folder / SETTINGS).read_text())
         version = settings.pop("format")
+        settings.pop("trust_remote_code", None)  # the user's to say, never a file's
         if version > FORMAT:
             raise ValueError(f"{folder} has format {version}, expected at most {FORMAT}; update textenv")
         scorer = cls(folder, **{**settings, **options})

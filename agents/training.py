@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from textenv.agents.callbacks import BestCheckpoint
 from textenv.agents.config import AgentConfig
@@ -14,6 +15,7 @@ from textenv.agents.run_folder import RunFolder
 if TYPE_CHECKING:
     from textenv.agents.base import Agent, TrainResult
     from textenv.episodes import EpisodeBatch
+    from textenv.preferences import PreferenceBatch
     from textenv.tasks.task import TaskData
 
 
@@ -25,12 +27,15 @@ def train(
     prompts: Any = None,
     reward: Any = None,
     dataset: Any = None,
+    eval_dataset: Any = None,
     eval_prompts: Any = None,
     tokenizer: Any = None,
     config: AgentConfig | None = None,
     num_envs: int = 16,
     env_kwargs: Mapping[str, Any] | None = None,
+    policy_kwargs: Mapping[str, Any] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
+    resume: bool | Literal["auto"] = False,
     loggers: Sequence[Any] = ("rich",),
     callbacks: Sequence[Any] = (),
     metric_fn: Any = None,
@@ -51,13 +56,18 @@ def train(
         prompts: list of texts or message lists, file, data set or hub id, instead of the task's.
         reward: a function ``(prompts, completions, **columns) -> list``, a reward's name, or a list of reward
             specs; None is the task's own rewards.
-        dataset: what an offline agent learns from; None is the task's demonstrations.
+        dataset: what an offline agent learns from; None is the task's demonstrations (a reward model: its
+            preferences).
+        eval_dataset: held-out data, for agents that are evaluated on data (reward models).
         eval_prompts: prompts to evaluate on, instead of the task's validation split.
         tokenizer: name, folder or object; None is the task's or the model's.
         config: settings of the agent; None is the defaults of its class.
         num_envs: rows that generate at a time.
         env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``, such as ``max_new_tokens``.
+        policy_kwargs: further arguments of the ``LanguagePolicy`` made around ``model``, such as ``lora``.
         run_dir: folder for metrics, samples and checkpoints; None leaves no files.
+        resume: go on with the run in ``run_dir`` from its newest whole checkpoint; everything else is given
+            as it was at first. "auto" starts anew where there is none, so one command serves both.
         loggers: see ``textenv.agents.loggers.make_loggers``.
         callbacks: see ``textenv.agents.callbacks.make_callbacks``.
         metric_fn: further evaluation metrics, see ``textenv.agents.evaluation.evaluate``.
@@ -68,6 +78,7 @@ def train(
         ValueError: if what the agent needs is missing, or a name is unknown.
         TypeError: if an override is no field of the agent's settings.
         FileExistsError: if ``run_dir`` holds another run.
+        FileNotFoundError: if ``resume`` is True and there is no whole checkpoint.
 
     Example:
         >>> import textenv
@@ -77,13 +88,18 @@ def train(
         ...     "ppo", "gpt2", prompts=["Once upon a time"], reward=short
         ... )
     """
+    from textenv.agents.resume import resume_agent
     from textenv.tasks.make import make_vec_env
     from textenv.tasks.prompts import load_tokenizer
 
     cls = get_agent(agent)
     folder = None if run_dir is None else RunFolder(run_dir)
-    if folder is not None and folder.metrics_path.exists():
-        raise FileExistsError(f"{folder.path} holds another run; choose another run_dir")
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume must be True, False or 'auto', got {resume!r}")
+    if resume and folder is None:
+        raise ValueError(f"resume={resume!r} needs run_dir=, got None")
+    if folder is not None and not resume and folder.metrics_path.exists():
+        raise FileExistsError(f"{folder.path} holds another run; say resume=True, or choose another run_dir")
     shared = {"num_envs": num_envs, **(env_kwargs or {})}
     if reward is not None:
         shared["rewards"] = list(reward) if isinstance(reward, list | tuple) else [reward]
@@ -96,39 +112,53 @@ def train(
         shared["tokenizer"] = tokenizer
 
     # The evaluation's environment comes first: reward terms that both share end up bound to the training's.
-    eval_envs = None
-    if eval_prompts is not None or (task is not None and prompts is None):
-        # Prompts of the user's own have no splits; a task's have.
-        split = "train" if eval_prompts is not None else "validation"
+    accepts = inspect.signature(cls.__init__).parameters
+    envs = eval_envs = None
+    if "eval_envs" in accepts and (eval_prompts is not None or (task is not None and prompts is None)):
+        split = None if task is None else "validation"  # prompts of one's own are the split
         changes = {"split": split, "samples_per_prompt": 1, "shuffle": False}
         eval_envs = make_vec_env(task=task, prompts=eval_prompts, **{**shared, **changes})
-    envs = make_vec_env(task=task, prompts=prompts, **shared) if cls.online else None
-    if task is not None and (model is None or (dataset is None and not cls.online)):
+    if cls.online:
+        envs = make_vec_env(task=task, prompts=prompts, **shared)
+    if task is not None and (model is None or not cls.online):
         data = _task_data(task, shared)
         model = _model_of(task, data) if model is None else model
+        tokenizer = data.tokenizer
         if dataset is None and not cls.online:
-            dataset = _demonstrations_of(task, data)
+            dataset = _dataset_of(task, data, preferences="eval_dataset" in accepts)
     if folder is not None and eval_envs is not None:
         callbacks = [*callbacks, BestCheckpoint()]
     if seed is not None:
         config_overrides["seed"] = seed
+    pieces = {
+        "envs": envs,
+        "dataset": dataset,
+        "eval_envs": eval_envs,
+        "eval_dataset": eval_dataset,
+        "policy_kwargs": dict(policy_kwargs) if policy_kwargs else None,
+        "metric_fn": metric_fn,
+    }
     learner = make_agent(
         agent,
         model,
-        envs=envs,
-        dataset=dataset,
-        eval_envs=eval_envs,
         config=config,
-        tokenizer=tokenizer if task is None else None,
+        tokenizer=tokenizer,
         callbacks=callbacks,
         loggers=loggers,
         run_dir=run_dir,
-        metric_fn=metric_fn,
+        **{name: piece for name, piece in pieces.items() if piece is not None},
         **config_overrides,
     )
+    found = None
+    if folder is not None and resume:
+        found = resume_agent(learner, folder.path, missing="start" if resume == "auto" else "error")
     if folder is not None:
-        name = agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}"
-        folder.write_info(learner.config, agent=name, task=task, num_envs=num_envs)
+        with folder.running():
+            if found is not None:
+                folder.note_resume(learner.iteration)
+            else:
+                name = agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}"
+                folder.write_info(learner.config, agent=name, task=task, num_envs=num_envs)
     return learner.learn()
 
 
@@ -160,9 +190,12 @@ def _model_of(task: str, data: TaskData) -> Any:
     return data.model_config()
 
 
-def _demonstrations_of(task: str, data: TaskData) -> EpisodeBatch:
-    if data.demonstrations is None:
-        raise ValueError(f"dataset must be given, for the task {task!r} has no demonstrations; got None")
+def _dataset_of(task: str, data: TaskData, *, preferences: bool) -> EpisodeBatch | PreferenceBatch:
+    what = "preferences" if preferences else "demonstrations"
+    if preferences and data.preferences is not None:
+        return data.preferences.to_batch(data.tokenizer)
+    if preferences or data.demonstrations is None:
+        raise ValueError(f"dataset must be given, for the task {task!r} has no {what}; got None")
     return data.demonstrations
 
 

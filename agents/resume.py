@@ -1,0 +1,125 @@
+"""Going on with an interrupted run: the newest whole checkpoint, put into an agent made as the run's was."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors.torch import load_file
+
+from textenv.agents.checkpoint import CorruptCheckpointError, data_sizes, read_trainer, restore, verify
+from textenv.agents.random_state import set_random_state
+from textenv.agents.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from textenv.agents.base import Agent
+
+FREE_TO_CHANGE = frozenset(
+    {
+        "iterations",
+        "total_episodes",
+        "steps",
+        "eval_every",
+        "eval_episodes",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "max_tokens_per_microbatch",
+    }
+)
+"""Settings that a resumed run may change: how long it runs, what it reports, what fits into memory."""
+
+
+def latest_whole(run_dir: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that is whole, and what was wrong with the newer ones."""
+    problems = []
+    for _, folder in reversed(RunFolder(run_dir).step_folders()):
+        try:
+            verify(folder)
+        except (FileNotFoundError, CorruptCheckpointError) as error:
+            problems.append(str(error))
+        else:
+            return folder, problems
+    return None, problems
+
+
+def resume_agent(
+    agent: Agent, run_dir: str | os.PathLike[str], *, missing: Literal["error", "start"] = "error"
+) -> Path | None:
+    """Put an agent, made as the run's was, where the newest whole checkpoint of the run stands.
+
+    Half-written files are removed, and damaged checkpoints newer than that one are set aside, for they will
+    be written again.
+
+    Args:
+        agent: an agent that has not learned yet.
+        run_dir: folder of the run.
+        missing: where there is no whole checkpoint: "error", or "start" to leave the agent as it is.
+
+    Returns:
+        The checkpoint; None if there was none.
+
+    Raises:
+        FileNotFoundError: if there is no whole checkpoint and ``missing`` is "error".
+        RunFolderError: if another process is training in the folder, or it can't be written to.
+        ValueError: if the run was made by another kind of agent, or with other settings or data.
+
+    Warns:
+        UserWarning: naming each damaged checkpoint that was passed over.
+    """
+    if missing not in ("error", "start"):
+        raise ValueError(f"missing must be 'error' or 'start', got {missing!r}")
+    folder = RunFolder(run_dir)
+    if missing == "error" and not folder.path.is_dir():
+        raise FileNotFoundError(f"{folder.path} is not there, expected the folder of a run")
+    with folder.running():
+        found, problems = latest_whole(run_dir)
+        if found is None and missing == "error":
+            what = "; ".join(problems) or "it holds no checkpoint"
+            raise FileNotFoundError(f"{folder.path} can't be resumed: {what}")
+        if found is not None:
+            check_same_run(agent, read_trainer(found), found)
+        for step, damaged in folder.step_folders():
+            if found is None or damaged > found:
+                folder.set_aside(step)
+    for problem in problems:
+        instead = "the run begins anew" if found is None else f"going on from {found}"
+        warnings.warn(f"{problem}; {instead}", stacklevel=3)
+    if found is not None:
+        trainer = read_trainer(found)
+        agent.restore_policy(found)
+        restore(agent, found)
+        agent.stopped = bool(trainer["stopped"])
+        set_random_state(load_file(found / "random.safetensors"), trainer["random"])
+    agent.resumed = True
+    return found
+
+
+def check_same_run(agent: Agent, trainer: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on with another agent, other settings or other data than the checkpoint's.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    name = agent.registered_name()
+    if trainer["agent"] != name:
+        raise ValueError(f"{path} is of the agent {trainer['agent']!r}, expected {name!r}")
+    free = FREE_TO_CHANGE | (set() if agent.online else {"epochs"})
+    # Through the settings' class: settings that came later than the checkpoint get their defaults.
+    own, saved = agent.config.to_dict(), type(agent.config).from_dict(trainer["config"]).to_dict()
+    differ = [key for key in own if key not in free and own[key] != saved[key]]
+    if differ:
+        listed = ", ".join(f"{key}={saved[key]!r} (got {own[key]!r})" for key in differ)
+        raise ValueError(
+            f"a resumed run must keep its settings, {path} was written with {listed}; "
+            "for other settings start a new run with the checkpoint as its model"
+        )
+    sizes = data_sizes(agent)
+    for key, count in trainer["data"].items():
+        if sizes.get(key) != count:
+            raise ValueError(
+                f"a resumed run must keep its data, {path} saw {count} {key}, got {sizes.get(key)}"
+            )
