@@ -2,12 +2,13 @@
 
 A draw is a function of (logits row, key) and of nothing else, so it does not depend on which rows share the
 batch. On the CPU it inverts the cumulative distribution in two levels (blocks, then inside one block), which
-needs a single pass over the vocabulary; on CUDA it takes the argmax of logits plus Gumbel noise hashed from
+needs a single pass over the vocabulary; elsewhere it takes the argmax of logits plus Gumbel noise hashed from
 (key, token). The two give different draws from the same distribution. Shape letters: N rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,11 +52,11 @@ def sample_with_log_prob(logits: Tensor, key: Tensor | None = None) -> tuple[Ten
         logits = logits.float()
     if key is None:
         key = torch.randint(-(2**63), 2**63 - 1, logits.shape[:1], device=logits.device)
-    if logits.is_cuda:
+    if logits.device.type != "cpu":
         tokens = _gumbel_argmax(logits, key)
         return tokens, log_prob_of(logits, tokens)
     probs = torch.softmax(logits, dim=-1)
-    tokens = _inverse_cdf(probs, uniform(mix64(key + 1)))
+    tokens = _inverse_cdf(probs.detach(), uniform(mix64(key + 1)))
     # A drawn token has a probability far from float underflow, so the logarithm is as exact as the softmax.
     return tokens, probs.gather(1, tokens.unsqueeze(-1)).squeeze(-1).log_()
 
@@ -126,44 +127,41 @@ def _nucleus_threshold(logits: Tensor, top_p: float) -> Tensor:
 
 
 def _inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
-    """Invert the cumulative distribution: probs (N, V), u (N,) float64 in (0, 1] -> (N,) int64.
+    """Invert the cumulative distribution: probs (N, V), u (N,) float64 in (0, 1], on the CPU -> (N,) int64.
 
     Sums are float64, u is scaled by the last cumulative entry (probs need not sum to exactly 1) and kept
     below it, so a token of probability zero is never chosen.
     """
     vocabulary = probs.shape[-1]
+    # NumPy: what follows is two dozen operations on small arrays, which torch dispatches five times slower.
+    scaled = u.numpy()
     if vocabulary <= 4 * _BLOCK:
-        index, _ = _invert(probs.cumsum(-1, dtype=torch.float64), u)
-        return index
+        cumulative = np.cumsum(probs.numpy(), axis=1, dtype=np.float64)
+        return torch.from_numpy(_search(cumulative, scaled * cumulative[:, -1])[0])
     whole = vocabulary // _BLOCK * _BLOCK
-    mass = probs[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)
+    mass = np.zeros((len(probs), -(-vocabulary // _BLOCK)))
+    mass[:, : whole // _BLOCK] = probs[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1).numpy()
     if whole < vocabulary:
-        mass = torch.cat([mass, probs[:, whole:].sum(-1, keepdim=True)], dim=-1)
-    block, rest = _invert(mass.cumsum(-1, dtype=torch.float64), u)
-    columns = (block * _BLOCK).unsqueeze(-1) + torch.arange(_BLOCK, device=probs.device)
-    inside = probs.gather(1, columns.clamp_max(vocabulary - 1))
-    if whole < vocabulary:
-        inside = inside.masked_fill_(columns >= vocabulary, 0.0)
-    cumulative = inside.cumsum(-1, dtype=torch.float64)
-    index, _ = _search(cumulative, rest)
-    return block * _BLOCK + index
+        mass[:, -1] = probs[:, whole:].sum(-1).numpy()
+    cumulative = np.cumsum(mass, axis=1)
+    block, rest = _search(cumulative, scaled * cumulative[:, -1])
+    columns = (block * _BLOCK)[:, None] + np.arange(_BLOCK)
+    inside = np.take_along_axis(probs.numpy(), np.minimum(columns, vocabulary - 1), axis=1)
+    inside[columns >= vocabulary] = 0.0
+    index, _ = _search(np.cumsum(inside, axis=1, dtype=np.float64), rest)
+    return torch.from_numpy(block * _BLOCK + index)
 
 
-def _invert(cumulative: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """First index whose cumulative mass exceeds u times the total, and the rest of it inside that index."""
-    return _search(cumulative, u * cumulative[:, -1])
-
-
-def _search(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _search(cumulative: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First index whose cumulative mass exceeds ``target``, and ``target`` minus the mass before it.
 
     The target is kept below the total, so the index exists and has a mass of its own.
     """
     total = cumulative[:, -1]
-    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(-1)
-    index = torch.searchsorted(cumulative, target, right=True)
-    before = cumulative.gather(1, (index - 1).clamp_min_(0)).masked_fill_(index == 0, 0.0)
-    return index.squeeze(-1), (target - before).squeeze(-1)
+    target = np.minimum(target, np.nextafter(total, 0.0))
+    index = (cumulative <= target[:, None]).sum(axis=1)
+    before = cumulative[np.arange(len(index)), index - 1]
+    return index, target - np.where(index > 0, before, 0.0)
 
 
 def _gumbel_argmax(logits: Tensor, key: Tensor) -> Tensor:
