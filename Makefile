@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND := Agg
 
-.PHONY: help install test lint types pytest data bench clean
+.PHONY: help install test lint types pytest data demo bench clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -55,6 +55,9 @@ pytest: $(STAMP)  ## the tests alone
 
 data: $(STAMP)  ## fetch the real texts and ratings that the tasks use into the user's cache
 	$(BIN)/python -m textenv.tasks.fetch
+
+demo: data  ## RLHF on real film reviews, from nothing: about 10 minutes on two CPU cores; results in runs/reviews
+	OMP_NUM_THREADS=$${DEMO_THREADS:-2} $(BIN)/python examples/reviews_pipeline.py --run-dir $(or $(RUN_DIR),runs/reviews)
 
 bench: $(STAMP)  ## run the benchmarks and print their tables
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done

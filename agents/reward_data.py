@@ -5,9 +5,9 @@ Shape letters: P pairs, R rated texts, I = P + R items, B = 2P + R rows, L token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from textenv.agents.batch import TrainingBatch
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
 from textenv.row_index import row_index
+
+if TYPE_CHECKING:
+    from textenv.records import Records
 
 RATING_COLUMNS = ("rating", "reward")
 
@@ -185,14 +188,76 @@ def as_reward_batch(dataset: Any, tokenizer: Any, *, max_length: int | None = No
 
     records = load_columns(dataset)
     columns = set(records.columns)
-    if {"chosen", "rejected"} <= columns:
+    pairs = {"chosen", "rejected"} <= columns
+    if not pairs and not columns & set(RATING_COLUMNS):
+        raise ValueError(
+            f"{records.name} must have the columns chosen and rejected, or a column reward or rating; "
+            f"it has {', '.join(sorted(columns)) or 'none'}"
+        )
+    if pairs and _is_text(records, "chosen"):
+        return _text_pairs(records, tokenizer, max_length)
+    if pairs:
         return RewardBatch.of(preferences_from_records(records, tokenizer, max_length=max_length))
-    if columns & set(RATING_COLUMNS):
-        return RewardBatch.of(rated=episodes_from_records(records, tokenizer, max_length=max_length))
-    raise ValueError(
-        f"{records.name} must have the columns chosen and rejected, or a column reward or rating; "
-        f"it has {', '.join(sorted(columns)) or 'none'}"
-    )
+    if {"text"} <= columns or ({"prompt", "completion"} <= columns and _is_text(records, "completion")):
+        return _rated_texts(records, tokenizer, max_length)
+    return RewardBatch.of(rated=episodes_from_records(records, tokenizer, max_length=max_length))
+
+
+def _is_text(records: Records, column: str) -> bool:
+    """Whether a column holds text, by its first row; messages are rendered by the chat template instead."""
+    first = next(iter(records.rows()), None)
+    return first is None or isinstance(first[1].get(column), str)
+
+
+def _text_pairs(records: Records, tokenizer: Any, max_length: int | None) -> RewardBatch:
+    """Pairs of whole texts, tokenized as a reward model reads them: prompt and completion as one text."""
+    weights: dict[str, list[float]] = {name: [] for name in ("margin", "label") if name in records.columns}
+    chosen, rejected = [], []
+    for place, row in records.require("prompt", "chosen", "rejected", *weights).rows():
+        if row["chosen"] == row["rejected"]:
+            raise ValueError(f"{place}: chosen and rejected are equal: {row['chosen']!r}")
+        for name, column in weights.items():
+            column.append(float(row[name]))
+        if "label" in weights and not 0 <= weights["label"][-1] <= 1:
+            raise ValueError(f"{place}: label must lie in [0, 1], got {weights['label'][-1]}")
+        chosen.append(row["prompt"] + row["chosen"])
+        rejected.append(row["prompt"] + row["rejected"])
+    tensors = {name: torch.tensor(column) for name, column in weights.items()}
+    sides = [text_episodes(texts, tokenizer, max_length=max_length) for texts in (chosen, rejected)]
+    return RewardBatch.of(PreferenceBatch(chosen=sides[0], rejected=sides[1], **tensors))
+
+
+def _rated_texts(records: Records, tokenizer: Any, max_length: int | None) -> RewardBatch:
+    rating = next(name for name in RATING_COLUMNS if name in records.columns)
+    parts = ["text"] if "text" in records.columns else ["prompt", "completion"]
+    texts, ratings = [], []
+    for place, row in records.require(*parts, rating).rows():
+        if isinstance(row[rating], bool) or not isinstance(row[rating], int | float):
+            raise ValueError(f"{place}: {rating} must be a number, got {row[rating]!r}")
+        texts.append("".join(row[part] for part in parts))
+        ratings.append(float(row[rating]))
+    episodes = text_episodes(texts, tokenizer, max_length=max_length)
+    episodes.extras = {"rating": ratings}
+    return RewardBatch.of(rated=episodes)
+
+
+def text_episodes(texts: Sequence[str], tokenizer: Any, *, max_length: int | None = None) -> EpisodeBatch:
+    """Whole texts with the tokenizer's own special tokens, as ``textenv.rewards.RewardModel`` makes them.
+
+    Args:
+        texts: B texts.
+        tokenizer: the scorer's.
+        max_length: longest text in tokens; longer ones lose their end (special tokens stay).
+
+    Raises:
+        ValueError: if a text has no token.
+    """
+    cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    ids = tokenizer(list(texts), **cut)["input_ids"] if len(texts) else []
+    for row, found in enumerate(ids):
+        if not found:
+            raise ValueError(f"text {row} has no token: {texts[row]!r}")
+    return EpisodeBatch.from_ids([row[:1] for row in ids], [row[1:] for row in ids])
 
 
 def end_rows(batch: RewardBatch, eos: int | None, *, with_eos: bool) -> RewardBatch:

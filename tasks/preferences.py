@@ -154,8 +154,13 @@ def prompt_groups(
     for i, text in enumerate(snippets.texts):
         words = text.split()
         if len(words) >= min_words:
-            groups[" ".join(words[:prompt_words]).lower()].append(i)
+            groups[_group_key(text, prompt_words)].append(i)
     return {key: rows for key, rows in groups.items() if len(rows) > 1}
+
+
+def pair_split_of(text: str, prompt_words: int = PROMPT_WORDS) -> str:
+    """The split of the pairs of texts that begin like this one: "train", "validation" or "test"."""
+    return _place(_group_key(text, prompt_words), _LIMITS)
 
 
 def count_unequal_pairs(snippets: RatedSnippets, groups: dict[str, list[int]]) -> int:
@@ -210,6 +215,10 @@ def _capped(
         if all(used[i] < per_text for i in pair):
             used.update(pair)
             yield pair
+
+
+def _group_key(text: str, prompt_words: int) -> str:
+    return " ".join(text.split()[:prompt_words]).lower()
 
 
 def _hash(text: str) -> int:

@@ -12,6 +12,7 @@ from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
 from textenv.records import load_columns
 from textenv.tasks.bpe import bpe_tokenizer
+from textenv.tasks.feedback import reviews_feedback
 from textenv.tasks.models import small_gpt2
 from textenv.tasks.preferences import PROMPT_WORDS, preference_pairs, split_prompt
 from textenv.tasks.prompts import load_tokenizer
@@ -50,7 +51,8 @@ def build_reviews(
 
     The reward is a lexicon's sentiment. Columns: "reference" (how the review really went on) and "rating"
     (the mean of at least 15 people, from -4 to 4). Demonstrations are the reviews themselves with their
-    rating as reward; preferences are pairs that people rated unequally. Texts are split by md5, see
+    rating as reward; preferences are pairs that people rated unequally; feedback is what a reward model and
+    a judge learn from, and what they are held to. Texts are split by md5, see
     ``textenv.tasks.snippets``.
 
     Args:
@@ -116,6 +118,7 @@ def build_reviews(
         texts=[*(pretraining * FILM_REPEATS), *others],
         make_demonstrations=demonstrations if ratings is not None else None,
         make_preferences=make_preferences,
+        make_feedback=(lambda: reviews_feedback(prompt_words=prompt_words)) if data is None else None,
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from textenv.episodes import EpisodeBatch
     from textenv.prompts import PromptSet
+    from textenv.tasks.feedback import Feedback
     from textenv.tasks.preferences import PreferencePairs
 
 
@@ -103,6 +104,8 @@ class TaskData:
     """Makes ``demonstrations`` when they are first asked for."""
     make_preferences: Callable[[], PreferencePairs] | None = None
     """Makes ``preferences`` when they are first asked for."""
+    make_feedback: Callable[[], Feedback] | None = None
+    """Makes ``feedback`` when it is first asked for."""
 
     def __post_init__(self) -> None:
         if len(self.prompts) == 0:
@@ -128,6 +131,11 @@ class TaskData:
     def preferences(self) -> PreferencePairs | None:
         """Pairs of completions, one preferred to the other, or None if the task has none."""
         return None if self.make_preferences is None else self.make_preferences()
+
+    @cached_property
+    def feedback(self) -> Feedback | None:
+        """What a reward model and a judge learn from, or None if the task has no human feedback."""
+        return None if self.make_feedback is None else self.make_feedback()
 
     def prompt_set(
         self,

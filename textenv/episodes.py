@@ -279,7 +279,7 @@ class EpisodeBatch:
             IndexError: if there is no such row.
         """
         index = row_index(index, len(self)).to(self.device)
-        width = int(self.lengths[index].max()) if len(index) else 0
+        width = int(self.attention_mask[index].sum(-1).max()) if len(index) else 0
         rows = index.tolist()
         extras = {name: [column[i] for i in rows] for name, column in self.extras.items()}
 

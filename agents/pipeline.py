@@ -1,0 +1,464 @@
+"""The pipeline of RLHF in one call: supervised fine-tuning, reward model (and judge), reinforcement learning.
+
+run_dir/
+    pipeline.json           settings
+    sft/ reward-model/ judge/ rl/
+        stage.json          what the stage was made from; when it is finished also its figures
+        model/              what the stage made
+        metrics.jsonl, checkpoints/, ...
+    results.json            before and after, with people's own texts beside them
+    tables/samples.jsonl    the same prompts before and after
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from textenv.agents.before_after import BeforeAfter, compare
+from textenv.agents.config import Config
+from textenv.agents.hacking_watch import BEST, RewardHackingWatch
+from textenv.agents.policy import LanguagePolicy
+from textenv.agents.ppo import PPO, PPOConfig
+from textenv.agents.reward_model import RewardModelAgent, RewardModelConfig
+from textenv.agents.scorer import Scorer
+from textenv.agents.sft import SFT, SFTConfig
+from textenv.atomic import atomic_file
+from textenv.episodes import EpisodeBatch
+
+if TYPE_CHECKING:
+    from textenv.tasks.task import TaskData
+
+STAGES = ("sft", "reward-model", "judge", "rl")
+STAGE_FILE = "stage.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Data of one's own, each a file, folder or hub id as ``textenv.data.load_columns`` reads it.
+
+    Prompts of one's own are the task "prompts" with ``task_kwargs``.
+    """
+
+    sft: str | None = None
+    """What the policy is fine-tuned on; None takes the task's texts or demonstrations."""
+    pairs: str | None = None
+    """Preference pairs for the reward model (prompt, chosen, rejected); None takes the task's feedback."""
+    ratings: str | None = None
+    """Rated texts for the reward model (text and reward); None takes the task's feedback."""
+    held_out: str | None = None
+    """Pairs or rated texts that the reward model is held to."""
+    judge: str | None = None
+    """Pairs or rated texts for the judge, which the reward model must not have seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig(Config):
+    """Settings of the pipeline."""
+
+    task: str = "reviews"
+    """Name of the task: prompts, tokenizer, and the data of stages that ``data`` does not name."""
+    task_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the task."""
+    model: str | None = None
+    """Hub id or folder of the language model to begin with; None is the task's own small one."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data of one's own."""
+    policy: str | None = None
+    """Folder or hub id of a fine-tuned policy: the first stage is skipped."""
+    reward_model: str | None = None
+    """Folder or hub id of a trained reward model: the second stage is skipped."""
+    judge_model: str | None = None
+    """Folder or hub id of a trained judge: its training is skipped."""
+    stages: tuple[str, ...] = STAGES
+    """Stages to run; what earlier ones made must be there, and later ones are left out."""
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    """Settings of supervised fine-tuning."""
+    reward: RewardModelConfig = field(default_factory=RewardModelConfig)
+    """Settings of the reward model."""
+    judge: RewardModelConfig = field(default_factory=lambda: RewardModelConfig(seed=1))
+    """Settings of the judge: another seed, other data."""
+    rl: PPOConfig = field(default_factory=PPOConfig)
+    """Settings of PPO."""
+    max_text_tokens: int = 128
+    """Longest text of next-token pretraining in tokens; longer ones lose their end."""
+    num_envs: int = 32
+    """Texts that are generated at a time."""
+    max_new_tokens: int | None = None
+    """Token budget of a response; None is the task's."""
+    kl_limit: float = 10.0
+    """Nats a sequence; beyond it the watch warns, and no policy counts as the best by the judge."""
+    repetition_limit: float | None = None
+    """Highest share of repeated trigrams; None is twice that of people's own texts, if the task has any."""
+    stop_when_hacked: bool = False
+    """End the training when reward and judge part ways or a limit is passed, rather than only warn."""
+    final_episodes: int = 256
+    """Episodes of the comparison of before and after."""
+    final_seed: int = 77_777
+    """Seed of their prompts and noise, another one than that of the evaluations in training."""
+
+    def validate(self) -> None:
+        """Check the ranges and the stages' names."""
+        super().validate()
+        self.check(
+            max_text_tokens=">= 2",
+            num_envs=">= 1",
+            max_new_tokens=">= 1",
+            kl_limit="> 0",
+            repetition_limit=">= 0",
+        )
+        self.check(final_episodes=">= 1", final_seed=">= 0")
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown or not self.stages:
+            got = repr(unknown[0]) if unknown else "none"
+            raise ValueError(f"stages must be among {', '.join(STAGES)}, got {got}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make the settings from what ``to_dict`` gave or a YAML file holds; settings of stages are nested.
+
+        Raises:
+            ValueError: if a key is no field; the error names the nearest one.
+        """
+        hints = typing.get_type_hints(cls)
+        made = {
+            name: hints[name].from_dict(value)
+            if isinstance(value, Mapping)
+            and isinstance(hints.get(name), type)
+            and issubclass(hints[name], Config)
+            else value
+            for name, value in values.items()
+        }
+        return super().from_dict(made)
+
+
+@dataclass(kw_only=True)
+class PipelineResult:
+    """What ``run_pipeline`` returns."""
+
+    run_dir: Path
+    """The run's folder."""
+    stages: dict[str, dict[str, Any]]
+    """Stage -> its figures: ``seconds``, ``reused``, ``metrics``."""
+    comparison: BeforeAfter | None
+    """Before and after, if the last stage is there."""
+
+
+class StageError(RuntimeError):
+    """A stage's folder can't be used."""
+
+
+def run_pipeline(
+    config: PipelineConfig,
+    run_dir: str | os.PathLike[str],
+    *,
+    loggers: Sequence[Any] = ("rich",),
+    overwrite: bool = False,
+) -> PipelineResult:
+    """Run the stages in ``run_dir``; finished ones made from the same settings are reused, others resumed.
+
+    Args:
+        config: settings.
+        run_dir: the run's folder.
+        loggers: of every stage, see ``textenv.agents.loggers.make_loggers``.
+        overwrite: make stages anew whose folder was made from other settings, and drop what was in it.
+
+    Raises:
+        StageError: if a stage's folder was made from other settings (it names them), or a stage that is not
+            run has left nothing to go on with.
+    """
+    return Pipeline(config, Path(run_dir), loggers=loggers, overwrite=overwrite).run()
+
+
+class Pipeline:
+    """The stages of a run; see ``run_pipeline``."""
+
+    def __init__(
+        self, config: PipelineConfig, run_dir: Path, *, loggers: Sequence[Any] = (), overwrite: bool = False
+    ) -> None:
+        from textenv.tasks.registry import make_task
+
+        self.config, self.run_dir, self.loggers, self.overwrite = config, run_dir, loggers, overwrite
+        self.task = make_task(config.task)
+        self.task_kwargs = dict(config.task_kwargs)
+        source = config.policy or config.model
+        if source is not None and self.task.takes("tokenizer"):
+            self.task_kwargs.setdefault("tokenizer", source)
+        self.data: TaskData = self.task.build("train", **self.task_kwargs)
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.hashes: dict[str, str] = {}
+
+    def run(self) -> PipelineResult:
+        """All stages up to the last one asked for; after the last of all, before and after."""
+        cfg = self.config
+        with atomic_file(self.run_dir / "pipeline.json") as path:
+            path.write_text(json.dumps(cfg.to_dict(), indent=2) + "\n")
+        result = PipelineResult(run_dir=self.run_dir, stages=self.figures, comparison=None)
+        last = max(STAGES.index(stage) for stage in cfg.stages)
+        policy = cfg.policy or self.stage("sft", self.fine_tune, cfg.sft, [cfg.model, cfg.data.sft])
+        if last == 0:
+            return result
+        feedback = self.data.feedback
+        # A scorer that begins as the policy's trunk is another one after another fine-tuning.
+        trunk = ("sft",) if feedback is None or feedback.make_scorer is None else ()
+        reward = cfg.reward_model or self.stage(
+            "reward-model",
+            lambda folder: self.score_model("reward-model", folder, policy),
+            cfg.reward,
+            [cfg.data.pairs, cfg.data.ratings, cfg.data.held_out],
+            after=trunk,
+        )
+        if last == 1:
+            return result
+        judge = cfg.judge_model
+        if judge is None and (cfg.data.judge is not None or feedback is not None):
+            judge = self.stage(
+                "judge",
+                lambda folder: self.score_model("judge", folder, policy),
+                cfg.judge,
+                [cfg.data.judge, cfg.data.held_out],
+                after=trunk,
+            )
+        if last == 2:
+            return result
+        watch = {name: getattr(cfg, name) for name in ("kl_limit", "repetition_limit", "stop_when_hacked")}
+        env = {"num_envs": cfg.num_envs, "max_new_tokens": cfg.max_new_tokens}
+        final = self.stage(
+            "rl",
+            lambda folder: self.reinforce(folder, policy, reward, judge),
+            cfg.rl,
+            [watch, env, cfg.policy, cfg.reward_model, cfg.judge_model],
+            after=STAGES[:3],
+        )
+        result.comparison = compare(
+            before=policy,
+            after=final,
+            envs=self.envs(reward, split="validation"),
+            judge=None if judge is None else reward_spec(judge),
+            episodes=cfg.final_episodes,
+            seed=cfg.final_seed,
+            people=self.people(),
+        )
+        result.comparison.save(self.run_dir, stages=self.figures)
+        write_report(self.run_dir)
+        return result
+
+    # -- the stages ------------------------------------------------------------------------------------------
+
+    def fine_tune(self, folder: Path) -> dict[str, float]:
+        """Supervised fine-tuning, on the task's plain texts as next-token pretraining if it has any."""
+        cfg, data = self.config, self.data
+        dataset: Any = cfg.data.sft
+        if dataset is None and data.texts:
+            texts = list(data.texts)
+            dataset = EpisodeBatch.from_texts(
+                [""] * len(texts), texts, data.tokenizer, max_length=cfg.max_text_tokens
+            )
+        elif dataset is None:
+            dataset = data.demonstrations
+        if dataset is None:
+            raise StageError(f"the task {cfg.task!r} has neither texts nor demonstrations; set data.sft")
+        model = cfg.model or (None if data.model_config is None else data.model_config())
+        if model is None:
+            raise StageError(f"the task {cfg.task!r} has no model of its own; set model")
+        agent = SFT(model, dataset=dataset, config=cfg.sft, tokenizer=data.tokenizer, **self.common(folder))
+        result = agent.resume(missing="start")
+        agent.policy.save(folder / "model")
+        return {"nll": result.history[-1]["sft/nll"]} if result.history else {}
+
+    def score_model(self, name: str, folder: Path, policy: str) -> dict[str, float]:
+        """The reward model or the judge: on the task's own small scorer, or on the policy's trunk."""
+        cfg, feedback = self.config, self.data.feedback
+        settings = cfg.reward if name == "reward-model" else cfg.judge
+        train: dict[str, Any] = {}
+        if name == "judge":
+            train = {"pairs": cfg.data.judge} if cfg.data.judge is not None else {}
+            given = None if feedback is None else (feedback.judge, feedback.judge_held_out)
+        else:
+            own = {"pairs": cfg.data.pairs, "ratings": cfg.data.ratings}
+            train = {kind: path for kind, path in own.items() if path is not None}
+            given = None if feedback is None else (feedback.train, feedback.held_out)
+        held_out: Any = cfg.data.held_out
+        if not train:
+            if given is None:
+                raise StageError(
+                    f"the task {cfg.task!r} has no human feedback; set data.pairs or data.ratings"
+                )
+            train, held_out = dict(given[0]), given[1] if held_out is None else held_out
+        model: Any = policy
+        tokenizer = None
+        if feedback is not None and feedback.make_scorer is not None:
+            model, tokenizer = feedback.make_scorer()
+        agent = RewardModelAgent(
+            model,
+            dataset=train,
+            eval_dataset=held_out,
+            config=settings,
+            tokenizer=tokenizer,
+            **self.common(folder),
+        )
+        agent.resume(missing="start")
+        agent.policy.save(folder / "model")
+        if agent.eval_dataset is None:
+            return {}
+        found = agent.evaluate()
+        with atomic_file(folder / "evaluation.json") as path:
+            path.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        return found.metrics
+
+    def reinforce(self, folder: Path, policy: str, reward: str, judge: str | None) -> dict[str, float]:
+        """PPO against the reward model, watched by the judge; the best policy by the judge is what counts."""
+        cfg = self.config
+        envs = self.envs(reward, split="train")
+        eval_envs = self.envs(reward, split="validation")
+        callbacks = []
+        if judge is not None:
+            people = self.people()
+            repetition = cfg.repetition_limit
+            if repetition is None and people is not None:
+                repetition = 2 * max(0.005, BeforeAfter.repetition(people))
+            limits = {"objective/kl": cfg.kl_limit}
+            if repetition is not None:
+                limits["text/repetition"] = repetition
+            callbacks.append(
+                RewardHackingWatch(
+                    reward_spec(judge),
+                    limits=limits,
+                    keep_best=True,
+                    action="stop" if cfg.stop_when_hacked else "warn",
+                )
+            )
+        agent = PPO(
+            policy, envs=envs, eval_envs=eval_envs, config=cfg.rl, callbacks=callbacks, **self.common(folder)
+        )
+        result = agent.resume(missing="start")
+        best = folder / BEST
+        source = LanguagePolicy.load(best) if best.is_dir() else agent.policy
+        source.save(folder / "model")
+        return dict(result.evaluation.metrics) if result.evaluation is not None else {}
+
+    # -- what they share -------------------------------------------------------------------------------------
+
+    def stage(
+        self,
+        name: str,
+        make: Callable[[Path], dict[str, float]],
+        settings: Config,
+        inputs: Sequence[Any],
+        *,
+        after: Sequence[str] = (),
+    ) -> str:
+        """Run a stage unless its folder holds what the same settings made; returns its model's folder."""
+        folder = self.run_dir / name
+        needs = {stage: self.hashes[stage] for stage in after if stage in self.hashes}
+        written = {
+            "settings": settings.to_dict(),
+            "task": [self.config.task, self.config.task_kwargs],
+            "inputs": [_identity(item) for item in inputs],
+            "after": needs,
+        }
+        self.hashes[name] = key = hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
+        file = folder / STAGE_FILE
+        known = json.loads(file.read_text()) if file.is_file() else None
+        if known is not None and known["hash"] != key and name in self.config.stages:
+            if not self.overwrite:
+                differ = ", ".join(_differences(known["made_from"], written))
+                raise StageError(
+                    f"{folder} was made from other settings ({differ}); "
+                    "choose another run_dir, or overwrite=True"
+                )
+            shutil.rmtree(folder)
+            known = None
+        if known is not None and known["finished"]:
+            self.figures[name] = {**known["figures"], "reused": True}
+            return str(folder / "model")
+        if name not in self.config.stages:
+            raise StageError(
+                f"the stage {name!r} is not among the stages to run, and {folder} is not finished"
+            )
+        if known is None and folder.is_dir() and any(folder.iterdir()):
+            raise StageError(f"{folder} holds other files; choose another run_dir")
+        note = {"hash": key, "made_from": written, "finished": False}
+        _write(file, note)
+        started = time.perf_counter()
+        metrics = make(folder)
+        figures = {"seconds": time.perf_counter() - started, "reused": False, "metrics": metrics}
+        _write(file, {**note, "finished": True, "figures": figures})
+        self.figures[name] = figures
+        return str(folder / "model")
+
+    def common(self, folder: Path) -> dict[str, Any]:
+        """Arguments of every stage's agent."""
+        return {"run_dir": folder, "loggers": self.loggers}
+
+    def envs(self, reward: str, *, split: str) -> Any:
+        """Environments of the task that pay the reward model's score."""
+        from textenv.tasks.make import make_vec_env
+
+        return make_vec_env(
+            self.config.num_envs,
+            task=self.config.task,
+            task_kwargs=self.task_kwargs,
+            split=split,
+            rewards=[reward_spec(reward)],
+            max_new_tokens=self.config.max_new_tokens,
+            shuffle=split == "train",
+        )
+
+    def people(self) -> EpisodeBatch | None:
+        """How people went on with the validation prompts, if the task has demonstrations."""
+        return self.task.build("validation", **self.task_kwargs).demonstrations
+
+
+def reward_spec(model: str) -> list[Any]:
+    """How an environment uses a reward model's folder; a foreign classifier is used as it is."""
+    from textenv.agents.scorer import SETTINGS
+
+    if (Path(model) / SETTINGS).is_file():
+        return Scorer.load(model).reward_spec(model)
+    return ["reward-model", {"model": model}]
+
+
+def write_report(run_dir: Path) -> None:
+    """Write the run's report, where the module that does so is installed."""
+    if find_spec("textenv.agents.report") is not None:
+        from importlib import import_module
+
+        import_module("textenv.agents.report").write_report(run_dir)
+
+
+def _identity(value: Any) -> Any:
+    """What stands for an input in a stage's hash: of a file also its size and time of change."""
+    if isinstance(value, str) and Path(value).is_file():
+        facts = Path(value).stat()
+        return [value, facts.st_size, facts.st_mtime_ns]
+    return value
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Settings that differ, by name and value."""
+    mine, theirs = one["settings"], other["settings"]
+    names = sorted({*mine, *theirs})
+    listed = [
+        f"{name}: {mine.get(name)!r}, now {theirs.get(name)!r}"
+        for name in names
+        if mine.get(name) != theirs.get(name)
+    ]
+    listed += [name for name in ("task", "inputs", "after") if one[name] != other[name]]
+    return listed
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
