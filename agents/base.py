@@ -107,7 +107,9 @@ class Agent:
         self.reference: Any = None
         self.iteration = self.optimizer_steps = self.episodes_seen = 0
         self.resumed = self.stopped = False
-        self.dataset = None if dataset is None else self.load_dataset(dataset)
+        self.history: list[dict[str, float]] = []
+        self.evaluation: Evaluation | None = None
+        self.dataset: Any = None if dataset is None else self.load_dataset(dataset)
         self.setup()
         module = self.trainable()
         self.optimizer = make_optimizer(
@@ -124,6 +126,9 @@ class Agent:
             warmup_steps=config.warmup_steps,
         )
         self._parameters = [p for p in module.parameters() if p.requires_grad]
+        # float16 gradients underflow unless the loss is scaled up; everywhere else the scaler passes through.
+        half = config.autocast == "float16"
+        self.scaler = torch.amp.GradScaler(self.policy.device.type, enabled=half)
 
     # -- what an agent may supply ----------------------------------------------------------------------------
 
@@ -180,22 +185,27 @@ class Agent:
             if not bool(torch.isfinite(loss)):
                 self.optimizer.zero_grad(set_to_none=True)
                 raise self.failure("loss", {k: float(v) for k, v in stats.items()}, part.episodes)
-            loss.backward()
+            self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         try:
             norm = clip_gradients(self._parameters, self.config.max_grad_norm)
         except ValueError as error:
-            self.optimizer.zero_grad(set_to_none=True)
-            raise self.failure("gradient", {k: float(v) for k, v in sums.items()}, batch.episodes) from error
-        self.optimizer.step()
+            if not self.scaler.is_enabled():
+                self.optimizer.zero_grad(set_to_none=True)
+                known = {k: float(v) for k, v in sums.items()}
+                raise self.failure("gradient", known, batch.episodes) from error
+            norm = torch.full_like(
+                sums["loss"], torch.nan
+            )  # too large a scale: the scaler skips the step and lowers it
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_steps += 1
         self.after_step()
-        names, values = (
-            list(sums),
-            torch.stack([*(v.double() for v in sums.values()), norm.double()]).tolist(),
-        )
-        return dict(zip([*names, "grad_norm"], values, strict=True))
+        sums["grad_norm"] = norm
+        values = torch.stack([value.double() for value in sums.values()]).tolist()  # one look at the device
+        return dict(zip(sums, values, strict=True))
 
     def totals(self, batch: TrainingBatch) -> Totals:
         """Denominators of one optimizer step."""
@@ -273,8 +283,7 @@ class Agent:
     def learn(self) -> TrainResult:
         """Train to the end of the budget (from where a loaded agent stood)."""
         started = time.perf_counter()
-        self.history: list[dict[str, float]] = []
-        self.evaluation: Evaluation | None = None
+        self.history, self.evaluation = [], None
         with nullcontext() if self.run_dir is None else RunFolder(self.run_dir).running():
             self.callbacks.on_start(self)
             if self.resumed and self.stopped:
@@ -297,7 +306,7 @@ class Agent:
         """The training loop."""
         raise NotImplementedError
 
-    # -- state for checkpoints -----
+    # -- state for checkpoints -------------------------------------------------------------------------------
 
     @classmethod
     def registered_name(cls) -> str:

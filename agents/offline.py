@@ -24,17 +24,19 @@ class OfflineAgent(Agent):
         """Pass over the data in a fresh order each epoch until the budget is spent or a callback stops."""
         cfg, rows = self.config, len(self.dataset)
         total, per_epoch = self.planned_steps(), -(-rows // cfg.batch_size)
+        order: tuple[int, Tensor] | None = None
         with self.open_loggers(total) as loggers:
             while self.iteration < total:
                 epoch, position = divmod(self.iteration, per_epoch)
-                order = epoch_order(rows, seed=cfg.seed, epoch=epoch)
-                index = order[position * cfg.batch_size : (position + 1) * cfg.batch_size]
+                if order is None or order[0] != epoch:
+                    order = epoch, epoch_order(rows, seed=cfg.seed, epoch=epoch)
+                index = order[1][position * cfg.batch_size : (position + 1) * cfg.batch_size]
                 self.iteration += 1
                 clock = Clock()
                 row = self.step(self.batch(index))
                 clock.lap("update")
                 self.episodes_seen += len(index)
-                row |= {"time/update": clock.seconds["update"], "lr": self.schedule.get_last_lr()[0]}
+                row |= {"time/update": clock.seconds["update"], "lr": float(self.schedule.get_last_lr()[0])}
                 if self.finish(row, loggers, last=self.iteration == total):
                     break
 
