@@ -9,8 +9,9 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from textenv import decoding
-from textenv.decoding import Decoder, verify_decoder
+from textenv import decoder_check, decoding
+from textenv.decoder_check import verify_decoder
+from textenv.decoding import Decoder
 from textenv.masks import SlotMasks, UnsupportedModelError, attention_windows
 
 V = 37
@@ -136,14 +137,14 @@ def rollout(model: nn.Module) -> Replay:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_step_equals_the_plain_forward(name: str) -> None:
     model = build(CONFIGS[name])
-    verify_decoder(model, LENGTH)
+    verify_decoder(model, LENGTH, Decoder)
     assert rollout(model).error < 1e-4
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2-window", "mistral-window", "gemma3"])
 def test_eager_attention_too(name: str) -> None:
     model = build(CONFIGS[name], "eager")
-    verify_decoder(model, LENGTH)
+    verify_decoder(model, LENGTH, Decoder)
     assert rollout(model).error < 1e-4
 
 
@@ -154,7 +155,7 @@ def test_float64_is_exact(name: str) -> None:
 
 def test_bfloat16_decodes() -> None:
     model = build(CONFIGS["llama"]).bfloat16()
-    verify_decoder(model, LENGTH)
+    verify_decoder(model, LENGTH, Decoder)
     replay = rollout(model)
     scale = float(next(iter(replay.expected.values())).float().std())
     assert replay.error < 0.3 * scale
@@ -308,10 +309,13 @@ def test_the_models_hooks_are_left_as_they_were() -> None:
 
 def test_the_self_check_runs_once_per_model_and_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    check = decoding._check
-    monkeypatch.setattr(
-        decoding, "_check", lambda model, length: calls.append(length) or check(model, length)
-    )
+    check = decoder_check._check
+
+    def counted(model: nn.Module, length: int, make: Any) -> str | None:
+        calls.append(length)
+        return check(model, length, make)
+
+    monkeypatch.setattr(decoder_check, "_check", counted)
     model = build(CONFIGS["mistral-window"])
     for slots, length in ((2, 40), (3, 50), (4, 40)):
         Decoder(model, slots, length)
@@ -327,8 +331,8 @@ def test_the_self_check_runs_once_per_model_and_kind(monkeypatch: pytest.MonkeyP
 
 def test_the_self_check_reaches_beyond_windows_that_bite() -> None:
     config = tf.MistralConfig(**GROUPED, sliding_window=30)
-    assert decoding._check_length(config, 40) == 34
-    assert decoding._check_length(config, 30) == 12
+    assert decoder_check._check_length(config, 40) == 34
+    assert decoder_check._check_length(config, 30) == 12
 
 
 def test_long_local_windows_are_noticed_where_they_bite() -> None:

@@ -8,22 +8,20 @@ letters: n rows or live slots, P prompt tokens, W logits of the model, d width o
 from __future__ import annotations
 
 import inspect
-import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from textenv.decoder_check import verify_decoder
 from textenv.masks import SlotMasks, UnsupportedModelError, attention_windows, causal_masks
-from textenv.model_split import catch_head_input, eval_mode, logits_agree, output_head, vocabulary_size
+from textenv.model_split import catch_head_input, eval_mode, output_head
 from textenv.prompt_stock import Coming, PromptStock
 from textenv.slot_cache import SlotCache
 
 _PREFILL_TOKENS = 16_384
 """Longest padded prefill batch, in tokens; bounds its memory."""
-_SHORT_CHECK = 12
-"""Tokens of the self-check's longest row where no attention window bites."""
 
 
 class DecodeOutput(NamedTuple):
@@ -40,6 +38,9 @@ class Decoder:
 
     The model runs in eval mode without gradients; its training flags are restored after every call. The cache
     belongs to the weights it was filled with: call ``invalidate`` when they change.
+
+    Grouped queries with a mask: transformers 5.23 packs them for a single token, so keys are not expanded;
+    5.0 expands them at every step (right, but slower).
 
     Args:
         model: a transformers causal LM.
@@ -111,7 +112,7 @@ class Decoder:
         # Columns of the buffers: CUDA's masked attention copies masks whose width is no multiple of 16.
         self.capacity = -(-max_length // 64) * 64 if self.device.type == "cuda" else max_length
         if verify:
-            verify_decoder(model, self.capacity)
+            verify_decoder(model, self.capacity, Decoder)
         # A CPU reads memory that is contiguous almost twice as fast, so there the buffers are as wide as the
         # longest row needs; CUDA graphs need addresses that stay.
         self._elastic = self.device.type == "cpu"
@@ -343,85 +344,3 @@ class Decoder:
         cache = SlotCache(self._layers, len(ends), tokens.shape[1])
         self._fill(cache, torch.arange(len(ends), device=self.device), tokens, ends)
         return cache
-
-
-_VERIFIED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str | None]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def verify_decoder(model: nn.Module, max_length: int) -> None:
-    """Compare a small decoder with the model's plain forward; the verdict is remembered per model.
-
-    Two rows of different length, a release with compaction and a refill, beyond the smallest attention window
-    that ``max_length`` reaches.
-
-    Raises:
-        UnsupportedModelError: if an array of logits differs or the model refuses the cache.
-    """
-    parameter = next(model.parameters())
-    config: Any = model.config
-    length = _check_length(config.get_text_config(), max_length)
-    key = (length, parameter.dtype, parameter.device, getattr(config, "_attn_implementation", None))
-    verdicts = _VERIFIED.setdefault(model, {})
-    if key not in verdicts:
-        try:
-            verdicts[key] = _check(model, length)
-        except torch.OutOfMemoryError:
-            raise
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            KeyError,
-            IndexError,
-            AssertionError,
-        ) as error:
-            verdicts[key] = f"{type(error).__name__}: {error}"
-    reason = verdicts[key]
-    if reason is not None:
-        raise UnsupportedModelError(reason)
-
-
-def _check_length(config: Any, max_length: int) -> int:
-    """Tokens of the self-check's longest row: beyond every window-like number of the config that can bite."""
-    names = [name for name in config.to_dict() if "window" in name or "chunk" in name]
-    positions = getattr(config, "max_position_embeddings", None) or max_length
-    sizes = [getattr(config, name, None) for name in names]
-    biting = [
-        size
-        for size in sizes
-        if isinstance(size, int) and not isinstance(size, bool) and 0 < size < max_length
-    ]
-    return min(max([_SHORT_CHECK, *(size + 4 for size in biting)]), max_length, positions)
-
-
-@torch.no_grad()
-def _check(model: nn.Module, length: int) -> str | None:
-    """Run the comparison; None if all is well, else what is wrong."""
-    device = next(model.parameters()).device
-    sizes = (max(length, 6), 6, 3)
-    decoder = Decoder(model, 2, sizes[0], cuda_graphs=False, verify=False)
-    ids = torch.arange(3 * sizes[0], device=device).view(3, -1) * 7919 % vocabulary_size(model, 2)
-    with eval_mode(list(model.modules())):
-        expected = [
-            model(input_ids=ids[i : i + 1, :n], use_cache=False).logits[0] for i, n in enumerate(sizes)
-        ]
-
-    def agrees(texts: list[int], columns: list[int], rows: list[int]) -> bool:
-        logits = decoder.decode(torch.tensor(rows), ids[texts, columns]).logits
-        right = torch.stack([expected[i][column] for i, column in zip(texts, columns, strict=True)])
-        return logits_agree(logits, right)
-
-    start = sizes[0] - 2
-    decoder.prefill(torch.tensor([0, 1]), ids[:2], torch.tensor([start, 3]))
-    right = agrees([0, 1], [start, 3], [0, 1])
-    updates = decoder.cache_updates
-    if any(count != 2 for count in updates):
-        return f"its layers updated the cache {updates} times in two forward passes, expected 2 each"
-    right &= agrees([1, 0], [4, start + 1], [1, 0])
-    decoder.release(torch.tensor([0]))
-    decoder.prefill(torch.tensor([0]), ids[2:], torch.tensor([1]))
-    right &= agrees([2, 1], [1, 5], [0, 1])
-    return None if right else "its cached logits differ from the plain forward's"
