@@ -292,6 +292,31 @@ def end_rows(batch: RewardBatch, eos: int | None, *, with_eos: bool) -> RewardBa
     return RewardBatch(ended.select(rows), pairs=batch.pairs, **values)
 
 
+def drop_tokens(episodes: EpisodeBatch, share: float) -> EpisodeBatch:
+    """Leave out each token with probability ``share``, but the first and the last of a row; rows close up.
+
+    What is left is for scoring alone: prompt and response are no longer told apart.
+
+    Args:
+        episodes: B rows.
+        share: in [0, 1).
+    """
+    columns = torch.arange(episodes.input_ids.shape[1], device=episodes.device)
+    last = episodes.lengths.unsqueeze(-1) - 1
+    drawn = torch.rand(episodes.input_ids.shape, device=episodes.device) >= share
+    kept = episodes.attention_mask & (drawn | (columns == 0) | (columns == last))
+    # A stable sort puts what is kept first, in its order.
+    order = torch.argsort((~kept).to(torch.int8), dim=-1, stable=True)
+    width = int(kept.sum(-1).max())
+    mask = (columns < kept.sum(-1, keepdim=True))[:, :width]
+    return EpisodeBatch(
+        input_ids=episodes.input_ids.gather(1, order)[:, :width],
+        attention_mask=mask,
+        prompt_lengths=torch.ones_like(episodes.prompt_lengths),
+        action_mask=mask & (columns[:width] > 0),
+    )
+
+
 def _joined(parts: list[RewardBatch]) -> RewardBatch:
     """Pairs of all parts, then rated texts of all parts."""
     chosen = [part.episodes.select(slice(0, part.pairs)) for part in parts]

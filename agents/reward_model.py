@@ -17,7 +17,7 @@ from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.registry import register_agent
-from textenv.agents.reward_data import RewardBatch, as_reward_batch, end_rows
+from textenv.agents.reward_data import RewardBatch, as_reward_batch, drop_tokens, end_rows
 from textenv.agents.reward_losses import bradley_terry_loss, centering_loss, rating_loss
 from textenv.agents.reward_model_eval import RewardEvaluation, pair_metrics, rating_metrics, reliability
 from textenv.agents.scorer import Scorer
@@ -44,6 +44,8 @@ class RewardModelConfig(OfflineConfig):
     """Score texts at an EOS behind them instead of at their last token."""
     dropout: float | None = None
     """Probability of every dropout layer while training; None turns dropout off."""
+    token_dropout: float = 0.0
+    """Share of each text's tokens left out at random while training, never the first or the last one."""
     max_length: int | None = None
     """Longest text in tokens, where the data set is text: longer ones lose their end."""
 
@@ -56,6 +58,7 @@ class RewardModelConfig(OfflineConfig):
             centering_coef=">= 0",
             heads=">= 1",
             dropout="[0, 1)",
+            token_dropout="[0, 1)",
             max_length=">= 1",
         )
 
@@ -150,8 +153,8 @@ class RewardModelAgent(OfflineAgent):
     # -- learning --------------------------------------------------------------------------------------------
 
     def step(self, batch: TrainingBatch) -> dict[str, float]:
-        """One optimizer step; dropout is a function of the seed and the step, so that a resume repeats it."""
-        if not self.policy.dropout:
+        """One optimizer step; what is dropped is a function of seed and step, so that a resume repeats it."""
+        if not self.policy.dropout and not self.config.token_dropout:
             return super().step(batch)
         with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
             torch.manual_seed(int(hash_key(self.config.seed, self.optimizer_steps)) % 2**63)
@@ -177,7 +180,8 @@ class RewardModelAgent(OfflineAgent):
         """Bradley-Terry loss of the pairs, their centering, and the squared error of the rated texts."""
         assert isinstance(batch, RewardBatch)
         cfg, extra = self.config, totals.extra
-        scores = self.policy(batch.episodes)
+        episodes = drop_tokens(batch.episodes, cfg.token_dropout) if cfg.token_dropout else batch.episodes
+        scores = self.policy(episodes)
         chosen, rejected, rated = scores.split([batch.pairs, batch.pairs, batch.rated])
         weights = self.bootstrap(batch.item, scores)
         loss = scores.sum() * 0.0

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 """Records in the ecosystem's columns: prompt, chosen, rejected, label; or text, reward."""
 LEARNT = ("language-model", "reward-model")
-"""Splits of the texts that the reward model learns from; validation and judge it never sees."""
+"""Splits of the texts whose ratings the reward model learns; its pairs have validation texts, too, but none
+of the judge's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Feedback:
     judge: Mapping[str, Rows]
     """What the judge learns from: nothing that the reward model saw."""
     judge_held_out: Mapping[str, Rows]
-    """What neither judge nor reward model saw."""
+    """Texts that the judge never saw."""
     make_scorer: Callable[[], tuple[PretrainedConfig, PreTrainedTokenizerBase]] | None = None
     """Config and tokenizer of a small model that suits; None takes the policy's."""
 

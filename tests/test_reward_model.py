@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from textenv.agents.callbacks import make_callbacks
 from textenv.agents.registry import make_agent
-from textenv.agents.reward_data import RewardBatch, as_reward_batch, end_rows
+from textenv.agents.reward_data import RewardBatch, as_reward_batch, drop_tokens, end_rows
 from textenv.agents.reward_losses import bradley_terry_loss, centering_loss, rating_loss
 from textenv.agents.reward_model import RewardModelAgent, RewardModelConfig
 from textenv.agents.reward_model_eval import pair_metrics, rating_metrics, reliability
@@ -157,6 +157,20 @@ def test_rows_end_by_eos_or_not_as_the_scorer_reads_them() -> None:
     assert texts == ["da", "daac", "db", "dbb", "db"]
 
 
+def test_dropped_tokens_leave_the_rest_in_order() -> None:
+    batch = RewardBatch.of(pairs(), rated(40)).episodes
+    kept = drop_tokens(batch, 0.5)
+    kept.validate()
+    whole, fewer = batch.lengths.tolist(), kept.lengths.tolist()
+    assert 0.3 < (sum(fewer) - 2 * len(batch)) / (sum(whole) - 2 * len(batch)) < 0.7
+    for row, (n, m) in enumerate(zip(whole, fewer, strict=True)):
+        before, after = batch.input_ids[row, :n].tolist(), kept.input_ids[row, :m].tolist()
+        assert (before[0], before[-1]) == (after[0], after[-1])
+        place = iter(before)
+        assert all(token in place for token in after)
+    assert torch.equal(drop_tokens(batch, 0.0).input_ids, batch.input_ids)
+
+
 # -- the scorer ----------------------------------------------------------------------------------------------
 
 
@@ -291,7 +305,14 @@ def test_heads_learn_from_different_resamples() -> None:
 
 
 def test_resume_equals_the_run_that_was_never_interrupted(tmp_path: Path) -> None:
-    settings = {"epochs": 2, "dropout": 0.1, "heads": 2, "lr_schedule": "cosine", "warmup_steps": 2}
+    settings = {
+        "epochs": 2,
+        "dropout": 0.1,
+        "token_dropout": 0.1,
+        "heads": 2,
+        "lr_schedule": "cosine",
+        "warmup_steps": 2,
+    }
     whole = agent(both(), **settings, run_dir=tmp_path / "whole")
     whole.learn()
 
