@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 AgentClass = TypeVar("AgentClass", bound="type[Agent]")
 
 BUILTIN: dict[str, str] = {
+    "cpo": "textenv.agents.preference:CPO",
+    "dpo": "textenv.agents.preference:DPO",
     "filtered-bc": "textenv.agents.sft:FilteredBC",
     "ilql": "textenv.agents.ilql:ILQL",
+    "kto": "textenv.agents.preference:KTO",
+    "orpo": "textenv.agents.preference:ORPO",
     "ppo": "textenv.agents.ppo:PPO",
     "reward-model": "textenv.agents.reward_model:RewardModelAgent",
+    "rwr": "textenv.agents.rwr:RWR",
     "sft": "textenv.agents.sft:SFT",
+    "simpo": "textenv.agents.preference:SimPO",
 }
 """Name -> ``"module:class"`` of the agents that come with the library, imported when they are first used."""
 

@@ -1,0 +1,361 @@
+"""Offline preference agents: DPO and its relatives, ORPO, SimPO and CPO on pairs, KTO on single responses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.config import OfflineConfig
+from textenv.agents.offline import OfflineAgent
+from textenv.agents.preference_data import PairedBatch, as_labelled, as_pairs, mismatched
+from textenv.agents.preference_losses import (
+    SMOOTHED,
+    DPOKind,
+    cpo_loss,
+    dpo_loss,
+    kto_baseline,
+    kto_loss,
+    orpo_loss,
+    response_log_probs,
+    simpo_loss,
+)
+from textenv.agents.registry import register_agent
+from textenv.episodes import EpisodeBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceConfig(OfflineConfig):
+    """Settings that all preference agents have."""
+
+    beta: float = 0.1
+    """How much a nat of log-prob counts as reward."""
+    max_length: int | None = None
+    """Longest text in tokens, where the data set is text: longer ones lose their end."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(beta="> 0", max_length=">= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig(PreferenceConfig):
+    """Settings of preference agents that measure against a reference."""
+
+    precompute_reference: bool = False
+    """Score all data with the reference once, before the first step, instead of in every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(ReferenceConfig):
+    """Settings of DPO."""
+
+    loss: DPOKind = "sigmoid"
+    """Of the log ratios' gap: "sigmoid", "cdpo" or "robust" (with label_smoothing), "ipo", "hinge"."""
+    label_smoothing: float = 0.0
+    """Share of preferences taken to be wrong."""
+
+    def validate(self) -> None:
+        """Check the ranges, and that the loss takes label smoothing."""
+        super().validate()
+        self.check(label_smoothing="[0, 0.5)")
+        if self.label_smoothing and self.loss not in SMOOTHED:
+            raise ValueError(
+                f"label_smoothing needs loss to be one of {list(SMOOTHED)}, got {self.loss!r} "
+                f"with label_smoothing={self.label_smoothing}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTOConfig(ReferenceConfig):
+    """Settings of KTO."""
+
+    desirable_weight: float = 1.0
+    """Weight of a desirable response."""
+    undesirable_weight: float = 1.0
+    """Weight of an undesirable response."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(desirable_weight=">= 0", undesirable_weight=">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ORPOConfig(PreferenceConfig):
+    """Settings of ORPO; ``beta`` weighs the odds ratio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPOConfig(PreferenceConfig):
+    """Settings of SimPO."""
+
+    beta: float = 2.0
+    """How much a nat of log-prob a token counts as reward."""
+    gamma: float = 1.0
+    """By how much the chosen response's reward should exceed the rejected one's."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(gamma=">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPOConfig(PreferenceConfig):
+    """Settings of CPO."""
+
+    nll_coef: float = 1.0
+    """Weight of the negative log-likelihood of the chosen responses."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(nll_coef=">= 0")
+
+
+class Responses(NamedTuple):
+    """What one pass says about B responses."""
+
+    log_probs: Tensor
+    """(B,) sums over own tokens, with gradient."""
+    reference: Tensor | None
+    """(B,) the same under the reference; None = the agent has none."""
+    counts: Tensor
+    """(B,) own tokens."""
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """(B,) D."""
+        assert self.reference is not None
+        return self.log_probs - self.reference
+
+    def sides(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Chosen and rejected half of (2P,) values."""
+        chosen, rejected = values.view(2, -1)
+        return chosen, rejected
+
+
+class PreferenceAgent(OfflineAgent):
+    """What preference agents share: log-probs of whole responses, and the reference's, precomputed or not."""
+
+    config: PreferenceConfig
+    dataset: PairedBatch
+    has_reference: ClassVar[bool] = True
+    """Whether the loss measures against a reference."""
+
+    def setup(self) -> None:
+        """Take the reference, if the loss wants one."""
+        if self.has_reference:
+            self.reference = self.policy.reference()
+
+    def batch(self, index: Tensor) -> PairedBatch:
+        """The rows ``index`` of the data set, with the reference's log-probs if they are precomputed."""
+        cfg = self.config
+        precompute = isinstance(cfg, ReferenceConfig) and cfg.precompute_reference
+        if precompute and "reference" not in self.dataset.tensors:
+            episodes = self.dataset.episodes
+            found = self.reference.log_prob(episodes.to(self.policy.device)).to(episodes.device)
+            self.dataset.tensors["reference"] = response_log_probs(found, episodes.action_mask)
+        return self.dataset.select(index)
+
+    def responses(self, batch: TrainingBatch) -> Responses:
+        """One forward of all the episodes, and one of the reference where its log-probs are not known."""
+        reference = batch.tensors.get("reference")
+        if self.has_reference and reference is None:
+            with self.reference.sharing():
+                own = self.policy(batch.episodes).log_probs
+                reference = response_log_probs(self.reference.score(batch.episodes).log_probs, batch.mask)
+        else:
+            own = self.policy(batch.episodes).log_probs
+        counts = batch.mask.sum(-1)
+        return Responses(response_log_probs(own, batch.mask), reference, counts)
+
+
+class PairAgent(PreferenceAgent):
+    """A preference agent that learns from pairs."""
+
+    def load_dataset(self, dataset: Any) -> PairedBatch:
+        """Pairs of whatever was given; see ``textenv.agents.preference_data.as_pairs``."""
+        if isinstance(dataset, PairedBatch):
+            return PairedBatch(dataset.episodes, dict(dataset.tensors))
+        return PairedBatch.of_pairs(as_pairs(dataset, self.tokenizer, max_length=self.config.max_length))
+
+    def totals(self, batch: TrainingBatch) -> Totals:
+        """Pairs of one optimizer step, and own tokens of their chosen sides."""
+        totals = super().totals(batch)
+        totals.extra["chosen_tokens"] = max(1.0, float(batch.mask[: len(batch)].sum()))
+        return totals
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """The loss of the pairs, and their rewards."""
+        found = self.responses(batch)
+        weights = {name: batch[name][: len(batch)] for name in ("margin", "label") if name in batch.tensors}
+        loss, rewards, stats = self.pair_loss(found, totals, **weights)
+        chosen, rejected = found.sides(rewards.detach())
+        right = (chosen > rejected).to(chosen.dtype) + 0.5 * (chosen == rejected)
+        means = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margin": chosen - rejected,
+            "rewards/accuracy": right,
+        }
+        sums = found.sides(found.log_probs.detach())
+        means |= {"log_probs/chosen": sums[0], "log_probs/rejected": sums[1]}
+        return loss, stats | {name: value.sum() / totals.episodes for name, value in means.items()}
+
+    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
+        """What an agent supplies: (loss, implicit reward of each response (2P,), statistics).
+
+        Args:
+            found: P chosen responses, then P rejected ones.
+            totals: denominators; ``episodes`` counts pairs.
+            weights: ``margin`` and ``label``, (P,) each, where the data have them.
+        """
+        raise NotImplementedError
+
+
+@register_agent("dpo")
+class DPO(PairAgent):
+    """Direct preference optimization from pairs: losses sigmoid, cdpo, robust, ipo, hinge."""
+
+    config_class = DPOConfig
+    config: DPOConfig
+
+    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
+        """The configured loss of the gap between log ratios, length-averaged for IPO."""
+        cfg = self.config
+        ratios = found.log_ratios
+        chosen, rejected = found.sides(ratios / found.counts if cfg.loss == "ipo" else ratios)
+        loss = dpo_loss(
+            chosen - rejected,
+            kind=cfg.loss,
+            beta=cfg.beta,
+            label_smoothing=cfg.label_smoothing,
+            denominator=totals.episodes,
+            **weights,
+        )
+        return loss, cfg.beta * ratios, {}
+
+
+@register_agent("orpo")
+class ORPO(PairAgent):
+    """Odds-ratio preference optimization from pairs: chosen likelihood and odds ratio, no reference."""
+
+    config_class = ORPOConfig
+    config: ORPOConfig
+    has_reference = False
+
+    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
+        """Length-averaged NLL of the chosen side, and the odds ratio."""
+        means = found.log_probs / found.counts
+        loss, stats = orpo_loss(
+            *found.sides(means), beta=self.config.beta, denominator=totals.episodes, **weights
+        )
+        return loss, self.config.beta * means, {f"orpo/{name}": value for name, value in stats.items()}
+
+
+@register_agent("simpo")
+class SimPO(PairAgent):
+    """Simple preference optimization from pairs: length-averaged log-probs with a margin, no reference."""
+
+    config_class = SimPOConfig
+    config: SimPOConfig
+    has_reference = False
+
+    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
+        """The sigmoid loss of length-averaged log-probs beyond gamma."""
+        cfg, means = self.config, found.log_probs / found.counts
+        loss = simpo_loss(
+            *found.sides(means), beta=cfg.beta, gamma=cfg.gamma, denominator=totals.episodes, **weights
+        )
+        return loss, cfg.beta * means, {}
+
+
+@register_agent("cpo")
+class CPO(PairAgent):
+    """Contrastive preference optimization from pairs: DPO without a reference, and likelihood."""
+
+    config_class = CPOConfig
+    config: CPOConfig
+    has_reference = False
+
+    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
+        """The sigmoid loss of log-probs, and the token mean of the chosen side's NLL."""
+        cfg = self.config
+        loss, stats = cpo_loss(
+            *found.sides(found.log_probs),
+            beta=cfg.beta,
+            nll_coef=cfg.nll_coef,
+            chosen_tokens=totals.extra["chosen_tokens"],
+            denominator=totals.episodes,
+            **weights,
+        )
+        return loss, cfg.beta * found.log_probs, {"cpo/nll": stats["nll"]}
+
+
+@register_agent("kto")
+class KTO(PreferenceAgent):
+    """Kahneman-Tversky optimization from single responses, each desirable or not (or from pairs)."""
+
+    config_class = KTOConfig
+    config: KTOConfig
+
+    def load_dataset(self, dataset: Any) -> PairedBatch:
+        """Responses, each beside its prompt with a response to another one, for the divergence estimate."""
+        if isinstance(dataset, PairedBatch):
+            return PairedBatch(dataset.episodes, dict(dataset.tensors))
+        episodes, desirable = as_labelled(dataset, self.tokenizer, max_length=self.config.max_length)
+        both = EpisodeBatch.concat([episodes, mismatched(episodes)])
+        return PairedBatch(both, {"desirable": desirable.repeat(2)})
+
+    def step(self, batch: TrainingBatch) -> dict[str, float]:
+        """Estimate the divergence on the mismatched responses of the whole batch, then step on its own."""
+        assert isinstance(batch, PairedBatch)
+        batch = batch.to(self.policy.device)
+        own, other = batch.first(), batch.second()
+        reference = other.tensors.get("reference")
+        if reference is None:
+            reference = response_log_probs(self.reference.log_prob(other.episodes), other.mask)
+        mismatch = response_log_probs(self.policy.log_prob(other.episodes), other.mask) - reference
+        own.tensors["baseline"] = kto_baseline(mismatch).expand(len(own))
+        return super().step(own)
+
+    def totals(self, batch: TrainingBatch) -> Totals:
+        """Responses of one optimizer step, of both kinds together and apart."""
+        totals = super().totals(batch)
+        desirable = float(batch["desirable"].sum())
+        totals.extra["desirable"] = max(1.0, desirable)
+        totals.extra["undesirable"] = max(1.0, len(batch) - desirable)
+        return totals
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """The loss of the responses, and their rewards."""
+        cfg, found = self.config, self.responses(batch)
+        ratios, desirable, z = found.log_ratios, batch["desirable"], batch["baseline"]
+        loss = kto_loss(
+            ratios,
+            desirable,
+            z,
+            beta=cfg.beta,
+            desirable_weight=cfg.desirable_weight,
+            undesirable_weight=cfg.undesirable_weight,
+            denominator=totals.episodes,
+        )
+        rewards = cfg.beta * ratios.detach()
+        chosen = torch.where(desirable, rewards, 0.0).sum() / totals.extra["desirable"]
+        rejected = torch.where(desirable, 0.0, rewards).sum() / totals.extra["undesirable"]
+        gap = rewards - cfg.beta * z
+        right = ((gap > 0) == desirable).to(gap.dtype).masked_fill(gap == 0, 0.5)
+        return loss, {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margin": chosen - rejected,
+            "rewards/accuracy": right.sum() / totals.episodes,
+            "kto/baseline": z.sum() / totals.episodes,
+        }

@@ -1,0 +1,98 @@
+"""Reward-weighted regression: cloning logged episodes, the better ones more. Shape letters: B, L tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.config import OfflineConfig
+from textenv.agents.datasets import as_episodes
+from textenv.agents.losses import masked_mean, sft_loss
+from textenv.agents.offline import OfflineAgent
+from textenv.agents.preference_data import rows_by_prompt
+from textenv.agents.registry import register_agent
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWRConfig(OfflineConfig):
+    """Settings of reward-weighted regression."""
+
+    temperature: float = 1.0
+    """Returns are divided by it in the exponent; near 0 only the best count, near infinity all alike."""
+    standardize: bool = True
+    """Divide returns by their standard deviation in the data set first."""
+    baseline: Literal["none", "prompt"] = "none"
+    """Count returns from 0, or from the mean return of the prompt's episodes (advantage weighting)."""
+    max_weight: float | None = 20.0
+    """No episode counts more than so many average ones; None has no bound."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(temperature="> 0", max_weight=">= 1")
+
+
+def reward_weights(
+    returns: Tensor, *, temperature: float = 1.0, standardize: bool = False, max_weight: float | None = None
+) -> Tensor:
+    """Weights proportional to exp(return / temperature), of mean 1 before the bound: (B,) -> (B,).
+
+    Peters and Schaal 2007, "Reinforcement learning by reward-weighted regression"; the bound is from Peng et
+    al. 2019, "Advantage-weighted regression".
+
+    Args:
+        returns: (B,) of the whole data set.
+        temperature: see above.
+        standardize: divide by the standard deviation first (constant returns stay as they are).
+        max_weight: bound on the weights.
+
+    Example:
+        >>> reward_weights(torch.tensor([0.0, 0.0, 0.0, 1.0]) * 2.0794415).tolist()[-1]  # e^2.0794415 = 8
+        2.909...
+    """
+    values = returns.double()
+    if standardize:
+        spread = values.std(correction=0)
+        values = values / torch.where(spread > 0, spread, 1.0)
+    weights = torch.softmax(values / temperature, 0) * len(values)
+    return (weights if max_weight is None else weights.clamp_max(max_weight)).to(returns.dtype)
+
+
+@register_agent("rwr")
+class RWR(OfflineAgent):
+    """Reward-weighted regression: cloning of logged episodes, each weighted by exp(return)."""
+
+    config_class = RWRConfig
+    config: RWRConfig
+    dataset: TrainingBatch
+
+    def load_dataset(self, dataset: Any) -> TrainingBatch:
+        """Episodes of whatever was given, with their weights; see ``textenv.agents.datasets.as_episodes``."""
+        cfg = self.config
+        episodes = as_episodes(dataset, self.tokenizer)
+        returns = episodes.returns.double()
+        if cfg.baseline == "prompt":
+            returns = returns.clone()
+            for rows in rows_by_prompt(episodes):
+                returns[rows] -= returns[rows].mean()
+        weights = reward_weights(
+            returns, temperature=cfg.temperature, standardize=cfg.standardize, max_weight=cfg.max_weight
+        )
+        return TrainingBatch(episodes, {"weights": weights.float()})
+
+    def batch(self, index: Tensor) -> TrainingBatch:
+        """The rows ``index`` of the data set, with their weights."""
+        return self.dataset.select(index)
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """Weighted negative log-likelihood, divided by the tokens of the optimizer step."""
+        out = self.policy(batch.episodes)
+        weights = batch["weights"]
+        loss = -masked_mean(out.log_probs * weights.unsqueeze(-1), batch.mask, totals.tokens)
+        nll = sft_loss(out.log_probs.detach(), batch.mask, denominator=totals.tokens)
+        return loss, {"rwr/nll": nll, "rwr/weight": weights.sum() / totals.episodes}
