@@ -1,0 +1,187 @@
+"""The command ``textenv``: finds the command and tells errors; what commands do is in ``cli_commands``.
+
+Nothing heavy is imported before a command needs it, so help and lists come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+COMMANDS = {
+    "train": "train an agent: textenv train ppo --task random-walks",
+    "sft": "supervised fine-tuning; the same as: textenv train sft",
+    "reward-model": "train a reward model on preferences or ratings; the same as: textenv train reward-model",
+    "pipeline": "supervised fine-tuning, reward model and reinforcement learning, one after the other",
+    "evaluate": "play and measure: textenv evaluate FOLDER --task random-walks",
+    "generate": "write texts: textenv generate FOLDER --prompts prompts.jsonl",
+    "tasks": "list the tasks, or one task's arguments: textenv tasks reviews",
+    "agents": "list the agents",
+    "rewards": "list the rewards, or one reward's documentation: textenv rewards length",
+}
+FLAGS = {
+    "--import": "MODULE|FILE.py  import this first; it may register agents, tasks and rewards",
+    "--allow_imports": "import rewards that a configuration file names as module:function",
+    "--trust_remote_code": "run code that comes with a model from the hub",
+    "--traceback": "show where in the code an error came from",
+    "--version": "show the version",
+}
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, ImportError)
+"""Told in one line; others are mistakes in code, the library's or the user's, and shown with their place."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is said about the command line itself; a configuration file can't say it."""
+
+    argv: tuple[str, ...] = ()
+    """The rest of the command line."""
+    imports: tuple[str, ...] = ()
+    """Modules and files to import first."""
+    allow_imports: bool = False
+    """Whether rewards named in files may be imported."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a model may run."""
+    traceback: bool = False
+    """Whether errors show where they came from."""
+
+    def may_import(self, place: str) -> bool:
+        """Whether ``module:name`` may be imported: it stands on the command line, or all may."""
+        return self.allow_imports or any(place in token for token in self.argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    0 done, 1 failed, 2 the command line or a configuration file is not as it should be, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    traceback = "--traceback" in argv
+    previous, warnings.showwarning = warnings.showwarning, _show_warning
+    try:
+        flags = _flags(argv)
+        return _run(flags)
+    except SystemExit as leaving:  # jsonargparse leaves so after --help and --print_config
+        return int(leaving.code or 0)
+    except KeyboardInterrupt:
+        print("textenv: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if traceback or not _is_told(error):
+            raise
+        print(f"textenv: error: {_line(error)}", file=sys.stderr)
+        return 2 if type(error).__name__ == "UsageError" else 1
+    finally:
+        warnings.showwarning = previous
+
+
+def _run(flags: Flags) -> int:
+    command, *rest = flags.argv or ("--help",)
+    if command in ("-h", "--help", "help"):
+        _print_help()
+        return 0
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"textenv {version('textenv')}")
+        return 0
+    if command not in COMMANDS:
+        import difflib
+
+        from textenv.agents.cli_errors import UsageError
+
+        close = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {command!r}; {hint}")
+    for name in flags.imports:
+        from textenv.agents.user_code import import_module_or_file
+
+        import_module_or_file(name)
+    if command in ("tasks", "agents", "rewards"):
+        from textenv.agents import cli_lists
+
+        return cli_lists.run(command, rest)
+    from textenv.agents import cli_commands
+
+    run: Callable[[list[str], Flags], int] = getattr(cli_commands, command.replace("-", "_"))
+    return run(list(rest), flags)
+
+
+def _flags(argv: Sequence[str]) -> Flags:
+    """Take the flags out of a command line, wherever they stand."""
+    from textenv.agents.cli_errors import UsageError
+
+    rest: list[str] = []
+    imports: list[str] = []
+    found: dict[str, Any] = {}
+    tokens = iter(argv)
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        name = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
+        if name == "--import":
+            value = value if equals else next(tokens, "")
+            if not value:
+                raise UsageError("--import needs the name of a module or file")
+            imports.append(value)
+        elif name in ("--allow_imports", "--trust_remote_code", "--traceback"):
+            if equals:
+                raise UsageError(f"{name} takes no value, got {value!r}")
+            found[name[2:]] = True
+        else:
+            rest.append(token)
+    return Flags(argv=tuple(rest), imports=tuple(imports), **found)
+
+
+def _print_help() -> None:
+    print("usage: textenv COMMAND [options]\n\nRLHF as ordinary reinforcement learning.\n\ncommands:")
+    for name, text in COMMANDS.items():
+        print(f"  {name:<14}{text}")
+    print("\nfor every command:")
+    print(f"  {'--help':<21}its options (textenv train AGENT --help: the agent's settings, too)")
+    print(f"  {'--config FILE':<21}YAML file of options; options on the command line come before it")
+    print(f"  {'--print_config':<21}the options as YAML, to begin such a file with")
+    for name, text in FLAGS.items():
+        shown, _, about = text.partition("  ") if name == "--import" else ("", "", text)
+        print(
+            f"  {f'{name} {shown}'.strip():<21}{about}" if not shown else f"  {name} {shown}\n{'':<23}{about}"
+        )
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether an error is about what the user gave rather than about code."""
+    return isinstance(error, USER_ERRORS) or type(error).__module__.startswith("textenv.")
+
+
+def _line(error: Exception) -> str:
+    """What an error says, on one line, control characters shown as escapes."""
+    from textenv.render import printable
+
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    notes = getattr(error, "__notes__", [])
+    if error.__cause__ is not None and type(error).__module__.startswith("textenv.rewards"):
+        notes = [*notes, "--traceback shows where in the reward"]
+    joined = "; ".join([text or type(error).__name__, *notes])
+    return printable(" ".join(joined.split()))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"textenv: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

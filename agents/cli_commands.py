@@ -1,0 +1,327 @@
+"""What the commands of ``textenv`` do, each in one function: options in, a library call, a few lines out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textenv.agents.cli_errors import UsageError
+from textenv.agents.cli_options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
+from textenv.agents.cli_parser import build, config_files, make_parser, parse
+from textenv.agents.config import nearest
+from textenv.agents.registry import agent_names
+from textenv.agents.user_code import import_rewards
+
+if TYPE_CHECKING:
+    from textenv.agents.cli import Flags
+    from textenv.agents.policy import LanguagePolicy
+
+
+def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
+    """Train an agent; its name comes first, or stands in the YAML file as ``agent``."""
+    if agent is None and ("--help" in argv or "-h" in argv) and argv[0].startswith("-"):
+        print(f"usage: textenv train AGENT [options]\n\nagents: {', '.join(agent_names())}")
+        print("\ntextenv train AGENT --help shows the options and the agent's settings.")
+        return 0
+    if agent is None:
+        agent_given = argv[0] if argv and not argv[0].startswith("-") else None
+        in_file = _agent_in_file(argv)
+        if None not in (agent_given, in_file) and agent_given != in_file:
+            raise UsageError(f"the command line names the agent {agent_given!r}, the file {in_file!r}")
+        if agent_given is None and in_file is not None:
+            argv = [in_file, *argv]
+    name = agent or (argv[0] if argv and not argv[0].startswith("-") else None)
+    if name is None:
+        raise UsageError(f"name the agent: textenv train AGENT; known: {', '.join(agent_names())}")
+    if name not in agent_names():
+        raise UsageError(f"unknown agent {name!r}; {nearest(name, agent_names())}")
+
+    from textenv.agents.registry import get_agent
+
+    cls = get_agent(name)
+    about = (cls.__doc__ or "").splitlines()[0]
+    nested = {"settings": cls.config_class}
+    places = {} if agent is not None else {"agent": "name of the agent"}
+    prog = "textenv train" if agent is None else f"textenv {agent}"
+    parser = make_parser(prog, about, TrainOptions, nested=nested, positional=places)
+    options = build(TrainOptions, parse(parser, argv), nested)
+
+    from textenv.agents.training import train as run_training
+
+    _quiet()
+    if options.resume and options.run_dir is None:
+        raise UsageError("--resume needs --run_dir, the folder of the run to go on with")
+    _check_there(options.model)
+    run_dir = options.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    policy_kwargs = options.policy.kwargs() | ({"trust_remote_code": True} if flags.trust_remote_code else {})
+    given = ("task", "tokenizer", "prompts", "eval_prompts", "dataset", "eval_dataset", "num_envs")
+    result = run_training(
+        name,
+        None if options.model is None else _local(options.model),
+        config=options.settings,
+        reward=_rewards(options.reward, flags),
+        env_kwargs=options.env.kwargs(),
+        policy_kwargs=policy_kwargs,
+        run_dir=run_dir,
+        resume=options.resume,
+        loggers=options.loggers,
+        **{key: getattr(options, key) for key in given},
+    )
+    found = result.evaluation.metrics if result.evaluation is not None else {}
+    row = found or (result.history[-1] if result.history else {})
+    if row:
+        _print_numbers(row, "evaluation" if found else "last step")
+    print(f"model: {model_folder(run_dir)}")
+    return 0
+
+
+def sft(argv: list[str], flags: Flags) -> int:
+    """Supervised fine-tuning."""
+    return train(argv, flags, agent="sft")
+
+
+def reward_model(argv: list[str], flags: Flags) -> int:
+    """Train a reward model."""
+    return train(argv, flags, agent="reward-model")
+
+
+def pipeline(argv: list[str], flags: Flags) -> int:
+    """The three stages, one after the other."""
+    from textenv.agents.pipeline import PipelineConfig, run_pipeline
+
+    @dataclass(frozen=True, kw_only=True)
+    class PipelineOptions(PipelineConfig):
+        """Options of `textenv pipeline`."""
+
+        run_dir: str = "runs/pipeline"
+        """Folder of the run; stages that are finished there are not run again."""
+        overwrite: bool = False
+        """Make stages anew that were made from other settings."""
+        loggers: tuple[str, ...] = ("rich",)
+        """Any of rich, wandb, tensorboard."""
+
+    parser = make_parser(
+        "textenv pipeline",
+        "Supervised fine-tuning, reward model and reinforcement learning, one after the other.",
+        PipelineOptions,
+    )
+    options = build(PipelineOptions, parse(parser, argv))
+    _quiet()
+    own = {spec.name: getattr(options, spec.name) for spec in fields(PipelineConfig)}
+    result = run_pipeline(
+        PipelineConfig(**own), options.run_dir, loggers=options.loggers, overwrite=options.overwrite
+    )
+    for name, figures in result.stages.items():
+        took = "reused" if figures["reused"] else f"{figures['seconds']:.0f} s"
+        print(f"{name}: {took}")
+    if result.comparison is not None:
+        import rich
+
+        rich.print(result.comparison.table())
+        rich.print(result.comparison.sample_table())
+    print(f"run: {result.run_dir}")
+    return 0
+
+
+def evaluate(argv: list[str], flags: Flags) -> int:
+    """Play a task, or prompts and rewards, and print the measures and some samples."""
+    source, options = _play_options("evaluate", "Write texts and measure them.", EvaluateOptions, argv)
+    _quiet()
+    policy = load_policy(source, options, flags)
+
+    import rich
+
+    from textenv.agents.evaluation import EVAL_SEED
+    from textenv.agents.evaluation import evaluate as measure
+    from textenv.agents.policy import LanguagePolicy
+
+    envs = _envs(policy, options, rewards=_rewards(options.reward, flags))
+    reference = None if options.reference is None else LanguagePolicy(_local(options.reference))
+    found = measure(policy, envs, options.episodes, seed=options.seed or EVAL_SEED, reference=reference)
+    rich.print(found.table())
+    _print_numbers(found.metrics, "evaluation")
+    if options.out is not None:
+        _write(options.out, json.dumps(found.to_dict(), indent=2) + "\n")
+    return 0
+
+
+def generate(argv: list[str], flags: Flags) -> int:
+    """Write texts after prompts."""
+    source, options = _play_options("generate", "Write texts after prompts.", GenerateOptions, argv)
+    if bool(options.prompt) + (options.prompts is not None) + (options.task is not None) != 1:
+        raise UsageError("generate needs one of --prompt, --prompts and --task")
+    _quiet()
+    policy = load_policy(source, options, flags)
+
+    from textenv.render import printable
+    from textenv.rollout import collect
+
+    envs = _envs(policy, options, prompts=list(options.prompt) or options.prompts, rewards=[])
+    base: Any = envs.unwrapped
+    count = len(base.prompts) if options.limit is None else min(len(base.prompts), options.limit)
+    policy.eval()
+    episodes = collect(envs, policy, count * base.samples_per_prompt, seed=options.seed)
+    rows = [
+        {"prompt": prompt, "completion": completion, "truncated": bool(truncated)}
+        for prompt, completion, truncated in zip(
+            episodes.prompt_texts(base.tokenizer),
+            episodes.completion_texts(base.tokenizer),
+            episodes.truncated.tolist(),
+            strict=True,
+        )
+    ]
+    if options.out is not None:
+        _write(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return 0
+    for row in rows:
+        print(f"{printable(row['prompt'])} >>> {printable(row['completion'])}")
+    return 0
+
+
+# -- what they share -----------------------------------------------------------------------------------------
+
+
+def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePolicy:
+    """The policy in a checkpoint, in a run's folder, or around a model of transformers.
+
+    Raises:
+        UsageError: if the folder is a reward model's.
+    """
+    from textenv.agents.policy import LanguagePolicy
+    from textenv.agents.registry import get_agent
+    from textenv.agents.training import tokenizer_of
+    from textenv.tasks.prompts import load_tokenizer
+
+    _check_there(source)
+    folder = model_folder(source)
+    kwargs = options.policy.kwargs()
+    kwargs |= {name: getattr(options, name) for name in ("top_k", "top_p", "greedy")}
+    if flags.trust_remote_code:
+        kwargs["trust_remote_code"] = True
+    if (folder / "config.json").is_file():
+        kinds = json.loads((folder / "config.json").read_text()).get("architectures") or []
+        if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            raise UsageError(f"{folder} is a reward model, which writes no text; expected a language model")
+    if (folder / "policy.json").is_file():
+        kind: type[LanguagePolicy] = LanguagePolicy
+        if (folder / "trainer.json").is_file():
+            kind = get_agent(json.loads((folder / "trainer.json").read_text())["agent"]).policy_class
+        for name in ("top_k", "top_p", "greedy"):  # what was saved counts, unless the user said otherwise
+            if kwargs[name] == getattr(type(options)(), name):
+                del kwargs[name]
+        return kind.load(folder, **kwargs)
+    path = str(folder) if folder.is_dir() else source
+    tokenizer = None
+    if options.task is None or options.tokenizer is not None or folder.is_dir():
+        tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(path))
+    return LanguagePolicy(path, tokenizer=tokenizer, **kwargs)
+
+
+def _local(model: str) -> str:
+    """The model's folder, if it is that of a run; else the name or folder as it is."""
+    return str(model_folder(model)) if Path(model).is_dir() else model
+
+
+def _check_there(model: str | None) -> None:
+    """Refuse a path that is not there before it is asked for on the hub."""
+    if model is None or Path(model).exists():
+        return
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/"):
+        raise UsageError(f"{model}: no such folder")
+
+
+def model_folder(source: str | Path) -> Path:
+    """The model in a run's folder (the pipeline's, the best, or the newest whole one), else ``source``."""
+    from textenv.agents.resume import latest_whole
+
+    folder = Path(source)
+    for inner in (folder / "rl" / "model", folder / "best", folder / "model"):
+        if (inner / "config.json").is_file() and not (folder / "config.json").is_file():
+            return inner
+    newest = latest_whole(folder)[0] if (folder / "checkpoints").is_dir() else None
+    return folder if newest is None else newest
+
+
+def _play_options(name: str, about: str, cls: Any, argv: list[str]) -> tuple[str, Any]:
+    parser = make_parser(
+        f"textenv {name}", about, cls, positional={"model": "checkpoint, run folder, model folder or hub id"}
+    )
+    values = parse(parser, argv)
+    source = values.pop("model", None)
+    if source is None:
+        raise UsageError(f"name the model: textenv {name} FOLDER")
+    return source, build(cls, values)
+
+
+def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts: Any = None) -> Any:
+    from textenv.tasks.make import make_vec_env
+    from textenv.tasks.registry import make_task
+
+    prompts = options.prompts if prompts is None else prompts
+    if options.task is None and prompts is None:
+        raise UsageError("give --task or --prompts")
+    tokenizer: Any = options.tokenizer
+    if tokenizer is None and (options.task is None or make_task(options.task).takes("tokenizer")):
+        tokenizer = policy.tokenizer
+    split = options.split or ("validation" if options.task is not None else None)
+    return make_vec_env(
+        options.num_envs,
+        task=options.task,
+        prompts=prompts,
+        split=split,  # type: ignore[arg-type]
+        tokenizer=tokenizer,
+        rewards=rewards,
+        **{**options.env.kwargs(), "shuffle": False},
+    )
+
+
+def _rewards(spec: Any, flags: Flags) -> list[Any] | None:
+    """The option ``reward`` as a list of specs, the user's own functions imported."""
+    if spec is None:
+        return None
+    one = not isinstance(spec, list) or (
+        len(spec) == 2 and isinstance(spec[0], str) and isinstance(spec[1], Mapping)
+    )
+    return import_rewards([spec] if one else spec, flags.may_import)
+
+
+def _agent_in_file(argv: Sequence[str]) -> str | None:
+    """The agent that a configuration file names; other mistakes in files are found when they are parsed."""
+    import yaml
+
+    name = None
+    for path in config_files(argv):
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            continue
+        name = found.get("agent", name) if isinstance(found, dict) else name
+    return name
+
+
+def _print_numbers(row: Mapping[str, float], title: str) -> None:
+    import rich
+
+    from textenv.agents.text_display import text_table
+
+    shown = [[name, value] for name, value in row.items() if not name.startswith(("time/", "throughput/"))]
+    rich.print(text_table([title, "value"], shown))
+
+
+def _write(path: str, text: str) -> None:
+    from textenv.atomic import atomic_file
+
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _quiet() -> None:
+    """Keep transformers' progress bars out of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,65 @@
+"""The commands that list what is registered: tasks, agents, rewards; each also says more about one."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+from textenv.agents import catalog
+from textenv.agents.cli_errors import UsageError
+from textenv.agents.config import nearest
+
+
+def run(what: str, argv: Sequence[str]) -> int:
+    """List, or show the documentation of the one that ``argv`` names."""
+    lines = {"tasks": catalog.tasks, "agents": catalog.agents, "rewards": catalog.rewards}[what]()
+    if "--help" in argv or "-h" in argv:
+        print(f"usage: textenv {what} [NAME]\n\nList the {what}, or show the documentation of one.")
+        return 0
+    if len(argv) > 1 or (argv and argv[0].startswith("-")):
+        raise UsageError(f"textenv {what} takes at most a name, got {' '.join(argv)}")
+    if not argv:
+        _print_list(lines)
+        return 0
+    name = argv[0]
+    if name not in lines:
+        raise UsageError(f"unknown {what.removesuffix('s')} {name!r}; {nearest(name, lines)}")
+    print(_documentation(what, name))
+    return 0
+
+
+def _print_list(lines: dict[str, str]) -> None:
+    width = max(map(len, lines)) + 2
+    columns = max(60, shutil.get_terminal_size((100, 24)).columns)
+    for name, text in sorted(lines.items()):
+        print(
+            textwrap.fill(
+                text.replace("``", ""),
+                width=columns,
+                initial_indent=f"{name:<{width}}",
+                subsequent_indent=" " * width,
+                break_on_hyphens=False,
+            )
+            if text
+            else name
+        )
+
+
+def _documentation(what: str, name: str) -> str:
+    if what == "tasks":
+        from textenv.tasks.registry import make_task
+
+        text = inspect.getdoc(make_task(name).builder)
+    elif what == "rewards":
+        from textenv.rewards.registry import REWARDS, reward_names
+
+        reward_names()
+        text = inspect.getdoc(REWARDS[name])
+    else:
+        from textenv.agents.registry import get_agent
+
+        text = inspect.getdoc(get_agent(name))
+        text = f"{text}\n\nIts settings: textenv train {name} --help"
+    return f"{name}\n{'-' * len(name)}\n{text}"

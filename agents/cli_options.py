@@ -1,0 +1,175 @@
+"""Options of the commands of ``textenv``, as settings classes; agents' own settings are nested in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from textenv.agents.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvOptions(Config):
+    """How texts are generated; None is the task's own choice."""
+
+    task_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the task; `textenv tasks NAME` lists them."""
+    max_new_tokens: int | None = None
+    """Token budget of a response."""
+    min_new_tokens: int | None = None
+    """A response can't end before this many tokens."""
+    max_prompt_tokens: int | None = None
+    """Longer prompts are cut."""
+    truncation_side: Literal["left", "right", "error"] = "left"
+    """Which end of a long prompt is cut; "error" refuses it."""
+    chat_template: bool = False
+    """Render prompts that are texts by the tokenizer's chat template (messages always are)."""
+    stop_strings: tuple[str, ...] | None = None
+    """Strings that end a response."""
+    samples_per_prompt: int = 1
+    """Consecutive episodes that share a prompt."""
+    shuffle: bool = True
+    """Deal the prompts in a fresh random order every epoch."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(max_new_tokens=">= 1", min_new_tokens=">= 0", max_prompt_tokens=">= 1")
+        self.check(samples_per_prompt=">= 1")
+
+    def kwargs(self) -> dict[str, Any]:
+        """Arguments of ``make_vec_env`` that differ from their defaults."""
+        own = {name: getattr(self, name) for name in self.to_dict()}
+        default = type(self)()
+        return {name: value for name, value in own.items() if value != getattr(default, name)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions(Config):
+    """How the model becomes a policy."""
+
+    lora: bool | dict[str, Any] = False
+    """Train low-rank adapters only: true, or arguments of peft.LoraConfig such as {r: 16}."""
+    train_layers: int | None = None
+    """Train only so many top blocks and what follows them."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the weights."""
+    device: str | None = None
+    """Where the model computes, such as cuda; None is the CPU."""
+    temperature: float = 1.0
+    """What logits are divided by in sampling, and in all log-probs."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(train_layers=">= 1", temperature="(0, inf)")
+
+    def kwargs(self) -> dict[str, Any]:
+        """Arguments of ``LanguagePolicy`` that differ from their defaults."""
+        import torch
+
+        own, default = self.to_dict(), type(self)().to_dict()
+        given = {name: value for name, value in own.items() if value != default[name]}
+        if "dtype" in given:
+            given["dtype"] = getattr(torch, given["dtype"])
+        return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Config):
+    """Options of `textenv train`."""
+
+    task: str | None = None
+    """Task that brings prompts, tokenizer, rewards and a small model; `textenv tasks` lists them."""
+    model: str | None = None
+    """Hub id or folder of a causal language model; None is the task's own small one."""
+    tokenizer: str | None = None
+    """Hub id or folder; None is the model's or the task's."""
+    prompts: str | None = None
+    """File (.jsonl, .json, .csv, .parquet, .txt), folder or hub id of prompts, instead of the task's."""
+    eval_prompts: str | None = None
+    """The same, for evaluation; None is the task's validation split."""
+    dataset: str | None = None
+    """File, folder or hub id that an offline agent learns from; None is the task's."""
+    eval_dataset: str | None = None
+    """The same, held out, for agents that are evaluated on data (reward models)."""
+    reward: Any = None
+    """A reward or a list of them: name, [name, {argument: value}], module:function, or file.py:function."""
+    num_envs: int = 16
+    """Texts that are generated at a time."""
+    run_dir: str | None = None
+    """Folder for metrics, samples and checkpoints; None is runs/AGENT-DATE-TIME."""
+    resume: Literal["auto"] | bool = False
+    """Go on with the run in run_dir; auto starts it where there is nothing to go on with."""
+    loggers: tuple[str, ...] = ("rich",)
+    """Any of rich, wandb, tensorboard; metrics.jsonl is always written."""
+    env: EnvOptions = field(default_factory=EnvOptions)
+    """How texts are generated."""
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
+    """How the model becomes a policy."""
+    settings: Any = None
+    """Settings of the agent."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(num_envs=">= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayOptions(Config):
+    """What `textenv evaluate` and `textenv generate` share."""
+
+    task: str | None = None
+    """Task that brings prompts and rewards; `textenv tasks` lists them."""
+    split: str | None = None
+    """Part of the task's prompts; None is its validation split."""
+    prompts: str | None = None
+    """File, folder or hub id of prompts, instead of the task's."""
+    tokenizer: str | None = None
+    """Hub id or folder; None is the model's or the task's."""
+    num_envs: int = 16
+    """Texts that are generated at a time."""
+    seed: int = 0
+    """Seed of prompts and noise."""
+    greedy: bool = False
+    """Always take the likeliest token."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0 is all."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
+    out: str | None = None
+    """File for the result: JSON of an evaluation, JSON lines of generated texts."""
+    env: EnvOptions = field(default_factory=EnvOptions)
+    """How texts are generated."""
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
+    """How the model becomes a policy."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(num_envs=">= 1", top_k=">= 0", top_p="(0, 1]", seed=">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(PlayOptions):
+    """Options of `textenv evaluate`."""
+
+    reward: Any = None
+    """A reward, or a list of them, as for `textenv train`; None is the task's."""
+    episodes: int = 256
+    """Texts to generate."""
+    reference: str | None = None
+    """Hub id or folder of a model to measure the KL divergence from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(PlayOptions):
+    """Options of `textenv generate`."""
+
+    prompt: tuple[str, ...] = ()
+    """Prompts given here, as a list."""
+    limit: int | None = 16
+    """Use only the first so many prompts of a file or task; null is all."""

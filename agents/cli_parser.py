@@ -1,0 +1,264 @@
+"""Command lines and YAML files from settings classes: one option a field, nested classes with dots.
+
+jsonargparse reads and merges both; what it does not say well (unknown keys, with the nearest one) is checked
+here before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonargparse
+import yaml
+
+from textenv.agents.cli_errors import UsageError
+from textenv.agents.config import Config, field_docs
+
+C = TypeVar("C", bound=Config)
+_OWN = ("help", "config", "print_config")
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Raises instead of printing its usage and leaving."""
+
+    def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
+        raise UsageError(_plain(message)) from ex
+
+
+def make_parser(
+    prog: str,
+    description: str,
+    options: type[Config],
+    *,
+    nested: Mapping[str, type[Config]] | None = None,
+    positional: Mapping[str, str] | None = None,
+) -> jsonargparse.ArgumentParser:
+    """A parser for a command.
+
+    Args:
+        prog: the command as it is typed.
+        description: what it does.
+        options: a field is an option; a field that is a settings class gives options with dots.
+        nested: field name -> settings class, for a field of ``options`` whose class depends on the command.
+        positional: argument name -> its help.
+    """
+    places = [f"[{name.upper()}]" for name in positional or {}]
+    parser = _Parser(
+        prog=prog,
+        usage=" ".join([prog, *places, "[--config FILE] [--NAME VALUE ...]"]),
+        description=description,
+        print_config="--print_%s",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file of these options; later ones override it"
+    )
+    for name, text in (positional or {}).items():
+        parser.add_argument(name, nargs="?", type=str, help=text)
+    _add_fields(parser, options, "", dict(nested or {}))
+    return parser
+
+
+def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    """Read a command line (dashes in names count as underscores) and the files that it names.
+
+    Returns:
+        Nested plain values; without positional arguments that were not given.
+
+    Raises:
+        UsageError: on an unknown or ill-typed key; it names the nearest.
+    """
+    argv = _with_true([_underscored(token) for token in argv], parser)
+    known = known_keys(parser)
+    for token in argv:
+        if token.startswith("--") and token != "--":
+            name = token[2:].split("=")[0].removesuffix("+")
+            if not _is_known(name, known):
+                raise UsageError(f"unknown option --{name}; {_nearest(name, known, '--')}")
+    for path in config_files(argv):
+        check_keys(path, known)
+    try:
+        namespace = parser.parse_args(argv)
+    except jsonargparse.ArgumentError as error:
+        raise UsageError(_plain(str(error))) from error
+    values = namespace.as_dict()
+    values.pop("config", None)
+    return values
+
+
+def known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
+    """Every key of a parser, with dots."""
+    return {action.dest for action in parser._actions} | set(_OWN)
+
+
+def check_keys(path: Path, known: set[str]) -> None:
+    """Refuse a YAML file with a key that is no option.
+
+    Raises:
+        UsageError: naming file, line and key, and the nearest known one.
+    """
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if node is None:
+        return
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{path} must hold options, name: value; got a {node.tag.rpartition(':')[2]}")
+    for key, line in _keys(node, "", known):
+        if not _is_known(key, known):
+            near = _nearest(key, known - set(_OWN), "")
+            raise UsageError(f"{path}, line {line}: unknown key {key!r}; {near}")
+
+
+def build(
+    cls: type[C],
+    values: Mapping[str, Any],
+    nested: Mapping[str, type[Config]] | None = None,
+    prefix: str = "",
+) -> C:
+    """Make settings, and the settings nested in them, of plain values.
+
+    Raises:
+        UsageError: if a value is out of range; it names the field as the command line does.
+    """
+    classes = {**_nested_classes(cls), **(nested or {})}
+    own = {spec.name for spec in fields(cls)}
+    made = {
+        name: build(classes[name], value, prefix=f"{prefix}{name}.")
+        if name in classes and isinstance(value, Mapping)
+        else value
+        for name, value in values.items()
+        if name in own
+    }
+    try:
+        return cls(**made)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{prefix}{error}") from error
+
+
+def _add_fields(
+    parser: jsonargparse.ArgumentParser,
+    cls: type[Config],
+    prefix: str,
+    nested: dict[str, type[Config]],
+    made: Config | None = None,
+) -> None:
+    """Add an option for each field; ``made`` has the defaults, where they are not the class's own."""
+    docs, hints = field_docs(cls), typing.get_type_hints(cls)
+    classes = {**_nested_classes(cls), **nested}
+    group = parser.add_argument_group(f"{prefix.rstrip('.')} ({cls.__name__})") if prefix else parser
+    for spec in fields(cls):
+        default = _default(spec) if made is None else getattr(made, spec.name)
+        if spec.name in classes:
+            inner = default if isinstance(default, Config) else None
+            _add_fields(parser, classes[spec.name], f"{prefix}{spec.name}.", {}, inner)
+            continue
+        group.add_argument(
+            f"--{prefix}{spec.name}",
+            type=hints[spec.name],
+            default=list(default) if isinstance(default, tuple) else default,
+            help=docs[spec.name].replace("%", "%%"),
+        )
+
+
+def _nested_classes(cls: type[Config]) -> dict[str, type[Config]]:
+    hints = typing.get_type_hints(cls)
+    return {
+        spec.name: hints[spec.name]
+        for spec in fields(cls)
+        if isinstance(hints[spec.name], type) and issubclass(hints[spec.name], Config)
+    }
+
+
+def _default(spec: Field[Any]) -> Any:
+    if spec.default_factory is not MISSING:
+        return spec.default_factory()
+    return spec.default
+
+
+def _underscored(token: str) -> str:
+    if not token.startswith("--"):
+        return token
+    name, equals, value = token[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _with_true(argv: list[str], parser: jsonargparse.ArgumentParser) -> list[str]:
+    """Let an option that may be true be said without a value: ``--resume`` is ``--resume=true``."""
+    switches = {
+        f"--{action.dest}"
+        for action in parser._actions
+        if bool in (hint := getattr(action, "_typehint", None), *typing.get_args(hint))
+    }
+    return [
+        f"{token}=true"
+        if token in switches and (i + 1 == len(argv) or argv[i + 1].startswith("--"))
+        else token
+        for i, token in enumerate(argv)
+    ]
+
+
+def config_files(argv: Sequence[str]) -> Iterator[Path]:
+    """The files that a command line names by ``--config``."""
+    for i, token in enumerate(argv):
+        if token.startswith("--config="):
+            yield Path(token.partition("=")[2])
+        elif token == "--config" and i + 1 < len(argv):
+            yield Path(argv[i + 1])
+
+
+def _keys(node: yaml.MappingNode, prefix: str, known: set[str]) -> Iterator[tuple[str, int]]:
+    """Every key with dots and its line; the inside of a value that is one option is not looked at."""
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        if isinstance(value, yaml.MappingNode) and name not in known and _is_group(name, known):
+            yield from _keys(value, f"{name}.", known)
+        else:
+            yield name, key.start_mark.line + 1
+
+
+def _is_known(name: str, known: set[str]) -> bool:
+    """Whether it is an option, a group of options, or the inside of an option that is a dictionary."""
+    parts = name.split(".")
+    return any(".".join(parts[: n + 1]) in known for n in range(len(parts))) or _is_group(name, known)
+
+
+def _is_group(name: str, known: set[str]) -> bool:
+    return any(key.startswith(f"{name}.") for key in known)
+
+
+def _nearest(name: str, known: set[str], mark: str) -> str:
+    """A word on the nearest known names; the last part of the name counts, whatever group it was put in."""
+    last = {key.rpartition(".")[2]: key for key in sorted(known, reverse=True)}
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    close += [
+        last[word] for word in difflib.get_close_matches(name.rpartition(".")[2], last, n=2, cutoff=0.6)
+    ]
+    close = list(dict.fromkeys(close))[:2]
+    if close:
+        return f"did you mean {' or '.join(mark + key for key in close)}?"
+    return f"known: {', '.join(mark + key for key in sorted(known) if '.' not in key)}"
+
+
+def _plain(message: str) -> str:
+    """An error of the parser in one line, in the words of this library."""
+    line = " ".join(message.split())
+    found = re.search(r'key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', line)
+    if found is None:
+        return line
+    key, kind, value = found.groups()
+    kind = re.sub(r"<class '(\w+)'>", r"\1", kind).removeprefix("typing.")
+    literal = re.fullmatch(r"Literal\[(.*)\]", kind)
+    return f"{key} must be {f'one of {literal[1]}' if literal else kind}, got {value}"
