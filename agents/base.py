@@ -32,6 +32,7 @@ from textenv.agents.policy_files import restore_policy
 from textenv.agents.resume import resume_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.episodes import EpisodeBatch
+from textenv.host_memory import keep_freed_memory
 
 Stats = dict[str, Tensor]
 
@@ -284,6 +285,8 @@ class Agent:
         """Train to the end of the budget (from where a loaded agent stood)."""
         started = time.perf_counter()
         self.history, self.evaluation = [], None
+        if self.policy.device.type == "cpu":
+            keep_freed_memory()
         with nullcontext() if self.run_dir is None else RunFolder(self.run_dir).running():
             self.callbacks.on_start(self)
             if self.resumed and self.stopped:

@@ -22,13 +22,20 @@ from torch import Tensor, nn
 def eval_mode(modules: list[nn.Module]) -> Iterator[None]:
     """Put these modules into eval mode and restore each one's own mode afterwards."""
     training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
+    _set_training(training, False)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        _set_training(training, True)
+
+
+def _set_training(modules: list[nn.Module], mode: bool) -> None:
+    """Set the flag past the slow ``nn.Module.__setattr__``, because decoding does it at every token."""
+    for module in modules:
+        if "training" in module.__dict__:
+            module.__dict__["training"] = mode
+        else:  # a scripted module keeps it elsewhere
+            module.training = mode
 
 
 class HeadInput:
