@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -99,8 +100,10 @@ def word_tokenizer(shape: ModelShape) -> PreTrainedTokenizerFast:
     """One word per id (``w0 w1 ...``), with the shape's end and padding tokens."""
     words = {f"w{i}": i for i in range(shape.vocab - 2)}
     words |= {"<eos>": shape.eos_token_id, "<pad>": shape.pad_token_id}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")),
+        tokenizer_object=tokenizer,
         bos_token="<eos>",
         eos_token="<eos>",
         pad_token="<pad>",

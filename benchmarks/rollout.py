@@ -23,9 +23,9 @@ from benchmarks.common import arguments, interleave, one_thread, print_table, se
 from benchmarks.models import ModelShape, language_model, random_prompts, word_tokenizer
 from benchmarks.worker import memory_mb, reset_peak_memory
 from textenv.acting import DecodingPolicy
-from textenv.rollout import collect
 from textenv.decoding import Decoder
 from textenv.prompts import PromptSet
+from textenv.rollout import collect
 from textenv.vector_env import TextVectorEnv
 
 

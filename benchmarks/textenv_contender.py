@@ -1,7 +1,8 @@
 """Our PPO as a contender of benchmarks.ppo_cycle, in a process of its own like the others.
 
-``python -m benchmarks.textenv_contender CASE-AS-JSON`` builds the agent and lets ``learn()`` run; a callback at the
-end of every iteration waits for the parent, so a cycle is exactly one iteration of the agent's own loop.
+``python -m benchmarks.textenv_contender CASE-AS-JSON`` builds the agent and lets ``learn()`` run; a
+callback at the end of every iteration waits for the parent, so a cycle is exactly one iteration of the
+agent's own loop.
 """
 
 from __future__ import annotations
@@ -67,21 +68,22 @@ def main() -> None:
     import transformers
 
     import textenv.agents.ppo
-    import textenv.rewards.reward_model
+    import textenv.rewards.reward_model  # noqa: F401 - so that imports are over before memory counts
     from textenv.agents.callbacks import Callback
 
     class Cycles(Callback):
         """Waits for the parent before each iteration."""
 
-        started = 0.0
+        started = cpu_started = 0.0
 
         def next(self) -> bool:
             """Whether the training ends here."""
             more = pipe.wait()
-            self.started = time.perf_counter()
+            self.started, self.cpu_started = time.perf_counter(), time.process_time()
             return not more
 
         def on_iteration(self, agent: Any, metrics: Mapping[str, float]) -> bool:
+            cpu = time.process_time() - self.cpu_started
             seconds = time.perf_counter() - self.started
             response = metrics["episode/length"] * case["batch"]
             flops = update_flops(
@@ -89,6 +91,7 @@ def main() -> None:
             )
             pipe.answer(
                 seconds=seconds,
+                cpu_seconds=cpu,
                 samples=case["batch"],
                 tokens=response,
                 update_flops=flops,

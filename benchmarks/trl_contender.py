@@ -103,14 +103,14 @@ def main() -> None:
         """Waits for the parent before each pass through the trainer's loop."""
 
         def __init__(self) -> None:
-            self.started = 0.0
+            self.started = self.cpu_started = 0.0
             self.generated = 0.0
             self.width = 0
 
         def next(self) -> None:
             if not pipe.wait():
                 raise Done
-            self.started = time.perf_counter()
+            self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             versions = {m.__name__: m.__version__ for m in (trl, transformers, torch, datasets)}
@@ -118,9 +118,15 @@ def main() -> None:
             self.next()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            cpu = time.process_time() - self.cpu_started
             seconds = time.perf_counter() - self.started
-            tokens = self.width * case["batch"]
-            pipe.answer(seconds=seconds, samples=case["batch"], rollout=self.generated, tokens=tokens)
+            pipe.answer(
+                seconds=seconds,
+                cpu_seconds=cpu,
+                samples=case["batch"],
+                rollout=self.generated,
+                tokens=self.width * case["batch"],
+            )
             self.next()
 
     cycles = Cycles()

@@ -1,0 +1,128 @@
+"""The benchmarks' pieces on tiny sizes: that they measure what they say, not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from benchmarks import rollout
+from benchmarks.common import interleave, matmul_flops, write_json
+from benchmarks.models import ModelShape, language_model, random_prompts, sequence_classifier, word_tokenizer
+from benchmarks.ppo_cycle import CASES, contender, contenders_of, ratios, run_case
+from benchmarks.worker import Worker, memory_mb
+
+TINY = ModelShape(layers=1, width=16, heads=2, vocab=64, positions=64)
+
+
+def test_interleave_takes_turns_and_drops_the_warmup() -> None:
+    played: list[str] = []
+
+    def player(name: str):
+        def play() -> float:
+            played.append(name)
+            return float(len(played))
+
+        return play
+
+    results = interleave({"a": player("a"), "b": player("b")}, repeats=2, warmup=1)
+    assert played == ["a", "b"] * 3
+    assert results == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    with pytest.raises(ValueError, match="repeats must be >= 1, got 0"):
+        interleave({}, repeats=0)
+
+
+def test_end_of_sequence_has_the_probability_asked_for() -> None:
+    model = language_model(replace(TINY, eos_probability=0.25))
+    text = random_prompts(TINY, count=32, length=20)
+    probabilities = model(text).logits.softmax(-1)
+    assert probabilities[..., TINY.eos_token_id].mean().item() == pytest.approx(0.25, rel=0.05)
+    assert probabilities[..., TINY.pad_token_id].max().item() == 0.0
+    endless = language_model(TINY)(text).logits.softmax(-1)
+    assert endless[..., TINY.eos_token_id].max().item() == 0.0
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_tokenizer_and_prompts_fit_the_model() -> None:
+    tokenizer = word_tokenizer(TINY)
+    assert len(tokenizer) == TINY.vocab
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (TINY.eos_token_id, TINY.pad_token_id)
+    prompts = random_prompts(TINY, count=3, length=5)
+    assert tokenizer(tokenizer.batch_decode(prompts))["input_ids"] == prompts.tolist()
+    assert sequence_classifier(TINY, layers=1, seed=0)(prompts).logits.shape == (3, 1)
+
+
+def test_both_sides_of_the_rollout_count_the_same_useful_tokens() -> None:
+    work = rollout.Workload(shape=TINY, rows=4, episodes=8, max_new_tokens=6, prompt_tokens=4)
+    figures = rollout.against_generate(work, repeats=1)
+    assert figures["ratio"] == figures["tokens_s"]["textenv"] / figures["tokens_s"]["generate"]
+    seconds = iter([0.0, 2.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout.time, "perf_counter", lambda: next(seconds))
+        prompts = random_prompts(TINY, count=8, length=4)
+        rate = rollout.generate_rate(language_model(TINY), work, prompts)
+    assert rate == 8 * 6 / 2.0
+
+
+def test_env_share_and_scaling_have_their_keys() -> None:
+    work = rollout.Workload(
+        shape=replace(TINY, eos_probability=0.2), rows=2, episodes=4, max_new_tokens=8, prompt_tokens=4
+    )
+    share = rollout.env_share(work, repeats=1)
+    assert 0.0 < share["share"] < 1.0
+    assert share["share"] + share["policy_share"] <= 1.0
+    scaling = rollout.scaling(work, num_envs=(1, 2), lengths=(4,), repeats=1)
+    assert [case["num_envs"] for case in scaling["num_envs"]] == [1, 2]
+    assert [(case["new_tokens"], case["tokens"]) for case in scaling["length"]] == [(4, 8 * 4)]
+
+
+def test_worker_passes_answers_and_errors(tmp_path: Path) -> None:
+    worker = Worker(sys.executable, "tests.echo_worker", {"times": 3})
+    try:
+        assert worker.ready["ready"] is True
+        assert [worker.run()["value"] for _ in range(2)] == [3, 6]
+        assert worker.run()["peak_mb"] > 0
+    finally:
+        worker.close()
+    with pytest.raises(RuntimeError, match="stopped with code 1"):
+        Worker(sys.executable, "tests.echo_worker", {"wrong": 3})
+    assert memory_mb("VmRSS") <= memory_mb("VmHWM")
+
+
+def test_cases_are_json_and_choose_their_contenders() -> None:
+    assert json.loads(json.dumps(CASES[0])) == CASES[0]
+    assert contenders_of(CASES[0]) == ["shared", "separate", "trl_nogc", "trl"]
+    assert contenders_of(CASES[2])[-1] == "trl_full"
+    assert contenders_of(CASES[2], ours_only=True) == ["shared", "separate"]
+    with pytest.raises(ValueError, match="contender must be one of shared, separate, trl_nogc"):
+        contender("trlx", CASES[0])
+
+
+def test_our_ppo_cycle_runs_in_a_worker() -> None:
+    tiny = {**CASES[0], "model": asdict(TINY), "batch": 4, "prompts": 4, "prompt_tokens": 4, "new_tokens": 6}
+    figures = run_case(tiny, ["shared"], repeats=1, warmup=0)
+    parts = figures["parts"]["shared"]
+    assert parts["samples"] == 4 and parts["tokens"] == 4 * 6
+    assert parts["rollout"] + parts["score"] + parts["update"] <= parts["seconds"]
+    assert figures["samples_s"]["shared"] == parts["samples"] / parts["seconds"]
+    assert figures["peak_mb"]["shared"] > 0
+
+
+def test_json_carries_figures_and_environment(tmp_path: Path) -> None:
+    write_json(tmp_path / "out.json", {"env_share": 0.5})
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["env_share"] == 0.5
+    assert written["environment"]["torch"] == version("torch")
+    assert matmul_flops(size=32, repeats=1) > 0
+
+
+def test_ratios_name_whom_they_are_against() -> None:
+    fixed = ratios("ratio", {"shared": 6.0, "separate": 4.0, "trl_nogc": 2.0, "trl": 1.0})
+    assert fixed["ratio_shared"] == 3.0 and fixed["ratio_separate_with_gc"] == 4.0
+    ended = ratios("ratio", {"shared": 6.0, "trl_nogc": 2.0, "trl": 1.5, "trl_full": 1.0})
+    assert ended == {"ratio_shared": 6.0, "ratio_shared_trimmed": 3.0, "ratio_shared_with_gc": 4.0}
+    assert ratios("ratio", {"shared": 6.0}) == {}
