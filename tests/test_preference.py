@@ -413,7 +413,7 @@ def test_agents_learn_the_probe_from_logged_random_episodes(name: str) -> None:
         name,
         task="probe-copy",
         loggers=(),
-        steps=60,
+        steps=50,
         batch_size=64,
         learning_rate=3e-3,
         eval_episodes=64,
