@@ -29,7 +29,7 @@ from textenv.agents.optim import clip_gradients, make_optimizer, make_schedule
 from textenv.agents.outcome import TrainResult
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.policy_files import restore_policy
-from textenv.agents.resume import resume_agent
+from textenv.agents.resume import earlier_rows, resume_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.episodes import EpisodeBatch
 from textenv.host_memory import keep_freed_memory
@@ -284,7 +284,8 @@ class Agent:
     def learn(self) -> TrainResult:
         """Train to the end of the budget (from where a loaded agent stood)."""
         started = time.perf_counter()
-        self.history, self.evaluation = [], None
+        self.history = earlier_rows(self.run_dir, self.iteration) if self.resumed else []
+        self.evaluation = None
         if self.policy.device.type == "cpu":
             keep_freed_memory()
         with nullcontext() if self.run_dir is None else RunFolder(self.run_dir).running():

@@ -187,8 +187,8 @@ class EarlyStop(Callback):
 
     def on_end(self, agent: Agent, result: TrainResult) -> None:
         """Warn if no row had the metric: its name is misspelt, or nothing was evaluated."""
-        if not self._seen:
-            known = {name for row in result.history for name in row}
+        known = {name for row in result.history for name in row}
+        if not self._seen and self.metric not in known:  # a resumed run may have seen it before
             warnings.warn(
                 f"EarlyStop waited for {self.metric!r}, which never came; {nearest(self.metric, known)}",
                 stacklevel=2,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors.torch import load_file
 
 from textenv.agents.checkpoint import CorruptCheckpointError, data_sizes, read_trainer, restore, verify
+from textenv.agents.loggers_jsonl import read_metrics
 from textenv.agents.random_state import set_random_state
 from textenv.agents.run_folder import RunFolder
 
@@ -123,3 +124,12 @@ def check_same_run(agent: Agent, trainer: Mapping[str, Any], path: Path) -> None
             raise ValueError(
                 f"a resumed run must keep its data, {path} saw {count} {key}, got {sizes.get(key)}"
             )
+
+
+def earlier_rows(run_dir: Path | None, step: int) -> list[dict[str, float]]:
+    """The metrics that a run had logged up to ``step``, as ``TrainResult.history`` has them."""
+    path = None if run_dir is None else RunFolder(run_dir).metrics_path
+    if path is None or not path.exists():
+        return []
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    return [{name: value for name, value in row.items() if name not in ("step", "time")} for row in rows]
