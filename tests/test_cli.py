@@ -195,10 +195,6 @@ def test_lora_from_the_command_line(say: Say, model: Path, prompts: Path) -> Non
 
 
 PAIRS = [{"prompt": "ab", "chosen": "cd", "rejected": "d"}, {"prompt": "c", "chosen": "a", "rejected": "e"}]
-CHAT = [
-    {key: [{"role": "user" if key == "prompt" else "assistant", "content": row[key]}] for key in row}
-    for row in PAIRS
-]
 
 
 def test_sft_and_reward_model_on_folders(say: Say, model: Path, tmp_path: Path) -> None:
@@ -354,3 +350,54 @@ def test_training_configurations_run(name: str, say: Say) -> None:
     code, out, errors = say("train", "--config", file, *small)
     assert (code, errors) == (0, "")
     assert "return/mean" in out
+
+
+SMALL_PIPELINE = [
+    *("--sft.steps=1", "--sft.batch_size=2", "--reward.batch_size=2", "--reward.max_length=12"),
+    *("--rl.iterations=1", "--rl.episodes_per_iteration=4", "--rl.epochs=1", "--rl.minibatches=1"),
+    *("--rl.eval_episodes=4", "--max_new_tokens=3", "--num_envs=4", "--final_episodes=4"),
+    *("--loggers=[]", "--run_dir=run"),
+]
+TURN = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+
+
+def write_recipe_data(name: str, folder: Path) -> list[str]:
+    """Data of the recipe's shape, a few rows of letters; returns the options that name them."""
+    for split in ("train", "validation"):
+        if name == "summarization":
+            lines(folder / "posts" / f"{split}.jsonl", [{"prompt": c, "completion": "cd"} for c in "abe"])
+            lines(folder / "pairs" / f"{split}.jsonl", PAIRS)
+        else:
+            turns = [{key: [{"role": TURN[key], "content": row[key]}] for key in row} for row in PAIRS]
+            lines(folder / "data" / "hh" / f"{split}.jsonl", turns)
+            talks = [{"messages": row["prompt"] + row["chosen"]} for row in turns]
+            lines(folder / "data" / "hh-sft" / f"{split}.jsonl", talks)
+    if name == "dialogue":
+        return []
+    return ["--task_kwargs.data=posts", "--data.sft=posts", "--data.pairs=pairs"]
+
+
+@pytest.mark.parametrize("name", ["summarization", "dialogue"])
+def test_recipes_run_on_data_of_their_shape(name: str, say: Say, tmp_path: Path, model: Path) -> None:
+    given = ["--config", CONFIGS / f"{name}.yaml", "--model", model, "--task_kwargs.max_prompt_tokens=8"]
+    given += [*write_recipe_data(name, tmp_path), *SMALL_PIPELINE]
+    code, out, errors = say("pipeline", *given)
+    assert (code, errors) == (0, "")
+    assert AutoModelForCausalLM.from_pretrained("run/rl/model")
+    code, out, errors = say("pipeline", *given)  # nothing is left to do
+    assert (code, errors) == (0, "")
+    assert "rl: reused" in out
+    code, _, errors = say("pipeline", *given, "--rl.learning_rate=1")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "run/rl was made from other settings (learning_rate: " in errors
+    assert say("generate", "run", "--prompt=[a]", "--env.max_new_tokens=2")[0] == 0
+
+
+def test_the_pipelines_settings_are_complete(say: Say) -> None:
+    code, out, _ = say("pipeline", "--config", CONFIGS / "reviews.yaml", "--print-config")
+    assert code == 0
+    settings, written = yaml.safe_load(out), yaml.safe_load((CONFIGS / "reviews.yaml").read_text())
+    assert settings["judge"]["seed"] == 1
+    assert settings["rl"]["learning_rate"] == written["rl"]["learning_rate"]
+    code, _, errors = say("pipeline", "--rl.learning_rat=1")
+    assert (code, "did you mean --rl.learning_rate" in errors) == (2, True)
