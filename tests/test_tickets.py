@@ -337,3 +337,18 @@ def test_prompts_are_shuffled_by_seed() -> None:
         assert sorted(batch.prompt_index.tolist()) == list(range(P))
         orders.add(tuple(batch.prompt_index.tolist()))
     assert len(orders) == 5
+
+
+def test_upcoming_prompts_are_those_that_rows_get_next() -> None:
+    dealer = Dealer(4, 1000, shuffle=True)
+    assert len(dealer.upcoming(5)) == 0
+    dealer.start(3, np.arange(4))
+    dealer.open_queue(600)
+    seen = []
+    while dealer.queue is not None and dealer.queue.left:
+        told = dealer.upcoming(3).tolist()
+        dealt = dealer.deal(np.arange(3)).prompts.tolist()
+        assert told == dealt
+        seen += dealt
+    assert len(seen) == 600
+    assert len(dealer.upcoming(5)) == 0

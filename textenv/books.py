@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from textenv.legality import Legality
     from textenv.prompts import PromptSet
     from textenv.rows import Rows
+    from textenv.tickets import Dealer
 
 
 class Books:
@@ -28,6 +29,8 @@ class Books:
     prompts: PromptSet
     legality: Legality
     max_new_tokens: int
+    _dealer: Dealer
+    _pad: int
     _rows: Rows
     _recorded: dict[str, Tensor]
 
@@ -53,6 +56,20 @@ class Books:
                 )
         self._ledger.record(tensors, self._rows.steps)
         self._recorded = tensors
+
+    def upcoming_prompts(self, count: int) -> tuple[Tensor, Tensor]:
+        """Prompts that rows will get next, as far as the queue tells: a policy can prepare them ahead in
+        one batch.
+
+        Args:
+            count: at most so many.
+
+        Returns:
+            (ids (m, P) int64 right-padded, lengths (m,) int64) on the CPU, m <= count; m is 0 in plain
+            stepping.
+        """
+        ids, _, lengths = self.prompts.rows(self._dealer.upcoming(count), self._pad)
+        return ids, lengths
 
     # -- after a step -----
 

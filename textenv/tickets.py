@@ -196,6 +196,15 @@ class Dealer:
         """Deal each of ``rows`` (n,) its next ticket; the last of them get none when the queue runs out."""
         return self._from_streams(rows) if self.queue is None else self._from_queue(self.queue, rows)
 
+    def upcoming(self, count: int) -> np.ndarray:
+        """Prompts of at most ``count`` next tickets of the queue, not dealt yet: (m,) int64, m <= count."""
+        if self.queue is None:
+            return np.zeros(0, dtype=np.int64)
+        tickets = self.queue.coming(count)
+        if len(self._ahead[0]) >= len(tickets):
+            return self._ahead[0][: len(tickets)]
+        return self._look_up(np.full(len(tickets), self.queue.seed, dtype=np.int64), tickets)[0]
+
     def _from_queue(self, queue: TicketQueue, rows: np.ndarray) -> Hand:
         count = min(len(rows), queue.left)
         tickets = queue.coming(max(count, _QUEUE_BLOCK))
