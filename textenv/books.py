@@ -58,8 +58,7 @@ class Books:
         self._recorded = tensors
 
     def upcoming_prompts(self, count: int) -> tuple[Tensor, Tensor]:
-        """Prompts that rows will get next, as far as the queue tells: a policy can prepare them ahead in
-        one batch.
+        """Prompts that rows will get next, as far as the queue tells; a policy can prefill them in one batch.
 
         Args:
             count: at most so many.
