@@ -121,7 +121,7 @@ def compare(
         judged.append(_judged(term, metrics.episodes))
         found.append(
             {
-                "reward": metrics.metrics["return/mean"],
+                "reward": metrics.metrics.get("terms/reward-model", metrics.metrics["return/mean"]),
                 "judge": float(judged[-1].mean()),
                 "kl": metrics.metrics["objective/kl"],
                 "repetition": metrics.metrics["text/repetition"],
@@ -150,9 +150,11 @@ def _judged(term: Any, episodes: EpisodeBatch) -> Tensor:
 
 
 def _of_people(people: EpisodeBatch, envs: Any, term: Any, count: int) -> dict[str, float]:
-    """The figures of the first ``count`` of people's own texts."""
-    batch = people.select(slice(0, count))
-    rewards = [_judged(wrapper.term, batch) for wrapper in reward_wrappers(envs)]
+    """The figures of ``count`` of people's own texts, evenly spaced, for data sets may be sorted."""
+    batch = people.select(torch.linspace(0, len(people) - 1, min(count, len(people))).round().long())
+    wrappers = reward_wrappers(envs)
+    named = [wrapper for wrapper in wrappers if wrapper.name == "reward-model"] or wrappers
+    rewards = [_judged(wrapper.term, batch) for wrapper in named]
     ids = _responses(batch)
     return {
         "reward": float(sum(rewards, torch.zeros(1)).mean()),

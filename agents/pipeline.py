@@ -49,6 +49,8 @@ __all__ = [
 ]
 
 STAGE_FILE = "stage.json"
+LEAST_REPETITION = 0.005
+"""Share of repeated trigrams that is never held against a policy: short texts of people have next to none."""
 
 
 @dataclass(kw_only=True)
@@ -141,7 +143,7 @@ class Pipeline:
         if last == 2:
             return result
         watch = {name: getattr(cfg, name) for name in ("kl_limit", "repetition_limit", "stop_when_hacked")}
-        env = {"num_envs": cfg.num_envs, "max_new_tokens": cfg.max_new_tokens}
+        env = {name: cfg.to_dict()[name] for name in ("rewards", "num_envs", "max_new_tokens")}
         final = self.stage(
             "rl",
             lambda folder: self.reinforce(folder, policy, reward, judge),
@@ -235,13 +237,14 @@ class Pipeline:
             people = self.people()
             repetition = cfg.repetition_limit
             if repetition is None and people is not None:
-                repetition = 2 * max(0.005, BeforeAfter.repetition(people))
+                repetition = 2 * max(LEAST_REPETITION, BeforeAfter.repetition(people))
             limits = {"objective/kl": cfg.kl_limit}
             if repetition is not None:
                 limits["text/repetition"] = repetition
             callbacks.append(
                 RewardHackingWatch(
                     reward_spec(judge),
+                    proxy="reward-model",
                     limits=limits,
                     keep_best=True,
                     action="stop" if cfg.stop_when_hacked else "warn",
@@ -321,7 +324,7 @@ class Pipeline:
             task=self.config.task,
             task_kwargs=self.task_kwargs,
             split=split,
-            rewards=[reward_spec(reward)],
+            rewards=[reward_spec(reward), *self.config.rewards],
             max_new_tokens=self.config.max_new_tokens,
             shuffle=split == "train",
         )

@@ -64,6 +64,8 @@ class PipelineConfig(Config):
     """Settings of PPO."""
     max_text_tokens: int = 128
     """Longest text of next-token pretraining in tokens; longer ones lose their end."""
+    rewards: tuple[Any, ...] = ()
+    """Rewards beside the reward model's score, as ``make_reward`` reads them."""
     num_envs: int = 32
     """Texts that are generated at a time."""
     max_new_tokens: int | None = None
