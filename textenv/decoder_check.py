@@ -87,7 +87,8 @@ def _check(model: nn.Module, length: int, make: Callable[..., Decoder]) -> str |
     ids = torch.arange(3 * sizes[0], device=device).view(3, -1) * 7919 % vocabulary_size(model, 2)
     with eval_mode(list(model.modules())):
         expected = [
-            model(input_ids=ids[i : i + 1, :n], use_cache=False).logits[0] for i, n in enumerate(sizes)
+            model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits[0]
+            for text in (ids[i : i + 1, :n] for i, n in enumerate(sizes))
         ]
 
     def agrees(texts: list[int], columns: list[int], rows: list[int]) -> bool:
