@@ -208,7 +208,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self.language.legality = self.language.decoding.legality = self.legality
         self.last_act = None
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.optimizer = optimizer_class(trainable, lr=lr_schedule(1), **optimizer_kwargs)
+        make_optimizer: Any = optimizer_class
+        self.optimizer = make_optimizer(trainable, lr=lr_schedule(1), **optimizer_kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
