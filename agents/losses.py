@@ -52,6 +52,20 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps:
     return torch.where(mask, scaled if shift_mean else scaled + mean, 0.0)
 
 
+def masked_center(values: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+    """Shift to mean 0 over the own tokens of each group of rows: (B, L), groups (B,) int64 -> (B, L).
+
+    Off the mask the result is 0.
+    """
+    index = groups.unique(return_inverse=True)[1].to(values.device)
+    sums = torch.zeros(len(values), dtype=values.dtype, device=values.device)
+    counts = torch.zeros_like(sums)
+    sums.index_add_(0, index, torch.where(mask, values, 0.0).sum(-1))
+    counts.index_add_(0, index, mask.sum(-1).to(counts.dtype))
+    means = sums / counts.clamp_min(1)
+    return torch.where(mask, values - means[index].unsqueeze(-1), 0.0)
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var[returns - values] / Var[returns] over own tokens; NaN where returns are constant: -> scalar."""
     chosen_returns = returns[mask].double()

@@ -26,6 +26,7 @@ from textenv.agents.losses import (
     entropy_loss,
     explained_variance,
     kl_loss,
+    masked_center,
     masked_mean,
     masked_sum,
     masked_whiten,
@@ -51,6 +52,8 @@ class PPOConfig(OnlineConfig):
     """Lambda of generalised advantage estimation."""
     advantage: str = "gae"
     """Name of the registered advantage estimator."""
+    center_by_prompt: bool = False
+    """Shift the advantages of each prompt's episodes to mean 0: a baseline while the critic is still poor."""
     whiten_advantages: bool = True
     """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
     scale_rewards: bool = False
@@ -191,6 +194,8 @@ class PPO(OnlineAgent):
             gamma=cfg.gamma,
             gae_lambda=cfg.gae_lambda,
         )
+        if cfg.center_by_prompt:
+            advantages = masked_center(advantages, mask, episodes.prompt_index)
         if cfg.whiten_advantages:
             advantages = masked_whiten(advantages, mask)
         tensors = {

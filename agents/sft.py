@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,6 @@ class SFTConfig(OfflineConfig):
 
     completion_only: bool = True
     """Train on the response's tokens only; False trains on the prompt's too (plain language modelling)."""
-    packing: bool = False
-    """Put several episodes into one row of the forward pass instead of padding; the loss stays the same."""
 
 
 @register_agent("sft")
@@ -41,7 +39,7 @@ class SFT(OfflineAgent):
         if not self.config.completion_only:
             mask = episodes.attention_mask.clone()
             mask[:, 0] = False
-            episodes.action_mask = mask
+            episodes = replace(episodes, action_mask=mask)
         return episodes
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:

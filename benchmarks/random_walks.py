@@ -2,15 +2,15 @@
 
     python -m benchmarks.random_walks --agent ppo --seeds 5 [--graph-seed 1000] [--json FILE]
 
-Online agents start from a language model pretrained briefly on the 1,000 walks, offline ones from random weights. The
-figures are expected values of the sampling policy (no sampling noise), see ``textenv.tasks.walk_values``.
+Online agents start from a language model pretrained briefly on the 1,000 walks, offline ones from random
+weights. The figures are expected values of the sampling policy (no sampling noise), see
+``textenv.tasks.walk_values``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-import textenv
+from benchmarks.common import one_thread, write_json
 from textenv.agents.callbacks import Callback
 from textenv.agents.registry import get_agent
 from textenv.agents.sft import SFT, SFTConfig
@@ -32,24 +32,38 @@ from textenv.tasks.walk_values import exact_optimality
 BETAS = (0.0, 1.0, 4.0, 16.0, 100.0)
 EPISODES = 2_800
 
+PRETRAINING: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "batch_size": 100,
+    "steps": 400,
+    "lr_schedule": "cosine",
+}
+# The same on every graph; they were chosen on graph seed 1000.
 CONFIGS: dict[str, dict[str, Any]] = {
-    # The settings are the same on every graph; they were chosen on graph seed 1000.
     "ppo": {
         "learning_rate": 3e-4,
-        "episodes_per_iteration": 140,
-        "epochs": 4,
-        "minibatches": 2,
-        "kl_coef": 0.0,
-        "value_coef": 0.5,
         "lr_schedule": "linear",
+        "warmup_steps": 80,
+        "episodes_per_iteration": 70,
+        "epochs": 4,
+        "minibatches": 1,
+        "kl_coef": 0.0,
+        "clip_range": 0.4,
+        "value_coef": 1.0,
+        "value_clip_range": None,
+        "value_head": "mlp",
+        "center_by_prompt": True,
     },
     "ilql": {
         "learning_rate": 1e-3,
         "batch_size": 100,
         "steps": 200,
-        "expectile": 0.8,
+        "gamma": 0.99,
+        "expectile": 0.9,
+        "head": "linear",
         "target_alpha": 0.1,
         "target_every": 5,
+        "standardize_returns": True,
     },
     "sft": {"learning_rate": 1e-3, "batch_size": 100, "steps": 200, "lr_schedule": "cosine"},
     "filtered-bc": {
@@ -57,10 +71,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "batch_size": 100,
         "steps": 200,
         "lr_schedule": "cosine",
-        "percentile": 0.8,
+        "percentile": 0.85,
     },
 }
-PRETRAINING = {"learning_rate": 1e-3, "batch_size": 100, "steps": 100, "lr_schedule": "cosine"}
 
 
 def new_model(task: Any, seed: int) -> Any:
@@ -82,21 +95,6 @@ def pretrained(task: Any, seed: int) -> Any:
     return model
 
 
-def log_probs_at(agent: Any, beta: float | None) -> Any:
-    """What ``exact_optimality`` evaluates: the policy, or ILQL's policy at one decode beta."""
-    if beta is None:
-        return agent.policy
-
-    def steered(episodes: Any) -> torch.Tensor:
-        before, agent.policy.beta = agent.policy.beta, beta
-        try:
-            return agent.policy.steered_log_prob(episodes)
-        finally:
-            agent.policy.beta = before
-
-    return steered
-
-
 class Curve(Callback):
     """Exact optimality every so many iterations."""
 
@@ -107,10 +105,15 @@ class Curve(Callback):
     def measure(self, agent: Any) -> None:
         """Add a point."""
         point = {"episodes": agent.episodes_seen, "optimizer_steps": agent.optimizer_steps}
-        for beta in self.betas or (None,):
-            name = "optimality" if beta is None else f"optimality@{beta:g}"
-            value = exact_optimality(log_probs_at(agent, beta), seed=self.graph_seed)
-            point[name] = value.optimality
+        if self.betas is None:
+            point["optimality"] = exact_optimality(agent.policy, seed=self.graph_seed).optimality
+        else:
+            before = agent.policy.beta
+            for beta in self.betas:
+                agent.policy.beta = beta
+                value = exact_optimality(agent.policy, seed=self.graph_seed)
+                point[f"optimality@{beta:g}"] = value.optimality
+            agent.policy.beta = before
         self.points.append(point)
 
     def on_iteration(self, agent: Any, metrics: dict[str, float]) -> bool:
@@ -120,7 +123,9 @@ class Curve(Callback):
         return False
 
 
-def run(name: str, graph_seed: int, seed: int, *, overrides: dict[str, Any], curve_every: int) -> dict[str, Any]:
+def run(
+    name: str, graph_seed: int, seed: int, *, overrides: dict[str, Any], curve_every: int
+) -> dict[str, Any]:
     """One agent, one seed."""
     task = make_task("random-walks").build(seed=graph_seed)
     cls = get_agent(name)
@@ -166,11 +171,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--graph-seed", type=int, default=1000)
-    parser.add_argument("--curve-every", type=int, default=10**9, help="iterations between points of the curve")
+    parser.add_argument(
+        "--curve-every", type=int, default=10**9, help="iterations between points of the curve"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="settings of the agent")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    one_thread()
     overrides = {}
     for item in args.set:
         field, _, value = item.partition("=")
@@ -183,8 +190,8 @@ def main() -> None:
     result = {
         "agent": args.agent,
         "graph_seed": args.graph_seed,
-        "textenv": textenv.__version__,
         "settings": {**CONFIGS.get(args.agent, {}), **overrides},
+        "pretraining": PRETRAINING if get_agent(args.agent).online else None,
         "optimality": {"mean": statistics.mean(scores), "min": min(scores), "per_seed": scores},
         "episodes": runs[0]["episodes"],
         "optimizer_steps": runs[0]["optimizer_steps"],
@@ -197,11 +204,13 @@ def main() -> None:
         }
     _print(result)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.json, result)
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table(title=f"{result['agent']} on random walks, graph seed {result['graph_seed']}, exact optimality")
+    table = Table(
+        title=f"{result['agent']} on random walks, graph seed {result['graph_seed']}, exact optimality"
+    )
     betas = list(result.get("by_beta", {}))
     for column in ("seed", *(f"beta {beta}" for beta in betas), "optimality", "episodes", "steps", "seconds"):
         table.add_column(column, justify="right")

@@ -1,0 +1,122 @@
+"""Probe tasks: does an agent solve problems whose optimum is known, each in under a minute?
+
+    python -m benchmarks.probes [--agent ppo|ilql] [--task NAME] [--json FILE]
+
+Every probe pays at most 1. PPO starts from random weights; ILQL learns from episodes of a policy that draws
+every token equally often. Solved means: mean return of 512 sampled episodes within 2 % of the optimum.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gymnasium as gym
+
+from benchmarks.common import arguments, one_thread, print_table, write_json
+from textenv.agents.ilql import ILQL, ILQLConfig
+from textenv.agents.ppo import PPO, PPOConfig
+from textenv.rewards.registry import make_reward
+from textenv.tasks.probes import random_episodes
+from textenv.tasks.registry import make_task
+
+PROBES = ("probe-constant", "probe-copy", "probe-count", "probe-longest", "probe-end")
+TOLERANCE = 0.02
+EVALUATION = 512
+
+PPO_SETTINGS: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "lr_schedule": "linear",
+    "iterations": 40,
+    "episodes_per_iteration": 128,
+    "epochs": 4,
+    "minibatches": 2,
+    "kl_coef": 0.0,
+    "value_coef": 0.5,
+    "value_head": "mlp",
+    "value_clip_range": None,
+}
+ILQL_SETTINGS: dict[str, Any] = {
+    "learning_rate": 3e-3,
+    "lr_schedule": "cosine",
+    "steps": 400,
+    "batch_size": 128,
+    "gamma": 1.0,
+    "expectile": 0.9,
+    "target_alpha": 0.1,
+    "decode_beta": 100.0,
+}
+LOGGED = 4096
+"""Random episodes that ILQL learns from."""
+
+
+def train_ppo(name: str, *, seed: int = 0, **changes: Any) -> PPO:
+    """PPO on a probe, from random weights."""
+    task = make_task(name).build()
+    envs = gym.make_vec("TextRLHF-v0", num_envs=128, task=name)
+    agent = PPO(task.model_config(), envs=envs, config=PPOConfig(seed=seed, **{**PPO_SETTINGS, **changes}))
+    agent.learn()
+    return agent
+
+
+def train_ilql(name: str, *, seed: int = 0, episodes: int = LOGGED, **changes: Any) -> ILQL:
+    """ILQL on random episodes of a probe, from random weights."""
+    task = make_task(name).build()
+    logged = random_episodes(
+        task.prompts,
+        task.tokenizer,
+        make_reward(task.rewards[0]),
+        max_new_tokens=task.max_new_tokens,
+        episodes=episodes,
+        seed=seed,
+    )
+    config = ILQLConfig(seed=seed, **{**ILQL_SETTINGS, **changes})
+    agent = ILQL(task.model_config(), dataset=logged, tokenizer=task.tokenizer, config=config)
+    agent.learn()
+    return agent
+
+
+TRAINERS = {"ppo": train_ppo, "ilql": train_ilql}
+
+
+def measure(agent: str, name: str, *, seed: int = 0) -> dict[str, Any]:
+    """Train and play."""
+    begin = time.perf_counter()
+    trained = TRAINERS[agent](name, seed=seed)
+    seconds = time.perf_counter() - begin
+    envs = gym.make_vec("TextRLHF-v0", num_envs=128, task=name)
+    found = trained.evaluate(envs, EVALUATION).metrics["return/mean"]
+    optimum = make_task(name).build().optimum
+    return {
+        "agent": agent,
+        "task": name,
+        "return": found,
+        "optimum": optimum,
+        "solved": found >= (1 - TOLERANCE) * optimum,
+        "optimizer_steps": trained.optimizer_steps,
+        "episodes": trained.episodes_seen,
+        "seconds": seconds,
+    }
+
+
+def main() -> int:
+    """Run the probes; the exit status says whether all were solved."""
+    parser = arguments(__doc__.split("\n")[0])
+    parser.add_argument("--agent", choices=list(TRAINERS), action="append", help="default: all")
+    parser.add_argument("--task", choices=PROBES, action="append", help="default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    one_thread()
+    rows = [
+        measure(agent, name, seed=args.seed)
+        for agent in args.agent or TRAINERS
+        for name in args.task or PROBES
+    ]
+    columns = ("agent", "task", "return", "optimum", "solved", "optimizer_steps", "seconds")
+    print_table("Probe tasks", columns, [[row[c] for c in columns] for row in rows])
+    write_json(args.json, {"probes": rows})
+    return 0 if all(row["solved"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
