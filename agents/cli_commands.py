@@ -178,7 +178,7 @@ def generate(argv: list[str], flags: Flags) -> int:
         _write(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return 0
     for row in rows:
-        print(f"{printable(row['prompt'])} >>> {printable(row['completion'])}")
+        print(f"{printable(str(row['prompt']))} >>> {printable(str(row['completion']))}")
     return 0
 
 

@@ -156,7 +156,7 @@ def _add_fields(
     made: Config | None = None,
 ) -> None:
     """Add an option for each field; ``made`` has the defaults, where they are not the class's own."""
-    docs, hints = field_docs(cls), typing.get_type_hints(cls)
+    docs, hints = field_docs(typing.cast(type, cls)), typing.get_type_hints(cls)
     classes = {**_nested_classes(cls), **nested}
     group = parser.add_argument_group(f"{prefix.rstrip('.')} ({cls.__name__})") if prefix else parser
     for spec in fields(cls):
