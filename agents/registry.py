@@ -21,6 +21,7 @@ BUILTIN: dict[str, str] = {
     "filtered-bc": "textenv.agents.sft:FilteredBC",
     "ilql": "textenv.agents.ilql:ILQL",
     "kto": "textenv.agents.preference:KTO",
+    "monte-carlo": "textenv.agents.monte_carlo:MonteCarloCritic",
     "orpo": "textenv.agents.preference:ORPO",
     "ppo": "textenv.agents.ppo:PPO",
     "reward-model": "textenv.agents.reward_model:RewardModelAgent",

@@ -51,7 +51,10 @@ class TextVecEnv(VecEnv):
         super().__init__(envs.num_envs, base.single_observation_space, base.single_action_space)
 
     def bind(self, policy: LMActorCriticPolicy) -> None:
-        """Tell the environment which policy plays, so that a KL penalty can ask it."""
+        """Tell the environment which policy plays, so that a KL penalty can ask it.
+
+        ``sb3_agent`` does it; call it with ``learner.policy`` after SB3's own ``load``.
+        """
         self._policy = policy
         self.envs.unwrapped.bind(policy.language)
 

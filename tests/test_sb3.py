@@ -17,6 +17,8 @@ from stable_baselines3.common.monitor import Monitor
 from torch import Tensor
 
 import textenv
+from benchmarks.models import ModelShape
+from benchmarks.sb3 import contender, measure
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.sb3 import LMActorCriticPolicy, TextVecEnv, sb3_agent
 from textenv.agents.sb3_buffer import SequenceRolloutBuffer
@@ -312,6 +314,15 @@ def test_a_kl_penalty_knows_the_policy() -> None:
     # The log-probs that acting found are the ones that the penalty takes.
     policy.log_prob = None  # type: ignore[method-assign,assignment]
     assert np.abs(rollout(learner).rewards).max() > 1e-3
+
+
+def test_the_benchmark_measures_all_three() -> None:
+    shape = ModelShape(layers=1, width=16, heads=2, vocab=32, positions=32)
+    case = measure(shape, rows=2, new_tokens=8, repeats=1)
+    assert set(case["us_per_token"]) == {"native", "sequences", "prefixes"}
+    assert case["times_native"]["native"] == 1.0 and min(case["us_per_token"].values()) > 0
+    with pytest.raises(ValueError, match="contender must be one of native, sequences, prefixes, got 'trl'"):
+        contender("trl", shape, rows=2, new_tokens=8)
 
 
 # -- learning and files --------------------------------------------------------------------------------------
