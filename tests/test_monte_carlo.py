@@ -55,7 +55,7 @@ def test_the_loss_by_loops() -> None:
     for name, value in expected.items():
         assert float(stats[f"monte_carlo/{name}"]) == pytest.approx(value / tokens, rel=1e-5)
     total = q_loss + value_loss + 0.7 * awac + 0.3 * cql
-    assert float(loss) == pytest.approx(total / tokens, rel=1e-5)
+    assert loss.item() == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_the_gradient_does_not_depend_on_the_split() -> None:

@@ -235,6 +235,28 @@ def test_only_losses_that_need_a_reference_take_one() -> None:
     assert taken == {"dpo": True, "kto": True, "orpo": False, "simpo": False, "cpo": False}
 
 
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("options", [{"train_layers": 1}, {"lora": {"r": 2, "target_modules": ["c_attn"]}}])
+def test_light_references_stay_where_the_policy_began(name: str, options: dict[str, Any]) -> None:
+    agent = make_agent(
+        name,
+        gpt2_config(),
+        dataset=some_pairs(),
+        policy_kwargs=options,
+        steps=4,
+        learning_rate=1e-2,
+        max_tokens_per_microbatch=60,
+    )
+    episodes = agent.dataset.episodes
+    before = agent.policy.log_prob(episodes)
+    first, *_, last = agent.learn().history
+    assert agent.reference.mode != "copy"
+    assert first["rewards/margin"] == pytest.approx(0.0, abs=1e-6)
+    assert last["rewards/margin"] > 1e-3
+    assert torch.allclose(agent.reference.log_prob(episodes), before, atol=1e-5)
+    assert not torch.allclose(agent.policy.log_prob(episodes), before, atol=1e-2)
+
+
 def test_agents_do_not_share_what_they_precomputed() -> None:
     batch = PairedBatch.of_pairs(some_pairs())
     agent = make_agent("dpo", gpt2_config(), dataset=batch, precompute_reference=True, steps=1)

@@ -318,11 +318,11 @@ def test_a_kl_penalty_knows_the_policy() -> None:
 
 def test_the_benchmark_measures_all_three() -> None:
     shape = ModelShape(layers=1, width=16, heads=2, vocab=32, positions=32)
-    case = measure(shape, rows=2, new_tokens=8, repeats=1)
+    case = measure(shape, rows=4, new_tokens=8, repeats=1)
     assert set(case["us_per_token"]) == {"native", "sequences", "prefixes"}
     assert case["times_native"]["native"] == 1.0 and min(case["us_per_token"].values()) > 0
     with pytest.raises(ValueError, match="contender must be one of native, sequences, prefixes, got 'trl'"):
-        contender("trl", shape, rows=2, new_tokens=8)
+        contender("trl", shape, rows=4, new_tokens=8)
 
 
 # -- learning and files --------------------------------------------------------------------------------------
