@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,6 +77,7 @@ class RewardModelAgent(OfflineAgent):
         eval_dataset: the same, held out.
         config: settings.
         tokenizer: by default the model's.
+        policy_kwargs: further arguments of the ``Scorer`` made around ``model``: ``device``, ...
         callbacks: see ``Agent``; ``on_evaluation`` is given a ``RewardEvaluation``.
         loggers: see ``Agent``.
         run_dir: folder of this run, None keeps nothing.
@@ -96,6 +97,7 @@ class RewardModelAgent(OfflineAgent):
         eval_dataset: Any = None,
         config: RewardModelConfig | None = None,
         tokenizer: Any = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
         callbacks: Sequence[Any] = (),
         loggers: Sequence[Any] = (),
         run_dir: str | os.PathLike[str] | None = None,
@@ -105,6 +107,7 @@ class RewardModelAgent(OfflineAgent):
             dataset=dataset,
             config=config,
             tokenizer=tokenizer,
+            policy_kwargs=policy_kwargs,
             callbacks=callbacks,
             loggers=loggers,
             run_dir=run_dir,
@@ -125,6 +128,7 @@ class RewardModelAgent(OfflineAgent):
             append_eos=cfg.append_eos,
             dropout=cfg.dropout,
             seed=cfg.seed,
+            **self.policy_kwargs,
         )
 
     def load_dataset(self, dataset: Any) -> RewardBatch:

@@ -45,6 +45,7 @@ class Scorer(nn.Module):
         heads: K. The score is their mean, which is one linear head again when it is saved.
         append_eos: texts end by EOS, and are scored there; else at their last token.
         dropout: probability to set everywhere; None turns dropout off.
+        device: where to put the model; None leaves it.
         max_tokens: padded tokens of one pass of ``score``.
         seed: of new heads and random weights.
         trust_remote_code: whether code that comes with the files may run.
@@ -62,6 +63,7 @@ class Scorer(nn.Module):
         heads: int = 1,
         append_eos: bool = False,
         dropout: float | None = None,
+        device: str | torch.device | None = None,
         max_tokens: int = 16384,
         seed: int = 0,
         trust_remote_code: bool = False,
@@ -88,6 +90,8 @@ class Scorer(nn.Module):
                 if isinstance(module, nn.Dropout):
                     module.p = dropout
         self.autocast = "float32"
+        if device is not None:
+            self.model.to(device)
         self._reader = ScoreReader(self.model, tokenizer=self.tokenizer)
 
     @property

@@ -74,6 +74,7 @@ def settings(**changes: Any) -> PipelineConfig:
         },
         "final_episodes": 16,
         "repetition_limit": 1.0,
+        "rewards": [["length", {"coef": -0.01}]],
         **changes,
     }
     return PipelineConfig.from_dict(values)
