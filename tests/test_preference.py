@@ -420,12 +420,12 @@ def test_a_saved_agent_keeps_its_reference(tmp_path: Path) -> None:
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "dpo": {"beta": 0.5},
-    "kto": {"beta": 0.5, "desirable_weight": 6.0},  # one response in seven is desirable
-    "orpo": {"beta": 1.0},
-    "simpo": {},
-    "cpo": {"beta": 0.5},
-    "rwr": {"temperature": 0.2},
+    "dpo": {"steps": 40, "beta": 0.5},
+    "kto": {"steps": 80, "beta": 0.5, "desirable_weight": 6.0},  # one response in seven is desirable
+    "orpo": {"steps": 40, "beta": 1.0},
+    "simpo": {"steps": 50},
+    "cpo": {"steps": 40, "beta": 0.5},
+    "rwr": {"steps": 80, "temperature": 0.2},
 }
 
 
@@ -435,7 +435,6 @@ def test_agents_learn_the_probe_from_logged_random_episodes(name: str) -> None:
         name,
         task="probe-copy",
         loggers=(),
-        steps=50,
         batch_size=64,
         learning_rate=3e-3,
         eval_episodes=64,

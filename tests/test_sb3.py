@@ -341,7 +341,7 @@ def test_sb3_ppo_improves_on_a_probe() -> None:
         seed=0,
     )
     before = float(evaluate_policy(learner, learner.env, n_eval_episodes=64, deterministic=False)[0])
-    learner.learn(16 * 16 * 16)
+    learner.learn(16 * 16 * 11)
     after = float(evaluate_policy(learner, learner.env, n_eval_episodes=64, deterministic=False)[0])
     assert before < 0.4
     assert after > 0.9
@@ -353,10 +353,10 @@ def test_sb3_ppo_improves_on_a_probe() -> None:
 def test_sb3_a2c_improves_on_a_probe() -> None:
     envs = text_envs(16, task="probe-constant")
     config = small_gpt2(envs.unwrapped.tokenizer, layers=1, width=32, heads=2, positions=64)
-    learner = sb3_agent(A2C, config, envs, n_steps=8, learning_rate=1e-3, normalize_advantage=True, seed=0)
-    learner.learn(16 * 8 * 60)
+    learner = sb3_agent(A2C, config, envs, n_steps=8, learning_rate=3e-3, normalize_advantage=True, seed=0)
+    learner.learn(16 * 8 * 20)
     reward = evaluate_policy(learner, learner.env, n_eval_episodes=64, deterministic=False)[0]
-    assert float(reward) > 0.7
+    assert float(reward) > 0.9
 
 
 def test_sb3_saves_and_loads_it(tmp_path: Path) -> None:
