@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:  # jsonargparse leaves so after --help and --print_config
         return int(leaving.code or 0)
     except KeyboardInterrupt:
-        print("textenv: interrupted", file=sys.stderr)
+        print("textenv: interrupted; --resume goes on from the newest checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()

@@ -307,6 +307,13 @@ def test_mistakes_in_data_and_rewards(
         )
 
 
+def test_an_interrupted_run_says_how_to_go_on(say: Say, model: Path, prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "stop.py").write_text("def stop(completions, **columns):\n    raise KeyboardInterrupt\n")
+    given = ["train", "ppo", "--model", model, "--prompts", prompts, *TINY, "--run_dir=run"]
+    code, _, errors = say(*given, "--reward=stop.py:stop")
+    assert (code, errors.count("\n"), "--resume goes on" in errors) == (130, 1, True)
+
+
 def test_a_file_can_not_import_code_by_itself(
     say: Say, tmp_path: Path, model: Path, prompts: Path, reward_file: Path
 ) -> None:
