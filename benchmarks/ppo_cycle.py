@@ -6,11 +6,13 @@ own, computes on one thread, and does one cycle when its turn comes; the best of
 in the environment that ``benchmarks/trl_env.sh`` makes, as it is ("trl") and with its garbage collections
 taken out ("trl_nogc").
 
-Responses are of fixed length, or end by EOS (geometric, mean 24, cap 96). There a turn is several cycles,
-because the lengths are random, and TRL plays twice: ending a batch's generation with its longest response
-("trl_nogc"), and generating, training and masking the full 96 tokens ("trl_full", without garbage collections
-too), as it does where its policy's generation config carries no EOS. ``ratio_shared`` and ``ratio_separate``
-are against "trl_full" there, with the suffix ``_trimmed`` against "trl_nogc".
+Responses are of fixed length, or end by EOS (geometric, mean 24, cap 96). There lengths are random, so a
+turn is several cycles, and samples/s are tokens/s over the tokens that a sample is expected to cost the
+contender: luck with short responses is no speed. TRL plays twice there: ending a batch's generation with
+its longest response ("trl_nogc"), and generating, training and masking the full 96 tokens ("trl_full",
+without garbage collections too), as it does where its policy's generation config carries no EOS.
+``ratio_shared`` and ``ratio_separate`` are against "trl_full" there, with the suffix ``_trimmed`` against
+"trl_nogc".
 """
 
 from __future__ import annotations
@@ -94,6 +96,18 @@ def turn(worker: Worker, cycles: int) -> dict[str, float]:
     return total
 
 
+def expected_tokens(name: str, case: Mapping[str, Any]) -> float:
+    """Tokens that a contender is expected to train per response, padding included.
+
+    Ours train the tokens that were generated, TRL those of the batch's longest response, or of the cap.
+    """
+    chance, cap = case["model"]["eos_probability"], case["new_tokens"]
+    if not chance or name == "trl_full":
+        return float(cap)
+    rows = 1 if name in OURS else case["batch"]
+    return sum(1.0 - (1.0 - (1.0 - chance) ** t) ** rows for t in range(cap))
+
+
 def run_case(
     case: Mapping[str, Any], names: Sequence[str], *, repeats: int, warmup: int = 1
 ) -> dict[str, Any]:
@@ -101,9 +115,11 @@ def run_case(
     workers: dict[str, Worker] = {}
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
 
+    expected = {name: expected_tokens(name, case) for name in names}
+
     def play(name: str) -> float:
         turns[name].append(turn(workers[name], case["cycles"]))
-        return turns[name][-1]["samples"] / turns[name][-1]["seconds"]
+        return turns[name][-1]["tokens"] / turns[name][-1]["seconds"] / expected[name]
 
     try:
         for name in names:
@@ -120,7 +136,11 @@ def run_case(
         "vocab": case["vocab"],
         "batch": case["batch"],
         "samples_s": best,
-        "cpu_samples_s": {name: max(map(_cpu_rate, turns[name][warmup:])) for name in names},
+        "cpu_samples_s": {
+            name: max(t["tokens"] / t["cpu_seconds"] for t in turns[name][warmup:]) / expected[name]
+            for name in names
+        },
+        "expected_tokens": expected,
         "turns": rates,
         "parts": {name: _without_peaks(fastest[name]) for name in names},
         **{key: {name: turns[name][-1][key] for name in names} for key in ("peak_mb", "peak_total_mb")},
@@ -141,10 +161,6 @@ def ratios(prefix: str, rates: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _cpu_rate(result: Mapping[str, float]) -> float:
-    return result["samples"] / result["cpu_seconds"]
-
-
 def _without_peaks(result: Mapping[str, float]) -> dict[str, float]:
     return {key: value for key, value in result.items() if not key.startswith("peak")}
 
@@ -162,7 +178,7 @@ def report(figures: Mapping[str, Any]) -> None:
             relative = None if against is None else rate / against
             cpu = case["cpu_samples_s"]
             cpu_relative = None if against is None else cpu[name] / cpu["trl_nogc"]
-            tokens = parts["tokens"] / parts["samples"] if "tokens" in parts else None
+            tokens = case["expected_tokens"][name]
             rows.append((name, rate, relative, cpu_relative, tokens, case["peak_mb"][name], *shares, share))
         print_table(
             f"{case['name']} tokens, vocabulary {case['vocab']:,}, batch {case['batch']}",
@@ -181,7 +197,7 @@ def report(figures: Mapping[str, Any]) -> None:
     gflops = figures["matmul_flops"] / 1e9
     print(
         "One thread, interleaved, best of n. By CPU time: the same ratio in processor seconds, which other "
-        "processes on the machine disturb less.\nTokens: trained per response, padding included for TRL. "
+        "processes on the machine disturb less.\nTokens: expected in training per response, padding too. "
         f"A large float32 matmul reaches {gflops:.1f} GFLOP/s here."
     )
 
@@ -199,6 +215,7 @@ def main() -> None:
     for index in options.cases:
         names = contenders_of(CASES[index], ours_only=options.ours_only)
         figures["cases"].append(run_case(CASES[index], names, repeats=2 if options.quick else 5))
+        figures["matmul_flops"] = max(figures["matmul_flops"], matmul_flops())
     report(figures)
     write_json(options.json, figures)
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import rollout
 from benchmarks.common import interleave, matmul_flops, write_json
 from benchmarks.models import ModelShape, language_model, random_prompts, sequence_classifier, word_tokenizer
-from benchmarks.ppo_cycle import CASES, contender, contenders_of, ratios, run_case
+from benchmarks.ppo_cycle import CASES, contender, contenders_of, expected_tokens, ratios, run_case
 from benchmarks.worker import Worker, memory_mb
 
 TINY = ModelShape(layers=1, width=16, heads=2, vocab=64, positions=64)
@@ -108,7 +108,7 @@ def test_our_ppo_cycle_runs_in_a_worker() -> None:
     parts = figures["parts"]["shared"]
     assert parts["samples"] == 4 and parts["tokens"] == 4 * 6
     assert parts["rollout"] + parts["score"] + parts["update"] <= parts["seconds"]
-    assert figures["samples_s"]["shared"] == parts["samples"] / parts["seconds"]
+    assert figures["samples_s"]["shared"] == pytest.approx(parts["samples"] / parts["seconds"])
     assert figures["peak_mb"]["shared"] > 0
 
 
@@ -118,6 +118,15 @@ def test_json_carries_figures_and_environment(tmp_path: Path) -> None:
     assert written["env_share"] == 0.5
     assert written["environment"]["torch"] == version("torch")
     assert matmul_flops(size=32, repeats=1) > 0
+
+
+def test_expected_tokens_are_those_of_capped_geometric_lengths() -> None:
+    case = {**CASES[2], "new_tokens": 2, "batch": 2}
+    case["model"] = {**case["model"], "eos_probability": 0.5}
+    assert expected_tokens("shared", case) == 1.5  # 1 or 2 tokens, as likely
+    assert expected_tokens("trl_nogc", case) == 1.75  # the longer of two
+    assert expected_tokens("trl_full", case) == 2.0
+    assert expected_tokens("trl", CASES[0]) == 32.0
 
 
 def test_ratios_name_whom_they_are_against() -> None:
