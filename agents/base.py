@@ -63,6 +63,8 @@ class Agent:
     """The class of its settings."""
     online: ClassVar[bool]
     """Whether it generates the episodes that it learns from."""
+    from_preferences: ClassVar[bool] = False
+    """Whether a task's preferences are what it learns from, rather than its demonstrations."""
     policy_class: ClassVar[type[LanguagePolicy]] = LanguagePolicy
     """The class of its policy."""
 

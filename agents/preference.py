@@ -144,6 +144,8 @@ class Responses(NamedTuple):
 class PreferenceAgent(OfflineAgent):
     """What preference agents share: log-probs of whole responses, and the reference's, precomputed or not."""
 
+    from_preferences = True
+
     config: PreferenceConfig
     dataset: PairedBatch
     has_reference: ClassVar[bool] = True

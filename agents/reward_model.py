@@ -85,6 +85,7 @@ class RewardModelAgent(OfflineAgent):
 
     config_class: ClassVar[type[RewardModelConfig]] = RewardModelConfig
     config: RewardModelConfig
+    from_preferences = True
     policy_class = Scorer  # type: ignore[assignment]
     policy: Scorer  # type: ignore[assignment]
     dataset: RewardBatch

@@ -125,7 +125,7 @@ def train(
         model = _model_of(task, data) if model is None else model
         tokenizer = data.tokenizer
         if dataset is None and not cls.online:
-            dataset = _dataset_of(task, data, preferences="eval_dataset" in accepts)
+            dataset = _dataset_of(task, data, preferences=getattr(cls, "from_preferences", False))
     if folder is not None and eval_envs is not None:
         callbacks = [*callbacks, BestCheckpoint()]
     if seed is not None:

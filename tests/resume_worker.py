@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ppo-separate": {"agent": "ppo", "value_model": "separate", "value_head": "mlp"},
     "ppo-frozen": {"agent": "ppo", "policy_kwargs": {"train_layers": 1}, "kl_placement": "loss"},
     "ilql": {"agent": "ilql", "target_every": 3, "target_alpha": 0.5, "lr_schedule": "cosine"},
+    "dpo": {"agent": "dpo", "lr_schedule": "linear"},
     "reward-model": {"agent": "reward-model", "heads": 2, "dropout": 0.1},
     "sft": {"agent": "sft", "warmup_steps": 2, "weight_decay": 0.1, "eval_every": 3},
 }
@@ -60,7 +61,7 @@ def arguments(kind: str) -> dict[str, Any]:
         "eval_prompts": ["ab", "ba"],
         "reward": [["normalized", {"of": "count-a"}]],
     }
-    if given["agent"] == "reward-model":
+    if given["agent"] in ("reward-model", "dpo"):
         for name in ("eval_prompts", "reward", "env_kwargs"):  # not for models that generate nothing
             del shared[name]
         pairs = [{"prompt": "ab", "chosen": text, "rejected": text + "h"} for text in ("ab", "c", "dea")]

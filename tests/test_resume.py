@@ -16,7 +16,7 @@ from textenv.agents.loggers_jsonl import read_metrics
 from textenv.agents.run_folder import RunFolder
 
 STEPS = 4
-KINDS = ["ppo", "ppo-lora", "ppo-separate", "ppo-frozen", "ilql", "sft", "reward-model"]
+KINDS = ["ppo", "ppo-lora", "ppo-separate", "ppo-frozen", "ilql", "sft", "reward-model", "dpo"]
 Run = Callable[..., int]
 
 

@@ -136,6 +136,33 @@ def test_offline_agents_learn_from_the_tasks_demonstrations_or_their_own_data() 
     assert agent.tokenizer is TOKENIZER
 
 
+def test_agents_of_preferences_learn_from_the_tasks_preferences() -> None:
+    from textenv.tasks.preferences import PreferencePairs
+    from textenv.tasks.registry import _TASKS, register_task
+    from textenv.tasks.task import TaskData
+
+    pairs = PreferencePairs(prompts=["ab"], chosen=["c"], rejected=["d"], labels=[0.9])
+
+    @register_task("pairs-for-a-test")
+    def build(split: str = "train") -> TaskData:
+        """Pairs."""
+        return TaskData(
+            prompts=["ab"], tokenizer=TOKENIZER, rewards=[], max_new_tokens=2, make_preferences=lambda: pairs
+        )
+
+    class OfPairs(SeeingOffline):
+        from_preferences = True
+
+    try:
+        agent = seen(OfPairs, "model", task="pairs-for-a-test")
+        with pytest.raises(ValueError, match="the task 'pairs-for-a-test' has no demonstrations"):
+            seen(SeeingOffline, "model", task="pairs-for-a-test")
+    finally:
+        del _TASKS["pairs-for-a-test"]
+    assert agent.tokenizer is TOKENIZER
+    assert agent.dataset.label.tolist() == pytest.approx([0.9])
+
+
 def test_settings_change_the_config_that_was_given() -> None:
     config = OnlineConfig(iterations=9, seed=4)
     agent = seen(Seeing, task="random-walks", config=config, epochs=1)
