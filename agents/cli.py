@@ -155,7 +155,9 @@ def _print_help() -> None:
 
 def _is_told(error: Exception) -> bool:
     """Whether an error is about what the user gave rather than about code."""
-    return isinstance(error, USER_ERRORS) or type(error).__module__.startswith("textenv.")
+    # Tokenizers raise a bare Exception, about texts; safetensors an error of its own, about damaged files.
+    of_files = type(error) is Exception or type(error).__name__ == "SafetensorError"
+    return isinstance(error, USER_ERRORS) or of_files or type(error).__module__.startswith("textenv.")
 
 
 def _line(error: Exception) -> str:
@@ -168,6 +170,8 @@ def _line(error: Exception) -> str:
     notes = getattr(error, "__notes__", [])
     if error.__cause__ is not None and type(error).__module__.startswith("textenv.rewards"):
         notes = [*notes, "--traceback shows where in the reward"]
+    if type(error).__name__ == "SafetensorError":
+        notes = [*notes, "the model's .safetensors file is damaged"]
     joined = "; ".join([text or type(error).__name__, *notes])
     return printable(" ".join(joined.split()))
 

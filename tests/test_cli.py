@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -305,6 +306,18 @@ def test_mistakes_in_data_and_rewards(
             "--reward=my_own_rewards:broken",
             "--traceback",
         )
+
+
+def test_damaged_models_and_strange_letters(say: Say, model: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model, damaged)
+    (damaged / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:300])
+    for source, prompt, message in (
+        (damaged, "a", "the model's .safetensors file is damaged"),
+        (model, "Z", "Missing [UNK] token"),
+    ):
+        code, _, errors = say("generate", source, f"--prompt=[{prompt}]", "--env.max_new_tokens=2")
+        assert (code, errors.count("\n"), message in errors) == (1, 1, True)
 
 
 def test_an_interrupted_run_says_how_to_go_on(say: Say, model: Path, prompts: Path, tmp_path: Path) -> None:
