@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
+from transformers.utils import logging
 
 from textenv.agents.pipeline import PipelineConfig, run_pipeline
 
@@ -28,6 +29,8 @@ def main() -> None:
     parser.add_argument("--loggers", nargs="*", default=["rich"], help="rich, tensorboard, wandb")
     args = parser.parse_args()
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     started = time.perf_counter()
     config = PipelineConfig.from_dict(yaml.safe_load(args.config.read_text()))
     result = run_pipeline(config, args.run_dir, loggers=args.loggers, overwrite=args.overwrite)
