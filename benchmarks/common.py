@@ -85,12 +85,16 @@ def environment() -> dict[str, Any]:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
     """Print a table; numbers are right-aligned, floats get three significant digits."""
-    table = Table(title=title, caption=note or None, title_justify="left", caption_justify="left")
+    table = Table()
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console(width=None if os.isatty(1) else 120).print(table)
+    console = Console(width=None if os.isatty(1) else 120)
+    console.print(title, style="bold")
+    console.print(table)
+    if note:
+        console.print(note)
 
 
 def _cell(value: Any) -> str:

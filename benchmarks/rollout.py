@@ -10,10 +10,10 @@ Shape letters: N environment rows, P prompts, V vocabulary.
 
 from __future__ import annotations
 
-import gc
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import arguments, interleave, one_thread, print_table, seconds, write_json
 from benchmarks.models import ModelShape, language_model, random_prompts, word_tokenizer
-from benchmarks.worker import memory_mb, reset_peak_memory
+from benchmarks.worker import Worker
 from textenv.acting import DecodingPolicy
 from textenv.decoding import Decoder
 from textenv.prompts import PromptSet
@@ -165,25 +165,21 @@ def env_share(work: Workload, *, repeats: int) -> dict[str, Any]:
 # -- (d): scaling --------------------
 
 
-def measure(work: Workload, *, episodes: int, repeats: int) -> dict[str, Any]:
-    """Time and memory of rollouts: best seconds, tokens/s, peak above what was resident before in MB."""
-    gc.collect()
-    before = reset_peak_memory()
-    policy, envs = DecodingPolicy(language_model(work.shape)), make_envs(work)
-    best, tokens = float("inf"), 0
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        batch = collect(envs, policy, episodes=episodes)
-        taken, count = time.perf_counter() - begin, int(batch.action_mask.sum())
-        if taken / count < best / max(tokens, 1):
-            best, tokens = taken, count
+def measure(work: Workload, *, repeats: int) -> dict[str, Any]:
+    """Time and memory of rollouts in a fresh process: best of n, peak memory above that of its imports."""
+    worker = Worker(sys.executable, "benchmarks.rollout_worker", asdict(work))
+    try:
+        turns = [worker.run() for _ in range(repeats + 1)][1:]
+    finally:
+        worker.close()
+    best = min(turns, key=lambda turn: turn["seconds"] / turn["tokens"])
     return {
         "num_envs": work.rows,
         "new_tokens": work.max_new_tokens,
-        "tokens": tokens,
-        "seconds": best,
-        "tokens_s": tokens / best,
-        "memory_mb": memory_mb() - before,
+        "tokens": best["tokens"],
+        "seconds": best["seconds"],
+        "tokens_s": best["tokens"] / best["seconds"],
+        "memory_mb": best["peak_mb"],
     }
 
 
@@ -191,13 +187,13 @@ def scaling(
     work: Workload, *, num_envs: tuple[int, ...], lengths: tuple[int, ...], repeats: int
 ) -> dict[str, list[Any]]:
     """Time and memory as num_envs grows (geometric lengths), and as a fixed response length does (8 rows)."""
-    rows = [
-        measure(replace(work, rows=n, episodes=max(n, 64)), episodes=max(2 * n, 16), repeats=repeats)
-        for n in num_envs
-    ]
-    endless = replace(work, shape=replace(work.shape, eos_probability=0.0), rows=8)
-    grown = [measure(replace(endless, max_new_tokens=n), episodes=8, repeats=repeats) for n in lengths]
-    return {"num_envs": rows, "length": grown}
+    endless = replace(work, shape=replace(work.shape, eos_probability=0.0), rows=8, episodes=8)
+    return {
+        "num_envs": [
+            measure(replace(work, rows=n, episodes=max(2 * n, 16)), repeats=repeats) for n in num_envs
+        ],
+        "length": [measure(replace(endless, max_new_tokens=n), repeats=repeats) for n in lengths],
+    }
 
 
 # -- on a GPU --------------------
