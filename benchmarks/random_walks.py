@@ -56,6 +56,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "ilql": {
         "learning_rate": 1e-3,
+        "lr_schedule": "linear",
+        "warmup_steps": 20,
         "batch_size": 100,
         "steps": 200,
         "gamma": 0.99,
@@ -101,18 +103,20 @@ class Curve(Callback):
     def __init__(self, graph_seed: int, every: int, betas: tuple[float, ...] | None) -> None:
         self.graph_seed, self.every, self.betas = graph_seed, every, betas
         self.points: list[dict[str, float]] = []
+        self.per_start: dict[str, float] = {}
 
     def measure(self, agent: Any) -> None:
         """Add a point."""
         point = {"episodes": agent.episodes_seen, "optimizer_steps": agent.optimizer_steps}
         if self.betas is None:
-            point["optimality"] = exact_optimality(agent.policy, seed=self.graph_seed).optimality
+            value = exact_optimality(agent.policy, seed=self.graph_seed)
+            point["optimality"], self.per_start = value.optimality, value.per_start
         else:
             before = agent.policy.beta
             for beta in self.betas:
                 agent.policy.beta = beta
                 value = exact_optimality(agent.policy, seed=self.graph_seed)
-                point[f"optimality@{beta:g}"] = value.optimality
+                point[f"optimality@{beta:g}"], self.per_start = value.optimality, value.per_start
             agent.policy.beta = before
         self.points.append(point)
 
@@ -157,6 +161,7 @@ def run(
         "seed": seed,
         "optimality": max(final.values()),
         "by_beta": {k.partition("@")[2]: v for k, v in final.items() if "@" in k},
+        "per_start": curve.per_start,
         "curve": curve.points,
         "episodes": agent.episodes_seen,
         "optimizer_steps": agent.optimizer_steps,

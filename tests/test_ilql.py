@@ -106,7 +106,7 @@ def test_eos_is_an_action_although_it_is_the_padding() -> None:
     episodes = EpisodeBatch.from_ids(
         [[0], [0]], [[eos], [1, 2, eos]], rewards=[1.0, 0.0], pad_token_id=eos, sampling={}
     )
-    agent = make(episodes, steps=60, batch_size=2, decode_beta=4.0)
+    agent = make(episodes, steps=60, batch_size=2, decode_beta=30.0)
     agent.learn()
     assert float(agent.policy.log_prob(episodes)[0, 1].exp()) > 0.9
 
