@@ -184,7 +184,11 @@ class PPO(OnlineAgent):
             # Without a shift: that would pay every token for being there.
             spread = rewards[mask].std(correction=0)
             rewards = rewards / torch.where(spread > 0, spread, 1.0)
-        final = torch.where(episodes.truncated, old.final_values, 0.0) if cfg.bootstrap_truncated else None
+        assert old.log_probs is not None and old.values is not None
+        final = None
+        if cfg.bootstrap_truncated:
+            assert old.final_values is not None
+            final = torch.where(episodes.truncated, old.final_values, 0.0)
         advantages, returns = get_advantage(cfg.advantage)(
             rewards,
             mask,
