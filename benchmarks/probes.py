@@ -29,7 +29,7 @@ PPO_SETTINGS: dict[str, Any] = {
     "learning_rate": 2e-3,
     "lr_schedule": "linear",
     "warmup_steps": 60,
-    "iterations": 40,
+    "iterations": 50,
     "episodes_per_iteration": 160,
     "epochs": 4,
     "minibatches": 1,
@@ -38,7 +38,7 @@ PPO_SETTINGS: dict[str, Any] = {
     "value_head": "mlp",
     "value_clip_range": None,
     "center_by_prompt": True,
-    "entropy_coef": 0.03,
+    "entropy_coef": 0.01,
 }
 ILQL_SETTINGS: dict[str, Any] = {
     "learning_rate": 3e-3,

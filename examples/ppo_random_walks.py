@@ -47,6 +47,7 @@ result = textenv.train(
     lr_schedule="linear",
     warmup_steps=args.episodes // 35,
     clip_range=0.4,
+    stop_at_kl=0.02,
     value_coef=1.0,
     value_clip_range=None,
     value_head="mlp",
