@@ -11,7 +11,7 @@ from textenv.agents.sft import SFT, SFTConfig
 from textenv.tasks.walk_values import exact_optimality
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--episodes", type=int, default=2800, help="a multiple of 70 (default: %(default)s)")
+parser.add_argument("--episodes", type=int, default=2800, help="a multiple of 140 (default: %(default)s)")
 parser.add_argument("--pretraining", type=int, default=400, help="steps on the walks (default: %(default)s)")
 parser.add_argument("--graph-seed", type=int, default=1000, help="(default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -36,22 +36,18 @@ result = textenv.train(
     start.policy.model,
     task="random-walks",
     env_kwargs={"task_kwargs": {"seed": args.graph_seed}},
-    num_envs=70,
+    num_envs=140,
     loggers=(),
     seed=args.seed,
     total_episodes=args.episodes,
-    episodes_per_iteration=70,
+    episodes_per_iteration=140,
     epochs=4,
-    minibatches=1,
-    learning_rate=3e-4,
-    lr_schedule="linear",
-    warmup_steps=args.episodes // 35,
-    clip_range=0.4,
-    stop_at_kl=0.02,
-    value_coef=1.0,
-    value_clip_range=None,
+    minibatches=2,
+    learning_rate=1.5e-4,
+    value_coef=1.2,
     value_head="mlp",
     center_by_prompt=True,
+    stop_at_kl=0.02,
     kl_coef=0.0,
 )
 after = exact_optimality(result.agent.policy, seed=args.graph_seed).optimality
