@@ -58,6 +58,19 @@ TASK_KWARGS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
+TASK_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+    # The longest prompts are found late: more and smaller steps, with some entropy left to find them.
+    ("ppo", "probe-count"): {
+        "learning_rate": 1e-3,
+        "warmup_steps": 20,
+        "minibatches": 4,
+        "iterations": 130,
+        "entropy_coef": 0.003,
+        "center_by_prompt": False,
+    },
+}
+
+
 def make_envs(name: str, task_kwargs: dict[str, Any]) -> Any:
     """128 rows of a probe."""
     return gym.make_vec("TextRLHF-v0", num_envs=128, task=name, task_kwargs=task_kwargs)
@@ -68,7 +81,8 @@ def train_ppo(name: str, *, seed: int = 0, **changes: Any) -> PPO:
     task_kwargs = TASK_KWARGS.get(("ppo", name), {})
     task = make_task(name).build(**task_kwargs)
     envs = make_envs(name, task_kwargs)
-    agent = PPO(task.model_config(), envs=envs, config=PPOConfig(seed=seed, **{**PPO_SETTINGS, **changes}))
+    settings = {**PPO_SETTINGS, **TASK_SETTINGS.get(("ppo", name), {}), **changes}
+    agent = PPO(task.model_config(), envs=envs, config=PPOConfig(seed=seed, **settings))
     agent.learn()
     return agent
 
