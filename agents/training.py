@@ -191,10 +191,10 @@ def _model_of(task: str, data: TaskData) -> Any:
 
 
 def _dataset_of(task: str, data: TaskData, *, preferences: bool) -> EpisodeBatch | PreferenceBatch:
-    what = "preferences" if preferences else "demonstrations"
     if preferences and data.preferences is not None:
         return data.preferences.to_batch(data.tokenizer)
-    if preferences or data.demonstrations is None:
+    if data.demonstrations is None:
+        what = "preferences nor demonstrations" if preferences else "demonstrations"
         raise ValueError(f"dataset must be given, for the task {task!r} has no {what}; got None")
     return data.demonstrations
 
