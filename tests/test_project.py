@@ -25,8 +25,10 @@ PACKAGES = {
     "rewards": "textenv.rewards",
     "tasks": "textenv.tasks",
     "agents": "textenv.agents",
+    "agents/reports": "textenv.agents.reports",
 }
 """Folder -> package, lowest floor first: a package may import those before it."""
+TOP = [folder for folder in PACKAGES if "/" not in folder]
 FILES = sorted(path for folder in PACKAGES for path in (ROOT / folder).glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAX_LINES = 400
@@ -35,12 +37,12 @@ TOO_LONG: set[str] = set()
 
 
 def module_name(path: Path) -> str:
-    package = PACKAGES[path.parent.name]
+    package = PACKAGES[path.parent.relative_to(ROOT).as_posix()]
     return package if path.stem == "__init__" else f"{package}.{path.stem}"
 
 
 def label(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+    return path.relative_to(ROOT).as_posix()
 
 
 def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -75,16 +77,16 @@ def test_every_folder_is_a_package_and_every_module_is_in_one() -> None:
     mapping = PROJECT["tool"]["setuptools"]["package-dir"]
     assert mapping == {package: folder for folder, package in PACKAGES.items()}
     assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(PACKAGES.values())
-    deeper = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*/*.py")]
-    assert deeper == [], "a subfolder needs an entry under [tool.setuptools]"
+    everything = {path for folder in TOP for path in (ROOT / folder).rglob("*.py")}
+    assert everything - set(FILES) == set(), "a subfolder needs an entry under [tool.setuptools]"
 
 
-def test_the_wheel_holds_the_four_packages(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_packages(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for folder in PACKAGES:
+    for folder in TOP:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     build = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
     done = run_python(build, source)
@@ -95,6 +97,7 @@ def test_the_wheel_holds_the_four_packages(tmp_path: Path) -> None:
     expected |= {f"{package.replace('.', '/')}/__init__" for package in PACKAGES.values()}
     assert {name for name in names if not name.startswith("textenv-")} >= {f"{name}.py" for name in expected}
     assert "textenv/py.typed" in names
+    assert "textenv/agents/reports/templates/base.html" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"textenv"}
 
@@ -130,7 +133,7 @@ def test_dependencies_are_pinned_and_nothing_undeclared_is_imported() -> None:
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_imports_point_one_way(path: Path) -> None:
     floors = list(PACKAGES.values())
-    own = floors.index(PACKAGES[path.parent.name])
+    own = floors.index(PACKAGES[path.parent.relative_to(ROOT).as_posix()])
     for module, line in imports_when_loaded(path):
         package = next((p for p in reversed(floors) if module == p or module.startswith(f"{p}.")), None)
         if package is not None:
