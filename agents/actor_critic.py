@@ -1,0 +1,126 @@
+"""What policy-gradient agents with a critic share: a value head, GAE, the value loss.
+
+Shape letters: B episodes, L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from textenv.agents.advantages import get_advantage
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.losses import explained_variance, masked_center, ppo_value_loss
+from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
+from textenv.agents.teacher_forced import Evaluation as PolicyOutput
+from textenv.episodes import EpisodeBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig(PolicyGradientConfig):
+    """Settings of policy-gradient agents with a critic."""
+
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    advantage: str = "gae"
+    """Name of the registered advantage estimator."""
+    center_by_prompt: bool = False
+    """Shift the advantages of each prompt's episodes to mean 0: a baseline while the critic is still poor."""
+    whiten_advantages: bool = True
+    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
+    scale_rewards: bool = False
+    """Divide the rewards of an iteration by their standard deviation over own tokens."""
+    value_clip_range: float | None = 0.2
+    """Clip of the value function around its old values; None does not clip."""
+    value_coef: float = 0.1
+    """Weight of the value loss."""
+    value_model: Literal["shared", "separate"] = "shared"
+    """The critic: a head on the policy's trunk, or a model of its own that starts as a copy of the trunk."""
+    value_head: Literal["linear", "mlp"] = "linear"
+    """Shape of the critic's head."""
+    bootstrap_truncated: bool = False
+    """Take V after the last token of an episode cut by the token budget as the value of what would follow."""
+
+    def validate(self) -> None:
+        """Check the ranges and the estimator's name."""
+        super().validate()
+        self.check(gae_lambda="[0, 1]", value_clip_range="> 0", value_coef=">= 0")
+        get_advantage(self.advantage)
+
+
+class ActorCriticAgent(PolicyGradientAgent):
+    """Base of policy-gradient agents with a critic."""
+
+    config: ActorCriticConfig
+    critic = True
+
+    def make_policy(self, model: Any) -> LanguagePolicy:
+        """A policy with a critic."""
+        cfg = self.config
+        if isinstance(model, LanguagePolicy):
+            model.add_critic(cfg.value_model)
+            return model
+        return LanguagePolicy(
+            model,
+            tokenizer=self.tokenizer,
+            seed=cfg.seed,
+            value_head=cfg.value_model,
+            head_kind=cfg.value_head,
+            **self.policy_kwargs,
+        )
+
+    def evaluate_old(self, episodes: EpisodeBatch) -> PolicyOutput:
+        """Log-probs and values before the agent learns from the episodes."""
+        return self.policy.evaluate(episodes, values=True, final_values=self.config.bootstrap_truncated)
+
+    def estimate(self, episodes: EpisodeBatch, rewards: Tensor, old: PolicyOutput) -> tuple[Tensor, Tensor]:
+        """Advantages by the registered estimator, and the critic's targets."""
+        cfg, mask = self.config, episodes.action_mask
+        if cfg.scale_rewards:
+            # Without a shift: that would pay every token for being there.
+            spread = rewards[mask].std(correction=0)
+            rewards = rewards / torch.where(spread > 0, spread, 1.0)
+        final = None
+        if cfg.bootstrap_truncated:
+            assert old.final_values is not None
+            final = torch.where(episodes.truncated, old.final_values, 0.0)
+        advantages, returns = get_advantage(cfg.advantage)(
+            rewards,
+            mask,
+            values=old.values,
+            final_values=final,
+            groups=episodes.prompt_index,
+            gamma=cfg.gamma,
+            gae_lambda=cfg.gae_lambda,
+        )
+        if cfg.center_by_prompt:
+            advantages = masked_center(advantages, mask, episodes.prompt_index)
+        return advantages, returns
+
+    def objective(self, new: PolicyOutput, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """The policy's loss + the value loss."""
+        cfg = self.config
+        loss, stats = super().objective(new, batch, totals)
+        assert new.values is not None
+        value_loss, value = ppo_value_loss(
+            new.values,
+            batch["old_values"],
+            batch["returns"],
+            batch.mask,
+            clip_range=cfg.value_clip_range,
+            denominator=totals.tokens,
+        )
+        stats |= {"value/loss": value_loss.detach(), "value/clip_fraction": value["clip_fraction"]}
+        return loss + cfg.value_coef * value_loss, stats
+
+    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+        """Metrics of the rollout, with the fit of the critic."""
+        row = super().describe(batch)
+        fit = explained_variance(batch["old_values"], batch["returns"], batch.mask)
+        row["value/explained_variance"] = float(fit)
+        return row

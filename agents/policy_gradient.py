@@ -1,0 +1,295 @@
+"""What online policy-gradient agents share: reference and KL, shaped scores, the surrogate, what is reported.
+
+An agent of this family supplies ``estimate`` (advantages and returns of an iteration's episodes) and may add
+to ``objective``; the loop around them is ``OnlineAgent``'s. Shape letters: B episodes, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from textenv import scoring as scorer
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch, epoch_order
+from textenv.agents.config import OnlineConfig
+from textenv.agents.datasets import as_episodes
+from textenv.agents.evaluation import Evaluation
+from textenv.agents.losses import (
+    entropy_loss,
+    kl_loss,
+    masked_mean,
+    masked_sum,
+    masked_whiten,
+    ppo_policy_loss,
+    sft_loss,
+)
+from textenv.agents.online import OnlineAgent
+from textenv.agents.running import RunningStd, WeightAverage
+from textenv.agents.teacher_forced import Evaluation as PolicyOutput
+from textenv.episodes import EpisodeBatch
+from textenv.rewards.kl import KLPenalty
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientConfig(OnlineConfig):
+    """Settings that online policy-gradient agents share."""
+
+    gamma: float = 1.0
+    """Discount per own token."""
+    whiten_advantages: bool = False
+    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
+    clip_range: float = 0.2
+    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range)."""
+    clip_range_high: float | None = None
+    """Upper side of the clip, if it differs."""
+    dual_clip: float | None = None
+    """Bound on the loss where the advantage is negative, 3.0 is usual; None has no bound."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    kl_coef: float = 0.05
+    """Weight of the KL divergence from the reference; 0 keeps none (and no reference)."""
+    kl_placement: Literal["reward", "loss"] = "reward"
+    """Pay the KL as a per-token reward (k1), or add it to the loss (k3)."""
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    """Whether the coefficient in the reward follows ``kl_target``."""
+    kl_target: float = 6.0
+    """Target of the adaptive controller in nats a sequence."""
+    kl_horizon: int = 10_000
+    """Episodes over which the adaptive controller acts."""
+    score_scale: bool = False
+    """Divide scores (rewards without the KL) by their running standard deviation."""
+    score_clip: float | None = None
+    """Clip scores, after scaling, to [-score_clip, score_clip] an episode."""
+    stop_at_kl: float | None = None
+    """End the passes of an iteration once a step's approximate KL, in nats a token, exceeds this."""
+    packing: bool = False
+    """Forward several short episodes in one row, blind to each other: the same gradient with less padding."""
+    ptx_coef: float = 0.0
+    """Weight of the next-token loss on ``dataset`` (InstructGPT's pretraining mixture, "ptx")."""
+    ptx_batch_size: int = 32
+    """Episodes of ``dataset`` in each optimizer step."""
+    ema_decay: float | None = None
+    """Keep an exponential average of the weights over optimizer steps, and evaluate and save that."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(
+            gamma="[0, 1]",
+            clip_range="(0, 1)",
+            clip_range_high="> 0",
+            dual_clip="> 1",
+            entropy_coef=">= 0",
+            kl_coef=">= 0",
+            kl_target="> 0",
+            kl_horizon=">= 1",
+            score_clip="> 0",
+            stop_at_kl="> 0",
+            ptx_coef=">= 0",
+            ptx_batch_size=">= 1",
+            ema_decay="[0, 1)",
+        )
+
+
+class PolicyGradientAgent(OnlineAgent):
+    """Base of online policy-gradient agents."""
+
+    config: PolicyGradientConfig
+    critic: ClassVar[bool] = False
+    """Whether the policy has a value head."""
+
+    # -- what an agent of the family supplies ----------------------------------------------------------------
+
+    def estimate(self, episodes: EpisodeBatch, rewards: Tensor, old: PolicyOutput) -> tuple[Tensor, Tensor]:
+        """Advantages and returns of an iteration: (B, L) each, 0 off the action mask.
+
+        Args:
+            episodes: B episodes on the policy's device.
+            rewards: (B, L) as ``shaped_rewards`` gives them.
+            old: what the policy that played them says about them.
+        """
+        raise NotImplementedError
+
+    def evaluate_old(self, episodes: EpisodeBatch) -> PolicyOutput:
+        """What the policy says about the episodes before it learns from them."""
+        return self.policy.evaluate(episodes, values=False)
+
+    def objective(self, new: PolicyOutput, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """Clipped surrogate of a micro-batch, and its statistics."""
+        cfg = self.config
+        loss, found = ppo_policy_loss(
+            new.log_probs,
+            batch["old_log_probs"],
+            batch["advantages"],
+            batch.mask,
+            clip_range=cfg.clip_range,
+            clip_range_high=cfg.clip_range_high,
+            dual_clip=cfg.dual_clip,
+            denominator=totals.tokens,
+        )
+        stats = {f"policy/{name}": value for name, value in found.items() if name != "ratio"}
+        return loss, stats | {"policy/loss": loss.detach(), "ratio": found["ratio"]}
+
+    # -- the update ------------------------------------------------------------------------------------------
+
+    def load_dataset(self, dataset: Any) -> EpisodeBatch:
+        """Episodes for the pretraining loss."""
+        return as_episodes(dataset, self.tokenizer)
+
+    def setup(self) -> None:
+        """Take the reference, and put the KL penalty into the reward where it belongs there.
+
+        Raises:
+            ValueError: if ``ptx_coef`` is set without a data set, or ``packing`` for a model that cannot.
+        """
+        cfg = self.config
+        if cfg.ptx_coef and self.dataset is None:
+            raise ValueError(f"ptx_coef={cfg.ptx_coef} needs dataset=, got None")
+        self.policy.packing = cfg.packing
+        self.score_std = RunningStd()
+        self.envs.unwrapped.bind(self.policy)
+        penalised = bool(self.kl_wrappers())
+        if cfg.kl_coef or penalised:
+            self.reference = self.policy.reference()
+        if cfg.kl_coef and cfg.kl_placement == "reward" and not penalised:
+            term = KLPenalty(
+                coef=cfg.kl_coef, controller=cfg.kl_controller, target=cfg.kl_target, horizon=cfg.kl_horizon
+            )
+            self.envs = term.wrap(self.envs)
+        self.average = None if cfg.ema_decay is None else WeightAverage(self.policy, cfg.ema_decay)
+
+    def kl_wrappers(self) -> list[Any]:
+        """The reward wrappers that pay a KL penalty."""
+        return [w for w in scorer.reward_wrappers(self.envs) if isinstance(w.term, KLPenalty)]
+
+    def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
+        """Old log-probs (and values), reference log-probs where there is one, advantages and returns."""
+        episodes = episodes.to(self.policy.device)
+        old = self.evaluate_old(episodes)
+        advantages, returns = self.estimate(episodes, self.shaped_rewards(episodes), old)
+        if self.config.whiten_advantages:
+            advantages = masked_whiten(advantages, episodes.action_mask)
+        tensors = {"old_log_probs": old.log_probs, "advantages": advantages, "returns": returns}
+        if old.values is not None:
+            tensors["old_values"] = old.values
+        if self.reference is not None:
+            tensors["ref_log_probs"] = self.reference.log_prob(episodes)
+        return TrainingBatch(episodes, tensors)
+
+    def shaped_rewards(self, episodes: EpisodeBatch) -> Tensor:
+        """Rewards with scores scaled and clipped as configured; the KL penalty is left as it is."""
+        cfg = self.config
+        if not cfg.score_scale and cfg.score_clip is None:
+            return episodes.rewards
+        kl = torch.zeros_like(episodes.rewards)
+        for wrapper in self.kl_wrappers():
+            kl = kl + episodes.reward_terms[wrapper.name]
+        scores = episodes.rewards - kl
+        if cfg.score_scale:
+            self.score_std.update(scores.sum(-1))
+            scores = scores / self.score_std.std
+        if cfg.score_clip is not None:
+            total = scores.sum(-1)
+            clipped = total.clamp(-cfg.score_clip, cfg.score_clip)
+            scores = scores + episodes.at_last_action(clipped - total)
+        return scores + kl
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """``objective``, and by option KL, entropy bonus and pretraining loss."""
+        cfg, mask, tokens = self.config, batch.mask, totals.tokens
+        new = self.policy(batch.episodes, values=self.critic, entropy=cfg.entropy_coef > 0)
+        loss, stats = self.objective(new, batch, totals)
+        if cfg.entropy_coef:
+            bonus = entropy_loss(new.entropy, mask, denominator=tokens)
+            loss = loss + cfg.entropy_coef * bonus
+            stats["policy/entropy"] = -bonus.detach()
+        if cfg.kl_coef and cfg.kl_placement == "loss":
+            penalty = kl_loss(new.log_probs, batch["ref_log_probs"], mask, denominator=tokens)
+            loss = loss + cfg.kl_coef * penalty
+            stats["policy/kl_loss"] = penalty.detach()
+        if cfg.ptx_coef and totals.extra.pop("ptx", False):
+            ptx = self.ptx_loss()
+            loss = loss + cfg.ptx_coef * ptx
+            stats["policy/ptx_loss"] = ptx.detach()
+        return loss, stats
+
+    def totals(self, batch: TrainingBatch) -> Totals:
+        """Denominators, and that the pretraining loss is due once, with the step's first micro-batch."""
+        totals = super().totals(batch)
+        totals.extra["ptx"] = 1.0
+        return totals
+
+    def ptx_loss(self) -> Tensor:
+        """Next-token loss on the rows of ``dataset`` whose turn it is in this optimizer step."""
+        per_epoch = -(-len(self.dataset) // self.config.ptx_batch_size)
+        epoch, position = divmod(self.optimizer_steps, per_epoch)
+        order = epoch_order(len(self.dataset), seed=self.config.seed, epoch=epoch)
+        size = self.config.ptx_batch_size
+        rows = self.dataset.select(order[position * size : (position + 1) * size])
+        return sft_loss(self.policy(rows).log_probs, rows.action_mask)
+
+    def stop_early(self, stats: Mapping[str, float]) -> bool:
+        """Whether the policy has moved further than ``stop_at_kl``."""
+        limit = self.config.stop_at_kl
+        return limit is not None and stats["policy/approx_kl"] > limit
+
+    def after_step(self) -> None:
+        """Move the average of the weights."""
+        if self.average is not None:
+            self.average.update()
+
+    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+        """Metrics of the rollout: score, KL to the reference, entropy."""
+        row, mask, episodes = super().describe(batch), batch.mask, batch.episodes
+        row["objective/entropy"] = -float(masked_mean(batch["old_log_probs"], mask))
+        row["objective/score"] = row["objective/reward"]
+        if "ref_log_probs" in batch.tensors:
+            kl = masked_sum(batch["old_log_probs"] - batch["ref_log_probs"], mask)
+            row["objective/kl"] = float(kl) / len(batch)
+            row["objective/kl_per_token"] = float(kl) / max(1, int(mask.sum()))
+        for wrapper in self.kl_wrappers():
+            row["objective/score"] -= float(episodes.reward_terms[wrapper.name].sum(-1).mean())
+            row["objective/kl_coef"] = wrapper.term.coef
+        return row
+
+    # -- the averaged weights --------------------------------------------------------------------------------
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block the policy has its averaged weights, if ``ema_decay`` asks for an average."""
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def evaluate(self, envs: Any = None, episodes: int | None = None, **options: Any) -> Evaluation:
+        """Play and measure, with the averaged weights if there are any; see ``Agent.evaluate``."""
+        with self.averaged():
+            return super().evaluate(envs, episodes, **options)
+
+    def save_policy(self, path: Path) -> None:
+        """Write the policy with its averaged weights, if there are any."""
+        with self.averaged():
+            super().save_policy(path)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def state_values(self) -> dict[str, Any]:
+        """The statistics that scores are scaled by."""
+        return {**super().state_values(), "score_std": self.score_std.state_dict()}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """With an average: the weights in training, for the policy's files hold the averaged ones."""
+        own = {} if self.average is None else self.average.training_weights()
+        return {**super().state_tensors(), **own}
+
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore what ``state_values`` and ``state_tensors`` gave."""
+        super().load_state(values, tensors)
+        self.score_std.load_state_dict(values["score_std"])
+        if self.average is not None:
+            self.average.load(tensors)
+            self.policy.invalidate()
