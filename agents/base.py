@@ -25,7 +25,8 @@ from textenv.agents.config import AgentConfig
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
 from textenv.agents.loggers import Loggers, make_loggers
-from textenv.agents.optim import clip_gradients, make_optimizer, make_schedule
+from textenv.agents.optim import make_optimizer, make_schedule
+from textenv.agents.optimizer_step import optimizer_step
 from textenv.agents.outcome import TrainResult
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.policy_files import restore_policy
@@ -35,6 +36,9 @@ from textenv.episodes import EpisodeBatch
 from textenv.host_memory import keep_freed_memory
 
 Stats = dict[str, Tensor]
+SPENT = ("env_tokens", "gradient_tokens", "reward_calls")
+"""Counters of what a run has cost: tokens generated to learn from, tokens (prompts included) of the rows
+of all optimizer steps, and episodes that the rewards were asked about. Evaluations don't count."""
 
 
 class Agent:
@@ -109,6 +113,7 @@ class Agent:
         self.policy.max_tokens = config.max_tokens_per_microbatch
         self.reference: Any = None
         self.iteration = self.optimizer_steps = self.episodes_seen = 0
+        self.env_tokens = self.gradient_tokens = self.reward_calls = 0
         self.resumed = self.stopped = False
         self.history: list[dict[str, float]] = []
         self.evaluation: Evaluation | None = None
@@ -128,7 +133,7 @@ class Agent:
             total_steps=self.planned_steps(),
             warmup_steps=config.warmup_steps,
         )
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
         # float16 gradients underflow unless the loss is scaled up; everywhere else the scaler passes through.
         half = config.autocast == "float16"
         self.scaler = torch.amp.GradScaler(self.policy.device.type, enabled=half)
@@ -156,6 +161,10 @@ class Agent:
         """The module whose parameters the optimizer moves."""
         return self.policy
 
+    def planned_iterations(self) -> int:
+        """Iterations of the training loop in the whole run."""
+        raise NotImplementedError
+
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run, for the learning-rate schedule."""
         raise NotImplementedError
@@ -176,39 +185,7 @@ class Agent:
             Diverged: on a NaN or infinite loss or gradient, before the weights change; the episodes are
                 saved.
         """
-        batch = batch.to(self.policy.device)
-        totals = self.totals(batch)
-        sums: Stats = {}
-        self.policy.train()
-        for part in batch.microbatches(self.config.max_tokens_per_microbatch):
-            loss, stats = self.loss(part, totals)
-            stats = {"loss": loss.detach(), **stats}
-            for name, value in stats.items():
-                sums[name] = sums[name] + value if name in sums else value
-            if not bool(torch.isfinite(loss)):
-                self.optimizer.zero_grad(set_to_none=True)
-                raise self.failure("loss", {k: float(v) for k, v in stats.items()}, part.episodes)
-            self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        try:
-            norm = clip_gradients(self._parameters, self.config.max_grad_norm)
-        except ValueError as error:
-            if not self.scaler.is_enabled():
-                self.optimizer.zero_grad(set_to_none=True)
-                known = {k: float(v) for k, v in sums.items()}
-                raise self.failure("gradient", known, batch.episodes) from error
-            norm = torch.full_like(
-                sums["loss"], torch.nan
-            )  # too large a scale: the scaler skips the step and lowers it
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.optimizer_steps += 1
-        self.after_step()
-        sums["grad_norm"] = norm
-        values = torch.stack([value.double() for value in sums.values()]).tolist()  # one look at the device
-        return dict(zip(sums, values, strict=True))
+        return optimizer_step(self, batch)
 
     def totals(self, batch: TrainingBatch) -> Totals:
         """Denominators of one optimizer step."""
@@ -236,9 +213,10 @@ class Agent:
         """End an iteration: evaluate, callbacks, log, checkpoint; returns whether a callback stops."""
         cfg, now = self.config, self.iteration
         row["episodes"], row["optimizer_steps"] = float(self.episodes_seen), float(self.optimizer_steps)
-        evaluated = self.eval_envs is not None and (
-            last or bool(cfg.eval_every and now % cfg.eval_every == 0)
-        )
+        row |= {name: float(getattr(self, name)) for name in SPENT}
+        asked = self.callbacks.wants_evaluation(self, row)
+        due = bool(cfg.eval_every and now % cfg.eval_every == 0)
+        evaluated = self.eval_envs is not None and (last or due or asked)
         if evaluated:
             self.evaluation = self.evaluate()
             self.callbacks.on_evaluation(self, self.evaluation)
@@ -249,8 +227,8 @@ class Agent:
             loggers.log(row, now)
             self.history.append(row)
         self.stopped = stop
-        due = cfg.checkpoint_every and now % cfg.checkpoint_every == 0
-        if self.run_dir is not None and (last or stop or due):
+        save = cfg.checkpoint_every and now % cfg.checkpoint_every == 0
+        if self.run_dir is not None and (last or stop or save):
             self.checkpoint()
         return stop
 
@@ -323,7 +301,7 @@ class Agent:
 
     def counters(self) -> dict[str, int]:
         """Where the run stands."""
-        names = ("iteration", "optimizer_steps", "episodes_seen")
+        names = ("iteration", "optimizer_steps", "episodes_seen", *SPENT)
         return {name: getattr(self, name) for name in names}
 
     def set_counters(self, counters: Mapping[str, int]) -> None:

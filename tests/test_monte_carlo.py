@@ -63,7 +63,7 @@ def test_the_gradient_does_not_depend_on_the_split() -> None:
     for max_tokens in (10_000, 40):
         agent = make(max_tokens_per_microbatch=max_tokens, max_grad_norm=None)
         agent.optimizer.register_step_pre_hook(
-            lambda *_, agent=agent: gradients.append(torch.cat([p.grad.flatten() for p in agent._parameters]))
+            lambda *_, agent=agent: gradients.append(torch.cat([p.grad.flatten() for p in agent.parameters]))
         )
         agent.step(TrainingBatch(DATA))
     assert torch.allclose(*gradients, rtol=1e-5, atol=1e-8)

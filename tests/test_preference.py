@@ -68,7 +68,7 @@ def gradient_of(agent: Any, batch: TrainingBatch) -> tuple[dict[str, float], Ten
     """Metrics of a step, and the gradient that it followed."""
     kept: list[Tensor] = []
     agent.optimizer.register_step_pre_hook(
-        lambda *_: kept.append(torch.cat([p.grad.flatten() for p in agent._parameters]))
+        lambda *_: kept.append(torch.cat([p.grad.flatten() for p in agent.parameters]))
     )
     return agent.step(batch), kept[0]
 
