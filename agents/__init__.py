@@ -16,6 +16,7 @@ if __name__ != "textenv.agents":
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
+    from textenv.agents.best_of_n import BestOfN, BestOfNConfig
     from textenv.agents.callbacks import BestCheckpoint, Callback, EarlyStop
     from textenv.agents.config import AgentConfig, Config, OfflineConfig, OnlineConfig
     from textenv.agents.evaluation import Evaluation, evaluate
@@ -51,6 +52,8 @@ _HOME = {
     "Agent": "base",
     "AgentConfig": "config",
     "BestCheckpoint": "callbacks",
+    "BestOfN": "best_of_n",
+    "BestOfNConfig": "best_of_n",
     "CPO": "preference",
     "CPOConfig": "preference",
     "Callback": "callbacks",
@@ -111,6 +114,8 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "BestCheckpoint",
+    "BestOfN",
+    "BestOfNConfig",
     "CPOConfig",
     "Callback",
     "Config",

@@ -93,6 +93,7 @@ def evaluate(
     samples: int = 8,
     reference: Any = None,
     max_tokens: int = 16384,
+    keep: Callable[[EpisodeBatch], EpisodeBatch] | None = None,
 ) -> Evaluation:
     """Play ``episodes`` episodes and measure them; nothing learns.
 
@@ -111,6 +112,7 @@ def evaluate(
         samples: how many episodes to keep as text.
         reference: what to measure the KL against; has ``log_prob(episodes) -> (B, L)``. None measures no KL.
         max_tokens: padded tokens of one forward pass.
+        keep: picks the episodes to measure from those that were played; None measures all.
 
     Raises:
         ValueError: if a count is out of range or ``metric_fn`` gives the wrong number of values.
@@ -124,6 +126,7 @@ def evaluate(
         raise TypeError(f"evaluate needs a native vector environment, got {type(base).__name__}")
     with _random_state_kept(base.device), _bound(policy, base):
         batch = collect(envs, policy, episodes, seed=seed, update_terms=False)
+        batch = batch if keep is None else keep(batch)
         metrics = _episode_metrics(batch)
         if reference is not None:
             metrics.update(_kl_metrics(policy, reference, batch, max_tokens))

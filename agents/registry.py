@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 AgentClass = TypeVar("AgentClass", bound="type[Agent]")
 
 BUILTIN: dict[str, str] = {
+    "best-of-n": "textenv.agents.best_of_n:BestOfN",
     "cpo": "textenv.agents.preference:CPO",
     "dpo": "textenv.agents.preference:DPO",
     "filtered-bc": "textenv.agents.sft:FilteredBC",

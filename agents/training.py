@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from textenv.agents.callbacks import BestCheckpoint
@@ -63,7 +64,8 @@ def train(
         tokenizer: name, folder or object; None is the task's or the model's.
         config: settings of the agent; None is the defaults of its class.
         num_envs: rows that generate at a time.
-        env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``, such as ``max_new_tokens``.
+        env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``, such as ``max_new_tokens``;
+            ``samples_per_prompt`` is by default what the agent needs.
         policy_kwargs: further arguments of the ``LanguagePolicy`` made around ``model``, such as ``lora``.
         run_dir: folder for metrics, samples and checkpoints; None leaves no files.
         resume: go on with the run in ``run_dir`` from its newest whole checkpoint; everything else is given
@@ -111,12 +113,14 @@ def train(
     if tokenizer is not None:
         shared["tokenizer"] = tokenizer
 
+    group, eval_group = _group_sizes(cls, config, config_overrides)
+    shared.setdefault("samples_per_prompt", group)
     # The evaluation's environment comes first: reward terms that both share end up bound to the training's.
     accepts = inspect.signature(cls.__init__).parameters
     envs = eval_envs = None
     if "eval_envs" in accepts and (eval_prompts is not None or (task is not None and prompts is None)):
         split = None if task is None else "validation"  # prompts of one's own are the split
-        changes = {"split": split, "samples_per_prompt": 1, "shuffle": False}
+        changes = {"split": split, "samples_per_prompt": eval_group, "shuffle": False}
         eval_envs = make_vec_env(task=task, prompts=eval_prompts, **{**shared, **changes})
     if cls.online:
         envs = make_vec_env(task=task, prompts=prompts, **shared)
@@ -160,6 +164,18 @@ def train(
                 name = agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}"
                 folder.write_info(learner.config, agent=name, task=task, num_envs=num_envs)
     return learner.learn()
+
+
+def _group_sizes(cls: type[Agent], config: Any, overrides: Mapping[str, Any]) -> tuple[int, int]:
+    """Episodes on each prompt, in training and in evaluation, where the agent's ``group_size`` says so."""
+    needed = getattr(cls, "group_size", None)
+    if needed is None:
+        return 1, 1
+    known = {spec.name for spec in fields(cls.config_class)}
+    settings = (config or cls.config_class()).replace(
+        **{name: value for name, value in overrides.items() if name in known}
+    )
+    return needed(settings), needed(settings, evaluation=True)
 
 
 def _check_without_task(
