@@ -185,6 +185,7 @@ class Agent:
             Diverged: on a NaN or infinite loss or gradient, before the weights change; the episodes are
                 saved.
         """
+        self.gradient_tokens += int(batch.episodes.attention_mask.sum())
         return optimizer_step(self, batch)
 
     def totals(self, batch: TrainingBatch) -> Totals:

@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 class Callback:
     """Base of callbacks; every hook does nothing until it is overridden.
 
-    In an iteration the order is: collect and update, ``on_evaluation`` (if it is time to evaluate), logging,
-    ``on_iteration``, ``on_checkpoint`` (if it is time to save). So a checkpoint holds the callbacks' state
-    after the iteration that it belongs to.
+    In an iteration the order is: collect and update, ``wants_evaluation``, ``on_evaluation`` (if it is time
+    to evaluate), ``on_iteration``, logging, ``on_checkpoint`` (if it is time to save). So a checkpoint holds
+    the callbacks' state after the iteration that it belongs to.
     """
 
     def on_start(self, agent: Agent) -> None:
         """Called once before the first iteration (again after a resume)."""
 
+    def wants_evaluation(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+        """Called at the end of every iteration; True evaluates now, whatever ``eval_every`` says."""
+        return False
+
     def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> bool | None:
-        """Called after every iteration with the row that was logged; True ends the training.
+        """Called after every iteration with its row of metrics; True ends the training.
 
         An evaluation made in this iteration is among the metrics, as ``eval/NAME``.
         """
@@ -66,6 +70,10 @@ class Callbacks(list[Callback]):
         """Tell every callback."""
         for callback in self:
             callback.on_start(agent)
+
+    def wants_evaluation(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+        """Ask every callback; whether any of them wants to evaluate now."""
+        return any([callback.wants_evaluation(agent, metrics) for callback in self])
 
     def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
         """Tell every callback; whether any of them ends the training.

@@ -16,6 +16,10 @@ class OfflineAgent(Agent):
     online = False
     config: OfflineConfig
 
+    def planned_iterations(self) -> int:
+        """One iteration is one optimizer step."""
+        return self.planned_steps()
+
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.config.total_steps(len(self.dataset))
@@ -23,7 +27,7 @@ class OfflineAgent(Agent):
     def run_loop(self) -> None:
         """Pass over the data in a fresh order each epoch until the budget is spent or a callback stops."""
         cfg, rows = self.config, len(self.dataset)
-        total, per_epoch = self.planned_steps(), -(-rows // cfg.batch_size)
+        total, per_epoch = self.planned_iterations(), -(-rows // cfg.batch_size)
         order: tuple[int, Tensor] | None = None
         with self.open_loggers(total) as loggers:
             while self.iteration < total:

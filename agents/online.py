@@ -20,13 +20,17 @@ class OnlineAgent(Agent):
     online = True
     config: OnlineConfig
 
+    def planned_iterations(self) -> int:
+        """Times of collecting and learning in the whole run."""
+        return self.config.num_iterations
+
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.config.num_iterations * self.config.epochs * self.config.minibatches
 
     def run_loop(self) -> None:
         """Collect, prepare, learn, report; until the budget is spent or a callback stops."""
-        total = self.config.num_iterations
+        total = self.planned_iterations()
         with self.open_loggers(total) as loggers:
             while self.iteration < total:
                 self.iteration += 1
@@ -53,6 +57,7 @@ class OnlineAgent(Agent):
             score=False,
         )
         self.episodes_seen += len(episodes)
+        self.env_tokens += int(episodes.response_lengths.sum())
         return episodes
 
     def score(self, episodes: EpisodeBatch) -> None:
@@ -69,6 +74,7 @@ class OnlineAgent(Agent):
             where = save_failure(self.run_dir, self.iteration, "reward", {}, episodes)
             error.add_note(f"in iteration {self.iteration}; the episodes are in {where}")
             raise
+        self.reward_calls += len(episodes)
         scorer.update(episodes, wrappers)
 
     def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
