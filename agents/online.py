@@ -48,12 +48,16 @@ class OnlineAgent(Agent):
 
     def collect(self) -> EpisodeBatch:
         """Play this iteration's tickets; which ones is a function of the seed and the counter alone."""
+        return self.play(self.episodes_seen)
+
+    def play(self, first_ticket: int) -> EpisodeBatch:
+        """Play ``episodes_per_iteration`` tickets from this one on; nothing is paid yet, the cost is counted."""
         episodes = collect(
             self.envs,
             self.policy,
             self.config.episodes_per_iteration,
             seed=self.config.seed,
-            first_ticket=self.episodes_seen,
+            first_ticket=first_ticket,
             score=False,
         )
         self.episodes_seen += len(episodes)
@@ -61,10 +65,15 @@ class OnlineAgent(Agent):
         return episodes
 
     def score(self, episodes: EpisodeBatch) -> None:
-        """Pay the rewards and let adaptive terms learn.
+        """Pay the rewards and let adaptive terms learn."""
+        self.pay(episodes)
+        scorer.update(episodes, scorer.reward_wrappers(self.envs))
+
+    def pay(self, episodes: EpisodeBatch) -> None:
+        """Pay the rewards, unless the rollout did; the cost is counted.
 
         Raises:
-            Diverged: if a reward is NaN or infinite.
+            RewardError: if a reward fails, or is NaN or infinite; the episodes are saved.
         """
         wrappers = scorer.reward_wrappers(self.envs)
         try:
@@ -75,7 +84,6 @@ class OnlineAgent(Agent):
             error.add_note(f"in iteration {self.iteration}; the episodes are in {where}")
             raise
         self.reward_calls += len(episodes)
-        scorer.update(episodes, wrappers)
 
     def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
         """What the loss needs besides the episodes: old log-probs, advantages, returns, ..."""
