@@ -26,6 +26,7 @@ PACKAGES = {
     "tasks": "textenv.tasks",
     "agents": "textenv.agents",
     "agents/reports": "textenv.agents.reports",
+    "agents/study": "textenv.agents.study",
 }
 """Folder -> package, lowest floor first: a package may import those before it."""
 TOP = [folder for folder in PACKAGES if "/" not in folder]
