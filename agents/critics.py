@@ -12,6 +12,7 @@ from textenv.agents.heads import HeadKind, ValueHead, head_dtype
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import length_groups
 from textenv.model_split import output_head, split_model
+from textenv.packing import packed_states
 
 
 class StateValues(NamedTuple):
@@ -57,19 +58,28 @@ class SeparateCritic(nn.Module):
         self.trunk = copy.deepcopy(model, replaced)
         self.value_head = ValueHead(hidden_size, kind=kind).to(reference.device, head_dtype(model))
 
-    def forward(self, episodes: EpisodeBatch) -> StateValues:
-        """Values of B episodes, with gradient."""
+    def forward(self, episodes: EpisodeBatch, *, packing: bool = False) -> StateValues:
+        """Values of B episodes, with gradient; ``packing``: several episodes in one row."""
         split = split_model(self.trunk)
         episodes = episodes.to(next(self.parameters()).device)
         parts, order = [], []
         length = episodes.input_ids.shape[1]
+        if packing:
+            row, column = episodes.attention_mask.nonzero(as_tuple=True)
+            hidden, layout = packed_states(split, episodes.input_ids, episodes.attention_mask)
+            after = self.value_head(hidden[layout.place(row, column)])
+            states = after.new_zeros(len(episodes), length + 1).index_put((row, column + 1), after)
+            return self._state_values(states, episodes)
         for index, width in length_groups(episodes.lengths, self._GROUP_TOKENS):
             ids = episodes.input_ids[index, :width]
             # Causal attention never looks at the padding on the right, so no mask has to hide it.
             after = self.value_head(split.backbone(ids, torch.ones_like(ids)))
             parts.append(nn.functional.pad(after, (1, length - width)))
             order.append(index)
-        # Column p of ``states`` is V before token p; column L is V after a token in the last column.
-        states = torch.cat(parts)[torch.cat(order).argsort()]
+        return self._state_values(torch.cat(parts)[torch.cat(order).argsort()], episodes)
+
+    @staticmethod
+    def _state_values(states: Tensor, episodes: EpisodeBatch) -> StateValues:
+        """From (B, L + 1), column p V before token p and column L V after a token in the last column."""
         final = states.gather(1, episodes.lengths.unsqueeze(-1)).squeeze(-1)
-        return StateValues(torch.where(episodes.action_mask, states[:, :length], 0.0), final)
+        return StateValues(torch.where(episodes.action_mask, states[:, :-1], 0.0), final)

@@ -134,7 +134,7 @@ class Reference:
             self._trunk.outputs.clear()
 
     def _state(self) -> tuple[float | str, ...]:
-        return self.policy.temperature, self.policy.autocast, self._edits
+        return self.policy.temperature, self.policy.autocast, self.policy.packing, self._edits
 
     # -- weights ---------------------------------------------------------------------------------------------
 

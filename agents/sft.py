@@ -24,6 +24,8 @@ class SFTConfig(OfflineConfig):
 
     completion_only: bool = True
     """Train on the response's tokens only; False trains on the prompt's too (plain language modelling)."""
+    packing: bool = False
+    """Forward several short episodes in one row, blind to each other: the same gradient with less padding."""
 
 
 @register_agent("sft")
@@ -32,6 +34,14 @@ class SFT(OfflineAgent):
 
     config_class = SFTConfig
     config: SFTConfig
+
+    def setup(self) -> None:
+        """Let the policy pack.
+
+        Raises:
+            ValueError: if ``packing`` is set for a model that cannot.
+        """
+        self.policy.packing = self.config.packing
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
         """Episodes of whatever was given; without ``completion_only`` all tokens but the first count."""

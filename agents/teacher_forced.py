@@ -21,6 +21,7 @@ from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 from textenv.log_probs import TokenLogProbs, token_log_probs
 
+from textenv.packing import check_packing
 if TYPE_CHECKING:
     from textenv.agents.references import Reference, ReferenceMode
 
@@ -136,6 +137,7 @@ class TeacherForced(nn.Module):
     def reference(self, mode: ReferenceMode | None = None) -> Reference:
         """The frozen policy to measure KL against."""
         raise NotImplementedError
+    _packing: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -165,6 +167,21 @@ class TeacherForced(nn.Module):
 
         Args:
             episodes: B episodes.
+    @property
+    def packing(self) -> bool:
+        """Whether teacher-forced passes put several episodes in one row.
+
+        Raises:
+            ValueError: if it is set for a model in which a packed episode would not be what it is alone.
+        """
+        return self._packing
+
+    @packing.setter
+    def packing(self, on: bool) -> None:
+        if on:
+            check_packing(self.model)
+        self._packing = on
+
             values: also V of the state before each action.
             entropy: also entropies.
             hidden: also the LM head's inputs.
@@ -277,6 +294,7 @@ class TeacherForced(nn.Module):
         sampling = self.decoding.sampling() if sampling is None else sampling
         on = filters(sampling)
         if on and not self._warned:
+                packing=self.packing,
             self._warned = True
             warnings.warn(
                 f"training on actions drawn with {on}, but log-probs are those of all tokens, so KL "
@@ -314,7 +332,7 @@ class TeacherForced(nn.Module):
             final = head(final_states(found.hidden, episodes))
         if self.critic is not None and (values or final_values):
             with self._precision():
-                state_values, final = self.critic(episodes)
+                state_values, final = self.critic(episodes, packing=self.packing)
         return Evaluation(
             log_probs=found.log_probs,
             values=state_values if values else None,
@@ -335,5 +353,5 @@ class TeacherForced(nn.Module):
     def _state(self) -> Hashable:
         """Equal as long as no pass can give anything else."""
         edits = sum(parameter._version for parameter in self.parameters())
-        rules = self.temperature, self.autocast, self.legality, self.decoding.logits_processor
+        rules = (self.temperature, self.autocast, self.packing, self.legality, self.decoding.logits_processor)
         return self.decoding.weights_version, edits, rules

@@ -12,7 +12,7 @@ contender: luck with short responses is no speed. TRL plays twice there: ending 
 its longest response ("trl_nogc"), and generating, training and masking the full 96 tokens ("trl_full",
 without garbage collections too), as it does where its policy's generation config carries no EOS.
 ``ratio_shared`` and ``ratio_separate`` are against "trl_full" there, with the suffix ``_trimmed`` against
-"trl_nogc".
+"trl_nogc". "shared_packed" is "shared" with ``packing=True``, where lengths are random.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.models import ModelShape
 from benchmarks.worker import ROOT, Worker, close_all
 
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
-OURS = ("shared", "separate")
+OURS = ("shared", "separate", "shared_packed")
 THEIRS = ("trl_nogc", "trl", "trl_full")
 ALL = (*OURS, *THEIRS)
 PARTS = ("rollout", "score", "update")
@@ -71,7 +71,7 @@ def contender(name: str, case: Mapping[str, Any]) -> Worker:
         FileNotFoundError: if TRL's environment has not been made.
     """
     if name in OURS:
-        options = {"separate_value_model": name == "separate"}
+        options = {"separate_value_model": name == "separate", "packing": name.endswith("packed")}
         return Worker(sys.executable, "benchmarks.textenv_contender", {**case, **options})
     if name in THEIRS:
         if not TRL_PYTHON.exists():
@@ -84,7 +84,8 @@ def contender(name: str, case: Mapping[str, Any]) -> Worker:
 def contenders_of(case: Mapping[str, Any], *, ours_only: bool = False) -> list[str]:
     """Who takes part in a case."""
     fixed = not case["model"]["eos_probability"]
-    return [name for name in (OURS if ours_only else ALL) if not (fixed and name == "trl_full")]
+    only_varying = ("trl_full", "shared_packed")
+    return [name for name in (OURS if ours_only else ALL) if not (fixed and name in only_varying)]
 
 
 def turn(worker: Worker, cycles: int) -> dict[str, float]:

@@ -43,6 +43,7 @@ def build_agent(case: Mapping[str, Any], callbacks: list[Any]) -> Any:
         learning_rate=case["learning_rate"],
         value_model="separate" if case["separate_value_model"] else "shared",
         kl_coef=0.05,
+        packing=case["packing"],
     )
     return PPO(language_model(shape), envs=reward.wrap(envs), config=config, callbacks=callbacks)
 

@@ -97,8 +97,10 @@ def test_cases_are_json_and_choose_their_contenders() -> None:
     assert json.loads(json.dumps(CASES[0])) == CASES[0]
     assert contenders_of(CASES[0]) == ["shared", "separate", "trl_nogc", "trl"]
     assert contenders_of(CASES[2])[-1] == "trl_full"
-    assert contenders_of(CASES[2], ours_only=True) == ["shared", "separate"]
-    with pytest.raises(ValueError, match="contender must be one of shared, separate, trl_nogc"):
+    assert contenders_of(CASES[2], ours_only=True) == ["shared", "separate", "shared_packed"]
+    with pytest.raises(
+        ValueError, match="contender must be one of shared, separate, shared_packed, trl_nogc"
+    ):
         contender("trlx", CASES[0])
 
 

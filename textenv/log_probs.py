@@ -2,9 +2,9 @@
 
 The LM head runs at action positions only (the hidden state at column p-1 scores token p), in chunks by a byte
 budget, and the log-probability is the token's logit minus the logsumexp: nothing of shape (B, L, V) is ever
-made. Episodes of unlike length are forwarded in a few groups so that little padding is computed. Shape
-letters: B episodes, L tokens, A actions of the batch, V vocabulary, W logits of the model, d width of the LM
-head's input.
+made. Episodes of unlike length are forwarded in a few groups so that little padding is computed, or packed
+several to a row. Shape letters: B episodes, L tokens, A actions of the batch, V vocabulary, W logits of the
+model, d width of the LM head's input.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 from textenv.linear_log_probs import linear_log_probs
 from textenv.model_split import SplitModel, split_model, vocabulary_size
+from textenv.packing import packed_states
 
 LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(legal logits (a, V), hidden (a, d), t (a,)) -> logits (a, V)."""
@@ -56,6 +57,7 @@ def token_log_probs(
     with_hidden: bool = False,
     value_head: Callable[[Tensor], Tensor] | None = None,
     logits_processor: LogitsProcessor | None = None,
+    packing: bool = False,
 ) -> TokenLogProbs:
     """Log-probs of the actions under ``model``, in the order and shape of the episodes.
 
@@ -73,6 +75,7 @@ def token_log_probs(
         value_head: hidden (A, d) -> (A,); also its values.
         logits_processor: (legal logits (a, V), hidden (a, d), t (a,)) -> logits (a, V) changes the logits
             before the temperature divides them, as it does when a ``DecodingPolicy`` acts.
+        packing: forward several episodes in one row, in a model that passes ``check_packing``.
 
     Raises:
         ValueError: if the temperature is not positive, ``max_bytes`` is below 1, the model has fewer logits
@@ -100,20 +103,15 @@ def token_log_probs(
 
     steps = episodes.action_steps
     rows, columns, inputs, states = [], [], [], []
-    for index, width in length_groups(episodes.lengths, _GROUP_TOKENS.get(device.type, 1024)):
-        ids, actions = episodes.input_ids[index, :width], episodes.action_mask[index, :width]
-        # Causal attention never looks at the padding on the right, so no mask has to hide it.
-        hidden = _hidden(split, ids)
-        row, column = actions.nonzero(as_tuple=True)
+    for index, hidden, at in _forward(split, episodes, packing):
+        row, column = episodes.action_mask[index].nonzero(as_tuple=True)
         rows.append(index[row])
         columns.append(column)
-        inputs.append(hidden[row, column - 1])
+        inputs.append(hidden[at(row, column - 1)])
         if with_hidden:
-            real = episodes.attention_mask[index, :width].unsqueeze(-1)
-            padded = torch.zeros(
-                len(index), size[1] - width, hidden.shape[-1], dtype=hidden.dtype, device=device
-            )
-            states.append((index, torch.cat([hidden.masked_fill(~real, 0.0), padded], dim=1)))
+            row, column = episodes.attention_mask[index].nonzero(as_tuple=True)
+            whole = hidden.new_zeros(len(index), size[1], hidden.shape[-1])
+            states.append((index, whole.index_put((row, column), hidden[at(row, column)])))
     place = (torch.cat(rows), torch.cat(columns))
     hidden = torch.cat(inputs)
     tokens, t = episodes.input_ids[place], steps[place]
@@ -132,10 +130,24 @@ def token_log_probs(
     )
 
 
-def _hidden(split: SplitModel, ids: Tensor) -> Tensor:
-    """(B, L) -> (B, L, d), or the logits (B, L, W) themselves where the model cannot be split."""
-    ones = torch.ones_like(ids)
-    return split.logits(ids, ones) if split.output is None else split.backbone(ids, ones)
+def _forward(
+    split: SplitModel, episodes: EpisodeBatch, packing: bool
+) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]]:
+    """Run the backbone over parts of the episodes.
+
+    Yields:
+        Indices of the part's episodes (b,); states (rows, columns, d), or logits where the model cannot be
+        split; and where in the states the part's token at (row, column) is.
+    """
+    if packing:
+        states, layout = packed_states(split, episodes.input_ids, episodes.attention_mask)
+        yield torch.arange(len(episodes), device=episodes.device), states, layout.place
+        return
+    run = split.logits if split.output is None else split.backbone
+    for index, width in length_groups(episodes.lengths, _GROUP_TOKENS.get(episodes.device.type, 1024)):
+        ids = episodes.input_ids[index, :width]
+        # Causal attention never looks at the padding on the right, so no mask has to hide it.
+        yield index, run(ids, torch.ones_like(ids)), lambda row, column: (row, column)
 
 
 def _in_order(states: list[tuple[Tensor, Tensor]]) -> Tensor:

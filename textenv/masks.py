@@ -1,6 +1,7 @@
-"""Attention masks of the slot cache: chosen from the config, kept up to date by one write per token.
+"""Attention masks, chosen from the config: of a slot cache, a prefill, packed rows.
 
-Shape letters: S slots, n live slots, L columns, Q queries.
+Those of the slot cache are kept up to date by one write per token. Shape letters: S slots, n live slots, L
+columns, Q queries, R packed rows, W their width.
 """
 
 from __future__ import annotations
@@ -118,4 +119,25 @@ def causal_masks(
             visible &= key > query - window
         mask = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype, device=device)
         masks[kind] = mask.masked_fill_(visible, 0.0).expand(rows, 1, length, length)
+    return next(iter(masks.values())) if len(masks) == 1 else masks
+
+
+def packed_masks(
+    windows: Mapping[str, int | None], episode: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """Masks (R, 1, W, W) of packed rows: a token sees its own episode's tokens up to itself.
+
+    Args:
+        windows: see ``attention_windows``.
+        episode: (R, W) int64, which episode a token is of; padding counts as one.
+        dtype: the model's.
+    """
+    column = torch.arange(episode.shape[1], device=episode.device)
+    query, key = column.unsqueeze(-1), column
+    own = (episode.unsqueeze(-1) == episode.unsqueeze(-2)) & (key <= query)
+    masks = {}
+    for kind, window in windows.items():
+        visible = own if window is None else own & (key > query - window)
+        mask = torch.full(visible.shape, torch.finfo(dtype).min, dtype=dtype, device=episode.device)
+        masks[kind] = mask.masked_fill_(visible, 0.0).unsqueeze(1)
     return next(iter(masks.values())) if len(masks) == 1 else masks

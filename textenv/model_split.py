@@ -93,8 +93,16 @@ class SplitModel:
     """Whether the logits are exactly ``output``, an ordinary ``nn.Linear``, applied to the backbone's
     output."""
 
-    def backbone(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def backbone(
+        self, input_ids: Tensor, attention_mask: Any = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         """Input of the LM head at every position: (B, L) -> (B, L, d).
+
+        Args:
+            input_ids: (B, L) int64.
+            attention_mask: whatever the model's own forward takes: (B, L), or additive (B, 1, L, L), also by
+                layer type.
+            position_ids: (B, L) int64; None = 0, 1, 2, ...
 
         Raises:
             ValueError: if the model cannot be split.
@@ -102,7 +110,7 @@ class SplitModel:
         if self.output is None:
             raise ValueError(f"{type(self.model).__name__} has no LM head module whose input could be read")
         with catch_head_input(self.output, skip=True) as caught:
-            self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            self._run(input_ids, attention_mask, position_ids)
         assert caught.hidden is not None
         return caught.hidden
 
@@ -125,9 +133,16 @@ class SplitModel:
             ).logits
         return logits[0]
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits of every position by the plain forward: (B, L) -> (B, L, W)."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    def logits(
+        self, input_ids: Tensor, attention_mask: Any = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Logits of every position by the plain forward, arguments as ``backbone``'s: (B, L) -> (B, L, W)."""
+        return self._run(input_ids, attention_mask, position_ids).logits
+
+    def _run(self, input_ids: Tensor, attention_mask: Any, position_ids: Tensor | None) -> Any:
+        # Not every model knows position_ids, so they are named only where there are any.
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
 
 
 _SPLITS: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool, bool]] = weakref.WeakKeyDictionary()
