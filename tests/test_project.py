@@ -28,7 +28,7 @@ PACKAGES = {
     "agents/reports": "textenv.agents.reports",
     "agents/study": "textenv.agents.study",
 }
-"""Folder -> package, lowest floor first: a package may import those before it. Subfolders are on their floor."""
+"""Folder -> package, lowest floor first: a package may import those before it; subfolders share a floor."""
 TOP = [folder for folder in PACKAGES if "/" not in folder]
 FILES = sorted(path for folder in PACKAGES for path in (ROOT / folder).glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
