@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
+
+if TYPE_CHECKING:
+    from textenv.records import Records
 
 
 def as_episodes(dataset: Any, tokenizer: Any) -> EpisodeBatch:
@@ -28,17 +31,39 @@ def as_episodes(dataset: Any, tokenizer: Any) -> EpisodeBatch:
         return dataset
     if isinstance(dataset, PreferenceBatch):
         return from_preferences(dataset)
-    if tokenizer is None:
-        raise ValueError("a data set of texts needs tokenizer=, got None")
-    from textenv.data import episodes_from_records, load_columns, preferences_from_records
+    from textenv.data import episodes_from_records, preferences_from_records
 
-    source = os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
-    records = load_columns(source)
+    records = text_records(dataset, tokenizer)
     columns = set(records.columns)
     if {"chosen", "rejected"} <= columns:
         return from_preferences(preferences_from_records(records, tokenizer))
     if "completions" in columns:
         return from_rankings(records, tokenizer)
+    return episodes_from_records(records, tokenizer)
+
+
+def as_demonstrations(dataset: Any, tokenizer: Any) -> EpisodeBatch:
+    """Turn a data set into episodes to be cloned: of pairs the chosen, of rankings the best, else all.
+
+    Args:
+        dataset: as ``as_episodes`` takes it.
+        tokenizer: needed for everything that is text.
+
+    Raises:
+        ValueError: see ``as_episodes``.
+    """
+    if isinstance(dataset, PreferenceBatch):
+        return dataset.chosen
+    if isinstance(dataset, EpisodeBatch):
+        return dataset
+    from textenv.data import episodes_from_records
+
+    records = text_records(dataset, tokenizer)
+    if {"chosen", "rejected"} <= set(records.columns):
+        return episodes_from_records(records.renamed({"chosen": "completion"}), tokenizer)
+    if "completions" in records.columns:
+        ranked = from_rankings(records, tokenizer)
+        return ranked.select(ranked.returns == 1.0)
     return episodes_from_records(records, tokenizer)
 
 
@@ -75,3 +100,16 @@ def from_rankings(records: Any, tokenizer: Any) -> EpisodeBatch:
             completions.append(completion)
             rewards.append(1.0 - 2.0 * rank / (len(ranked) - 1))
     return EpisodeBatch.from_texts(prompts, completions, tokenizer, rewards=rewards)
+
+
+def text_records(dataset: Any, tokenizer: Any) -> Records:
+    """The records of a data set of texts.
+
+    Raises:
+        ValueError: if there is no tokenizer for them, or see ``textenv.data.load_columns``.
+    """
+    if tokenizer is None:
+        raise ValueError("a data set of texts needs tokenizer=, got None")
+    from textenv.data import load_columns
+
+    return load_columns(os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset)

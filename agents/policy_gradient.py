@@ -19,7 +19,7 @@ from textenv import scoring as scorer
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
-from textenv.agents.datasets import as_episodes
+from textenv.agents.datasets import as_demonstrations
 from textenv.agents.evaluation import Evaluation
 from textenv.agents.losses import (
     entropy_loss,
@@ -141,7 +141,7 @@ class PolicyGradientAgent(OnlineAgent):
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
         """Episodes for the pretraining loss."""
-        return as_episodes(dataset, self.tokenizer)
+        return as_demonstrations(dataset, self.tokenizer)
 
     def setup(self) -> None:
         """Take the reference, and put the KL penalty into the reward where it belongs there.

@@ -5,7 +5,6 @@ Shape letters: P rows of two episodes, B = 2P episodes, L tokens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.datasets import from_rankings
+from textenv.agents.datasets import from_rankings, text_records
 from textenv.episodes import EpisodeBatch
 from textenv.hashing import hash_key
 from textenv.legality import Legality
@@ -124,7 +123,7 @@ def as_pairs(
         return dataset
     if isinstance(dataset, EpisodeBatch):
         return pairs_from_returns(dataset, per_prompt=pairs_per_prompt)
-    records = _records(dataset, tokenizer)
+    records = text_records(dataset, tokenizer)
     columns = set(records.columns)
     from textenv.data import episodes_from_records, preferences_from_records
 
@@ -162,7 +161,7 @@ def as_labelled(
             of one kind.
     """
     if not isinstance(dataset, PreferenceBatch | EpisodeBatch):
-        records = _records(dataset, tokenizer)
+        records = text_records(dataset, tokenizer)
         if "label" in records.columns and "completion" in records.columns:
             from textenv.data import episodes_from_records
 
@@ -251,14 +250,6 @@ def mismatched(episodes: EpisodeBatch) -> EpisodeBatch:
         own = mask[other][starts[other] : lengths[other]]
         joined.action_mask[row, starts[row] : starts[row] + len(own)] = torch.tensor(own, dtype=torch.bool)
     return joined.to(episodes.device)
-
-
-def _records(dataset: Any, tokenizer: Any) -> Any:
-    if tokenizer is None:
-        raise ValueError("a data set of texts needs tokenizer=, got None")
-    from textenv.data import load_columns
-
-    return load_columns(os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset)
 
 
 def _flag(value: Any) -> bool:

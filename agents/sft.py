@@ -11,7 +11,7 @@ from torch import Tensor
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
-from textenv.agents.datasets import as_episodes
+from textenv.agents.datasets import as_demonstrations
 from textenv.agents.losses import sft_loss
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.registry import register_agent
@@ -44,8 +44,8 @@ class SFT(OfflineAgent):
         self.policy.packing = self.config.packing
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
-        """Episodes of whatever was given; without ``completion_only`` all tokens but the first count."""
-        episodes = as_episodes(dataset, self.tokenizer)
+        """What ``as_demonstrations`` gives; without ``completion_only`` all tokens but the first count."""
+        episodes = as_demonstrations(dataset, self.tokenizer)
         if not self.config.completion_only:
             mask = episodes.attention_mask.clone()
             mask[:, 0] = False

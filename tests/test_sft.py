@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from textenv.agents.batch import TrainingBatch
+from textenv.agents.datasets import as_demonstrations
 from textenv.agents.sft import SFT, FilteredBC, FilteredBCConfig, SFTConfig
+from textenv.data import load_columns, preferences_from_records
 from textenv.episodes import EpisodeBatch
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
@@ -131,3 +133,33 @@ def test_texts_rows_and_messages_are_data(byte_tokenizer: Any) -> None:
     for data in rows:
         agent = SFT(config, dataset=data, tokenizer=byte_tokenizer, config=SFTConfig(steps=1, batch_size=2))
         assert agent.learn().history[0]["sft/nll"] > 0
+
+
+def test_of_pairs_and_rankings_only_the_best_is_cloned(byte_tokenizer: Any) -> None:
+    pairs = [
+        {"prompt": "a", "chosen": "good", "rejected": "bad"},
+        {"prompt": "b", "chosen": "yes", "rejected": "no"},
+    ]
+    ranked = [{"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"]]} for row in pairs]
+    batch = preferences_from_records(load_columns(pairs), byte_tokenizer)
+    for data in (pairs, ranked, batch):
+        episodes = as_demonstrations(data, byte_tokenizer)
+        assert episodes.completion_texts(byte_tokenizer) == ["good", "yes"]
+        assert episodes.prompt_texts(byte_tokenizer) == ["a", "b"]
+    config = small_gpt2(byte_tokenizer, layers=1, width=8, heads=2, positions=64)
+    for cls in (SFT, FilteredBC):
+        agent = cls(config, dataset=pairs, tokenizer=byte_tokenizer)
+        assert agent.dataset.completion_texts(byte_tokenizer) == ["good", "yes"]
+    renamed = load_columns(
+        [{"q": "a", "better": "x", "rejected": "y"}], columns=[], rename={"better": "chosen"}
+    )
+    again = renamed.renamed({"chosen": "completion", "q": "prompt"})
+    assert again.require("prompt", "completion").to_columns() == {
+        "prompt": ["a"],
+        "completion": ["x"],
+        "rejected": ["y"],
+    }
+    with pytest.raises(ValueError, match="has a column 'rejected' already"):
+        again.renamed({"completion": "rejected"})
+    with pytest.raises(ValueError, match="has no column 'better'"):
+        again.renamed({"better": "best"})

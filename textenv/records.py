@@ -70,6 +70,28 @@ class Records:
         more = [name for name in dict.fromkeys(names) if name not in self.required]
         return replace(self, required=(*self.required, *more))
 
+    def renamed(self, rename: Mapping[str, str]) -> Records:
+        """The same records with some columns under other names, none of them required any more.
+
+        Args:
+            rename: name now -> name then.
+
+        Raises:
+            ValueError: if there is no such column, or the new name is taken.
+        """
+        for old, new in rename.items():
+            if old not in self.columns:
+                raise ValueError("rename: " + _no_column(self.name, old, self.columns))
+            if new in self.columns:
+                raise ValueError(f"rename: {self.name} has a column {new!r} already")
+        back = {ours: raw for raw, ours in self.rename.items()}
+        return replace(
+            self,
+            columns=tuple(rename.get(name, name) for name in self.columns),
+            required=(),
+            rename={**self.rename, **{back.get(old, old): new for old, new in rename.items()}},
+        )
+
     def to_columns(self) -> dict[str, list[Any]]:
         """All records in memory: column -> values, None where a record lacks the column."""
         columns = Columns()
