@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from textenv.agents.loggers_jsonl import read_metrics
     from textenv.agents.offline import OfflineAgent
     from textenv.agents.online import OnlineAgent
+    from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig
     from textenv.agents.outcome import TrainResult
     from textenv.agents.policy import LanguagePolicy
     from textenv.agents.ppo import PPO, PPOConfig
@@ -77,6 +78,8 @@ _HOME = {
     "OfflineConfig": "config",
     "OnlineAgent": "online",
     "OnlineConfig": "config",
+    "OnlineDPO": "online_dpo",
+    "OnlineDPOConfig": "online_dpo",
     "PPO": "ppo",
     "PPOConfig": "ppo",
     "RWR": "rwr",
@@ -134,6 +137,8 @@ __all__ = [
     "OfflineConfig",
     "OnlineAgent",
     "OnlineConfig",
+    "OnlineDPO",
+    "OnlineDPOConfig",
     "PPOConfig",
     "RWRConfig",
     "RunFolder",

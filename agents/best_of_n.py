@@ -67,8 +67,12 @@ def best_of_k(scores: Tensor, values: Tensor | None = None) -> Tensor:
     alike = (scores.unsqueeze(2) == scores.unsqueeze(1)).double()
     worth = (alike @ values.double().unsqueeze(2)).squeeze(2) / alike.sum(-1)
     worth = worth.gather(1, scores.argsort(1))
-    shares = [[math.comb(i, k - 1) / math.comb(n, k) for k in range(1, n + 1)] for i in range(n)]
-    return worth @ torch.tensor(shares, dtype=torch.float64, device=scores.device)
+    # comb(i - 1, k - 1) / comb(n, k) from the largest score down, without huge numbers.
+    k = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)
+    shares = [k / n]
+    for i in range(n - 1, 0, -1):
+        shares.append(shares[-1] * (i - k + 1).clamp_min(0) / i)
+    return worth @ torch.stack(shares[::-1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,19 @@ class Responses(NamedTuple):
         return chosen, rejected
 
 
+def reward_stats(chosen: Tensor, rejected: Tensor, *, denominator: float) -> Stats:
+    """What the implicit rewards of P pairs (P,) say: means, margin, and how often they rank a pair rightly.
+
+    Args:
+        chosen: (P,) beta D of the preferred responses, without gradient.
+        rejected: (P,) of the others.
+        denominator: pairs of the whole optimizer step.
+    """
+    right = (chosen > rejected).to(chosen.dtype) + 0.5 * (chosen == rejected)
+    sums = {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected, "accuracy": right}
+    return {f"rewards/{name}": value.sum() / denominator for name, value in sums.items()}
+
+
 class PreferenceAgent(OfflineAgent):
     """What preference agents share: log-probs of whole responses, and the reference's, precomputed or not."""
 
@@ -199,17 +212,11 @@ class PairAgent(PreferenceAgent):
         found = self.responses(batch)
         weights = {name: batch[name][: len(batch)] for name in ("margin", "label") if name in batch.tensors}
         loss, rewards, stats = self.pair_loss(found, totals, **weights)
-        chosen, rejected = found.sides(rewards.detach())
-        right = (chosen > rejected).to(chosen.dtype) + 0.5 * (chosen == rejected)
-        means = {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margin": chosen - rejected,
-            "rewards/accuracy": right,
-        }
-        sums = found.sides(found.log_probs.detach())
-        means |= {"log_probs/chosen": sums[0], "log_probs/rejected": sums[1]}
-        return loss, stats | {name: value.sum() / totals.episodes for name, value in means.items()}
+        stats = stats | reward_stats(*found.sides(rewards.detach()), denominator=totals.episodes)
+        chosen, rejected = found.sides(found.log_probs.detach())
+        stats["log_probs/chosen"] = chosen.sum() / totals.episodes
+        stats["log_probs/rejected"] = rejected.sum() / totals.episodes
+        return loss, stats
 
     def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
         """What an agent supplies: (loss, implicit reward of each response (2P,), statistics).

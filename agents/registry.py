@@ -23,6 +23,7 @@ BUILTIN: dict[str, str] = {
     "ilql": "textenv.agents.ilql:ILQL",
     "kto": "textenv.agents.preference:KTO",
     "monte-carlo": "textenv.agents.monte_carlo:MonteCarloCritic",
+    "online-dpo": "textenv.agents.online_dpo:OnlineDPO",
     "orpo": "textenv.agents.preference:ORPO",
     "ppo": "textenv.agents.ppo:PPO",
     "reward-model": "textenv.agents.reward_model:RewardModelAgent",

@@ -119,9 +119,7 @@ def test_groups_are_whole_or_refused() -> None:
 
 def test_an_environment_that_deals_too_few_is_refused() -> None:
     check_groups(make_envs(8), 4, who="x")
-    with pytest.raises(
-        ValueError, match=r"best-of-n with n=4 needs 4 episodes .*samples_per_prompt=4.*got 2"
-    ):
+    with pytest.raises(ValueError, match=r"n=4 needs 4 episodes .*samples_per_prompt=4.*got 2"):
         make().evaluate(make_envs(2))
 
 
@@ -162,7 +160,7 @@ def test_a_reward_term_may_choose() -> None:
     assert not torch.equal(by_term, by_return)
     assert torch.equal(found.episodes.episode_id, by_term + 4 * torch.arange(16))
     with pytest.raises(
-        ValueError, match=r"choose_by must be a reward term .*got 'quality'; they have length"
+        ValueError, match=r"choose_by must be a reward term .*got 'quality'; it has length, probe-end"
     ):
         make(envs, choose_by="quality").evaluate()
 

@@ -1,0 +1,163 @@
+"""Online DPO: preference pairs made of the policy's own samples, ranked by the rewards.
+
+Guo et al. 2024, "Direct language model alignment from online AI feedback". Shape letters: B episodes, P pairs
+(one of each prompt's k samples), L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.config import OnlineConfig
+from textenv.agents.groups import check_groups, group_rows
+from textenv.agents.losses import masked_mean, masked_sum
+from textenv.agents.online import OnlineAgent
+from textenv.agents.preference import Responses, reward_stats
+from textenv.agents.preference_data import PairedBatch
+from textenv.agents.preference_losses import SMOOTHED, DPOKind, dpo_loss, response_log_probs
+from textenv.agents.registry import register_agent
+from textenv.episodes import EpisodeBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineDPOConfig(OnlineConfig):
+    """Settings of online DPO."""
+
+    epochs: int = 1
+    """Passes over the collected pairs in each round of learning."""
+    samples_per_prompt: int = 2
+    """Samples k of each prompt; the best and the worst of them make a pair."""
+    beta: float = 0.1
+    """How much a nat of log-prob counts as reward."""
+    loss: DPOKind = "sigmoid"
+    """Of the log ratios' gap: "sigmoid", "cdpo" or "robust" (with label_smoothing), "ipo", "hinge"."""
+    label_smoothing: float = 0.0
+    """Share of preferences taken to be wrong."""
+
+    def validate(self) -> None:
+        """Check the ranges, that whole groups fill the minibatches, and that the loss takes the smoothing."""
+        super().validate()
+        self.check(beta="> 0", samples_per_prompt=">= 2", label_smoothing="[0, 0.5)")
+        pairs, rest = divmod(self.episodes_per_iteration, self.samples_per_prompt)
+        if rest:
+            raise ValueError(
+                f"episodes_per_iteration must be a multiple of samples_per_prompt "
+                f"({self.samples_per_prompt}), got {self.episodes_per_iteration}"
+            )
+        if self.minibatches > pairs:
+            raise ValueError(
+                f"minibatches must be <= the {pairs} pairs of an iteration, got {self.minibatches}"
+            )
+        if self.label_smoothing and self.loss not in SMOOTHED:
+            raise ValueError(
+                f"label_smoothing needs loss to be one of {list(SMOOTHED)}, got {self.loss!r} "
+                f"with label_smoothing={self.label_smoothing}"
+            )
+
+
+@register_agent("online-dpo")
+class OnlineDPO(OnlineAgent):
+    """Online DPO: the best and the worst of each prompt's own samples are a preference pair.
+
+    Pairs whose sides earned the same have no gradient. The KL to the reference is in the loss: no term of the
+    reward has to pay it.
+    """
+
+    config_class = OnlineDPOConfig
+    config: OnlineDPOConfig
+    collected: TrainingBatch
+    """All samples of this iteration, of which ``advantages`` picks the pairs."""
+    rollout: dict[str, float]
+    """What the policy and the reference say about them."""
+
+    @classmethod
+    def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
+        """Episodes on each prompt: ``samples_per_prompt``, but one in evaluation."""
+        return 1 if evaluation else config.samples_per_prompt
+
+    def setup(self) -> None:
+        """Take the reference.
+
+        Raises:
+            ValueError: if the environment deals too few episodes on each prompt.
+        """
+        size = self.config.samples_per_prompt
+        check_groups(self.envs, size, who=f"online-dpo with samples_per_prompt={size}")
+        self.envs.unwrapped.bind(self.policy)
+        self.reference = self.policy.reference()
+
+    def advantages(self, episodes: EpisodeBatch) -> PairedBatch:
+        """Best and worst sample of each prompt, which pairs are ties, and the reference's log-probs."""
+        episodes = episodes.to(self.policy.device)
+        found = self.policy.evaluate(episodes, values=False, reference=True)
+        assert found.ref_log_probs is not None
+        mask = episodes.action_mask
+        kl = float(masked_sum(found.log_probs - found.ref_log_probs, mask))
+        self.collected = TrainingBatch(episodes)
+        self.rollout = {
+            "objective/kl": kl / len(episodes),
+            "objective/kl_per_token": kl / max(1, int(mask.sum())),
+            "objective/entropy": -float(masked_mean(found.log_probs, mask)),
+        }
+        best, worst = extremes(episodes.returns, group_rows(episodes, self.config.samples_per_prompt))
+        tied = episodes.returns[best] == episodes.returns[worst]
+        both = torch.cat([best, worst])
+        reference = response_log_probs(found.ref_log_probs, mask)[both]
+        return PairedBatch(episodes.select(both), {"reference": reference, "tied": tied.repeat(2)})
+
+    def totals(self, batch: TrainingBatch) -> Totals:
+        """Pairs of one optimizer step, and how many of them are not tied."""
+        totals = super().totals(batch)
+        totals.extra["ranked"] = max(1.0, float((~batch["tied"][: len(batch)]).sum()))
+        return totals
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """The configured loss of the gap between log ratios, averaged over the pairs that are not tied."""
+        cfg, counts = self.config, batch.mask.sum(-1)
+        found = Responses(
+            response_log_probs(self.policy(batch.episodes).log_probs, batch.mask), batch["reference"], counts
+        )
+        ratios, ranked = found.log_ratios, ~batch["tied"][: len(batch)]
+        chosen, rejected = found.sides(ratios / counts if cfg.loss == "ipo" else ratios)
+        loss = dpo_loss(
+            (chosen - rejected)[ranked],
+            kind=cfg.loss,
+            beta=cfg.beta,
+            label_smoothing=cfg.label_smoothing,
+            denominator=totals.extra["ranked"],
+        )
+        better, worse = (side[ranked] for side in found.sides(cfg.beta * ratios.detach()))
+        return loss, reward_stats(better, worse, denominator=totals.extra["ranked"])
+
+    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+        """Metrics of all the samples, their KL to the reference, and the share of pairs that are ties."""
+        row = super().describe(self.collected) | self.rollout
+        row["pairs/tied"] = float(batch["tied"].float().mean())
+        returns = batch.episodes.returns
+        row["pairs/gap"] = float((returns[: len(batch)] - returns[len(batch) :]).mean())
+        return row
+
+
+def extremes(returns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the best and the worst episode of each group; the first of equals, and never the same row.
+
+    Args:
+        returns: (B,) of all episodes.
+        rows: (P, k) int64 rows of each group, k >= 2.
+
+    Returns:
+        (P,) int64 twice.
+
+    Example:
+        >>> best, worst = extremes(torch.tensor([1.0, 3.0, 0.0, 2.0, 2.0, 2.0]), torch.arange(6).view(2, 3))
+        >>> best.tolist(), worst.tolist()
+        ([1, 3], [2, 5])
+    """
+    ranked = rows.gather(1, returns[rows].argsort(dim=1, descending=True, stable=True))
+    return ranked[:, 0], ranked[:, -1]
