@@ -15,11 +15,15 @@ if __name__ != "textenv.agents":
     )
 
 if TYPE_CHECKING:
+    from textenv.agents.a2c import A2C, A2CConfig
+    from textenv.agents.advantages import register_advantage
+    from textenv.agents.aggregations import register_aggregation
     from textenv.agents.base import Agent
     from textenv.agents.best_of_n import BestOfN, BestOfNConfig
     from textenv.agents.callbacks import BestCheckpoint, Callback, EarlyStop
     from textenv.agents.config import AgentConfig, Config, OfflineConfig, OnlineConfig
     from textenv.agents.evaluation import Evaluation, evaluate
+    from textenv.agents.grpo import GRPO, GRPOConfig
     from textenv.agents.ilql import ILQL, ILQLConfig
     from textenv.agents.loggers import Logger, make_loggers, register_logger
     from textenv.agents.loggers_jsonl import read_metrics
@@ -42,6 +46,13 @@ if TYPE_CHECKING:
         SimPOConfig,
     )
     from textenv.agents.registry import agent_names, describe, make_agent, register_agent
+    from textenv.agents.reinforce import (
+        Reinforce,
+        ReinforceConfig,
+        ReinforcePlusPlus,
+        ReinforcePlusPlusConfig,
+    )
+    from textenv.agents.rloo import RLOO, RLOOConfig
     from textenv.agents.run_folder import RunFolder
     from textenv.agents.rwr import RWR, RWRConfig
     from textenv.agents.sb3 import LMActorCriticPolicy, TextVecEnv, sb3_agent
@@ -50,6 +61,8 @@ if TYPE_CHECKING:
     from textenv.agents.training import train
 
 _HOME = {
+    "A2C": "a2c",
+    "A2CConfig": "a2c",
     "Agent": "base",
     "AgentConfig": "config",
     "BestCheckpoint": "callbacks",
@@ -65,6 +78,8 @@ _HOME = {
     "Evaluation": "evaluation",
     "FilteredBC": "sft",
     "FilteredBCConfig": "sft",
+    "GRPO": "grpo",
+    "GRPOConfig": "grpo",
     "ILQL": "ilql",
     "ILQLConfig": "ilql",
     "KTO": "preference",
@@ -82,8 +97,14 @@ _HOME = {
     "OnlineDPOConfig": "online_dpo",
     "PPO": "ppo",
     "PPOConfig": "ppo",
+    "RLOO": "rloo",
+    "RLOOConfig": "rloo",
     "RWR": "rwr",
     "RWRConfig": "rwr",
+    "Reinforce": "reinforce",
+    "ReinforceConfig": "reinforce",
+    "ReinforcePlusPlus": "reinforce",
+    "ReinforcePlusPlusConfig": "reinforce",
     "RunFolder": "run_folder",
     "SFT": "sft",
     "SFTConfig": "sft",
@@ -98,7 +119,9 @@ _HOME = {
     "make_agent": "registry",
     "make_loggers": "loggers",
     "read_metrics": "loggers_jsonl",
+    "register_advantage": "advantages",
     "register_agent": "registry",
+    "register_aggregation": "aggregations",
     "register_logger": "loggers",
     "sb3_agent": "sb3",
     "train": "training",
@@ -106,14 +129,18 @@ _HOME = {
 """Public name -> the module of this package that it lives in."""
 
 __all__ = [
+    "A2C",
     "CPO",
     "DPO",
+    "GRPO",
     "ILQL",
     "KTO",
     "ORPO",
     "PPO",
+    "RLOO",
     "RWR",
     "SFT",
+    "A2CConfig",
     "Agent",
     "AgentConfig",
     "BestCheckpoint",
@@ -127,6 +154,7 @@ __all__ = [
     "Evaluation",
     "FilteredBC",
     "FilteredBCConfig",
+    "GRPOConfig",
     "ILQLConfig",
     "KTOConfig",
     "LMActorCriticPolicy",
@@ -140,7 +168,12 @@ __all__ = [
     "OnlineDPO",
     "OnlineDPOConfig",
     "PPOConfig",
+    "RLOOConfig",
     "RWRConfig",
+    "Reinforce",
+    "ReinforceConfig",
+    "ReinforcePlusPlus",
+    "ReinforcePlusPlusConfig",
     "RunFolder",
     "SFTConfig",
     "SequenceRolloutBuffer",
@@ -154,7 +187,9 @@ __all__ = [
     "make_agent",
     "make_loggers",
     "read_metrics",
+    "register_advantage",
     "register_agent",
+    "register_aggregation",
     "register_logger",
     "sb3_agent",
     "train",

@@ -204,8 +204,8 @@ def rloo(rewards: Tensor, mask: Tensor, *, groups: Tensor, **_: object) -> tuple
         ValueError: if a group has one episode.
     """
     scores = torch.where(mask, _at_least_float32(rewards), 0.0).sum(-1)
-    sums, _squares, counts = _group_moments(scores, groups)
-    advantages = scores - (sums - scores) / (counts - 1)
+    above, sums, _squares, counts = group_moments(scores, groups)
+    advantages = above - (sums - above) / (counts - 1)
     return _spread(advantages, mask), _spread(scores, mask)
 
 
@@ -229,11 +229,17 @@ def grpo(
         ValueError: if a group has one episode.
     """
     scores = torch.where(mask, _at_least_float32(rewards), 0.0).sum(-1)
-    sums, squares, counts = _group_moments(scores, groups)
-    advantages = scores - sums / counts
+    above, sums, squares, counts = group_moments(scores, groups)
+    advantages = above - sums / counts
     if scale:
         advantages = advantages / ((squares / (counts - 1)).sqrt() + eps)
     return _spread(advantages, mask), _spread(scores, mask)
+
+
+@register_advantage("dr_grpo")
+def dr_grpo(rewards: Tensor, mask: Tensor, *, groups: Tensor, **_: object) -> tuple[Tensor, Tensor]:
+    """R_i minus the group's mean, without a division (Dr. GRPO, Liu et al. 2025): ``grpo`` unscaled."""
+    return grpo(rewards, mask, groups=groups, scale=False)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
@@ -245,11 +251,26 @@ def _spread(per_episode: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, per_episode.unsqueeze(-1), 0.0)
 
 
-def _group_moments(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per episode (B,): its group's sum of scores, sum of squared deviations from the mean, and size.
+def group_moments(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """An episode beside its group, all counted from the group's lowest score: (B,), (B,) -> 4 x (B,).
+
+    So a group whose scores are all equal gives exact zeros, without rounding.
+
+    Args:
+        scores: (B,).
+        groups: (B,) int64, equal for episodes on the same prompt.
+
+    Returns:
+        The score above the lowest one; its sum over the group; the sum of squared deviations from the mean;
+        the group's size.
 
     Raises:
         ValueError: if a group has one episode.
+
+    Example:
+        >>> scores, groups = torch.tensor([5.0, 0.1, 7.0, 0.1]), torch.tensor([3, 8, 3, 8])
+        >>> [moment.tolist() for moment in group_moments(scores, groups)[:3]]
+        [[0.0, 0.0, 2.0, 0.0], [2.0, 0.0, 2.0, 0.0], [2.0, 0.0, 2.0, 0.0]]
     """
     _, index, sizes = groups.unique(return_inverse=True, return_counts=True)
     if int(sizes.min()) < 2:
@@ -258,7 +279,8 @@ def _group_moments(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tens
             f"every group needs at least 2 episodes, got 1 for group {int(lonely[0])}; "
             "set samples_per_prompt >= 2"
         )
-    sums = torch.zeros_like(scores[: len(sizes)]).index_add_(0, index, scores)
-    deviations = (scores - (sums / sizes)[index]).square()
-    squares = torch.zeros_like(sums).index_add_(0, index, deviations)
-    return sums[index], squares[index], sizes[index].to(scores)
+    none = torch.zeros(len(sizes), dtype=scores.dtype, device=scores.device)
+    above = scores - none.scatter_reduce(0, index, scores, "amin", include_self=False)[index]
+    sums = none.index_add(0, index, above)
+    squares = none.index_add(0, index, (above - (sums / sizes)[index]).square())
+    return above, sums[index], squares[index], sizes[index].to(scores)

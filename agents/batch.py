@@ -43,6 +43,11 @@ class TrainingBatch:
         """(B, L) bool: own tokens."""
         return self.episodes.action_mask
 
+    @property
+    def row_lengths(self) -> Tensor:
+        """(len,) int64: tokens of each row, prompts included."""
+        return self.episodes.lengths
+
     def to(self, device: torch.device | str) -> TrainingBatch:
         """The same on another device."""
         if self.episodes.device == torch.device(device):
@@ -78,6 +83,8 @@ class Totals:
     """Own tokens."""
     episodes: float
     """Episodes."""
+    longest: float | None = None
+    """Most own tokens that an episode may have, where the agent knows it."""
     extra: dict[str, float] = field(default_factory=dict)
     """Further ones, by agents that need them."""
 

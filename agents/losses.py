@@ -9,6 +9,7 @@ split; without it a call is taken to be the whole batch. Statistics are detached
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from textenv.kl import kl_estimate
 
-Aggregation = Literal["token-mean", "sequence-mean", "constant"]
+Reduction = Callable[[Tensor, Tensor], Tensor]
+"""(values (B, L), mask (B, L) bool) -> scalar, with its denominators inside; see ``aggregations``."""
 RatioLevel = Literal["token", "sequence"]
 Stats = dict[str, Tensor]
 
@@ -39,6 +41,13 @@ def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor | float | None
     if denominator is None:
         denominator = mask.sum().clamp_min(1)
     return masked_sum(values, mask) / denominator
+
+
+def _reduced(
+    values: Tensor, mask: Tensor, reduce: Reduction | None, denominator: Tensor | float | None
+) -> Tensor:
+    """``reduce`` of per-token losses, by default their mean over ``denominator``: (B, L) -> scalar."""
+    return masked_mean(values, mask, denominator) if reduce is None else reduce(values, mask)
 
 
 def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
@@ -75,40 +84,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return torch.where(variance > 0, explained, torch.nan)
 
 
-def aggregate(
-    values: Tensor,
-    mask: Tensor,
-    *,
-    how: Aggregation = "token-mean",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """Reduce per-token losses to a scalar: (B, L) -> scalar.
-
-    Args:
-        values: (B, L) per-token losses.
-        mask: (B, L) bool, own tokens.
-        how: "token-mean" = every own token weighs the same (DAPO, Yu et al. 2025, section 3.3);
-            "sequence-mean" = mean of the episodes' means (GRPO, Shao et al. 2024, eq. 3);
-            "constant" = sum over a constant (Dr. GRPO, Liu et al. 2025).
-        denominator: for the whole optimizer step: own tokens ("token-mean"), episodes with own tokens
-            ("sequence-mean"), or the constant, episodes x longest allowed response ("constant", required).
-
-    Raises:
-        ValueError: on an unknown ``how``, or "constant" without a denominator.
-    """
-    if how == "token-mean":
-        return masked_mean(values, mask, denominator)
-    if how == "sequence-mean":
-        counts = mask.sum(-1)
-        means = torch.where(mask, values, 0.0).sum(-1) / counts.clamp_min(1)
-        return means.sum() / ((counts > 0).sum().clamp_min(1) if denominator is None else denominator)
-    if how == "constant":
-        if denominator is None:
-            raise ValueError("aggregation 'constant' needs a denominator, got None")
-        return masked_sum(values, mask) / denominator
-    raise ValueError(f"aggregation must be one of {list(get_args(Aggregation))}, got {how!r}")
-
-
 def log_ratio(
     log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, *, level: RatioLevel = "token"
 ) -> Tensor:
@@ -133,6 +108,25 @@ def log_ratio(
     raise ValueError(f"ratio level must be one of {list(get_args(RatioLevel))}, got {level!r}")
 
 
+@torch.no_grad()
+def ratio_stats(difference: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None) -> Stats:
+    """How far the policy has moved from the one that was frozen for this batch.
+
+    Args:
+        difference: (B, L) log importance ratios, see ``log_ratio``.
+        mask: (B, L) bool, own tokens.
+        denominator: own tokens in the whole optimizer step.
+
+    Returns:
+        ``approx_kl``, the k3 estimate of KL(old || new) in nats a token, and ``ratio``, the mean ratio.
+    """
+    ratio = difference.exp()
+    return {
+        "approx_kl": masked_mean(ratio - 1.0 - difference, mask, denominator),
+        "ratio": masked_mean(ratio, mask, denominator),
+    }
+
+
 def ppo_policy_loss(
     log_probs: Tensor,
     old_log_probs: Tensor,
@@ -143,9 +137,8 @@ def ppo_policy_loss(
     clip_range_high: float | None = None,
     dual_clip: float | None = None,
     level: RatioLevel = "token",
-    aggregation: Aggregation = "token-mean",
+    reduce: Reduction | None = None,
     denominator: Tensor | float | None = None,
-    token_denominator: Tensor | float | None = None,
 ) -> tuple[Tensor, Stats]:
     """Clipped surrogate: mean of max(-A rho, -A clip(rho, 1 - eps, 1 + eps_high)) (Schulman 2017, eq. 7).
 
@@ -159,14 +152,12 @@ def ppo_policy_loss(
         dual_clip: c > 1: where A < 0 the loss is at most -c A (Ye et al. 2020, "Mastering complex control in
             MOBA games").
         level: per-token ratios, or one per sequence (GSPO).
-        aggregation: how per-token losses become a scalar, see ``aggregate``.
-        denominator: of the loss, for the whole optimizer step, see ``aggregate``.
-        token_denominator: of the statistics: own tokens in the whole optimizer step; by default
-            ``denominator`` with "token-mean", else this call's own tokens.
+        reduce: how per-token losses become a scalar, by default their mean over own tokens.
+        denominator: own tokens in the whole optimizer step.
 
     Returns:
         (scalar loss, statistics: ``clip_fraction`` of own tokens where the clipped branch is the larger one,
-        ``approx_kl`` the k3 estimate of KL(old || new) in nats a token, ``ratio`` the mean of rho).
+        and those of ``ratio_stats``).
 
     Raises:
         ValueError: if ``dual_clip`` is not above 1.
@@ -182,16 +173,10 @@ def ppo_policy_loss(
     losses = torch.maximum(unclipped, clipped)
     if dual_clip is not None:
         losses = torch.where(advantages < 0, torch.minimum(losses, -dual_clip * advantages), losses)
-    loss = aggregate(losses, mask, how=aggregation, denominator=denominator)
-    if token_denominator is None and aggregation == "token-mean":
-        token_denominator = denominator
+    loss = _reduced(losses, mask, reduce, denominator)
     with torch.no_grad():
-        stats = {
-            "clip_fraction": masked_mean((clipped > unclipped).to(losses.dtype), mask, token_denominator),
-            "approx_kl": masked_mean(ratio - 1.0 - difference, mask, token_denominator),
-            "ratio": masked_mean(ratio, mask, token_denominator),
-        }
-    return loss, stats
+        clip_fraction = masked_mean((clipped > unclipped).to(losses.dtype), mask, denominator)
+    return loss, {"clip_fraction": clip_fraction, **ratio_stats(difference, mask, denominator=denominator)}
 
 
 def reinforce_loss(
@@ -199,11 +184,11 @@ def reinforce_loss(
     advantages: Tensor,
     mask: Tensor,
     *,
-    aggregation: Aggregation = "token-mean",
+    reduce: Reduction | None = None,
     denominator: Tensor | float | None = None,
 ) -> Tensor:
     """Score-function loss: mean of -A log pi (Williams 1992): (B, L) -> scalar."""
-    return aggregate(-advantages.detach() * log_probs, mask, how=aggregation, denominator=denominator)
+    return _reduced(-advantages.detach() * log_probs, mask, reduce, denominator)
 
 
 def ppo_value_loss(
@@ -257,7 +242,7 @@ def kl_loss(
     mask: Tensor,
     *,
     kind: Literal["k1", "k2", "k3"] = "k3",
-    aggregation: Aggregation = "token-mean",
+    reduce: Reduction | None = None,
     denominator: Tensor | float | None = None,
 ) -> Tensor:
     """KL to the reference as a loss, by default k3 (Schulman 2020, "Approximating KL divergence").
@@ -268,15 +253,15 @@ def kl_loss(
         mask: (B, L) bool, own tokens.
         kind: the estimator; the gradient of "k1" is the score function, whose expectation is 0: it
             regularises nothing.
-        aggregation: see ``aggregate``.
-        denominator: see ``aggregate``.
+        reduce: how per-token estimates become a scalar, by default their mean over own tokens.
+        denominator: own tokens in the whole optimizer step.
 
     Returns:
         A scalar in nats a token.
     """
     kept = torch.where(mask, log_probs, 0.0)
     estimates = kl_estimate(kept, torch.where(mask, ref_log_probs.detach(), 0.0), kind=kind)
-    return aggregate(estimates, mask, how=aggregation, denominator=denominator)
+    return _reduced(estimates, mask, reduce, denominator)
 
 
 def sft_loss(log_probs: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:

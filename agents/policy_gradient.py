@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,18 +17,23 @@ import torch
 from torch import Tensor
 
 from textenv import scoring as scorer
+from textenv.agents.aggregations import get_aggregation
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
 from textenv.agents.datasets import as_demonstrations
 from textenv.agents.evaluation import Evaluation
 from textenv.agents.losses import (
+    RatioLevel,
     entropy_loss,
     kl_loss,
+    log_ratio,
     masked_mean,
     masked_sum,
     masked_whiten,
     ppo_policy_loss,
+    ratio_stats,
+    reinforce_loss,
     sft_loss,
 )
 from textenv.agents.online import OnlineAgent
@@ -45,12 +51,17 @@ class PolicyGradientConfig(OnlineConfig):
     """Discount per own token."""
     whiten_advantages: bool = False
     """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
-    clip_range: float = 0.2
-    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range)."""
+    clip_range: float | None = None
+    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range). None has no ratio:
+    the plain policy gradient, right as long as an iteration's episodes serve one optimizer step."""
     clip_range_high: float | None = None
     """Upper side of the clip, if it differs."""
     dual_clip: float | None = None
     """Bound on the loss where the advantage is negative, 3.0 is usual; None has no bound."""
+    ratio_level: RatioLevel = "token"
+    """One ratio a token, or one a sequence: exp of the mean of its log-ratios (GSPO, with clips near 3e-4)."""
+    aggregation: str = "token-mean"
+    """Name of the registered aggregation, by which the losses of tokens become one number."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     kl_coef: float = 0.05
@@ -96,6 +107,11 @@ class PolicyGradientConfig(OnlineConfig):
             ptx_batch_size=">= 1",
             ema_decay="[0, 1)",
         )
+        get_aggregation(self.aggregation)
+        defaults = {spec.name: spec.default for spec in fields(self)}
+        for name in ("clip_range_high", "dual_clip", "ratio_level"):
+            if self.clip_range is None and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} needs clip_range, got {name}={getattr(self, name)!r} without one")
 
 
 class PolicyGradientAgent(OnlineAgent):
@@ -122,18 +138,26 @@ class PolicyGradientAgent(OnlineAgent):
         return self.policy.evaluate(episodes, values=False)
 
     def objective(self, new: PolicyOutput, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """Clipped surrogate of a micro-batch, and its statistics."""
-        cfg = self.config
-        loss, found = ppo_policy_loss(
-            new.log_probs,
-            batch["old_log_probs"],
-            batch["advantages"],
-            batch.mask,
-            clip_range=cfg.clip_range,
-            clip_range_high=cfg.clip_range_high,
-            dual_clip=cfg.dual_clip,
-            denominator=totals.tokens,
-        )
+        """The policy's loss of a micro-batch, clipped or plain, and its statistics."""
+        cfg, mask, tokens = self.config, batch.mask, totals.tokens
+        old, advantages = batch["old_log_probs"], batch["advantages"]
+        reduce = partial(get_aggregation(cfg.aggregation), totals=totals)
+        if cfg.clip_range is None:
+            loss = reinforce_loss(new.log_probs, advantages, mask, reduce=reduce)
+            found = ratio_stats(log_ratio(new.log_probs, old, mask), mask, denominator=tokens)
+        else:
+            loss, found = ppo_policy_loss(
+                new.log_probs,
+                old,
+                advantages,
+                mask,
+                clip_range=cfg.clip_range,
+                clip_range_high=cfg.clip_range_high,
+                dual_clip=cfg.dual_clip,
+                level=cfg.ratio_level,
+                reduce=reduce,
+                denominator=tokens,
+            )
         stats = {f"policy/{name}": value for name, value in found.items() if name != "ratio"}
         return loss, stats | {"policy/loss": loss.detach(), "ratio": found["ratio"]}
 
@@ -183,8 +207,13 @@ class PolicyGradientAgent(OnlineAgent):
             tensors["ref_log_probs"] = self.reference.log_prob(episodes)
         return TrainingBatch(episodes, tensors)
 
-    def shaped_rewards(self, episodes: EpisodeBatch) -> Tensor:
-        """Rewards with scores scaled and clipped as configured; the KL penalty is left as it is."""
+    def shaped_rewards(self, episodes: EpisodeBatch, *, update: bool = True) -> Tensor:
+        """Rewards with scores scaled and clipped as configured; the KL penalty is left as it is.
+
+        Args:
+            episodes: B scored episodes.
+            update: let the running standard deviation learn from them.
+        """
         cfg = self.config
         if not cfg.score_scale and cfg.score_clip is None:
             return episodes.rewards
@@ -193,7 +222,8 @@ class PolicyGradientAgent(OnlineAgent):
             kl = kl + episodes.reward_terms[wrapper.name]
         scores = episodes.rewards - kl
         if cfg.score_scale:
-            self.score_std.update(scores.sum(-1))
+            if update:
+                self.score_std.update(scores.sum(-1))
             scores = scores / self.score_std.std
         if cfg.score_clip is not None:
             total = scores.sum(-1)
@@ -211,7 +241,8 @@ class PolicyGradientAgent(OnlineAgent):
             loss = loss + cfg.entropy_coef * bonus
             stats["policy/entropy"] = -bonus.detach()
         if cfg.kl_coef and cfg.kl_placement == "loss":
-            penalty = kl_loss(new.log_probs, batch["ref_log_probs"], mask, denominator=tokens)
+            reduce = partial(get_aggregation(cfg.aggregation), totals=totals)
+            penalty = kl_loss(new.log_probs, batch["ref_log_probs"], mask, reduce=reduce)
             loss = loss + cfg.kl_coef * penalty
             stats["policy/kl_loss"] = penalty.detach()
         if cfg.ptx_coef and totals.extra.pop("ptx", False):
@@ -223,6 +254,7 @@ class PolicyGradientAgent(OnlineAgent):
     def totals(self, batch: TrainingBatch) -> Totals:
         """Denominators, and that the pretraining loss is due once, with the step's first micro-batch."""
         totals = super().totals(batch)
+        totals.longest = self.envs.unwrapped.max_new_tokens
         totals.extra["ptx"] = 1.0
         return totals
 

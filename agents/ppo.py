@@ -15,6 +15,9 @@ from textenv.agents.registry import register_agent
 class PPOConfig(ActorCriticConfig):
     """Settings of PPO."""
 
+    clip_range: float = 0.2
+    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range)."""
+
 
 @register_agent("ppo")
 class PPO(ActorCriticAgent):

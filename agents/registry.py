@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 AgentClass = TypeVar("AgentClass", bound="type[Agent]")
 
 BUILTIN: dict[str, str] = {
+    "a2c": "textenv.agents.a2c:A2C",
     "best-of-n": "textenv.agents.best_of_n:BestOfN",
     "cpo": "textenv.agents.preference:CPO",
     "dpo": "textenv.agents.preference:DPO",
     "filtered-bc": "textenv.agents.sft:FilteredBC",
+    "grpo": "textenv.agents.grpo:GRPO",
     "ilql": "textenv.agents.ilql:ILQL",
     "kto": "textenv.agents.preference:KTO",
     "monte-carlo": "textenv.agents.monte_carlo:MonteCarloCritic",
     "online-dpo": "textenv.agents.online_dpo:OnlineDPO",
     "orpo": "textenv.agents.preference:ORPO",
     "ppo": "textenv.agents.ppo:PPO",
+    "reinforce": "textenv.agents.reinforce:Reinforce",
+    "reinforce++": "textenv.agents.reinforce:ReinforcePlusPlus",
     "reward-model": "textenv.agents.reward_model:RewardModelAgent",
+    "rloo": "textenv.agents.rloo:RLOO",
     "rwr": "textenv.agents.rwr:RWR",
     "sft": "textenv.agents.sft:SFT",
     "simpo": "textenv.agents.preference:SimPO",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from textenv.agents.aggregations import get_aggregation
+from textenv.agents.batch import Totals
 from textenv.agents.ilql_losses import (
     ilql_awac_loss,
     ilql_cql_loss,
@@ -16,8 +19,6 @@ from textenv.agents.ilql_losses import (
     ilql_value_loss,
 )
 from textenv.agents.losses import (
-    Aggregation,
-    aggregate,
     entropy_loss,
     explained_variance,
     kl_loss,
@@ -53,18 +54,6 @@ def test_masked_whiten_by_hand() -> None:
     torch.testing.assert_close(
         masked_whiten(row(100.0, 1.0, 3.0), own(0, 1, 1), shift_mean=False), row(0.0, 1.0, 3.0)
     )
-
-
-def test_aggregations_by_hand() -> None:
-    values = torch.tensor([[1.0, 2.0, 3.0], [10.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
-    assert float(aggregate(values, mask)) == 4.0
-    assert float(aggregate(values, mask, how="sequence-mean")) == 6.0
-    assert float(aggregate(values, mask, how="constant", denominator=8)) == 2.0
-    with pytest.raises(ValueError, match="needs a denominator"):
-        aggregate(values, mask, how="constant")
-    with pytest.raises(ValueError, match="must be one of"):
-        aggregate(values, mask, how="mean")  # type: ignore[arg-type]
 
 
 def test_explained_variance() -> None:
@@ -160,7 +149,7 @@ def test_kl_loss_is_not_spoilt_by_illegal_tokens_off_the_mask() -> None:
 
 
 @pytest.mark.parametrize("how", ["token-mean", "sequence-mean", "constant"])
-def test_losses_and_gradients_add_up_over_micro_batches(how: Aggregation) -> None:
+def test_losses_and_gradients_add_up_over_micro_batches(how: str) -> None:
     torch.manual_seed(1)
     new = (-torch.rand(6, 9, dtype=torch.float64)).requires_grad_()
     values = torch.randn(6, 9, dtype=torch.float64).requires_grad_()
@@ -169,7 +158,7 @@ def test_losses_and_gradients_add_up_over_micro_batches(how: Aggregation) -> Non
     )
     mask = torch.arange(9) < torch.tensor([9, 2, 5, 1, 0, 7]).unsqueeze(-1)
     tokens = int(mask.sum())
-    denominator = {"token-mean": tokens, "sequence-mean": 5, "constant": 60}[how]
+    reduce = partial(get_aggregation(how), totals=Totals(tokens=tokens, episodes=5, longest=12))
 
     def losses(rows: slice) -> tuple[Tensor, Tensor]:
         m = mask[rows]
@@ -178,14 +167,13 @@ def test_losses_and_gradients_add_up_over_micro_batches(how: Aggregation) -> Non
             old[rows],
             advantages[rows],
             m,
-            aggregation=how,
-            denominator=denominator,
-            token_denominator=tokens,
+            reduce=reduce,
+            denominator=tokens,
         )
         value, value_stats = ppo_value_loss(
             values[rows], old_values[rows], returns[rows], m, denominator=tokens
         )
-        kl = kl_loss(new[rows], ref[rows], m, aggregation=how, denominator=denominator)
+        kl = kl_loss(new[rows], ref[rows], m, reduce=reduce)
         total = policy + value + kl + sft_loss(new[rows], m, denominator=tokens)
         return total, torch.stack([*stats.values(), *value_stats.values()])
 

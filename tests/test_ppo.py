@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from textenv.agents.batch import TrainingBatch
+from textenv.agents.callbacks import Callback
 from textenv.agents.failure import Diverged
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
@@ -411,23 +412,14 @@ def test_a_resumed_run_equals_the_uninterrupted_one(settings: dict[str, Any], tm
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
-class _StopAfter:
+class _StopAfter(Callback):
     """Stops a run after so many iterations."""
 
     def __init__(self, iterations: int) -> None:
         self.iterations = iterations
 
-    def on_start(self, agent: Any) -> None: ...
     def on_iteration(self, agent: Any, metrics: dict[str, float]) -> bool:
         return agent.iteration >= self.iterations
-
-    def on_evaluation(self, agent: Any, evaluation: Any) -> None: ...
-    def on_checkpoint(self, agent: Any, path: Any) -> None: ...
-    def on_end(self, agent: Any, result: Any) -> None: ...
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Any) -> None: ...
 
 
 class _Broken(RewardTerm):

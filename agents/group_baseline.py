@@ -1,0 +1,108 @@
+"""What agents share whose baseline is the group: several episodes on each prompt, compared with each other.
+
+The environment deals them one after the other (``samples_per_prompt``). Shape letters: B episodes, L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from textenv.agents.advantages import get_advantage, group_moments
+from textenv.agents.batch import TrainingBatch
+from textenv.agents.groups import check_groups
+from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
+from textenv.agents.teacher_forced import Evaluation as PolicyOutput
+from textenv.episodes import EpisodeBatch
+
+GROUP_SIZE = 8
+"""Episodes on each prompt where nobody says how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupBaselineConfig(PolicyGradientConfig):
+    """Settings of agents whose baseline is the group."""
+
+    advantage: str | None = None
+    """Name of the registered advantage estimator; None is the agent's own."""
+    samples_per_prompt: int | None = None
+    """Episodes on each prompt, which are compared with each other; None is as many as the environment deals
+    (8 where ``textenv.train`` makes it)."""
+
+    def validate(self) -> None:
+        """Check the estimator's name, and that an iteration holds whole groups."""
+        super().validate()
+        self.check(samples_per_prompt=">= 2")
+        get_advantage(self.estimator)
+        if self.samples_per_prompt is not None:
+            self.check_size(self.samples_per_prompt)
+
+    @property
+    def estimator(self) -> str:
+        """Name of the advantage estimator."""
+        raise NotImplementedError
+
+    def check_size(self, size: int) -> None:
+        """Check that an iteration holds whole groups of ``size``.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        if self.episodes_per_iteration % size:
+            raise ValueError(
+                f"episodes_per_iteration must be a multiple of samples_per_prompt ({size}), "
+                f"got {self.episodes_per_iteration}"
+            )
+
+
+class GroupBaselineAgent(PolicyGradientAgent):
+    """Base of agents whose baseline is the group."""
+
+    config: GroupBaselineConfig
+
+    @classmethod
+    def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
+        """Episodes on each prompt that an environment should deal."""
+        return 1 if evaluation else config.samples_per_prompt or GROUP_SIZE
+
+    def setup(self) -> None:
+        """See that the environment deals groups.
+
+        Raises:
+            ValueError: if it does not, or an iteration holds no whole groups.
+        """
+        dealt, size = self.envs.unwrapped.samples_per_prompt, self.config.samples_per_prompt
+        if size is not None or dealt == 1:
+            check_groups(self.envs, size or GROUP_SIZE, who=type(self).__name__)
+        self.size = size or dealt
+        self.config.check_size(self.size)
+        super().setup()
+
+    def groups(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,) int64, the number of each episode's group."""
+        return episodes.episode_id // self.size
+
+    def group_spread(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,) sample standard deviation of the returns in each episode's group, 0 where all are equal."""
+        _, _, squares, counts = group_moments(episodes.returns.double(), self.groups(episodes))
+        return (squares / (counts - 1)).sqrt()
+
+    def estimate(self, episodes: EpisodeBatch, rewards: Tensor, old: PolicyOutput) -> tuple[Tensor, Tensor]:
+        """Advantages by the registered estimator."""
+        return get_advantage(self.config.estimator)(
+            rewards,
+            episodes.action_mask,
+            values=None,
+            groups=self.groups(episodes),
+            gamma=self.config.gamma,
+        )
+
+    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+        """Metrics of the rollout, and how far apart the returns of a prompt are."""
+        row = super().describe(batch)
+        spread = self.group_spread(batch.episodes)
+        row["group/std"] = float(spread.mean())
+        row["group/flat"] = float((spread == 0).double().mean())
+        return row

@@ -1,0 +1,87 @@
+"""Group relative policy optimisation (Shao et al. 2024, "DeepSeekMath") and its variants, by settings.
+
+- DAPO (Yu et al. 2025): ``aggregation="dapo", clip_range_high=0.28, max_rollouts=4, kl_coef=0``.
+- Dr. GRPO (Liu et al. 2025): ``aggregation="dr_grpo"``; no division by the standard deviation goes with it.
+- GSPO (Zheng et al. 2025): ``ratio_level="sequence", clip_range=3e-4, clip_range_high=4e-4, kl_coef=0``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from textenv import scoring as scorer
+from textenv.agents.group_baseline import GroupBaselineAgent, GroupBaselineConfig
+from textenv.agents.registry import register_agent
+from textenv.episodes import EpisodeBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(GroupBaselineConfig):
+    """Settings of GRPO."""
+
+    advantage: str | None = None
+    """Name of the registered advantage estimator. None is "grpo", or "dr_grpo" with the aggregation of that
+    name: without the division by the group's standard deviation."""
+    aggregation: str = "grpo"
+    """Name of the registered aggregation: "grpo" is the mean of the episodes' means, "dapo" the mean over
+    tokens, "dr_grpo" the sum over tokens by the most that there can be."""
+    clip_range: float | None = 0.2
+    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range). None has no ratio."""
+    kl_coef: float = 0.04
+    """Weight of the KL divergence from the reference; 0 keeps none (and no reference)."""
+    kl_placement: Literal["reward", "loss"] = "loss"
+    """Pay the KL as a per-token reward (k1), or add it to the loss (k3)."""
+    max_rollouts: int = 1
+    """With more than 1, groups whose returns are all equal, which teach nothing, make way for those of up to
+    so many rollouts an iteration (DAPO's dynamic sampling)."""
+
+    def validate(self) -> None:
+        """Check the ranges, and how the run's length is said."""
+        super().validate()
+        self.check(max_rollouts=">= 1")
+        if self.max_rollouts > 1 and self.total_episodes is not None:
+            raise ValueError(
+                f"with max_rollouts={self.max_rollouts} nobody knows how many episodes an iteration takes: "
+                f"give iterations, got total_episodes={self.total_episodes}"
+            )
+
+    @property
+    def estimator(self) -> str:
+        """Name of the advantage estimator."""
+        return self.advantage or ("dr_grpo" if self.aggregation == "dr_grpo" else "grpo")
+
+
+@register_agent("grpo")
+class GRPO(GroupBaselineAgent):
+    """GRPO: returns standardised within the group, clipped ratios; DAPO, Dr. GRPO and GSPO by settings."""
+
+    config_class = GRPOConfig
+    config: GRPOConfig
+
+    def collect(self) -> EpisodeBatch:
+        """What to learn from; with ``max_rollouts`` above 1 scored, of groups that teach something."""
+        episodes = super().collect()
+        if self.config.max_rollouts == 1:
+            return episodes
+        self.pay(episodes)
+        wanted = len(episodes)
+        for _ in range(self.config.max_rollouts - 1):
+            if int((self.group_spread(episodes) > 0).sum()) >= wanted:
+                break
+            more = super().collect()
+            self.pay(more)
+            episodes = EpisodeBatch.concat([episodes, more])
+        flat = self.group_spread(episodes) == 0
+        # Whole groups in the order of their tickets; flat ones only fill up what is missing.
+        kept = torch.argsort(flat.byte(), stable=True)[:wanted]
+        return episodes.select(kept.sort().values)
+
+    def score(self, episodes: EpisodeBatch) -> None:
+        """Pay the rewards, unless ``collect`` did, and let adaptive terms learn."""
+        if self.config.max_rollouts == 1:
+            super().score(episodes)
+        else:
+            scorer.update(episodes, scorer.reward_wrappers(self.envs))
