@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from textenv.agents import distributed
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.callbacks import make_callbacks
 from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
@@ -87,6 +88,7 @@ class Agent:
         run_dir: str | os.PathLike[str] | None = None,
         metric_fn: Any = None,
     ) -> None:
+        distributed.start()
         config = self.config_class() if config is None else config
         if not isinstance(config, self.config_class):
             raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
@@ -109,6 +111,9 @@ class Agent:
         self.configure(config)
         torch.manual_seed(config.seed)
         self.policy: LanguagePolicy = self.make_policy(model)
+        if not distributed.alone():
+            self.policy.to(distributed.device())
+            distributed.equalize(self.policy)
         self.policy.autocast = config.autocast
         self.policy.max_tokens = config.max_tokens_per_microbatch
         self.reference: Any = None
@@ -133,6 +138,7 @@ class Agent:
             total_steps=self.planned_steps(),
             warmup_steps=config.warmup_steps,
         )
+        self.sharded = False
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         # float16 gradients underflow unless the loss is scaled up; everywhere else the scaler passes through.
         half = config.autocast == "float16"
@@ -200,7 +206,9 @@ class Agent:
     # -- around the loops ------------------------------------------------------------------------------------
 
     def open_loggers(self, total: int) -> Loggers:
-        """Loggers of this run; a resumed one appends."""
+        """Loggers of this run, in the main process; a resumed one appends."""
+        if not distributed.is_main():
+            return Loggers()
         resume = self.iteration if self.iteration or self.resumed else None
         name = type(self).__name__
         loggers = make_loggers(
@@ -223,7 +231,8 @@ class Agent:
             self.callbacks.on_evaluation(self, self.evaluation)
             row |= {f"eval/{name}": value for name, value in self.evaluation.metrics.items()}
             loggers.log_table("eval/samples", *self.evaluation.sample_table(), now)
-        stop = self.callbacks.on_iteration(self, row)
+        row = distributed.broadcast(row)
+        stop = any(distributed.gather(self.callbacks.on_iteration(self, row)))
         if last or stop or evaluated or now % cfg.log_every == 0:
             loggers.log(row, now)
             self.history.append(row)
@@ -269,7 +278,8 @@ class Agent:
         self.evaluation = None
         if self.policy.device.type == "cpu":
             keep_freed_memory()
-        with nullcontext() if self.run_dir is None else RunFolder(self.run_dir).running():
+        writes = self.run_dir is not None and distributed.is_main()
+        with RunFolder(self.run_dir).running() if writes else nullcontext():
             self.callbacks.on_start(self)
             if self.resumed and self.stopped:
                 warnings.warn(f"a callback ended this run in iteration {self.iteration}", stacklevel=2)
@@ -347,7 +357,10 @@ class Agent:
             self.policy.load_state_dict(self.policy_class.load(path).state_dict())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write model, heads, optimizer, counters and settings into the folder ``path``."""
+        """Write model, heads, optimizer, counters and settings into the folder ``path``.
+
+        Every process calls it, and the main one writes.
+        """
         save_agent(self, path)
 
     @classmethod

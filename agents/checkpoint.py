@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textenv import scoring as scorer
+from textenv.agents import distributed
 from textenv.agents.random_state import random_state
 from textenv.agents.run_folder import RunFolder, RunFolderError
 from textenv.atomic import atomic_folder
@@ -49,8 +50,10 @@ def save_agent(agent: Agent, path: str | os.PathLike[str]) -> None:
         RunFolderError: if it can't be written; what was at ``path`` is still there.
         FileExistsError: if ``path`` holds something else than an agent.
     """
-    with _explained(Path(path)), atomic_folder(path, marker=TRAINER) as folder:
-        write_agent(agent, folder)
+    with distributed.joined("saving"):
+        if distributed.is_main():
+            with _explained(Path(path)), atomic_folder(path, marker=TRAINER) as folder:
+                write_agent(agent, folder)
 
 
 def save_checkpoint(agent: Agent, run_dir: str | os.PathLike[str]) -> Path:
@@ -61,9 +64,11 @@ def save_checkpoint(agent: Agent, run_dir: str | os.PathLike[str]) -> Path:
     """
     folder = RunFolder(run_dir)
     final = folder.checkpoint_dir(agent.iteration)
-    with _explained(final, folder), folder.checkpoint(agent.iteration) as path:
-        write_agent(agent, path)
-    folder.prune(agent.config.keep_checkpoints)
+    with distributed.joined("saving a checkpoint"):
+        if distributed.is_main():
+            with _explained(final, folder), folder.checkpoint(agent.iteration) as path:
+                write_agent(agent, path)
+            folder.prune(agent.config.keep_checkpoints)
     return final
 
 

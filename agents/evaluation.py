@@ -20,6 +20,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from textenv.agents import distributed
+from textenv.agents.shares import gather_episodes, share_of, spread
 from textenv.agents.text_display import number, text_table
 from textenv.agents.text_metrics import distinct_n, repetition_n
 from textenv.episodes import EpisodeBatch
@@ -125,7 +127,9 @@ def evaluate(
     if not isinstance(base, TextVectorEnv):
         raise TypeError(f"evaluate needs a native vector environment, got {type(base).__name__}")
     with _random_state_kept(base.device), _bound(policy, base):
-        batch = collect(envs, policy, episodes, seed=seed, update_terms=False)
+        with distributed.joined("an evaluation"):
+            own = collect(envs, policy, episodes, seed=seed, update_terms=False, **distributed.place())
+        batch = gather_episodes(own)
         batch = batch if keep is None else keep(batch)
         metrics = _episode_metrics(batch)
         if reference is not None:
@@ -133,7 +137,11 @@ def evaluate(
         prompts, completions = batch.prompt_texts(base.tokenizer), batch.completion_texts(base.tokenizer)
         columns: dict[str, list[float | None]] = {}
         if metric_fn is not None:
-            means, columns = user_metrics(metric_fn, prompts, completions, batch.extras)
+            with distributed.joined("metric_fn"):
+                found = {}, {}
+                if distributed.is_main():
+                    found = user_metrics(metric_fn, prompts, completions, batch.extras)
+            means, columns = distributed.broadcast(found)
             metrics.update({f"metric/{name}": value for name, value in means.items()})
     return Evaluation(
         metrics=metrics,
@@ -227,10 +235,13 @@ def _episode_metrics(batch: EpisodeBatch) -> dict[str, float]:
 @torch.no_grad()
 def _kl_metrics(policy: Any, reference: Any, batch: EpisodeBatch, max_tokens: int) -> dict[str, float]:
     """k1 estimate of the KL over the response: per episode, and per token over all tokens."""
+    share = share_of(spread(batch))
     total = 0.0
-    for _, part in batch.token_budget_batches(max_tokens):
+    for _, part in (batch if share is None else share.own).token_budget_batches(max_tokens):
         difference = policy.log_prob(part) - reference.log_prob(part)
         total += float(difference[part.action_mask].double().sum())
+    if share is not None:
+        (total,) = distributed.total(total)
     tokens = int(batch.action_mask.sum())
     return {"objective/kl": total / len(batch), "objective/kl_per_token": total / max(tokens, 1)}
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from textenv.agents import distributed
 from textenv.episodes import EpisodeBatch
 
 
@@ -30,7 +31,22 @@ class Diverged(RuntimeError):
 def save_failure(
     run_dir: Path | None, iteration: int, term: str, values: Mapping[str, float], episodes: EpisodeBatch
 ) -> Path:
-    """Write the offending episodes and what is known about them; returns the folder."""
+    """Write the offending episodes and what is known about them; returns the folder.
+
+    Every process calls it, and the main one writes.
+    """
+    folder = None
+    with distributed.joined("saving what went wrong"):
+        if distributed.is_main():
+            folder = _write(run_dir, iteration, term, values, episodes)
+    folder = distributed.broadcast(folder)
+    assert folder is not None
+    return folder
+
+
+def _write(
+    run_dir: Path | None, iteration: int, term: str, values: Mapping[str, float], episodes: EpisodeBatch
+) -> Path:
     root = Path(tempfile.mkdtemp(prefix="textenv-")) if run_dir is None else run_dir
     folder = root / "failures" / f"iteration-{iteration:06d}"
     folder.mkdir(parents=True, exist_ok=True)

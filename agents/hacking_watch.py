@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from textenv.agents import distributed
 from textenv.agents.callbacks import Callback
 from textenv.agents.config import nearest
 from textenv.agents.text_display import text_table
@@ -219,7 +220,7 @@ class RewardHackingWatch(Callback):
             agent.save(Path(agent.run_dir) / BEST)
 
     def _write(self, agent: Agent) -> None:
-        if agent.run_dir is not None:
+        if agent.run_dir is not None and distributed.is_main():
             path = Path(agent.run_dir) / "watch.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from textenv import scoring as scorer
+from textenv.agents import distributed
 from textenv.agents.base import Agent
 from textenv.agents.batch import TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
 from textenv.agents.failure import save_failure
 from textenv.agents.outcome import Clock, mean_row
+from textenv.agents.shares import check_shares, gather_episodes, score_share
 from textenv.episodes import EpisodeBatch
 from textenv.rollout import collect
 
@@ -31,6 +33,7 @@ class OnlineAgent(Agent):
     def run_loop(self) -> None:
         """Collect, prepare, learn, report; until the budget is spent or a callback stops."""
         total = self.planned_iterations()
+        check_shares(self.config)
         with self.open_loggers(total) as loggers:
             while self.iteration < total:
                 self.iteration += 1
@@ -51,15 +54,21 @@ class OnlineAgent(Agent):
         return self.play(self.episodes_seen)
 
     def play(self, first_ticket: int) -> EpisodeBatch:
-        """Play ``episodes_per_iteration`` tickets from this one on; nothing is paid yet, the cost is counted."""
-        episodes = collect(
-            self.envs,
-            self.policy,
-            self.config.episodes_per_iteration,
-            seed=self.config.seed,
-            first_ticket=first_ticket,
-            score=False,
-        )
+        """Play ``episodes_per_iteration`` tickets from this one on, unpaid; the cost is counted.
+
+        Each process plays its share of them; all get all episodes.
+        """
+        with distributed.joined("a rollout"):
+            own = collect(
+                self.envs,
+                self.policy,
+                self.config.episodes_per_iteration,
+                seed=self.config.seed,
+                first_ticket=first_ticket,
+                score=False,
+                **distributed.place(),
+            )
+        episodes = gather_episodes(own, self.policy.device)
         self.episodes_seen += len(episodes)
         self.env_tokens += int(episodes.response_lengths.sum())
         return episodes
@@ -78,7 +87,7 @@ class OnlineAgent(Agent):
         wrappers = scorer.reward_wrappers(self.envs)
         try:
             if not episodes.reward_terms:
-                scorer.score(episodes, wrappers)
+                score_share(episodes, wrappers)
         except scorer.RewardError as error:
             where = save_failure(self.run_dir, self.iteration, "reward", {}, episodes)
             error.add_note(f"in iteration {self.iteration}; the episodes are in {where}")

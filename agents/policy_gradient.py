@@ -18,6 +18,7 @@ from torch import Tensor
 
 from textenv import scoring as scorer
 from textenv.agents.aggregations import get_aggregation
+from textenv.agents import distributed
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
@@ -264,8 +265,13 @@ class PolicyGradientAgent(OnlineAgent):
         epoch, position = divmod(self.optimizer_steps, per_epoch)
         order = epoch_order(len(self.dataset), seed=self.config.seed, epoch=epoch)
         size = self.config.ptx_batch_size
-        rows = self.dataset.select(order[position * size : (position + 1) * size])
-        return sft_loss(self.policy(rows).log_probs, rows.action_mask)
+        index = order[position * size : (position + 1) * size]
+        tokens = max(1.0, float(self.dataset.action_mask[index].sum()))
+        own = index[distributed.rank() :: distributed.world_size()]
+        # A process without a row passes over one that does not count.
+        rows = self.dataset.select(own if len(own) else index[:1])
+        mask = rows.action_mask if len(own) else torch.zeros_like(rows.action_mask)
+        return sft_loss(self.policy(rows).log_probs, mask, denominator=tokens)
 
     def stop_early(self, stats: Mapping[str, float]) -> bool:
         """Whether the policy has moved further than ``stop_at_kl``."""

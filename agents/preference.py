@@ -25,6 +25,7 @@ from textenv.agents.preference_losses import (
     simpo_loss,
 )
 from textenv.agents.registry import register_agent
+from textenv.agents.shares import spread
 from textenv.episodes import EpisodeBatch
 
 
@@ -174,7 +175,7 @@ class PreferenceAgent(OfflineAgent):
         cfg = self.config
         precompute = isinstance(cfg, ReferenceConfig) and cfg.precompute_reference
         if precompute and "reference" not in self.dataset.tensors:
-            episodes = self.dataset.episodes
+            episodes = spread(self.dataset.episodes)
             found = self.reference.log_prob(episodes.to(self.policy.device)).to(episodes.device)
             self.dataset.tensors["reference"] = response_log_probs(found, episodes.action_mask)
         return self.dataset.select(index)
@@ -328,6 +329,7 @@ class KTO(PreferenceAgent):
         assert isinstance(batch, PairedBatch)
         batch = batch.to(self.policy.device)
         own, other = batch.first(), batch.second()
+        spread(other.episodes)
         reference = other.tensors.get("reference")
         if reference is None:
             reference = response_log_probs(self.reference.log_prob(other.episodes), other.mask)

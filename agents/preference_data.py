@@ -37,6 +37,11 @@ class PairedBatch(TrainingBatch):
     def __len__(self) -> int:
         return len(self.episodes) // 2
 
+    @property
+    def row_lengths(self) -> Tensor:
+        """(P,) int64: tokens of both episodes of each row."""
+        return self.episodes.lengths.view(2, len(self)).sum(0)
+
     @classmethod
     def of_pairs(cls, pairs: PreferenceBatch) -> PairedBatch:
         """Chosen episodes, then rejected ones; margins and labels stand at both.

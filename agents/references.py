@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from textenv.agents.model_setup import adapters_change_nothing, frozen_blocks, transformer_blocks
-from textenv.agents.teacher_forced import Evaluation, Memo, in_parts
+from textenv.agents.shares import share_of
+from textenv.agents.teacher_forced import Evaluation, Memo, in_parts, joined_evaluation
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import TokenLogProbs
 from textenv.model_split import split_model
@@ -113,6 +114,10 @@ class Reference:
         known = self._memo.get(episodes, state)
         if known is not None and known.has({"entropy"} if entropy else set()):
             return known
+        share = share_of(episodes)
+        if share is not None:
+            own = self.evaluate(share.own, entropy=entropy)
+            return self._memo.put(episodes, state, joined_evaluation(share, own, episodes))
         return self._memo.put(episodes, state, in_parts(episodes, self.policy.max_tokens, run))
 
     def log_prob(self, episodes: EpisodeBatch) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import load_file
 
+from textenv.agents import distributed
 from textenv.agents.checkpoint import CorruptCheckpointError, data_sizes, read_trainer, restore, verify
 from textenv.agents.loggers_jsonl import read_metrics
 from textenv.agents.random_state import set_random_state
@@ -76,16 +77,11 @@ def resume_agent(
     folder = RunFolder(run_dir)
     if missing == "error" and not folder.path.is_dir():
         raise FileNotFoundError(f"{folder.path} is not there, expected the folder of a run")
-    with folder.running():
-        found, problems = latest_whole(run_dir)
-        if found is None and missing == "error":
-            what = "; ".join(problems) or "it holds no checkpoint"
-            raise FileNotFoundError(f"{folder.path} can't be resumed: {what}")
-        if found is not None:
-            check_same_run(agent, read_trainer(found), found)
-        for step, damaged in folder.step_folders():
-            if found is None or damaged > found:
-                folder.set_aside(step)
+    choice: tuple[Path | None, list[str]] = None, []
+    with distributed.joined("resuming"):
+        if distributed.is_main():
+            choice = _choose(agent, folder, missing)
+    found, problems = distributed.broadcast(choice)
     for problem in problems:
         instead = "the run begins anew" if found is None else f"going on from {found}"
         warnings.warn(f"{problem}; {instead}", stacklevel=3)
@@ -97,6 +93,21 @@ def resume_agent(
         set_random_state(load_file(found / "random.safetensors"), trainer["random"])
     agent.resumed = True
     return found
+
+
+def _choose(agent: Agent, folder: RunFolder, missing: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, checked; damaged ones that are newer are set aside."""
+    with folder.running():
+        found, problems = latest_whole(folder.path)
+        if found is None and missing == "error":
+            what = "; ".join(problems) or "it holds no checkpoint"
+            raise FileNotFoundError(f"{folder.path} can't be resumed: {what}")
+        if found is not None:
+            check_same_run(agent, read_trainer(found), found)
+        for step, damaged in folder.step_folders():
+            if found is None or damaged > found:
+                folder.set_aside(step)
+    return found, problems
 
 
 def check_same_run(agent: Agent, trainer: Mapping[str, Any], path: Path) -> None:

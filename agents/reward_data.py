@@ -57,6 +57,12 @@ class RewardBatch(TrainingBatch):
         return self.pairs + len(self.ratings)
 
     @property
+    def row_lengths(self) -> Tensor:
+        """(I,) int64: tokens of each item, of a pair's both sides."""
+        chosen, rejected, rated = self.episodes.lengths.split([self.pairs, self.pairs, self.rated])
+        return torch.cat([chosen + rejected, rated])
+
+    @property
     def rated(self) -> int:
         """R."""
         return len(self.ratings)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from textenv.agents import distributed
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
@@ -162,7 +163,8 @@ class RewardModelAgent(OfflineAgent):
         if not self.policy.dropout and not self.config.token_dropout:
             return super().step(batch)
         with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
-            torch.manual_seed(int(hash_key(self.config.seed, self.optimizer_steps)) % 2**63)
+            seed = int(hash_key(self.config.seed, self.optimizer_steps)) + distributed.rank()
+            torch.manual_seed(seed % 2**63)
             return super().step(batch)
 
     def totals(self, batch: TrainingBatch) -> Totals:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from textenv.acting import DecodingPolicy
 from textenv.agents.critics import SeparateCritic, final_states
+from textenv.agents.shares import Share, share_of
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 from textenv.log_probs import TokenLogProbs, token_log_probs
-
 from textenv.packing import check_packing
+
 if TYPE_CHECKING:
     from textenv.agents.references import Reference, ReferenceMode
 
@@ -72,6 +73,12 @@ def in_parts(
             else:
                 whole[name][place] = found
     return Evaluation(**whole)
+
+
+def joined_evaluation(share: Share, own: Evaluation, whole: EpisodeBatch) -> Evaluation:
+    """What all processes found about their rows, about the whole batch."""
+    known = {name: value for name, value in own._asdict().items() if value is not None}
+    return Evaluation(**share.assemble(known, whole))
 
 
 class Memo:
@@ -130,6 +137,7 @@ class TeacherForced(nn.Module):
     """Which tokens are legal, for episodes whose ``sampling`` does not say."""
     max_tokens: int
     """Padded tokens of one pass of ``evaluate``."""
+    _packing: bool = False
     _reference: Reference | None
     _memo: Memo
     _warned: bool
@@ -137,7 +145,6 @@ class TeacherForced(nn.Module):
     def reference(self, mode: ReferenceMode | None = None) -> Reference:
         """The frozen policy to measure KL against."""
         raise NotImplementedError
-    _packing: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -160,13 +167,6 @@ class TeacherForced(nn.Module):
             raise ValueError(f"autocast must be one of {list(get_args(Autocast))}, got {name!r}")
         self._autocast: Autocast = name
 
-    def forward(
-        self, episodes: EpisodeBatch, *, values: bool = False, entropy: bool = False, hidden: bool = False
-    ) -> Evaluation:
-        """Differentiable pass over a minibatch: one backbone forward for all that is asked for.
-
-        Args:
-            episodes: B episodes.
     @property
     def packing(self) -> bool:
         """Whether teacher-forced passes put several episodes in one row.
@@ -182,6 +182,13 @@ class TeacherForced(nn.Module):
             check_packing(self.model)
         self._packing = on
 
+    def forward(
+        self, episodes: EpisodeBatch, *, values: bool = False, entropy: bool = False, hidden: bool = False
+    ) -> Evaluation:
+        """Differentiable pass over a minibatch: one backbone forward for all that is asked for.
+
+        Args:
+            episodes: B episodes.
             values: also V of the state before each action.
             entropy: also entropies.
             hidden: also the LM head's inputs.
@@ -203,6 +210,8 @@ class TeacherForced(nn.Module):
         reference: bool = False,
     ) -> Evaluation:
         """One pass without gradient, in length-sorted parts of at most ``max_tokens`` padded tokens.
+
+        Of a batch that all processes hold (``textenv.agents.shares``) each passes over its own rows.
 
         The last evaluation is remembered: asked again about the same episodes before any weight has moved, it
         is given again. Do not change it in place.
@@ -229,6 +238,12 @@ class TeacherForced(nn.Module):
         known = self._memo.get(episodes, state)
         if known is not None and known.has(wanted):
             return known
+        share = share_of(episodes)
+        if share is not None:
+            own = self.evaluate(
+                share.own, values=values, entropy=entropy, final_values=final_values, reference=reference
+            )
+            return self._memo.put(episodes, state, joined_evaluation(share, own, episodes))
         other = self.reference() if reference else None
         shared = other is not None and other.mode == "shared-trunk"
 
@@ -279,6 +294,7 @@ class TeacherForced(nn.Module):
                 temperature=self.temperature,
                 legality=legality,
                 with_entropy=entropy,
+                packing=self.packing,
                 **options,
             )
 
@@ -294,7 +310,6 @@ class TeacherForced(nn.Module):
         sampling = self.decoding.sampling() if sampling is None else sampling
         on = filters(sampling)
         if on and not self._warned:
-                packing=self.packing,
             self._warned = True
             warnings.warn(
                 f"training on actions drawn with {on}, but log-probs are those of all tokens, so KL "

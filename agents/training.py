@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from textenv.agents import distributed
 from textenv.agents.callbacks import BestCheckpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.registry import get_agent, make_agent
@@ -102,6 +103,8 @@ def train(
         raise ValueError(f"resume={resume!r} needs run_dir=, got None")
     if folder is not None and not resume and folder.metrics_path.exists():
         raise FileExistsError(f"{folder.path} holds another run; say resume=True, or choose another run_dir")
+    distributed.start()
+    distributed.barrier()  # no process writes before all have looked
     shared = {"num_envs": num_envs, **(env_kwargs or {})}
     if reward is not None:
         shared["rewards"] = list(reward) if isinstance(reward, list | tuple) else [reward]
@@ -156,7 +159,7 @@ def train(
     found = None
     if folder is not None and resume:
         found = resume_agent(learner, folder.path, missing="start" if resume == "auto" else "error")
-    if folder is not None:
+    if folder is not None and distributed.is_main():
         with folder.running():
             if found is not None:
                 folder.note_resume(learner.iteration)

@@ -48,7 +48,7 @@ def collect(
             in every step; "auto" defers unless a foreign wrapper of the stack changes rewards.
         seed: start the ticket stream over with this seed; None goes on counting.
         first_ticket: play from this ticket on (how a resumed run goes on).
-        rank: this process, which plays every ``world_size``-th ticket.
+        rank: this process, which plays every ``world_size``-th ticket (or group of tickets on one prompt).
         world_size: number of processes.
         progress: show a progress bar.
         score: False leaves deferred scoring (``textenv.scoring.score``) and ``update`` to the caller.
@@ -70,7 +70,7 @@ def collect(
     if not (callable(policy) or hasattr(policy, "act")):
         raise TypeError(f"policy must have act(...) or be callable, got {type(policy).__name__}")
     check_at_least("world_size", world_size, 1)
-    check_at_least("episodes", episodes, world_size)
+    check_at_least("episodes", episodes, 1 if world_size == 1 else world_size * base.samples_per_prompt)
     check_choice("scoring", scoring, SCORING)
     if base.autoreset == "disabled":
         raise ValueError("autoreset must be 'same_step' or 'next_step' in a rollout, got 'disabled'")

@@ -6,7 +6,7 @@ So an episode is the same whatever row plays it, however many rows there are, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +76,8 @@ class Hand(NamedTuple):
 class TicketQueue:
     """Exactly the tickets of one rollout, dealt first come first served.
 
-    Rank r of W takes tickets first + r, first + r + W, ... of the ``episodes`` tickets of all ranks together.
+    Rank r of W takes every W-th ticket, or every W-th group of tickets that share a prompt, of the
+    ``episodes`` tickets of all ranks together.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -88,8 +89,12 @@ class TicketQueue:
     episodes: int
     rank: int = 0
     world_size: int = 1
+    group: int = 1
+    """Consecutive tickets that share a prompt and a rank; a new group starts at each multiple of it."""
     dealt: int = 0
     """Tickets that this rank has handed out."""
+    tickets: np.ndarray = field(init=False)
+    """(n,) int64: the tickets of this rank."""
 
     def __post_init__(self) -> None:
         check_at_least("options['episodes']", self.episodes, 1)
@@ -100,11 +105,14 @@ class TicketQueue:
             raise ValueError(
                 f"options['rank'] must lie in [0, world_size={self.world_size}), got {self.rank}"
             )
+        every = np.arange(self.first, self.end, dtype=np.int64)
+        turn = every // self.group - self.first // self.group
+        self.tickets = every[turn % self.world_size == self.rank]
 
     @property
     def mine(self) -> int:
         """How many tickets this rank deals in all."""
-        return len(range(self.rank, self.episodes, self.world_size))
+        return len(self.tickets)
 
     @property
     def end(self) -> int:
@@ -118,8 +126,7 @@ class TicketQueue:
 
     def coming(self, count: int) -> np.ndarray:
         """At most ``count`` next tickets, without dealing them: (m,) int64 with m <= count."""
-        ahead = np.arange(self.dealt, self.dealt + min(count, self.left), dtype=np.int64)
-        return self.first + self.rank + self.world_size * ahead
+        return self.tickets[self.dealt : self.dealt + count]
 
 
 class Dealer:
@@ -183,7 +190,12 @@ class Dealer:
         """Let all rows draw from the next ``episodes`` tickets of stream ``seed``."""
         first = self.count if first_ticket is None else first_ticket
         self.queue = TicketQueue(
-            seed=self.seed or 0, first=first, episodes=episodes, rank=rank, world_size=world_size
+            seed=self.seed or 0,
+            first=first,
+            episodes=episodes,
+            rank=rank,
+            world_size=world_size,
+            group=self.samples_per_prompt,
         )
         self.count = self.queue.end
         self._ahead = tuple(part[:0] for part in self._ahead)
