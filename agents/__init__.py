@@ -45,6 +45,8 @@ if TYPE_CHECKING:
         SimPO,
         SimPOConfig,
     )
+    from textenv.agents.ray_rollouts import RayCollector
+    from textenv.agents.ray_settings import RayRollouts
     from textenv.agents.registry import agent_names, describe, make_agent, register_agent
     from textenv.agents.reinforce import (
         Reinforce,
@@ -101,6 +103,8 @@ _HOME = {
     "RLOOConfig": "rloo",
     "RWR": "rwr",
     "RWRConfig": "rwr",
+    "RayCollector": "ray_rollouts",
+    "RayRollouts": "ray_settings",
     "Reinforce": "reinforce",
     "ReinforceConfig": "reinforce",
     "ReinforcePlusPlus": "reinforce",
@@ -170,6 +174,8 @@ __all__ = [
     "PPOConfig",
     "RLOOConfig",
     "RWRConfig",
+    "RayCollector",
+    "RayRollouts",
     "Reinforce",
     "ReinforceConfig",
     "ReinforcePlusPlus",

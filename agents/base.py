@@ -31,6 +31,8 @@ from textenv.agents.optimizer_step import optimizer_step
 from textenv.agents.outcome import TrainResult
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.policy_files import restore_policy
+from textenv.agents.ray_rollouts import RayCollector, as_collector
+from textenv.agents.ray_settings import RayRollouts
 from textenv.agents.resume import earlier_rows, resume_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.episodes import EpisodeBatch
@@ -58,10 +60,11 @@ class Agent:
             ``run_dir``.
         run_dir: folder of this run, None keeps nothing.
         metric_fn: further evaluation metrics, ``(prompts, completions, **columns) -> {name: float or list}``.
+        rollouts: who plays an online agent's episodes (``RayRollouts``); None is the agent's own process.
 
     Raises:
         TypeError: if ``config`` is not of the agent's class.
-        ValueError: if ``envs`` or ``dataset`` is missing.
+        ValueError: if ``envs`` or ``dataset`` is missing, or an offline agent gets ``rollouts``.
     """
 
     config_class: ClassVar[type[AgentConfig]]
@@ -87,6 +90,7 @@ class Agent:
         loggers: Sequence[Any] = (),
         run_dir: str | os.PathLike[str] | None = None,
         metric_fn: Any = None,
+        rollouts: RayRollouts | RayCollector | None = None,
     ) -> None:
         distributed.start()
         config = self.config_class() if config is None else config
@@ -96,6 +100,9 @@ class Agent:
             raise ValueError(f"{type(self).__name__} learns online and needs envs=, got None")
         if not self.online and dataset is None:
             raise ValueError(f"{type(self).__name__} learns offline and needs dataset=, got None")
+        if not self.online and rollouts is not None:
+            raise ValueError(f"{type(self).__name__} learns offline, rollouts must be None, got {rollouts!r}")
+        self.rollouts = as_collector(rollouts)
         self.envs, self.eval_envs = envs, eval_envs
         spare = next((e.unwrapped for e in (envs, eval_envs) if e is not None), None)
         self.tokenizer = tokenizer if tokenizer is not None else getattr(spare, "tokenizer", None)

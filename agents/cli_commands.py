@@ -69,6 +69,7 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
         run_dir=run_dir,
         resume=options.resume,
         loggers=options.loggers,
+        rollouts=options.rollouts if options.rollouts.num_actors else None,
         **{key: getattr(options, key) for key in given},
     )
     found = result.evaluation.metrics if result.evaluation is not None else {}

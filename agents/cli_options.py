@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from textenv.agents.config import Config
+from textenv.agents.ray_settings import RayRollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,8 @@ class TrainOptions(Config):
     """How texts are generated."""
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     """How the model becomes a policy."""
+    rollouts: RayRollouts = field(default_factory=lambda: RayRollouts(num_actors=0))
+    """Play by Ray actors; online agents only."""
     settings: Any = None
     """Settings of the agent."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing, nullcontext
 
 from textenv import scoring as scorer
 from textenv.agents import distributed
@@ -34,7 +35,8 @@ class OnlineAgent(Agent):
         """Collect, prepare, learn, report; until the budget is spent or a callback stops."""
         total = self.planned_iterations()
         check_shares(self.config)
-        with self.open_loggers(total) as loggers:
+        playing = nullcontext() if self.rollouts is None else closing(self.rollouts)
+        with self.open_loggers(total) as loggers, playing:
             while self.iteration < total:
                 self.iteration += 1
                 clock = Clock()
@@ -56,19 +58,22 @@ class OnlineAgent(Agent):
     def play(self, first_ticket: int) -> EpisodeBatch:
         """Play ``episodes_per_iteration`` tickets from this one on, unpaid; the cost is counted.
 
-        Each process plays its share of them; all get all episodes.
+        Each process plays its share of them; all get all episodes. With ``rollouts`` actors play instead.
         """
-        with distributed.joined("a rollout"):
-            own = collect(
-                self.envs,
-                self.policy,
-                self.config.episodes_per_iteration,
-                seed=self.config.seed,
-                first_ticket=first_ticket,
-                score=False,
-                **distributed.place(),
-            )
-        episodes = gather_episodes(own, self.policy.device)
+        if self.rollouts is not None:
+            episodes = self.rollouts.collect(self, first_ticket)
+        else:
+            with distributed.joined("a rollout"):
+                own = collect(
+                    self.envs,
+                    self.policy,
+                    self.config.episodes_per_iteration,
+                    seed=self.config.seed,
+                    first_ticket=first_ticket,
+                    score=False,
+                    **distributed.place(),
+                )
+            episodes = gather_episodes(own, self.policy.device)
         self.episodes_seen += len(episodes)
         self.env_tokens += int(episodes.response_lengths.sum())
         return episodes
@@ -124,4 +129,4 @@ class OnlineAgent(Agent):
         }
         for name, values in episodes.reward_terms.items():
             row[f"terms/{name}"] = float(values.sum(-1).mean())
-        return row
+        return row if self.rollouts is None else row | self.rollouts.metrics

@@ -24,6 +24,7 @@ from textenv.agents.batch import Totals, TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
 from textenv.agents.datasets import as_demonstrations
 from textenv.agents.evaluation import Evaluation
+from textenv.agents.importance import truncated_importance_weights
 from textenv.agents.losses import (
     RatioLevel,
     entropy_loss,
@@ -81,6 +82,10 @@ class PolicyGradientConfig(OnlineConfig):
     """Clip scores, after scaling, to [-score_clip, score_clip] an episode."""
     stop_at_kl: float | None = None
     """End the passes of an iteration once a step's approximate KL, in nats a token, exceeds this."""
+    importance_correction: Literal["none", "token", "sequence"] = "none"
+    """Weigh advantages by truncated importance weights, for episodes that older weights played."""
+    importance_clip: float = 2.0
+    """The largest importance weight (rho-bar in IMPALA)."""
     packing: bool = False
     """Forward several short episodes in one row, blind to each other: the same gradient with less padding."""
     ptx_coef: float = 0.0
@@ -104,6 +109,7 @@ class PolicyGradientConfig(OnlineConfig):
             kl_horizon=">= 1",
             score_clip="> 0",
             stop_at_kl="> 0",
+            importance_clip="> 0",
             ptx_coef=">= 0",
             ptx_batch_size=">= 1",
             ema_decay="[0, 1)",
@@ -202,11 +208,33 @@ class PolicyGradientAgent(OnlineAgent):
         if self.config.whiten_advantages:
             advantages = masked_whiten(advantages, episodes.action_mask)
         tensors = {"old_log_probs": old.log_probs, "advantages": advantages, "returns": returns}
+        if self.config.importance_correction != "none":
+            tensors["importance_weights"] = self.importance_weights(episodes, old.log_probs)
+            # Weights >= 0 commute with the clips of the surrogate, so they may as well be the advantages'.
+            tensors["advantages"] = advantages * tensors["importance_weights"]
         if old.values is not None:
             tensors["old_values"] = old.values
         if self.reference is not None:
             tensors["ref_log_probs"] = self.reference.log_prob(episodes)
         return TrainingBatch(episodes, tensors)
+
+    def importance_weights(self, episodes: EpisodeBatch, log_probs: Tensor) -> Tensor:
+        """Truncated importance weights of the policy, with ``log_probs`` (B, L), over the one that played.
+
+        Raises:
+            ValueError: if the episodes do not have the log-probs that they were played with.
+        """
+        cfg = self.config
+        if episodes.log_probs is None:
+            raise ValueError("importance_correction needs episodes with log_probs, got None")
+        assert cfg.importance_correction != "none"
+        return truncated_importance_weights(
+            log_probs,
+            episodes.log_probs,
+            episodes.action_mask,
+            level=cfg.importance_correction,
+            clip=cfg.importance_clip,
+        )
 
     def shaped_rewards(self, episodes: EpisodeBatch, *, update: bool = True) -> Tensor:
         """Rewards with scores scaled and clipped as configured; the KL penalty is left as it is.
@@ -292,6 +320,11 @@ class PolicyGradientAgent(OnlineAgent):
             kl = masked_sum(batch["old_log_probs"] - batch["ref_log_probs"], mask)
             row["objective/kl"] = float(kl) / len(batch)
             row["objective/kl_per_token"] = float(kl) / max(1, int(mask.sum()))
+        if "importance_weights" in batch.tensors:
+            weights = batch["importance_weights"]
+            row["importance/weight"] = float(masked_mean(weights, mask))
+            clipped = (weights >= self.config.importance_clip).to(weights.dtype)
+            row["importance/clip_fraction"] = float(masked_mean(clipped, mask))
         for wrapper in self.kl_wrappers():
             row["objective/score"] -= float(episodes.reward_terms[wrapper.name].sum(-1).mean())
             row["objective/kl_coef"] = wrapper.term.coef

@@ -16,6 +16,7 @@ from textenv.agents.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent, TrainResult
+    from textenv.agents.ray_settings import RayRollouts
     from textenv.episodes import EpisodeBatch
     from textenv.preferences import PreferenceBatch
     from textenv.tasks.task import TaskData
@@ -41,6 +42,7 @@ def train(
     loggers: Sequence[Any] = ("rich",),
     callbacks: Sequence[Any] = (),
     metric_fn: Any = None,
+    rollouts: RayRollouts | None = None,
     seed: int | None = None,
     **config_overrides: Any,
 ) -> TrainResult:
@@ -74,6 +76,7 @@ def train(
         loggers: see ``textenv.agents.loggers.make_loggers``.
         callbacks: see ``textenv.agents.callbacks.make_callbacks``.
         metric_fn: further evaluation metrics, see ``textenv.agents.evaluation.evaluate``.
+        rollouts: who plays an online agent's episodes, see ``textenv.agents.ray_rollouts``.
         seed: changes ``config.seed``.
         config_overrides: fields of the agent's settings, such as ``learning_rate=1e-5``.
 
@@ -144,6 +147,7 @@ def train(
         "eval_dataset": eval_dataset,
         "policy_kwargs": dict(policy_kwargs) if policy_kwargs else None,
         "metric_fn": metric_fn,
+        "rollouts": rollouts,
     }
     learner = make_agent(
         agent,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         register_reward,
         reward_names,
     )
+    from textenv.rewards.remote import Remote
     from textenv.rewards.reward_model import RewardModel
     from textenv.rewards.shaping import Clipped, Ensemble, Normalized, Weighted
     from textenv.rewards.term import RewardTerm
@@ -58,6 +59,7 @@ _HOME = {
     "ROUGE": "textenv.rewards.metrics",
     "Regex": "textenv.rewards.text",
     "Repetition": "textenv.rewards.text",
+    "Remote": "textenv.rewards.remote",
     "RewardError": "textenv.scoring",
     "RewardModel": "textenv.rewards.reward_model",
     "RewardTerm": "textenv.rewards.term",
@@ -87,6 +89,7 @@ __all__ = [
     "MissingEOS",
     "Normalized",
     "Regex",
+    "Remote",
     "Repetition",
     "RewardError",
     "RewardModel",

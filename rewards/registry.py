@@ -16,7 +16,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 REWARDS: dict[str, Callable[..., Any]] = {}
 """Name -> a `RewardTerm` class, or a plain function of texts."""
-_BUILTIN_MODULES = ("kl", "metrics", "reward_model", "shaping", "text")
+_BUILTIN_MODULES = ("kl", "metrics", "remote", "reward_model", "shaping", "text")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OBJECT_PREFIX = "object:"
 """Marks, in an environment's spec, a reward that was given as a Python object and can't be written down."""

@@ -1,0 +1,215 @@
+"""Rollouts by Ray actors: an online agent's episodes, played in other processes, on this machine or others.
+
+The learner sends its weights once a version, the actors share the tickets of an iteration, and the episodes
+come back in ticket order. A ticket's episode is a function of weights, seed and ticket, so who plays it, and
+whether it is played again because an actor died, changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from textenv import scoring as scorer
+from textenv.agents import distributed
+from textenv.agents.ray_settings import RayRollouts
+from textenv.episodes import EpisodeBatch
+from textenv.ray_session import connect, gather, start_actors, stop_actors
+
+if TYPE_CHECKING:
+    from textenv.agents.base import Agent
+    from textenv.agents.ray_actors import Played
+
+
+def as_collector(rollouts: RayRollouts | RayCollector | None) -> RayCollector | None:
+    """What plays for an agent; None is the agent's own process.
+
+    Raises:
+        TypeError: if ``rollouts`` is something else.
+    """
+    if rollouts is None or isinstance(rollouts, RayCollector):
+        return rollouts
+    if not isinstance(rollouts, RayRollouts):
+        raise TypeError(f"rollouts must be RayRollouts or RayCollector, got {type(rollouts).__name__}")
+    return RayCollector(rollouts) if rollouts.num_actors else None
+
+
+@dataclass
+class _Round:
+    """The calls that play one iteration's tickets."""
+
+    first_ticket: int
+    iteration: int
+    """The agent's iteration when it was sent off."""
+    calls: list[Any]
+
+
+class RayCollector:
+    """Plays for an online agent: what ``textenv.rollout.collect`` does, in actors.
+
+    In mode async the calls of the next ``max_staleness`` iterations are always under way, with the weights of
+    the moment they were sent. So a run is a function of its seed there, too: no timing enters it.
+
+    Args:
+        settings: see ``RayRollouts``.
+        actors: actors to use, started by ``start_rollout_actors``; they outlive this object. None starts
+            actors at the first ``collect`` and stops them in ``close``.
+    """
+
+    def __init__(self, settings: RayRollouts, actors: Sequence[Any] | None = None) -> None:
+        self.settings = settings
+        self.metrics: dict[str, float] = {}
+        """Of the last ``collect``: staleness in iterations, seconds waited, the slowest actor's seconds,
+        actors replaced so far."""
+        self.pids: dict[int, int] = {}
+        """Rank of an actor -> id of the process that last answered for it."""
+        self._given = None if actors is None else list(actors)
+        self._ray: Any = None
+        self._actors: list[Any] = []
+        self._recipe: tuple[Any, ...] = ()
+        self._weights: tuple[Any, ...] = ()
+        self._version: int | None = None
+        self._rounds: deque[_Round] = deque()
+        self._replaced = 0
+
+    # -- playing ---------------------------------------------------------------------------------------------
+
+    def collect(self, agent: Agent, first_ticket: int) -> EpisodeBatch:
+        """The agent's next ``episodes_per_iteration`` tickets from ``first_ticket`` on, in ticket order.
+
+        Raises:
+            ImportError: without ray.
+            ValueError: if environment, policy or rewards can't be copied.
+            TypeError: if they can't be sent.
+            TimeoutError: if the cluster has no room for the actors.
+            textenv.ray_session.ActorsLostError: if an actor died too often.
+        """
+        started = time.perf_counter()
+        if not self._actors:
+            self._start(agent)
+        learner: Any = agent
+        size = learner.config.episodes_per_iteration
+        if self._rounds and self._rounds[0].first_ticket != first_ticket:
+            self._rounds.clear()  # the agent was put elsewhere
+        ahead = min(self.settings.ahead, max(0, learner.planned_iterations() - agent.iteration))
+        while len(self._rounds) <= ahead:
+            self._rounds.append(self._send(agent, first_ticket + len(self._rounds) * size, size))
+        current = self._rounds.popleft()
+        played: list[Played] = gather(self._ray, current.calls)
+        for rank, share in enumerate(played):
+            self._replaced += self.pids.setdefault(rank, share.pid) != share.pid
+            self.pids[rank] = share.pid
+        episodes = EpisodeBatch.concat([share.episodes for share in played]).sorted_by_ticket()
+        if not torch.equal(episodes.episode_id, torch.arange(first_ticket, first_ticket + size)):
+            raise RuntimeError(f"actors must play the {size} tickets from {first_ticket} on, each once")
+        self.metrics = {
+            "rollout/staleness": float(agent.iteration - current.iteration),
+            "rollout/wait": time.perf_counter() - started,
+            "rollout/slowest_actor": max(share.seconds for share in played),
+            "rollout/actors_replaced": float(self._replaced),
+        }
+        return episodes
+
+    def close(self) -> None:
+        """Forget what is being played, and stop actors that were started here."""
+        self._rounds.clear()
+        if self._given is None and self._actors:
+            stop_actors(self._ray, self._actors)
+        self._actors, self._recipe, self._weights, self._version = [], (), (), None
+        self.pids.clear()
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def _send(self, agent: Agent, first_ticket: int, episodes: int) -> _Round:
+        """Send off the calls of one iteration with the weights as they are now."""
+        from textenv.agents.ray_actors import SAMPLING, Work, pack
+
+        policy = agent.policy
+        if policy.weights_version != self._version:
+            self._weights, self._version = (self._ray.put(pack(policy)),), policy.weights_version
+        state = None
+        if self.settings.score_in_actors:
+            state = scorer.state_dict(scorer.reward_wrappers(agent.envs))
+        work = {
+            "recipe": self._recipe,
+            "weights": self._weights,
+            "version": self._version,
+            "sampling": {name: getattr(policy.decoding, name) for name in SAMPLING},
+            "seed": agent.config.seed,
+            "first_ticket": first_ticket,
+            "episodes": episodes,
+            "world_size": len(self._actors),
+            "device": "cuda" if self.settings.num_gpus else "cpu",
+            "reward_state": state,
+        }
+        calls = [actor.play.remote(Work(rank=rank, **work)) for rank, actor in enumerate(self._actors)]
+        return _Round(first_ticket, agent.iteration, calls)
+
+    def _start(self, agent: Agent) -> None:
+        """Start the actors, and put what they make environment and policy of into the object store."""
+        settings, config = self.settings, cast(Any, agent.config)
+        count = len(self._given) if self._given is not None else settings.num_actors
+        size = config.episodes_per_iteration
+        if not distributed.alone():
+            raise ValueError(f"rollouts by actors need one learning process, got {distributed.world_size()}")
+        if count > size:
+            raise ValueError(f"num_actors must be <= episodes_per_iteration ({size}), got {count}")
+        if settings.mode == "async" and getattr(config, "episodes_of_an_iteration", size) != size:
+            raise ValueError(
+                f"mode must be 'sync' for {type(agent).__name__}, which plays tickets twice, got 'async'"
+            )
+        if settings.mode == "async" and getattr(config, "importance_correction", "none") == "none":
+            warnings.warn(
+                "asynchronous rollouts learn from episodes of older weights, which nothing makes up for; "
+                "set importance_correction='token' or 'sequence'",
+                stacklevel=4,
+            )
+        self._ray = ray = connect(settings.address)
+        from textenv.agents.ray_actors import env_recipe, policy_recipe
+
+        terms = [wrapper.term for wrapper in scorer.reward_wrappers(agent.envs)]
+        recipes = {
+            "environment": env_recipe(
+                agent.envs, num_envs=settings.num_envs, env=settings.env, env_kwargs=settings.env_kwargs
+            ),
+            "policy": policy_recipe(agent.policy, terms if settings.score_in_actors else None),
+        }
+        self._recipe = tuple(_put(ray, recipe, what) for what, recipe in recipes.items())
+        self._actors = start_rollout_actors(settings) if self._given is None else self._given
+
+
+def start_rollout_actors(settings: RayRollouts) -> list[Any]:
+    """Start actors that serve any number of agents, one after the other; ``RayCollector`` takes them.
+
+    Raises:
+        ImportError: without ray.
+        TimeoutError: if the cluster has no room for them.
+    """
+    ray = connect(settings.address)
+    from textenv.agents.ray_actors import RolloutActor
+
+    return start_actors(
+        ray,
+        RolloutActor,
+        settings.num_actors,
+        num_cpus=settings.num_cpus,
+        num_gpus=settings.num_gpus,
+        max_restarts=settings.max_restarts,
+        timeout=settings.start_timeout,
+    )
+
+
+def _put(ray: Any, recipe: Any, what: str) -> Any:
+    try:
+        return ray.put(recipe)
+    except Exception as error:
+        from textenv.agents.ray_actors import HINT
+
+        hint = f"; {HINT}" if what == "environment" else ""
+        raise TypeError(f"the {what} can't be sent to actors: {error}{hint}") from error
