@@ -1,0 +1,98 @@
+"""What a study watches in a run: evaluations evenly spaced, held-out judge and KL in each, and the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from textenv.agents.base import SPENT
+from textenv.agents.callbacks import Callback
+from textenv.agents.study.config import Budget
+from textenv.rewards.registry import make_reward
+
+if TYPE_CHECKING:
+    from textenv.agents.base import Agent
+    from textenv.agents.evaluation import Evaluation
+    from textenv.episodes import EpisodeBatch
+
+JUDGE, KL, SECONDS = "judge/mean", "start_kl", "train_seconds"
+"""Metrics that it adds to an evaluation."""
+
+
+class Observer(Callback):
+    """Evaluates a run ``evaluations`` times, measures judge and KL from the start, and ends it in budget.
+
+    Args:
+        evaluations: how many, evenly spaced over the run; the last is at its end.
+        budget: what the run may cost; its progress is that of whatever is nearest to its end.
+        judge: reward spec of the held-out reward, None for none.
+        reference: policy that the KL is measured from.
+    """
+
+    def __init__(self, evaluations: int, budget: Budget, judge: Any, reference: Any) -> None:
+        self.evaluations, self.limits, self.reference = evaluations, budget.limits(), reference
+        self.judge = None if judge is None else make_reward(judge)
+        self.seconds = 0.0
+        self.due = 1
+
+    def on_start(self, agent: Agent) -> None:
+        """Save as often as it evaluates, unless the settings say how often: a killed run goes on from there."""
+        if not agent.config.checkpoint_every:
+            every = max(1, agent.planned_iterations() // self.evaluations)
+            agent.config = agent.config.replace(checkpoint_every=every)
+
+    def wants_evaluation(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+        """Count the seconds; whether the next evaluation's time has come."""
+        self.seconds += sum(value for name, value in metrics.items() if name.startswith("time/"))
+        reached = int(self.progress(agent) * self.evaluations + 1e-9)
+        if reached < self.due:
+            return False
+        self.due = reached + 1
+        return True
+
+    def on_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
+        """Add what the judge says, the KL from the start, and the seconds of training so far."""
+        metrics, episodes = evaluation.metrics, evaluation.episodes
+        if self.judge is not None:
+            self.judge.bind(agent.eval_envs.unwrapped)
+            metrics[JUDGE] = float(judged(self.judge, episodes).mean())
+        # An agent without reference that gives a KL (best-of-n) knows it: its texts are not its policy's.
+        stated = metrics.get("objective/kl") if agent.reference is None else None
+        metrics[KL] = kl_from(agent.policy, self.reference, episodes) if stated is None else stated
+        metrics[SECONDS] = self.seconds
+
+    def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+        """End the run when its budget is spent."""
+        return agent.iteration < agent.planned_iterations() and self.progress(agent) >= 1
+
+    def progress(self, agent: Agent) -> float:
+        """Share of the run that is done: the largest of iterations and budgets."""
+        spent = {name: float(getattr(agent, name)) for name in SPENT} | {"seconds": self.seconds}
+        shares = [spent[name] / limit for name, limit in self.limits.items()]
+        return max(agent.iteration / agent.planned_iterations(), *shares, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far, and which evaluation comes next."""
+        return {"seconds": self.seconds, "due": self.due}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self.seconds, self.due = state["seconds"], state["due"]
+
+
+@torch.no_grad()
+def judged(term: Any, episodes: EpisodeBatch) -> torch.Tensor:
+    """Scores of a bound reward term, float64: (B,)."""
+    scores = term.score(episodes)
+    if scores.dim() == 2:
+        scores = (scores * episodes.action_mask).sum(-1)
+    return scores.double()
+
+
+def kl_from(policy: Any, reference: Any, episodes: EpisodeBatch) -> float:
+    """KL of what the policy wrote from the reference: k1, mean nats an episode over own tokens."""
+    episodes = episodes.to(policy.device)
+    difference = policy.log_prob(episodes) - reference.log_prob(episodes)
+    return float(difference[episodes.action_mask].double().sum()) / len(episodes)

@@ -1,0 +1,124 @@
+"""What a study runs: one run for each agent, KL coefficient, task and seed, and the anchors beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from textenv.agents.config import Config
+from textenv.agents.study.config import START, StudyConfig
+from textenv.atomic import atomic_file
+
+RESULT = "result.json"
+"""A run's result: written last, whole, whether the run came to its end or failed."""
+IDENTITY = "identity.json"
+"""What a run was made from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run of a study; the label ``start`` stands for the anchors of a task and seed."""
+
+    label: str
+    """The agent's label."""
+    task: str
+    """The task's label."""
+    seed: int
+    """The seed."""
+    kl_coef: float | None = None
+    """KL coefficient; None is the agent's own."""
+
+    @property
+    def is_anchor(self) -> bool:
+        """Whether it measures the start rather than an agent."""
+        return self.label == START
+
+    @property
+    def arm(self) -> str:
+        """The agent and its coefficient, which runs of other seeds share.
+
+        >>> RunSpec(label="ppo", task="reviews", seed=0, kl_coef=0.05).arm
+        'ppo, KL 0.05'
+        """
+        return self.label if self.kl_coef is None else f"{self.label}, KL {self.kl_coef:g}"
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        return f"{self.arm} on {self.task}, seed {self.seed}"
+
+    def folder(self, study: Path) -> Path:
+        """Its folder in a study's."""
+        coef = () if self.kl_coef is None else (f"kl-{self.kl_coef:g}",)
+        return study.joinpath("runs", self.task, self.label, *coef, f"seed-{self.seed}")
+
+    def result(self, study: Path) -> dict[str, Any] | None:
+        """Its result, None as long as there is none."""
+        path = self.folder(study) / RESULT
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def plan(config: StudyConfig) -> Iterator[RunSpec]:
+    """Every run, in the order of running: anchors, then seed by seed, so that a part is a smaller study."""
+    for seed in config.seed_list:
+        for task in config.tasks:
+            yield RunSpec(label=START, task=task, seed=seed)
+    for seed in config.seed_list:
+        for task in config.tasks:
+            for label in config.agents:
+                for coef in config.coefs(label):
+                    yield RunSpec(label=label, task=task, seed=seed, kl_coef=coef)
+
+
+def identity(config: StudyConfig, spec: RunSpec) -> dict[str, Any]:
+    """What the numbers of a run depend on, as JSON values: a run made from anything else is another run."""
+    task = given(config.tasks[spec.task])
+    made: dict[str, Any] = {"task": task, "eval_episodes": config.eval_episodes, "threads": config.threads}
+    if spec.is_anchor:
+        made |= {"best_of": sorted(config.best_of), "best_of_prompts": config.best_of_prompts}
+    else:
+        made |= {"agent": given(config.agents[spec.label]), "budget": given(config.budget)}
+        made["evaluations"] = config.evaluations
+    return json.loads(json.dumps({**spec.to_dict(), **made}))
+
+
+def given(config: Config) -> dict[str, Any]:
+    """The settings that are not their defaults: defaults that come later change nothing.
+
+    >>> from textenv.agents.study.config import Budget
+    >>> given(Budget(seconds=2.0))
+    {'seconds': 2.0}
+    """
+    own, default = config.to_dict(), type(config)().to_dict()
+    inner = {name: getattr(config, name) for name in own if isinstance(getattr(config, name), Config)}
+    changed = {name: value for name, value in own.items() if value != default[name]}
+    return {name: given(inner[name]) if name in inner else value for name, value in changed.items()}
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two identities differ, by name with dots.
+
+    >>> differences({"task": {"num_envs": 8}, "seed": 0}, {"task": {}, "seed": 0})
+    ['task.num_envs: 8, now None']
+    """
+    found = []
+    for name in sorted({*one, *other}):
+        mine, theirs = one.get(name), other.get(name)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += differences(mine, theirs, f"{prefix}{name}.")
+        elif mine != theirs:
+            found.append(f"{prefix}{name}: {mine!r}, now {theirs!r}")
+    return found
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON values; the file appears whole."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,175 @@
+"""Runs what a study lacks, in this process or in several; what is done already is left alone."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from textenv.agents.study.config import StudyConfig
+from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, differences, identity, plan, write_json
+from textenv.agents.study.run import Study, perform
+from textenv.agents.user_code import import_module_or_file, import_rewards
+
+STUDY = "study.json"
+"""The study's settings, in its folder."""
+
+
+class StudyError(RuntimeError):
+    """A study can't go on in its folder."""
+
+
+def run_study(
+    config: StudyConfig,
+    folder: str | os.PathLike[str],
+    *,
+    jobs: int = 1,
+    overwrite: bool = False,
+    imports: Sequence[str] = (),
+    may_import: Callable[[str], bool] = lambda place: False,
+    trust_remote_code: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Run what is missing of a study; runs that failed are tried again.
+
+    Args:
+        config: settings.
+        folder: the study's folder.
+        jobs: runs at a time, each in a process of its own; 1 runs them in this one.
+        overwrite: drop runs that were made from other settings, and make them anew.
+        imports: modules and files that other processes import first, for agents and tasks of one's own.
+        may_import: whether a reward that is named as ``module:function`` may be imported.
+        trust_remote_code: run code that comes with a model.
+        tell: called with one line after every run.
+
+    Returns:
+        The results of all runs, in the order of ``plan``: see ``perform``.
+
+    Raises:
+        StudyError: if the folder is in use, or holds runs made from other settings.
+        ValueError: if a reward may not be imported, or ``jobs`` is below 1.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be >= 1, got {jobs}")
+    for task in config.tasks.values():
+        import_rewards([task.reward, task.judge], may_import)
+    study = Study(config=config, folder=Path(folder), trust_remote_code=trust_remote_code)
+    with _locked(study.folder):
+        specs = list(plan(config))
+        _check_same(study, specs, overwrite=overwrite)
+        write_json(study.folder / STUDY, config.to_dict())
+        missing = [spec for spec in specs if not _is_done(study, spec)]
+        if len(missing) < len(specs):
+            tell(f"{len(specs) - len(missing)} of {len(specs)} runs are done already")
+        runs = _one_by_one(study, missing) if jobs == 1 else _side_by_side(study, missing, jobs, imports)
+        for count, (spec, result) in enumerate(runs, start=len(specs) - len(missing) + 1):
+            tell(f"[{count}/{len(specs)}] {spec.name}: {_outcome(result)}")
+    return [result for spec in specs if (result := spec.result(study.folder)) is not None]
+
+
+def _one_by_one(study: Study, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, dict[str, Any]]]:
+    for spec in specs:
+        yield spec, perform(study, spec)
+
+
+def _side_by_side(
+    study: Study, specs: Sequence[RunSpec], jobs: int, imports: Sequence[str]
+) -> Iterator[tuple[RunSpec, dict[str, Any]]]:
+    """Runs in processes of their own: one that crashes takes nothing with it."""
+    context = multiprocessing.get_context("spawn")
+    waiting, running = list(specs), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                spec = waiting.pop(0)
+                (spec.folder(study.folder) / RESULT).unlink(missing_ok=True)  # of an earlier attempt
+                told = (study.config.to_dict(), str(study.folder), study.trust_remote_code, spec.to_dict())
+                process = context.Process(target=_child, args=(*told, list(imports)))
+                process.start()
+                running[process.sentinel] = process, spec
+            for sentinel in wait(list(running)):
+                process, spec = running.pop(sentinel)  # type: ignore[index]
+                process.join()
+                result = spec.result(study.folder)
+                if result is None:
+                    error = f"the run's process ended with exit code {process.exitcode}"
+                    result = {**spec.to_dict(), "status": "failed", "error": error, "traceback": ""}
+                    write_json(spec.folder(study.folder) / RESULT, result)
+                yield spec, result
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+            process.join()
+
+
+def _child(
+    config: dict[str, Any], folder: str, trust_remote_code: bool, spec: dict[str, Any], imports: list[str]
+) -> None:
+    """What a process of a run does; it does not outlive the process that started it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    for name in imports:
+        import_module_or_file(name)
+    from textenv.agents.cli_commands import _quiet
+
+    _quiet()
+    made = StudyConfig.from_dict(config)
+    perform(Study(config=made, folder=Path(folder), trust_remote_code=trust_remote_code), RunSpec(**spec))
+
+
+def _is_done(study: Study, spec: RunSpec) -> bool:
+    result = spec.result(study.folder)
+    return result is not None and result["status"] == "done"
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    if result["status"] == "failed":
+        return f"failed, {result['error']}"
+    found = result["figures"]
+    shown = [f"{name} {found[name]:.4g}" for name in ("reward", "judge", "kl") if name in found]
+    return ", ".join([*shown, f"{found['seconds']:.1f} s"])
+
+
+def _check_same(study: Study, specs: Sequence[RunSpec], *, overwrite: bool) -> None:
+    """Refuse runs in the folder that were made from other settings, or drop them."""
+    for spec in specs:
+        folder = spec.folder(study.folder)
+        path = folder / IDENTITY
+        if not path.exists():
+            continue
+        changed = differences(json.loads(path.read_text(encoding="utf-8")), identity(study.config, spec))
+        if not changed:
+            continue
+        if not overwrite:
+            raise StudyError(
+                f"{folder} was made from other settings ({'; '.join(changed)}); say overwrite=True to make "
+                "such runs anew, give the agent another label, or choose another folder"
+            )
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the study's folder for this process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise StudyError(f"{folder} is in use: another process is running this study") from None

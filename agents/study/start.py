@@ -1,0 +1,90 @@
+"""The policy that agents begin with: made once for a task and seed, kept in the study's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from textenv.agents.policy import LanguagePolicy
+from textenv.agents.sft import SFT
+from textenv.agents.study.config import TaskSetup
+from textenv.agents.study.plan import given, write_json
+from textenv.atomic import atomic_folder
+from textenv.tasks.registry import make_task
+from textenv.tasks.task import TaskData
+
+MARKER = "start.json"
+
+
+def start_model(
+    study: Path, label: str, setup: TaskSetup, seed: int, *, trust_remote_code: bool = False
+) -> str:
+    """Folder or hub id of the model that agents begin with on a task and seed; made if it is not there yet.
+
+    Processes that want the same start wait for the first one to make it.
+
+    Args:
+        study: the study's folder.
+        label: the task's.
+        setup: the task's.
+        seed: of random weights and of the fine-tuning.
+        trust_remote_code: run code that comes with a model.
+
+    Raises:
+        ValueError: if the task has no model, or no demonstrations to fine-tune on.
+    """
+    if setup.start is None and setup.model is not None:
+        return setup.model
+    folder = study / "starts" / label / f"seed-{seed}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made_from = {"task": given(setup), "seed": seed}
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        marker = folder / MARKER
+        if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == made_from:
+            return str(folder)
+        policy = _make(setup, seed, trust_remote_code=trust_remote_code)
+        with atomic_folder(folder, marker=MARKER) as temporary:
+            policy.save(temporary)
+            write_json(temporary / MARKER, made_from)
+    return str(folder)
+
+
+def task_data(setup: TaskSetup) -> TaskData:
+    """The task's prompts, tokenizer and data for training."""
+    kwargs = dict(setup.env.task_kwargs)
+    if setup.tokenizer is not None:
+        kwargs["tokenizer"] = setup.tokenizer
+    return make_task(setup.task or "").build("train", **kwargs)
+
+
+def own_model(setup: TaskSetup, data: TaskData) -> Any:
+    """The task's own small model, as a config.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if data.model_config is None:
+        raise ValueError(f"model must be given, for the task {setup.task!r} has none of its own; got None")
+    return data.model_config()
+
+
+def _make(setup: TaskSetup, seed: int, *, trust_remote_code: bool) -> LanguagePolicy:
+    data = task_data(setup)
+    kwargs = {**setup.policy.kwargs(), **({"trust_remote_code": True} if trust_remote_code else {})}
+    kwargs.pop("lora", None)  # the start is a whole model; adapters are what agents learn
+    torch.manual_seed(seed)
+    model = setup.model or own_model(setup, data)
+    policy = LanguagePolicy(model, tokenizer=data.tokenizer, seed=seed, **kwargs)
+    if setup.start is not None:
+        dataset = data.demonstrations if setup.dataset is None else setup.dataset
+        if dataset is None:
+            raise ValueError(
+                f"dataset must be given, for the task {setup.task!r} has no demonstrations; got None"
+            )
+        config = setup.start.replace(seed=seed)
+        SFT(policy, dataset=dataset, tokenizer=data.tokenizer, config=config).learn()
+    return policy
