@@ -230,7 +230,8 @@ class Agent:
         cfg, now = self.config, self.iteration
         row["episodes"], row["optimizer_steps"] = float(self.episodes_seen), float(self.optimizer_steps)
         row |= {name: float(getattr(self, name)) for name in SPENT}
-        asked = self.callbacks.wants_evaluation(self, row)
+        row = distributed.broadcast(row)
+        asked = any(distributed.gather(self.callbacks.wants_evaluation(self, row)))
         due = bool(cfg.eval_every and now % cfg.eval_every == 0)
         evaluated = self.eval_envs is not None and (last or due or asked)
         if evaluated:
@@ -238,7 +239,6 @@ class Agent:
             self.callbacks.on_evaluation(self, self.evaluation)
             row |= {f"eval/{name}": value for name, value in self.evaluation.metrics.items()}
             loggers.log_table("eval/samples", *self.evaluation.sample_table(), now)
-        row = distributed.broadcast(row)
         stop = any(distributed.gather(self.callbacks.on_iteration(self, row)))
         if last or stop or evaluated or now % cfg.log_every == 0:
             loggers.log(row, now)

@@ -48,11 +48,6 @@ class TrainingBatch:
         """(len,) int64: tokens of each row, prompts included."""
         return self.episodes.lengths
 
-    @property
-    def row_lengths(self) -> Tensor:
-        """(len,) int64: tokens of each row, prompts included."""
-        return self.episodes.lengths
-
     def to(self, device: torch.device | str) -> TrainingBatch:
         """The same on another device."""
         if self.episodes.device == torch.device(device):

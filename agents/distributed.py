@@ -197,8 +197,7 @@ def reduce_sum(tensors: Iterable[Tensor]) -> None:
     bucket: list[Tensor] = []
     size = 0
     for tensor in [*tensors, None]:
-        full = tensor is None or size + tensor.numel() > _BUCKET or tensor.dtype != bucket[0].dtype
-        if bucket and full:
+        if bucket and (tensor is None or size + tensor.numel() > _BUCKET or tensor.dtype != bucket[0].dtype):
             flat = torch.cat([part.reshape(-1) for part in bucket])
             dist.all_reduce(flat)
             for part, summed in zip(bucket, flat.split([part.numel() for part in bucket]), strict=True):

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from textenv.agents import distributed
-from textenv.agents.shares import gather_episodes, share_of, spread
+from textenv.agents.shares import by_itself, gather_episodes, share_of, spread
 from textenv.agents.text_display import number, text_table
 from textenv.agents.text_metrics import distinct_n, repetition_n
 from textenv.episodes import EpisodeBatch
@@ -137,7 +137,7 @@ def evaluate(
         prompts, completions = batch.prompt_texts(base.tokenizer), batch.completion_texts(base.tokenizer)
         columns: dict[str, list[float | None]] = {}
         if metric_fn is not None:
-            with distributed.joined("metric_fn"):
+            with distributed.joined("metric_fn"), by_itself():
                 found = {}, {}
                 if distributed.is_main():
                     found = user_metrics(metric_fn, prompts, completions, batch.extras)

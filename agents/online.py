@@ -12,7 +12,7 @@ from textenv.agents.batch import TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
 from textenv.agents.failure import save_failure
 from textenv.agents.outcome import Clock, mean_row
-from textenv.agents.shares import check_shares, gather_episodes, score_share
+from textenv.agents.shares import check_shares, gather_episodes, score_share, spread
 from textenv.episodes import EpisodeBatch
 from textenv.rollout import collect
 
@@ -43,7 +43,7 @@ class OnlineAgent(Agent):
                 episodes = self.collect()
                 clock.lap("rollout")
                 self.score(episodes)
-                batch = self.advantages(episodes)
+                batch = self.advantages(spread(episodes))
                 clock.lap("score")
                 row = self.describe(batch) | self.update(batch)
                 clock.lap("update")

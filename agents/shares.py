@@ -9,6 +9,7 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,11 +58,23 @@ class Share:
 
 _shares: Any = WeakTensorKeyDictionary()
 """``input_ids`` of a whole batch -> its share."""
+_off = False
 
 
 def share_of(episodes: EpisodeBatch) -> Share | None:
     """This process's share of a batch that all processes hold; None if they do not, or there is one."""
-    return _shares.get(episodes.input_ids)
+    return None if _off else _shares.get(episodes.input_ids)
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Within the block this process passes over whole batches: the others are not there to do their share."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
 
 
 def gather_episodes(own: EpisodeBatch, device: torch.device | None = None) -> EpisodeBatch:

@@ -1,0 +1,202 @@
+"""Training in two processes on the CPU: the same as in one, and no process waits for one that has stopped."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import distributed_worker as worker
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from textenv.agents import distributed
+from textenv.agents.batch import TrainingBatch
+from textenv.agents.config import OnlineConfig
+from textenv.agents.reward_data import RewardBatch
+from textenv.agents.shares import check_shares, gather_episodes, parts_of, rows_of, spread
+from textenv.episodes import EpisodeBatch
+from textenv.preferences import PreferenceBatch
+from textenv.tickets import Dealer, TicketQueue
+
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.timeout(600)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything that a saved agent learned: model, heads, moments, averages."""
+    files = ["model.safetensors", "heads.safetensors", "optimizer.safetensors", "trainer.safetensors"]
+    found = [load_file(folder / name) for name in files if (folder / name).exists()]
+    return {f"{i}/{name}": value for i, tensors in enumerate(found) for name, value in tensors.items()}
+
+
+def assert_close(one: Path, two: Path, tolerance: float = 1e-5) -> None:
+    a, b = weights(one), weights(two)
+    assert set(a) == set(b)
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class TestTheSameAsOneProcess:
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+        folder = tmp_path_factory.mktemp("equal")
+        results = worker.launch(folder / "two", "train_all", timeout=500)
+        (folder / "one").mkdir()
+        return folder, [worker.train_all(folder / "one"), *(result["train_all"] for result in results)]
+
+    @pytest.mark.parametrize("name", worker.SETTINGS)
+    def test_weights_moments_and_metrics(self, trained: tuple[Path, list[dict[str, Any]]], name: str) -> None:
+        folder, (alone, first, second) = trained
+        assert_close(folder / "one" / name, folder / "two" / name)
+        assert first[name] == second[name], "the processes must agree to the last bit"
+        assert len(first[name]) == len(alone[name])
+        for one, two in zip(alone[name], first[name], strict=True):
+            assert one == pytest.approx(two, rel=1e-4, abs=1e-5, nan_ok=True)
+
+    def test_states_of_rewards_and_controllers(self, trained: tuple[Path, list[dict[str, Any]]]) -> None:
+        folder, _ = trained
+        one, two = (
+            json.loads((folder / place / "ppo" / "trainer.json").read_text()) for place in ("one", "two")
+        )
+        assert one["counters"] == two["counters"]
+        assert one["reward_terms"]["normalized"] == pytest.approx(two["reward_terms"]["normalized"])
+        assert one["reward_terms"]["kl"]["coef"] == pytest.approx(two["reward_terms"]["kl"]["coef"], abs=1e-9)
+        assert one["state"]["score_std"] == pytest.approx(two["state"]["score_std"], rel=1e-6)
+
+    def test_plain_transformers_loads_the_folder(self, trained: tuple[Path, list[dict[str, Any]]]) -> None:
+        folder, _ = trained
+        model = AutoModelForCausalLM.from_pretrained(folder / "two" / "ppo")
+        saved = load_file(folder / "two" / "ppo" / "model.safetensors")
+        torch.testing.assert_close(
+            model.state_dict()["transformer.wte.weight"], saved["transformer.wte.weight"]
+        )
+
+
+class TestTrouble:
+    @pytest.fixture(scope="class")
+    def found(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+        folder = tmp_path_factory.mktemp("trouble") / "run"
+        scenarios = ("unlike_lengths", "nan_reward", "nan_loss", "stop")
+        return folder, worker.launch(folder, *scenarios, timeout=500)
+
+    def test_responses_of_very_different_length(self, found: tuple[Path, list[dict[str, Any]]]) -> None:
+        _, results = found
+        # The first process's half ends after one token, the other's after 64: 32.5 on average.
+        assert [result["unlike_lengths"]["lengths"][1:] for result in results] == [[32.5, 32.5]] * 2
+        assert [result["unlike_lengths"]["steps"] for result in results] == [6, 6]
+
+    @pytest.mark.parametrize(
+        ("scenario", "error", "said"),
+        [("nan_reward", "RewardError", "nan"), ("nan_loss", "Diverged", "loss is not finite in iteration 2")],
+    )
+    def test_a_nan_in_one_process_stops_all(
+        self, found: tuple[Path, list[dict[str, Any]]], scenario: str, error: str, said: str
+    ) -> None:
+        folder, results = found
+        assert [result[scenario]["error"] for result in results] == [error, error]
+        assert all(said in result[scenario]["said"] for result in results)
+        failures = list(folder.glob(f"{scenario.removeprefix('nan_')}-*/failures/*/failure.json"))
+        assert [path.parts[-4] for path in failures] == [f"{scenario.removeprefix('nan_')}-0"]
+
+    def test_the_weights_are_those_before_the_step(self, found: tuple[Path, list[dict[str, Any]]]) -> None:
+        assert [result["nan_loss"]["steps"] for result in found[1]] == [1, 1]
+
+    def test_a_stop_in_one_process_stops_all(self, found: tuple[Path, list[dict[str, Any]]]) -> None:
+        _, results = found
+        assert [result["stop"]["iterations"] for result in results] == [2, 2]
+        assert results[0]["stop"]["evaluation"] == results[1]["stop"]["evaluation"]
+        assert results[0]["stop"]["evaluation"]["episodes"] == 7.0
+
+    def test_only_process_0_writes_and_speaks(self, found: tuple[Path, list[dict[str, Any]]]) -> None:
+        folder, results = found
+        assert len((folder / "stop-0" / "metrics.jsonl").read_text().splitlines()) == 2
+        assert (folder / "stop-0" / "best" / "model.safetensors").exists()
+        assert list((folder / "stop-0" / "checkpoints").iterdir())
+        assert not [path for path in folder.glob("*-1/**/*") if path.is_file()]
+        assert "eval/return/mean" in results[0]["output"]
+        assert "eval/return/mean" not in results[1]["output"]
+
+
+class TestResume:
+    @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+    def test_with_another_number_of_processes(self, tmp_path: Path, before: int, after: int) -> None:
+        first = worker.launch(tmp_path / "first", "half", processes=before, timeout=200)
+        assert first[0]["half"]["tickets"] == 24
+        second = worker.launch(tmp_path / "second", "rest", processes=after, timeout=200)
+        assert {**second[0]["rest"]} == {"tickets": 48, "rows": 4}
+        from textenv.agents.training import train
+
+        whole = train(**worker.arguments("ppo", iterations=4))
+        whole.agent.save(tmp_path / "whole")
+        assert_close(tmp_path / "whole", tmp_path / "second" / "resumed")
+
+
+class TestAlone:
+    def test_nothing_happens(self) -> None:
+        distributed.start()
+        parameter = nn.Parameter(torch.ones(2))
+        parameter.grad = torch.full((2,), 3.0)
+        assert (
+            distributed.alone()
+            and distributed.is_main()
+            and distributed.place()
+            == {
+                "rank": 0,
+                "world_size": 1,
+            }
+        )
+        assert not distributed.reduce_gradients([parameter])
+        assert parameter.grad.tolist() == [3.0, 3.0]
+        assert distributed.gather("x") == ["x"] and distributed.total(1.5) == [1.5]
+        episodes = EpisodeBatch.from_ids([[1]] * 3, [[2], [3, 4], [5]])
+        assert gather_episodes(episodes) is episodes and spread(episodes) is episodes
+        parts = list(parts_of(TrainingBatch(episodes), 100))
+        assert [counts for _, counts in parts] == [True] and parts[0][0].episodes is episodes
+
+    def test_an_error_passes_through(self) -> None:
+        with pytest.raises(KeyError, match="gone"), distributed.joined("a test"):
+            raise KeyError("gone")
+
+
+class TestShares:
+    def test_rows_are_dealt_by_length(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        lengths = torch.tensor([3, 9, 1, 7, 5])
+        assert rows_of(0, lengths).tolist() == [1, 4, 2]  # 9 + 5 + 1 tokens
+        assert rows_of(1, lengths).tolist() == [3, 0]  # 7 + 3
+
+    def test_minibatches_need_a_row_for_every_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(distributed, "world_size", lambda: 4)
+        check_shares(OnlineConfig(episodes_per_iteration=16, minibatches=4))
+        with pytest.raises(ValueError, match=r"4 processes need .* >= 4, got 16 / 8"):
+            check_shares(OnlineConfig(episodes_per_iteration=16, minibatches=8))
+
+    def test_an_item_of_a_reward_model_is_as_long_as_its_texts(self) -> None:
+        pairs = PreferenceBatch(
+            chosen=EpisodeBatch.from_ids([[1], [1]], [[2, 3], [4]]),
+            rejected=EpisodeBatch.from_ids([[1], [1]], [[5], [6, 7, 8]]),
+        )
+        rated = EpisodeBatch.from_ids([[1]], [[2, 2, 2, 2]], rewards=[1.0])
+        assert RewardBatch.of(pairs, rated).row_lengths.tolist() == [3 + 2, 2 + 4, 5]
+
+    @pytest.mark.parametrize(("first", "episodes", "group"), [(0, 24, 3), (6, 20, 3), (4, 9, 2), (5, 10, 1)])
+    def test_groups_stay_together(self, first: int, episodes: int, group: int) -> None:
+        queues = [
+            TicketQueue(seed=0, first=first, episodes=episodes, rank=rank, world_size=3, group=group)
+            for rank in range(3)
+        ]
+        dealt = [queue.tickets.tolist() for queue in queues]
+        assert sorted(chain.from_iterable(dealt)) == list(range(first, first + episodes))
+        assert sum(len({ticket // group for ticket in tickets}) for tickets in dealt) == len(
+            {ticket // group for ticket in range(first, first + episodes)}
+        )
+
+    def test_an_environment_deals_whole_groups(self) -> None:
+        dealer = Dealer(2, 5, samples_per_prompt=4)
+        dealer.open_queue(16, rank=1, world_size=2)
+        assert dealer.queue is not None
+        assert dealer.queue.tickets.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
