@@ -33,6 +33,7 @@ from textenv.agents.policy import LanguagePolicy
 from textenv.agents.policy_files import restore_policy
 from textenv.agents.ray_rollouts import RayCollector, as_collector
 from textenv.agents.ray_settings import RayRollouts
+from textenv.agents.reports.record import RunRecord
 from textenv.agents.resume import earlier_rows, resume_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.episodes import EpisodeBatch
@@ -106,7 +107,7 @@ class Agent:
         self.envs, self.eval_envs = envs, eval_envs
         spare = next((e.unwrapped for e in (envs, eval_envs) if e is not None), None)
         self.tokenizer = tokenizer if tokenizer is not None else getattr(spare, "tokenizer", None)
-        self.callbacks = make_callbacks(callbacks)
+        self.callbacks = make_callbacks([*callbacks, RunRecord()])
         self.logger_specs = loggers
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.metric_fn = metric_fn
@@ -129,6 +130,8 @@ class Agent:
         self.resumed = self.stopped = False
         self.history: list[dict[str, float]] = []
         self.evaluation: Evaluation | None = None
+        self.before: Evaluation | None = None
+        self.batch: TrainingBatch | None = None
         self.dataset: Any = None if dataset is None else self.load_dataset(dataset)
         self.setup()
         module = self.trainable()
@@ -351,6 +354,12 @@ class Agent:
             raise ValueError("evaluate needs envs=, got None and the agent has no eval_envs")
         options = {"metric_fn": self.metric_fn, "reference": self.reference, **options}
         return evaluate(self.policy, envs, episodes or self.config.eval_episodes, **options)
+
+    def first_evaluation(self) -> Evaluation:
+        """The evaluation before anything is learned: made once, however many callbacks ask for it."""
+        if self.before is None:
+            self.before = self.evaluate()
+        return self.before
 
     def save_policy(self, path: Path) -> None:
         """Write the part of a checkpoint that ``LanguagePolicy.load`` and plain transformers read."""

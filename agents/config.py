@@ -141,6 +141,8 @@ class AgentConfig(Config):
     """How many of the latest checkpoints stay on disk."""
     log_every: int = 1
     """Log after every so many iterations (online) or optimizer steps (offline)."""
+    report: bool = True
+    """With a run folder: evaluate once before the first step, too, and write report.html at the end."""
 
     def validate(self) -> None:
         """Check the ranges."""

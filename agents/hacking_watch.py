@@ -96,7 +96,7 @@ class RewardHackingWatch(Callback):
         if self.keep_best and agent.run_dir is None:
             raise ValueError("keep_best needs an agent with a run_dir, got None")
         if self.baseline and not self.history:
-            self.on_evaluation(agent, agent.evaluate())
+            self.on_evaluation(agent, agent.first_evaluation())
 
     def on_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
         """Judge the episodes, test the slopes, warn, keep the best."""

@@ -19,7 +19,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from textenv.agents.hacking_watch import BEST, RewardHackingWatch
 from textenv.agents.pipeline_config import STAGES, DataConfig, PipelineConfig
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.ppo import PPO
+from textenv.agents.reports.record import report_at_end
 from textenv.agents.reward_model import RewardModelAgent
 from textenv.agents.scorer import Scorer
 from textenv.agents.sft import SFT
@@ -161,7 +161,8 @@ class Pipeline:
             people=self.people(),
         )
         result.comparison.save(self.run_dir, stages=self.figures)
-        write_report(self.run_dir)
+        if cfg.rl.report:
+            report_at_end(self.run_dir)
         return result
 
     # -- the stages ------------------------------------------------------------------------------------------
@@ -341,14 +342,6 @@ def reward_spec(model: str) -> list[Any]:
     if (Path(model) / SETTINGS).is_file():
         return Scorer.load(model).reward_spec(model)
     return ["reward-model", {"model": model}]
-
-
-def write_report(run_dir: Path) -> None:
-    """Write the run's report, where the module that does so is installed."""
-    if find_spec("textenv.agents.report") is not None:
-        from importlib import import_module
-
-        import_module("textenv.agents.report").write_report(run_dir)
 
 
 def _identity(value: Any) -> Any:

@@ -30,6 +30,7 @@ FREE_TO_CHANGE = frozenset(
         "keep_checkpoints",
         "log_every",
         "max_tokens_per_microbatch",
+        "report",
     }
 )
 """Settings that a resumed run may change: how long it runs, what it reports, what fits into memory."""

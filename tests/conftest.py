@@ -35,6 +35,14 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_reports() -> None:
+    """Runs end without a report, whose plots take seconds; tests of reports switch them on."""
+    from textenv.agents.reports import record
+
+    record.enabled = False
+
+
 @pytest.fixture(autouse=True)
 def _global_random_state() -> Iterator[None]:
     """Start every test from the same global seed, so that no test depends on those before it."""

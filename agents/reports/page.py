@@ -76,6 +76,8 @@ def visible(text: str) -> str:
     >>> visible("a\x1b[31mb\u202e\n\tc\x00")
     'a\\x1b[31mb\\u202e\n\tc\\x00'
     """
+    if text.isprintable():  # no character that printable() would escape; a picture has 50,000 of them
+        return text
     return "".join(c if c in "\n\t" else printable(c) for c in text)
 
 

@@ -22,7 +22,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5
 """Line styles in turn, so that lines differ by more than their colour."""
 STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
-    "figure.dpi": 130,
+    "figure.dpi": 140,
     "axes.facecolor": "white",
     "axes.edgecolor": "#9aa5b1",
     "axes.labelcolor": "#5b6773",
@@ -31,23 +31,26 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
-    "axes.titlesize": 11.5,
+    "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlecolor": "#1c2733",
-    "axes.labelsize": 9.5,
+    "axes.labelsize": 10,
     "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 5),
     "grid.color": "#e6eaee",
     "xtick.color": "#5b6773",
     "ytick.color": "#5b6773",
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 8.5,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 9.5,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "font.family": "DejaVu Sans",
     "text.parse_math": False,  # names of metrics are texts; a $ in them is a dollar sign
 }
 """Settings of matplotlib under which plots are drawn."""
+MARGINS = {"left": 0.125, "right": 0.975, "top": 0.9, "bottom": 0.155}
+"""Where the axes stand, in parts of the picture."""
 
 
 @dataclass
@@ -80,7 +83,7 @@ def drawing(
     y: str,
     alt: str,
     caption: str = "",
-    size: tuple[float, float] = (5.6, 3.2),
+    size: tuple[float, float] = (5.2, 3.1),
 ) -> Iterator[tuple[Axes, Plot]]:
     """Give axes to draw on; at the end of the block the picture is saved at ``path``, whole.
 
@@ -112,8 +115,9 @@ def drawing(
 
     plot = Plot(path=path, alt=alt, caption=caption)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=size)
+        # Fixed margins: to find the best ones takes as long as to draw.
+        axes = figure.subplots(gridspec_kw=MARGINS)
         axes.set(title=title, xlabel=x, ylabel=y)
         axes.locator_params(axis="x", nbins=7)
         axes.locator_params(axis="y", nbins=6)

@@ -1,0 +1,253 @@
+"""What a report says first: figures before and after, warnings, and the facts of the run."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from textenv.agents.before_after import SHOWN
+from textenv.agents.reports.run_data import RunData, without_kl
+from textenv.agents.text_display import number
+
+TITLES = {
+    "score": ("reward (without KL penalty)", 1),
+    "return/mean": ("return (with KL penalty)", 1),
+    "judge/mean": ("held-out judge", 1),
+    "accuracy": ("accuracy on held-out pairs", 1),
+    "log_loss": ("log loss, nats a pair", -1),
+    "ece": ("calibration error (ECE)", -1),
+    "spearman": ("Spearman correlation with ratings", 1),
+    "pearson": ("Pearson correlation with ratings", 1),
+    "rmse": ("root mean squared error of ratings", -1),
+    "objective/kl": ("KL from the reference, nats a text", 0),
+    "objective/entropy": ("entropy, nats a token", 0),
+    "episode/length": ("length, tokens", 0),
+    "episode/eos_rate": ("share that ends by itself", 0),
+    "text/repetition": ("repeated trigrams", -1),
+    "text/distinct_2": ("distinct bigrams", 0),
+}
+"""Figures of an evaluation -> what they are called, and whether more is better (1), worse (-1) or neither."""
+LOGGED = {
+    "objective/score": ("reward (without KL penalty), training", 1),
+    "objective/kl": ("KL from the reference, nats a text, training", 0),
+    "sft/nll": ("negative log-likelihood, nats a token", -1),
+    "pairs/accuracy": ("accuracy on pairs, training", 1),
+    "rewards/accuracy": ("accuracy of the implicit reward", 1),
+    "loss": ("loss", -1),
+    "episode/length": ("length, tokens, training", 0),
+}
+"""The same of what is logged in training, for runs that were not evaluated twice."""
+CARDS = 4
+"""Figures that are shown large."""
+_JUDGED = {"reward": 1, "judge": 1, "repetition": -1}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number before and after."""
+
+    name: str
+    """What it is called."""
+    before: float | None
+    """None if it is not known."""
+    after: float | None
+    """None if it is not known."""
+    better: int = 0
+    """1 if more is better, -1 if less is, 0 if neither."""
+    people: float | None = None
+    """The same of people's own texts."""
+
+    @property
+    def change(self) -> float | None:
+        """After less before."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+    @property
+    def tone(self) -> str:
+        """Whether the change is "good", "bad" or neither ("")."""
+        step = (self.change or 0.0) * self.better
+        return "good" if step > 0 else "bad" if step < 0 else ""
+
+
+def figures(run: RunData) -> tuple[list[Figure], str]:
+    """Figures before and after, the most telling first, and what "before" and "after" are."""
+    if run.results is not None:
+        sides = [run.results.get(side) or {} for side in ("before", "after", "people")]
+        rows = [
+            Figure(
+                title,
+                *(_known(side.get(name)) for side in sides[:2]),
+                _JUDGED.get(name, 0),
+                sides[2].get(name),
+            )
+            for name, title in SHOWN.items()
+        ]
+        return [row for row in rows if row.after is not None], (
+            "Before: the fine-tuned policy. After: the policy after reinforcement learning. "
+            "Both wrote on the same prompts with the same noise."
+        )
+    if run.after is not None:
+        return _evaluated(run)
+    rows = []
+    for name, (title, better) in LOGGED.items():
+        values = [value for value in run.series(name)[1] if math.isfinite(value)]
+        if values:
+            rows.append(Figure(title, values[0], values[-1], better))
+    return rows, "Before: the first logged step. After: the last one. The run was not evaluated."
+
+
+def _evaluated(run: RunData) -> tuple[list[Figure], str]:
+    after = _with_score((run.after or {})["metrics"])
+    before = _with_score({} if run.before is None else run.before["metrics"])
+    if run.watch and "judge/mean" not in before and run.watch[0].get("iteration") == 0:
+        before["judge/mean"] = run.watch[0]["judge/mean"]
+    own = {
+        name: (name.partition("/")[2], 0)
+        for name in after
+        if name.startswith(("metric/", "best_of_k/return", "terms/")) and not name.startswith("terms/raw/")
+    }
+    rows = [
+        Figure(title, _known(before.get(name)), _known(after.get(name)), better)
+        for name, (title, better) in {**TITLES, **own}.items()
+        if name in after
+    ]
+    when = f"after {number((run.after or {})['iteration'])} steps"
+    how = f"After: the latest evaluation, {when}."
+    if run.before is None:
+        return rows, f"{how} The policy was not evaluated before."
+    return rows, f"Before: the policy before the first step. {how} Both on the same prompts or data."
+
+
+def cards(rows: list[Figure]) -> list[Figure]:
+    """The figures that are shown large."""
+    return [row for row in rows if row.after is not None][:CARDS]
+
+
+def warnings_of(run: RunData) -> list[str]:
+    """What a reader must know before believing the figures."""
+    found = []
+    for failure in run.failures:
+        found.append(
+            f"The run failed in iteration {failure.get('iteration')} for its {failure.get('term')}; "
+            "the episodes are in the folder failures."
+        )
+    parted = [row["step"] for row in run.rows if row.get("eval/watch/parted") == 1]
+    if parted:
+        found.append(
+            f"Reward and judge part ways at {_steps(parted)}: the reward rose and the held-out judge fell. "
+            "The policy may be exploiting the reward."
+        )
+    over = [row["step"] for row in run.rows if row.get("eval/watch/over_limit") == 1]
+    if over:
+        found.append(f"A limit of the reward-hacking watch (KL or repetition) was passed at {_steps(over)}.")
+    broken = [
+        name
+        for name in ("loss", "grad_norm", "objective/reward")
+        if any(isinstance(row.get(name), float) and not math.isfinite(row[name]) for row in run.rows)
+    ]
+    if broken:
+        found.append(f"Not finite at some steps: {', '.join(broken)}.")
+    planned = planned_steps(run.config)
+    steps = int(run.rows[-1]["step"]) if run.rows else 0
+    if planned is not None and steps < planned and not run.stages:
+        found.append(f"The run has {steps} of {planned} steps: a callback ended it, or it was interrupted.")
+    for name, stage in run.stages.items():
+        found += [f"{name}: {text}" for text in warnings_of(stage)]
+    return found
+
+
+def watched(run: RunData) -> bool:
+    """Whether a held-out judge watched the run."""
+    return bool(run.watch) or any(stage.watch for stage in run.stages.values())
+
+
+def planned_steps(config: Mapping[str, Any]) -> int | None:
+    """Iterations or optimizer steps that the settings ask for, None if they do not say it in numbers."""
+    if config.get("iterations") or config.get("steps"):
+        return int(config.get("iterations") or config["steps"])
+    if config.get("total_episodes"):
+        return int(config["total_episodes"]) // int(config["episodes_per_iteration"])
+    return None
+
+
+def facts(run: RunData) -> list[tuple[str, str]]:
+    """Names and values of what the run was."""
+    info, last = run.info, run.rows[-1] if run.rows else {}
+    seconds = last.get("time")
+    if run.results is not None:
+        seconds = sum(stage.get("seconds", 0.0) for stage in run.results.get("stages", {}).values())
+    seeds = {name: stage.config.get("seed") for name, stage in run.stages.items()}
+    rows: list[tuple[str, Any]] = [
+        ("agent", info.get("agent")),
+        ("task", info.get("task")),
+        ("steps", None if "step" not in last else number(last["step"])),
+        ("episodes", None if "episodes" not in last else number(last["episodes"])),
+        ("optimizer steps", None if "optimizer_steps" not in last else number(last["optimizer_steps"])),
+        ("tokens generated", _count(last, "env_tokens")),
+        ("tokens trained on", _count(last, "gradient_tokens")),
+        ("wall time", None if seconds is None else duration(seconds)),
+        ("seed", run.config.get("seed")),
+        ("seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items()) or None),
+        ("resumed", _resumes(info.get("resumes"))),
+        ("command", shlex.join(map(str, info.get("command") or [])) or None),
+        ("platform", info.get("platform")),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (info.get("versions") or {}).items()) or None),
+    ]
+    return [(name, str(value)) for name, value in rows if value is not None]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(4.23), duration(75), duration(7384)
+    ('4.2 s', '1 min 15 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def settings(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Settings with dots for nested ones, as the command line names them."""
+    rows: list[tuple[str, str]] = []
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            rows += settings(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", str(value)))
+    return rows
+
+
+def _with_score(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics with the score, and without the return where it is the same."""
+    found = dict(metrics)
+    if found.get("return/mean") is not None:
+        found["score"] = without_kl(found)
+        if found["score"] == found["return/mean"]:
+            del found["return/mean"]
+    terms = [name for name in found if name.startswith("terms/") and not name.startswith("terms/raw/")]
+    if len(terms) == 1:
+        del found[terms[0]]
+    return found
+
+
+def _count(row: Mapping[str, Any], name: str) -> str | None:
+    return number(row[name]) if row.get(name) else None
+
+
+def _resumes(resumes: Any) -> str | None:
+    return ", ".join(f"after step {entry['step']}" for entry in resumes or []) or None
+
+
+def _steps(steps: Iterable[float]) -> str:
+    shown = [number(step) for step in steps]
+    more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+    return f"step{'s' if len(shown) > 1 else ''} {', '.join(shown[:5])}{more}"
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
