@@ -64,6 +64,16 @@ class Reinforce(PolicyGradientAgent):
     greedy: EpisodeBatch | None = None
     """The greedy episodes of this iteration, one on each sampled one's prompt."""
 
+    def setup(self) -> None:
+        """See that greedy episodes can be played.
+
+        Raises:
+            ValueError: if actors play, which only sample.
+        """
+        if self.config.baseline == "greedy" and self.rollouts is not None:
+            raise ValueError("baseline='greedy' needs rollouts=None: actors sample, they do not act greedily")
+        super().setup()
+
     def score(self, episodes: EpisodeBatch) -> None:
         """Pay the rewards; of the greedy episodes, too, before adaptive terms learn from the sampled ones."""
         if self.config.baseline == "greedy":
