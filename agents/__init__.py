@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         ReinforcePlusPlus,
         ReinforcePlusPlusConfig,
     )
+    from textenv.agents.rft import RFT, RFTConfig
     from textenv.agents.rloo import RLOO, RLOOConfig
     from textenv.agents.run_folder import RunFolder
     from textenv.agents.rwr import RWR, RWRConfig
@@ -99,6 +100,8 @@ _HOME = {
     "OnlineDPOConfig": "online_dpo",
     "PPO": "ppo",
     "PPOConfig": "ppo",
+    "RFT": "rft",
+    "RFTConfig": "rft",
     "RLOO": "rloo",
     "RLOOConfig": "rloo",
     "RWR": "rwr",
@@ -141,6 +144,7 @@ __all__ = [
     "KTO",
     "ORPO",
     "PPO",
+    "RFT",
     "RLOO",
     "RWR",
     "SFT",
@@ -172,6 +176,7 @@ __all__ = [
     "OnlineDPO",
     "OnlineDPOConfig",
     "PPOConfig",
+    "RFTConfig",
     "RLOOConfig",
     "RWRConfig",
     "RayCollector",

@@ -104,12 +104,12 @@ class OnlineAgent(Agent):
         raise NotImplementedError
 
     def update(self, batch: TrainingBatch) -> dict[str, float]:
-        """``epochs`` passes of ``minibatches`` optimizer steps; returns the mean of each statistic."""
+        """``epochs`` passes of ``minibatches`` optimizer steps, no more than rows; the mean statistics."""
         cfg = self.config
         rows: list[dict[str, float]] = []
         for epoch in range(cfg.epochs):
             order = epoch_order(len(batch), seed=cfg.seed, epoch=self.iteration * cfg.epochs + epoch)
-            for index in order.tensor_split(cfg.minibatches):
+            for index in order.tensor_split(min(cfg.minibatches, len(order))):
                 rows.append(self.step(batch.select(index)))
                 if self.stop_early(rows[-1]):
                     return {**mean_row(rows), "policy/stopped_early": 1.0}

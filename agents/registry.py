@@ -31,6 +31,7 @@ BUILTIN: dict[str, str] = {
     "reinforce": "textenv.agents.reinforce:Reinforce",
     "reinforce++": "textenv.agents.reinforce:ReinforcePlusPlus",
     "reward-model": "textenv.agents.reward_model:RewardModelAgent",
+    "rft": "textenv.agents.rft:RFT",
     "rloo": "textenv.agents.rloo:RLOO",
     "rwr": "textenv.agents.rwr:RWR",
     "sft": "textenv.agents.sft:SFT",

@@ -1,0 +1,207 @@
+"""Rejection fine-tuning: generate, keep the best of each prompt, fine-tune on it; again, ever choosier.
+
+Yuan et al. 2023, "Scaling relationship on learning mathematical reasoning with large language models" (RFT);
+Gulcehre et al. 2023, "Reinforced self-training for language modeling" (ReST: grow, then improve in steps).
+Shape letters: B episodes, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textenv import scoring as scorer
+from textenv.agents.base import Stats
+from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.config import OnlineConfig
+from textenv.agents.groups import check_groups
+from textenv.agents.losses import sft_loss
+from textenv.agents.online import OnlineAgent
+from textenv.agents.outcome import mean_row
+from textenv.agents.preference_data import tokens_and_rule
+from textenv.agents.registry import register_agent
+from textenv.episodes import EpisodeBatch
+from textenv.rewards.kl import KLPenalty
+
+
+@dataclass(frozen=True, kw_only=True)
+class RFTConfig(OnlineConfig):
+    """Settings of rejection fine-tuning."""
+
+    episodes_per_iteration: int = 1024
+    """Episodes generated before each round of learning."""
+    samples_per_prompt: int = 32
+    """Samples of each prompt in a round of generation, among which the best are found."""
+    improve_steps: int = 4
+    """Times that samples are chosen and trained on after each round of generation."""
+    start_percentile: float = 0.9
+    """In the first of these, samples count whose return reaches this quantile of their prompt's."""
+    end_percentile: float = 0.95
+    """In the last of these; in between the quantile rises in a line."""
+    generations_kept: int | None = None
+    """Rounds of generation whose samples stay in the pool that is chosen from; None keeps all."""
+    deduplicate: bool = True
+    """Train once on equal samples."""
+    epochs: int = 1
+    """Passes over the chosen samples in each improve step."""
+
+    def validate(self) -> None:
+        """Check the ranges, and that an iteration holds whole groups."""
+        super().validate()
+        self.check(
+            samples_per_prompt=">= 2",
+            improve_steps=">= 1",
+            start_percentile="[0, 1]",
+            end_percentile="[0, 1]",
+            generations_kept=">= 1",
+        )
+        if self.end_percentile < self.start_percentile:
+            raise ValueError(
+                f"end_percentile must be >= start_percentile ({self.start_percentile}), "
+                f"got {self.end_percentile}"
+            )
+        if self.episodes_per_iteration % self.samples_per_prompt:
+            raise ValueError(
+                f"episodes_per_iteration must be a multiple of samples_per_prompt "
+                f"({self.samples_per_prompt}), got {self.episodes_per_iteration}"
+            )
+
+    def percentile(self, step: int) -> float:
+        """The quantile of improve step 0, 1, ..."""
+        share = step / max(1, self.improve_steps - 1)
+        return self.start_percentile + share * (self.end_percentile - self.start_percentile)
+
+
+@register_agent("rft")
+class RFT(OnlineAgent):
+    """Rejection fine-tuning (ReST): supervised fine-tuning on the best of the policy's own samples."""
+
+    config_class = RFTConfig
+    config: RFTConfig
+    pool: TrainingBatch | None
+    """Samples to choose from, with (B,) ``returns``, ``prompt`` and the ``generation`` that they are from."""
+
+    @classmethod
+    def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
+        """Episodes on each prompt: ``samples_per_prompt``, but one in evaluation."""
+        return 1 if evaluation else config.samples_per_prompt
+
+    def setup(self) -> None:
+        """Begin with an empty pool.
+
+        Raises:
+            ValueError: if the environment deals too few episodes on each prompt.
+        """
+        size = self.config.samples_per_prompt
+        check_groups(self.envs, size, who=f"rft with samples_per_prompt={size}")
+        self.envs.unwrapped.bind(self.policy)
+        if any(isinstance(wrapper.term, KLPenalty) for wrapper in scorer.reward_wrappers(self.envs)):
+            self.reference = self.policy.reference()
+        self.pool = None
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run, at most: few samples make fewer minibatches."""
+        return super().planned_steps() * self.config.improve_steps
+
+    def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
+        """The episodes as they are; they join the pool, and those that have been there too long leave it."""
+        kept = self.config.generations_kept
+        generation = torch.full((len(episodes),), self.iteration, device=episodes.device)
+        fresh = TrainingBatch(
+            tokens_and_rule(episodes),
+            {"returns": episodes.returns, "prompt": episodes.prompt_index, "generation": generation},
+        )
+        if self.pool is None or kept == 1:
+            self.pool = fresh
+        else:
+            known = self.pool.to(episodes.device)
+            if kept is not None:
+                known = known.select((known["generation"] > self.iteration - kept).nonzero().squeeze(-1))
+            self.pool = TrainingBatch(
+                EpisodeBatch.concat([known.episodes, fresh.episodes]),
+                {name: torch.cat([known[name], fresh[name]]) for name in fresh.tensors},
+            )
+        return TrainingBatch(episodes)
+
+    def update(self, batch: TrainingBatch) -> dict[str, float]:
+        """Choose and train, ``improve_steps`` times; from a pool in which all earned the same nothing."""
+        assert self.pool is not None
+        rows: list[dict[str, float]] = []
+        for step in range(self.config.improve_steps):
+            chosen = best_rows(self.pool["returns"], self.pool["prompt"], self.config.percentile(step))
+            if self.config.deduplicate:
+                chosen = distinct_rows(self.pool.episodes, chosen)
+            if len(chosen):
+                row = super().update(TrainingBatch(self.pool.episodes.select(chosen)))
+                row["rft/return"] = float(self.pool["returns"][chosen].mean())
+                rows.append({**row, "rft/chosen": float(len(chosen))})
+        return {"rft/pool": float(len(self.pool)), **mean_row(rows)}
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """Mean negative log-likelihood over the tokens of the optimizer step."""
+        loss = sft_loss(self.policy(batch.episodes).log_probs, batch.mask, denominator=totals.tokens)
+        return loss, {"sft/nll": loss.detach()}
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def state_values(self) -> dict[str, Any]:
+        """How the samples of the pool were drawn."""
+        return {**super().state_values(), "pool": None if self.pool is None else self.pool.episodes.sampling}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The pool, if the next iteration will look at it again."""
+        if self.pool is None or self.config.generations_kept == 1:
+            return super().state_tensors()
+        episodes = {f"pool/{name}": getattr(self.pool.episodes, name) for name in POOL}
+        return {
+            **super().state_tensors(),
+            **episodes,
+            **{f"pool/{k}": v for k, v in self.pool.tensors.items()},
+        }
+
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore the pool."""
+        super().load_state(values, tensors)
+        found = {name.removeprefix("pool/"): t for name, t in tensors.items() if name.startswith("pool/")}
+        if found:
+            episodes = EpisodeBatch(**{name: found.pop(name) for name in POOL}, sampling=values["pool"])
+            self.pool = TrainingBatch(episodes, found)
+
+
+POOL = ("input_ids", "attention_mask", "prompt_lengths", "action_mask")
+"""What the pool keeps of episodes."""
+
+
+def best_rows(returns: Tensor, prompts: Tensor, percentile: float) -> Tensor:
+    """Rows whose return reaches a quantile of their prompt's returns: (B,), (B,) int64 -> (b,) int64.
+
+    The least return of all never counts, so that prompts on which nothing succeeded teach nothing, and
+    neither does a pool in which all are alike.
+
+    Example:
+        >>> returns = torch.tensor([0.0, 0.2, 0.2, 0.7, 0.0, 0.0])
+        >>> best_rows(returns, torch.tensor([5, 5, 5, 5, 8, 8]), 0.5).tolist()
+        [1, 2, 3]
+    """
+    # The group's next higher return: no rounding of an interpolation lies between it and what it names.
+    index = prompts.unique(return_inverse=True)[1]
+    thresholds = [
+        torch.quantile(returns[index == i].double(), percentile, interpolation="higher")
+        for i in range(int(index.max()) + 1)
+    ]
+    reached = returns.double() >= torch.stack(thresholds)[index]
+    return (reached & (returns > returns.min())).nonzero().squeeze(-1)
+
+
+def distinct_rows(episodes: EpisodeBatch, rows: Tensor) -> Tensor:
+    """The first of equal episodes among some rows: (b,) int64 -> (c,) int64."""
+    ids, lengths = episodes.input_ids[rows].tolist(), episodes.lengths[rows].tolist()
+    starts = episodes.prompt_lengths[rows].tolist()
+    first: dict[tuple[int, ...], int] = {}
+    for row, tokens, length, start in zip(rows.tolist(), ids, lengths, starts, strict=True):
+        first.setdefault((start, *tokens[:length]), row)
+    return torch.tensor(list(first.values()), dtype=torch.int64, device=rows.device)
