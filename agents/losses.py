@@ -50,13 +50,16 @@ def _reduced(
     return masked_mean(values, mask, denominator) if reduce is None else reduce(values, mask)
 
 
-def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+def masked_whiten(
+    values: Tensor, mask: Tensor, *, shift_mean: bool = True, min_std: float = 0.0, eps: float = 1e-8
+) -> Tensor:
     """Scale to unit (population) variance over own tokens, and shift to mean 0: (B, L) -> (B, L).
 
-    Call it on the whole batch, before it is split into minibatches. Off the mask the result is 0.
+    Call it on the whole batch, before it is split into minibatches. Off the mask the result is 0. Values that
+    spread less than ``min_std`` are divided by that, so small differences stay small.
     """
     mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean).square(), mask)
+    variance = masked_mean((values - mean).square(), mask).clamp_min(min_std**2)
     scaled = (values - mean) * torch.rsqrt(variance + eps)
     return torch.where(mask, scaled if shift_mean else scaled + mean, 0.0)
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from textenv import scoring as scorer
-from textenv.agents.aggregations import get_aggregation
 from textenv.agents import distributed
+from textenv.agents.aggregations import get_aggregation
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
@@ -53,6 +53,9 @@ class PolicyGradientConfig(OnlineConfig):
     """Discount per own token."""
     whiten_advantages: bool = False
     """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
+    whiten_min_std: float = 0.0
+    """Whiten by this where the advantages spread less: once all goes well they are little but the critic's
+    noise, which should not be blown up to variance 1."""
     clip_range: float | None = None
     """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range). None has no ratio:
     the plain policy gradient, right as long as an iteration's episodes serve one optimizer step."""
@@ -102,6 +105,7 @@ class PolicyGradientConfig(OnlineConfig):
             gamma="[0, 1]",
             clip_range="(0, 1)",
             clip_range_high="> 0",
+            whiten_min_std=">= 0",
             dual_clip="> 1",
             entropy_coef=">= 0",
             kl_coef=">= 0",
@@ -206,7 +210,9 @@ class PolicyGradientAgent(OnlineAgent):
         old = self.evaluate_old(episodes)
         advantages, returns = self.estimate(episodes, self.shaped_rewards(episodes), old)
         if self.config.whiten_advantages:
-            advantages = masked_whiten(advantages, episodes.action_mask)
+            advantages = masked_whiten(
+                advantages, episodes.action_mask, min_std=self.config.whiten_min_std
+            )
         tensors = {"old_log_probs": old.log_probs, "advantages": advantages, "returns": returns}
         if self.config.importance_correction != "none":
             tensors["importance_weights"] = self.importance_weights(episodes, old.log_probs)

@@ -56,6 +56,15 @@ def test_masked_whiten_by_hand() -> None:
     )
 
 
+def test_whitening_by_a_floor_keeps_small_differences_small() -> None:
+    narrow = row(100.0, 1.0, 1.2)
+    torch.testing.assert_close(masked_whiten(narrow, own(0, 1, 1), min_std=0.4), row(0.0, -0.25, 0.25))
+    wide = row(100.0, 1.0, 3.0)
+    torch.testing.assert_close(
+        masked_whiten(wide, own(0, 1, 1), min_std=0.4), masked_whiten(wide, own(0, 1, 1))
+    )
+
+
 def test_explained_variance() -> None:
     returns, mask = row(1.0, 2.0, 4.0, 99.0), own(1, 1, 1, 0)
     assert float(explained_variance(returns, returns, mask)) == 1.0
