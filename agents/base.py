@@ -131,7 +131,7 @@ class Agent:
         self.history: list[dict[str, float]] = []
         self.evaluation: Evaluation | None = None
         self.before: Evaluation | None = None
-        self.batch: TrainingBatch | None = None
+        self.last_batch: TrainingBatch | None = None
         self.dataset: Any = None if dataset is None else self.load_dataset(dataset)
         self.setup()
         module = self.trainable()

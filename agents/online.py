@@ -43,7 +43,7 @@ class OnlineAgent(Agent):
                 episodes = self.collect()
                 clock.lap("rollout")
                 self.score(episodes)
-                self.batch = batch = self.advantages(spread(episodes))
+                self.last_batch = batch = self.advantages(spread(episodes))
                 clock.lap("score")
                 row = self.describe(batch) | self.update(batch)
                 clock.lap("update")

@@ -59,8 +59,8 @@ class RunRecord(Callback):
 
     def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> None:
         """Keep the scores and some episodes of the first iteration."""
-        if self._wanted(agent) and agent.iteration == 1 and agent.batch is not None:
-            episodes = agent.batch.episodes
+        if self._wanted(agent) and agent.iteration == 1 and agent.last_batch is not None:
+            episodes = agent.last_batch.episodes
             write_json(self._place(agent, "evaluations/rollout.json"), {"scores": scores_of(episodes)})
             self._keep_episodes(agent, "first")
 
@@ -87,8 +87,8 @@ class RunRecord(Callback):
     def _keep_episodes(self, agent: Agent, name: str) -> None:
         from textenv.agents.reports.tokens import save_views, training_views
 
-        if agent.batch is not None and agent.tokenizer is not None:
-            views = training_views(agent.batch, agent.tokenizer, count=EPISODES)
+        if agent.last_batch is not None and agent.tokenizer is not None:
+            views = training_views(agent.last_batch, agent.tokenizer, count=EPISODES)
             save_views(views, self._place(agent, f"episodes/{name}.json"), iteration=agent.iteration)
 
 
