@@ -1,22 +1,24 @@
 """Probe tasks: does an agent solve problems whose optimum is known, each in under a minute?
 
-    python -m benchmarks.probes [--agent ppo|ilql] [--task NAME] [--json FILE]
+    python -m benchmarks.probes [--agent ppo|a2c|reinforce|rloo|grpo|...] [--task NAME] [--json FILE]
 
-Every probe pays at most 1. PPO starts from random weights; ILQL learns from episodes of a policy that draws
-every token equally often, where such data hold right answers (they count to 2, hardly to 5). Solved means:
-mean return of 512 sampled episodes within 2 % of the optimum.
+Every probe pays at most 1. Online agents start from random weights; ILQL learns from episodes of a policy
+that draws every token equally often, where such data hold right answers (they count to 2, hardly to 5). Solved
+means: mean return of 512 sampled episodes within 2 % of the optimum.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 
 from benchmarks.common import arguments, one_thread, print_table, write_json
 from textenv.agents.ilql import ILQL, ILQLConfig
-from textenv.agents.ppo import PPO, PPOConfig
+from textenv.agents.online import OnlineAgent
+from textenv.agents.registry import get_agent
 from textenv.rewards.registry import make_reward
 from textenv.tasks.probes import random_episodes
 from textenv.tasks.registry import make_task
@@ -25,20 +27,25 @@ PROBES = ("probe-constant", "probe-copy", "probe-count", "probe-longest", "probe
 TOLERANCE = 0.02
 EVALUATION = 512
 
-PPO_SETTINGS: dict[str, Any] = {
+_SHARED: dict[str, Any] = {
     "learning_rate": 2e-3,
     "lr_schedule": "linear",
     "warmup_steps": 60,
     "iterations": 50,
     "episodes_per_iteration": 160,
-    "epochs": 4,
-    "minibatches": 1,
     "kl_coef": 0.0,
-    "value_coef": 1.0,
-    "value_head": "mlp",
-    "value_clip_range": None,
-    "center_by_prompt": True,
     "entropy_coef": 0.01,
+}
+_CLIPPED = {**_SHARED, "epochs": 4, "minibatches": 1}
+_PLAIN = {**_SHARED, "epochs": 1, "minibatches": 4}
+_CRITIC = {"value_coef": 1.0, "value_head": "mlp", "value_clip_range": None, "center_by_prompt": True}
+ONLINE_SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo": {**_CLIPPED, **_CRITIC},
+    "a2c": {**_PLAIN, **_CRITIC},
+    "reinforce": _PLAIN,
+    "reinforce++": _CLIPPED,
+    "rloo": _PLAIN,
+    "grpo": _CLIPPED,
 }
 ILQL_SETTINGS: dict[str, Any] = {
     "learning_rate": 3e-3,
@@ -58,33 +65,40 @@ TASK_KWARGS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
+# The longest prompts are found late: more and smaller steps, with some entropy left to find them.
+_COUNT = {"learning_rate": 1e-3, "warmup_steps": 20, "iterations": 130, "entropy_coef": 0.003}
 TASK_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    # The longest prompts are found late: more and smaller steps, with some entropy left to find them.
-    ("ppo", "probe-count"): {
-        "learning_rate": 1e-3,
-        "warmup_steps": 20,
-        "minibatches": 4,
-        "iterations": 130,
-        "entropy_coef": 0.003,
-        "center_by_prompt": False,
-    },
+    ("ppo", "probe-count"): {**_COUNT, "minibatches": 4, "center_by_prompt": False},
+    ("a2c", "probe-count"): {**_COUNT, "minibatches": 8},
+    ("reinforce", "probe-count"): {**_COUNT, "minibatches": 8},
+    ("reinforce++", "probe-count"): {**_COUNT, "minibatches": 4},
+    ("rloo", "probe-count"): {**_COUNT, "minibatches": 8},
+    ("grpo", "probe-count"): {**_COUNT, "minibatches": 4},
 }
 
 
-def make_envs(name: str, task_kwargs: dict[str, Any]) -> Any:
+def make_envs(name: str, task_kwargs: dict[str, Any], samples_per_prompt: int = 1) -> Any:
     """128 rows of a probe."""
-    return gym.make_vec("TextRLHF-v0", num_envs=128, task=name, task_kwargs=task_kwargs)
+    return gym.make_vec(
+        "TextRLHF-v0",
+        num_envs=128,
+        task=name,
+        task_kwargs=task_kwargs,
+        samples_per_prompt=samples_per_prompt,
+    )
 
 
-def train_ppo(name: str, *, seed: int = 0, **changes: Any) -> PPO:
-    """PPO on a probe, from random weights."""
-    task_kwargs = TASK_KWARGS.get(("ppo", name), {})
+def train_online(agent: str, name: str, *, seed: int = 0, **changes: Any) -> OnlineAgent:
+    """An online agent on a probe, from random weights."""
+    cls: Any = get_agent(agent)
+    task_kwargs = TASK_KWARGS.get((agent, name), {})
     task = make_task(name).build(**task_kwargs)
-    envs = make_envs(name, task_kwargs)
-    settings = {**PPO_SETTINGS, **TASK_SETTINGS.get(("ppo", name), {}), **changes}
-    agent = PPO(task.model_config(), envs=envs, config=PPOConfig(seed=seed, **settings))
-    agent.learn()
-    return agent
+    settings = {**ONLINE_SETTINGS[agent], **TASK_SETTINGS.get((agent, name), {}), **changes}
+    config = cls.config_class(seed=seed, **settings)
+    group = cls.group_size(config) if hasattr(cls, "group_size") else 1
+    learner = cls(task.model_config(), envs=make_envs(name, task_kwargs, group), config=config)
+    learner.learn()
+    return learner
 
 
 def train_ilql(name: str, *, seed: int = 0, episodes: int = LOGGED, **changes: Any) -> ILQL:
@@ -104,7 +118,7 @@ def train_ilql(name: str, *, seed: int = 0, episodes: int = LOGGED, **changes: A
     return agent
 
 
-TRAINERS = {"ppo": train_ppo, "ilql": train_ilql}
+TRAINERS = {**{agent: partial(train_online, agent) for agent in ONLINE_SETTINGS}, "ilql": train_ilql}
 
 
 def measure(agent: str, name: str, *, seed: int = 0) -> dict[str, Any]:
