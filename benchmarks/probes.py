@@ -3,8 +3,8 @@
     python -m benchmarks.probes [--agent ppo|a2c|reinforce|rloo|grpo|...] [--task NAME] [--json FILE]
 
 Every probe pays at most 1. Online agents start from random weights; ILQL learns from episodes of a policy
-that draws every token equally often, where such data hold right answers (they count to 2, hardly to 5). Solved
-means: mean return of 512 sampled episodes within 2 % of the optimum.
+that draws every token equally often, where such data hold right answers (they count to 2, hardly to 5).
+Solved means: mean return of 512 sampled episodes within 2 % of the optimum.
 """
 
 from __future__ import annotations
