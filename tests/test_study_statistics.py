@@ -53,9 +53,15 @@ def test_intervals_are_stratified_and_reproducible() -> None:
     assert found != st.interval(scores, "mean", seed=2)
 
 
-def test_one_run_has_no_interval_and_equal_runs_have_none_to_speak_of() -> None:
-    assert st.interval([[1.0]])[0] == 1.0 and math.isnan(st.interval([[1.0]]).low)
-    assert st.interval([[1.0, 1.0, 1.0]]) == (1.0, 1.0, 1.0)
+@pytest.mark.parametrize("scores", [[[1.0, 2.0, 2.0, 3.0]], [[1.0] * 5, [2.0]]])
+def test_few_runs_have_no_interval(scores: list[list[float]]) -> None:
+    found = st.interval(scores)
+    assert 1.0 <= found.value <= 2.0 and math.isnan(found.low) and math.isnan(found.high)
+    assert math.isnan(st.improvement_interval(scores, scores).low)
+
+
+def test_equal_runs_have_an_interval_without_width() -> None:
+    assert st.interval([[1.0] * 5]) == (1.0, 1.0, 1.0)
 
 
 def test_probability_of_improvement_by_hand() -> None:
@@ -69,9 +75,9 @@ def test_probability_of_improvement_by_hand() -> None:
 
 
 def test_interval_of_the_probability_of_improvement() -> None:
-    better = st.improvement_interval([[3.0, 4.0, 5.0]], [[0.0, 1.0, 2.0]])
+    better = st.improvement_interval([[5.0, 6.0, 7.0, 8.0, 9.0]], [[0.0, 1.0, 2.0, 3.0, 4.0]])
     assert better == (1.0, 1.0, 1.0)
-    alike = st.improvement_interval([[1.0, 2.0, 3.0, 4.0]], [[4.0, 3.0, 2.0, 1.0]])
+    alike = st.improvement_interval([[1.0, 2.0, 3.0, 4.0, 5.0]], [[5.0, 4.0, 3.0, 2.0, 1.0]])
     assert alike.low < 0.5 < alike.high
     with pytest.raises(ValueError, match=r"same tasks and seeds, got \[2\] and \[1\] runs"):
         st.improvement_interval([[1.0, 2.0]], [[1.0]])

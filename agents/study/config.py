@@ -101,7 +101,7 @@ class TaskSetup(Config):
     tokenizer: str | None = None
     """Hub id or folder; None is the model's or the task's."""
     start: SFTConfig | None = None
-    """Supervised fine-tuning of the model on the task's demonstrations before agents begin; None leaves it."""
+    """Fine-tuning of the model on the task's demonstrations before agents begin; None leaves it as it is."""
     reward: Any = None
     """What the agents are paid: a reward spec or a list of them; None is the task's."""
     judge: Any = None
@@ -124,7 +124,7 @@ class TaskSetup(Config):
                 json.dumps(getattr(self, name))
             except TypeError as error:
                 raise TypeError(
-                    f"{name} must be plain values, the name of a registered reward, got {getattr(self, name)!r}"
+                    f"{name} must be plain values that name registered rewards, got {getattr(self, name)!r}"
                 ) from error
 
 
@@ -217,7 +217,7 @@ def _setup(cls: type[C], group: str, label: str, given: Any) -> C:
     """Settings of an agent or a task under its label."""
     if not isinstance(label, str) or not _LABEL.fullmatch(label):
         raise ValueError(
-            f"a label in {group} must be letters, digits, spaces and . _ + - and begin with a letter or digit, "
+            f"a label in {group} must be of letters, digits, spaces and . _ + - after a letter or digit, "
             f"got {label!r}"
         )
     if isinstance(given, cls):

@@ -38,7 +38,7 @@ class Observer(Callback):
         self.due = 1
 
     def on_start(self, agent: Agent) -> None:
-        """Save as often as it evaluates, unless the settings say how often: a killed run goes on from there."""
+        """Save as often as it evaluates, if the settings don't say: a killed run goes on from there."""
         if not agent.config.checkpoint_every:
             every = max(1, agent.planned_iterations() // self.evaluations)
             agent.config = agent.config.replace(checkpoint_every=every)

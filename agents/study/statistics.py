@@ -23,11 +23,11 @@ RESAMPLES = 2000
 EXACT_RUNS = 14
 """Up to so many pairs the sign-flip test tries all 2^n signs."""
 MIN_SEEDS = 5
-"""With fewer seeds nothing is called better than anything."""
+"""With fewer seeds nothing is called better than anything, and fewer runs have no interval."""
 
 
 class Interval(NamedTuple):
-    """A statistic with its confidence interval; the ends are NaN where there are fewer than 2 runs."""
+    """A statistic with its confidence interval; the ends are NaN where there are too few runs for one."""
 
     value: float
     low: float
@@ -70,7 +70,8 @@ def interval(
     (simulated). So the percentiles are moved outwards (Hesterberg 2015, "What teachers should know about the
     bootstrap", section 4.3): by sqrt(R / (R - 1)) for the spread that resampling loses, and for the mean also
     from normal to t quantiles. With 10 runs the coverage is then 91 to 96 % for means, medians and IQMs of
-    normal, uniform, skewed and two-peaked scores.
+    normal, uniform, skewed and two-peaked scores; with 5 runs it is 86 to 94 %, and as little as 74 % for the
+    mean of scores with two peaks. Fewer than 5 runs in all, or 2 on a task, have no interval.
 
     Args:
         scores: for each of T tasks, its R scores.
@@ -82,7 +83,7 @@ def interval(
     tasks = _tasks(scores)
     value = aggregate(tasks, statistic)
     runs = min(len(task) for task in tasks)
-    if runs < 2:
+    if _too_few(tasks):
         return Interval(value, math.nan, math.nan)
     function = _FUNCTIONS[statistic]
 
@@ -130,7 +131,7 @@ def improvement_interval(
     x, y = _tasks(ours), _tasks(theirs)
     _check_paired(x, y)
     value = improvement_probability(x, y)
-    if min(len(task) for task in x) < 2:
+    if _too_few(x):
         return Interval(value, math.nan, math.nan)
 
     def probability(*index: NDArray[np.int64], axis: int) -> Any:
@@ -216,6 +217,11 @@ def _tasks(scores: Sequence[ArrayLike]) -> list[Floats]:
     if not tasks:
         raise ValueError("scores must hold at least 1 task, got none")
     return tasks
+
+
+def _too_few(tasks: Sequence[Floats]) -> bool:
+    """Whether there are too few runs for an interval."""
+    return min(len(task) for task in tasks) < 2 or sum(len(task) for task in tasks) < MIN_SEEDS
 
 
 def _check_paired(x: Sequence[Floats], y: Sequence[Floats]) -> None:

@@ -1,0 +1,167 @@
+"""Everything that a study shows, written into its folder from the runs that are done."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from textenv.agents.reports.page import render
+from textenv.agents.study.config import StudyConfig
+from textenv.agents.study.pictures import axis, pictures
+from textenv.agents.study.plan import write_json
+from textenv.agents.study.results import Results
+from textenv.agents.study.statistics import Interval
+from textenv.agents.study.tables import (
+    arm_rows,
+    cost_table,
+    frontier_table,
+    latex,
+    markdown,
+    run_csv,
+    score_table,
+)
+from textenv.agents.study.verdict import Comparison, comparisons, ranking, verdict
+from textenv.atomic import atomic_file
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What ``write_outputs`` found and wrote."""
+
+    verdict: list[str]
+    """What the study shows, in sentences."""
+    table: tuple[list[str], list[list[str]]]
+    """Columns and cells of the main table."""
+    costs: tuple[list[str], list[list[str]]]
+    """Columns and cells of what the runs cost."""
+    comparisons: list[Comparison]
+    """Every pair of agents."""
+    report: Path
+    """The page."""
+
+
+def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Outputs:
+    """Write results.csv, results.json, table.md, table.tex, plots/ and report.html.
+
+    Nothing runs; the same results give the same files.
+
+    Args:
+        config: the study's settings.
+        folder: the study's folder, with its runs.
+    """
+    folder = Path(folder)
+    results = Results(config, folder)
+    rows, pairs = arm_rows(results), comparisons(results)
+    words = verdict(results, pairs)
+    tables = {
+        f"Scores ({axis(results)})": score_table(results, rows),
+        "Mean score within a KL budget": frontier_table(results),
+        "Costs of a run": cost_table(rows),
+        "Pairs of agents": pair_table(pairs),
+    }
+    tables = {name: table for name, table in tables.items() if table[1]}
+    _write(folder / "results.csv", run_csv(results))
+    _write(folder / "table.md", "\n".join(f"## {name}\n\n{markdown(*t)}" for name, t in tables.items()))
+    _write(folder / "table.tex", "\n".join(f"% {name}\n{latex(*t)}" for name, t in tables.items()))
+    summary = {
+        "title": config.title,
+        "verdict": words,
+        "metric": results.metric,
+        "normalized": results.normalized,
+        "ranking": ranking(results),
+        "arms": rows,
+        "comparisons": [pair.to_dict() for pair in pairs],
+        "best_of": {task: results.best_of(task) for task in config.tasks},
+        "runs": [{**run.spec.to_dict(), "status": run.status, **run.figures} for run in results.runs],
+    }
+    write_json(folder / "results.json", _explicit(summary))
+    plots = pictures(results, folder / "plots")
+    report = render(
+        "study.html",
+        folder / REPORT,
+        title=config.title,
+        verdict=words,
+        tables=tables,
+        plots=plots,
+        facts=_facts(config, results),
+        settings=config.to_dict(),
+    )
+    return Outputs(
+        verdict=words,
+        table=score_table(results, rows),
+        costs=cost_table(rows),
+        comparisons=pairs,
+        report=report,
+    )
+
+
+def pair_table(pairs: list[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of the pairs of agents."""
+    columns = [
+        "better on average",
+        "other",
+        "paired runs",
+        "mean gain",
+        "P(better) [95 %]",
+        "p",
+        "p adjusted",
+    ]
+    cells = []
+    for pair in pairs:
+        low, high = pair.improvement.low, pair.improvement.high
+        ends = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+        cells.append(
+            [
+                pair.better,
+                pair.worse,
+                str(pair.pairs),
+                f"{pair.gain:.4g}",
+                f"{pair.improvement.value:.2f}{ends}",
+                f"{pair.p:.2g}",
+                f"{pair.adjusted_p:.2g}",
+            ]
+        )
+    return columns, cells
+
+
+def _facts(config: StudyConfig, results: Results) -> list[tuple[str, str]]:
+    done = sum(run.status == "done" for run in results.runs)
+    limits = ", ".join(f"{limit:g} {name}" for name, limit in config.budget.limits().items())
+    return [
+        ("runs", f"{done} of {len(results.runs)} done, {_counted(results, 'failed')} failed"),
+        ("agents", ", ".join(config.agents)),
+        ("tasks", ", ".join(config.tasks)),
+        ("seeds", ", ".join(map(str, config.seed_list))),
+        ("KL coefficients", ", ".join(f"{coef:g}" for coef in config.kl_coefs) or "the agents' own"),
+        ("budget of a run", limits or "as the agents' settings say"),
+        ("compared by", axis(results)),
+        ("evaluation", f"{config.eval_episodes} episodes, the same prompts and noise for all"),
+    ]
+
+
+def _counted(results: Results, status: str) -> int:
+    return sum(run.status == status for run in results.runs)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _explicit(value: Any) -> Any:
+    """JSON values; NaN is None, intervals are dictionaries."""
+    if isinstance(value, Interval):
+        return _explicit(value._asdict())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _explicit(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_explicit(item) for item in value]
+    return value
