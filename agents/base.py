@@ -36,6 +36,7 @@ from textenv.agents.ray_settings import RayRollouts
 from textenv.agents.reports.record import RunRecord
 from textenv.agents.resume import earlier_rows, resume_agent
 from textenv.agents.run_folder import RunFolder
+from textenv.agents.sharding import gathered, shard
 from textenv.episodes import EpisodeBatch
 from textenv.host_memory import keep_freed_memory
 
@@ -134,6 +135,7 @@ class Agent:
         self.last_batch: TrainingBatch | None = None
         self.dataset: Any = None if dataset is None else self.load_dataset(dataset)
         self.setup()
+        self.sharded = shard(self)
         module = self.trainable()
         self.optimizer = make_optimizer(
             module,
@@ -148,7 +150,6 @@ class Agent:
             total_steps=self.planned_steps(),
             warmup_steps=config.warmup_steps,
         )
-        self.sharded = False
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         # float16 gradients underflow unless the loss is scaled up; everywhere else the scaler passes through.
         half = config.autocast == "float16"
@@ -353,7 +354,8 @@ class Agent:
         if envs is None:
             raise ValueError("evaluate needs envs=, got None and the agent has no eval_envs")
         options = {"metric_fn": self.metric_fn, "reference": self.reference, **options}
-        return evaluate(self.policy, envs, episodes or self.config.eval_episodes, **options)
+        with gathered(self.policy):
+            return evaluate(self.policy, envs, episodes or self.config.eval_episodes, **options)
 
     def first_evaluation(self) -> Evaluation:
         """The evaluation before anything is learned: made once, however many callbacks ask for it."""

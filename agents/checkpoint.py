@@ -29,6 +29,7 @@ from textenv import scoring as scorer
 from textenv.agents import distributed
 from textenv.agents.random_state import random_state
 from textenv.agents.run_folder import RunFolder, RunFolderError
+from textenv.agents.sharding import whole
 from textenv.atomic import atomic_folder
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def save_agent(agent: Agent, path: str | os.PathLike[str]) -> None:
         RunFolderError: if it can't be written; what was at ``path`` is still there.
         FileExistsError: if ``path`` holds something else than an agent.
     """
-    with distributed.joined("saving"):
+    with distributed.joined("saving"), whole(agent):
         if distributed.is_main():
             with _explained(Path(path)), atomic_folder(path, marker=TRAINER) as folder:
                 write_agent(agent, folder)
@@ -64,7 +65,7 @@ def save_checkpoint(agent: Agent, run_dir: str | os.PathLike[str]) -> Path:
     """
     folder = RunFolder(run_dir)
     final = folder.checkpoint_dir(agent.iteration)
-    with distributed.joined("saving a checkpoint"):
+    with distributed.joined("saving a checkpoint"), whole(agent):
         if distributed.is_main():
             with _explained(final, folder), folder.checkpoint(agent.iteration) as path:
                 write_agent(agent, path)
@@ -151,7 +152,8 @@ def load_agent(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> A
     config = kwargs.pop("config", None) or kind.config_class.from_dict(trainer["config"])
     policy = kind.policy_class.load(folder)
     agent = kind(policy, config=config, **kwargs)
-    restore(agent, folder)
+    with whole(agent, write=True):
+        restore(agent, folder)
     return agent
 
 
@@ -159,9 +161,10 @@ def restore(agent: Agent, path: str | os.PathLike[str]) -> None:
     """Put optimizer, counters and states of a saved agent into ``agent``, whose policy was loaded already."""
     folder = Path(path)
     trainer = read_trainer(folder)
-    agent.optimizer.load_state_dict(
-        _nested(load_file(folder / "optimizer.safetensors"), trainer["optimizer"])
-    )
+    state = _nested(load_file(folder / "optimizer.safetensors"), trainer["optimizer"])
+    for own, saved in zip(agent.optimizer.param_groups, state["param_groups"], strict=True):
+        saved |= {name: own[name] for name in ("fused", "foreach")}  # how it computes here, not there
+    agent.optimizer.load_state_dict(state)
     agent.schedule.load_state_dict(trainer["schedule"])
     agent.set_counters(trainer["counters"])
     if agent.envs is not None:

@@ -218,6 +218,13 @@ def equalize(module: nn.Module) -> None:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds only a part of the tensor."""
+    if alone():
+        return False
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, from all processes if this one holds a part; every process calls it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]

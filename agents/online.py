@@ -12,6 +12,7 @@ from textenv.agents.batch import TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
 from textenv.agents.failure import save_failure
 from textenv.agents.outcome import Clock, mean_row
+from textenv.agents.sharding import gathered
 from textenv.agents.shares import check_shares, gather_episodes, score_share, spread
 from textenv.episodes import EpisodeBatch
 from textenv.rollout import collect
@@ -40,10 +41,11 @@ class OnlineAgent(Agent):
             while self.iteration < total:
                 self.iteration += 1
                 clock = Clock()
-                episodes = self.collect()
-                clock.lap("rollout")
-                self.score(episodes)
-                self.last_batch = batch = self.advantages(spread(episodes))
+                with gathered(self.policy):
+                    episodes = self.collect()
+                    clock.lap("rollout")
+                    self.score(episodes)
+                    self.last_batch = batch = self.advantages(spread(episodes))
                 clock.lap("score")
                 row = self.describe(batch) | self.update(batch)
                 clock.lap("update")

@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 
+from textenv.agents.distributed import is_sharded, whole_tensor
+
 
 def parameter_groups(module: nn.Module, *, weight_decay: float = 0.0) -> list[dict[str, object]]:
     """Trainable parameters in two groups: matrices decay, vectors (biases, norms) do not.
@@ -44,8 +46,11 @@ def make_optimizer(
         raise ValueError(f"learning_rate must be >= 0, got {learning_rate}")
     groups = parameter_groups(module, weight_decay=weight_decay)
     devices = {p.device.type for p in module.parameters() if p.requires_grad}
-    fused = devices <= {"cpu", "cuda", "mps", "xpu"}
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+    fused: bool | None = devices <= {"cpu", "cuda", "mps", "xpu"}
+    foreach = None
+    if any(is_sharded(p) for p in module.parameters()):
+        fused = foreach = False  # kernels over many tensors take no mixture of sharded and whole ones
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused, foreach=foreach)
 
 
 def make_schedule(
@@ -82,11 +87,16 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
         ValueError: if the norm is NaN or infinite, before any parameter is changed.
     """
     tensors = [p for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None])
+    # Sharded and whole gradients apart: no operation takes both.
+    kinds = [[p for p in tensors if is_sharded(p) == kind] for kind in (False, True)]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind]
+    norm = norms[0] if len(norms) == 1 else torch.nn.utils.get_total_norm(list(map(whole_tensor, norms)))
+    norm = whole_tensor(norm)
     if not bool(torch.isfinite(norm)):
         raise ValueError(
             f"the gradient norm is {norm.item()}; lower the learning rate or check the rewards for outliers"
         )
     if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(tensors, max_norm, norm)
+        for kind in filter(None, kinds):
+            torch.nn.utils.clip_grads_with_norm_(kind, max_norm, norm)
     return norm

@@ -25,6 +25,7 @@ from textenv.agents.preference_losses import (
     simpo_loss,
 )
 from textenv.agents.registry import register_agent
+from textenv.agents.sharding import gathered
 from textenv.agents.shares import spread
 from textenv.episodes import EpisodeBatch
 
@@ -176,7 +177,8 @@ class PreferenceAgent(OfflineAgent):
         precompute = isinstance(cfg, ReferenceConfig) and cfg.precompute_reference
         if precompute and "reference" not in self.dataset.tensors:
             episodes = spread(self.dataset.episodes)
-            found = self.reference.log_prob(episodes.to(self.policy.device)).to(episodes.device)
+            with gathered(self.policy):
+                found = self.reference.log_prob(episodes.to(self.policy.device)).to(episodes.device)
             self.dataset.tensors["reference"] = response_log_probs(found, episodes.action_mask)
         return self.dataset.select(index)
 
@@ -331,9 +333,10 @@ class KTO(PreferenceAgent):
         own, other = batch.first(), batch.second()
         spread(other.episodes)
         reference = other.tensors.get("reference")
-        if reference is None:
-            reference = response_log_probs(self.reference.log_prob(other.episodes), other.mask)
-        mismatch = response_log_probs(self.policy.log_prob(other.episodes), other.mask) - reference
+        with gathered(self.policy):
+            if reference is None:
+                reference = response_log_probs(self.reference.log_prob(other.episodes), other.mask)
+            mismatch = response_log_probs(self.policy.log_prob(other.episodes), other.mask) - reference
         own.tensors["baseline"] = kto_baseline(mismatch).expand(len(own))
         return super().step(own)
 

@@ -15,6 +15,7 @@ from textenv.agents.checkpoint import CorruptCheckpointError, data_sizes, read_t
 from textenv.agents.loggers_jsonl import read_metrics
 from textenv.agents.random_state import set_random_state
 from textenv.agents.run_folder import RunFolder
+from textenv.agents.sharding import whole
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
@@ -88,8 +89,9 @@ def resume_agent(
         warnings.warn(f"{problem}; {instead}", stacklevel=3)
     if found is not None:
         trainer = read_trainer(found)
-        agent.restore_policy(found)
-        restore(agent, found)
+        with whole(agent, write=True):
+            agent.restore_policy(found)
+            restore(agent, found)
         agent.stopped = bool(trainer["stopped"])
         set_random_state(load_file(found / "random.safetensors"), trainer["random"])
     agent.resumed = True

@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def launch(folder: Path, *scenarios: str, processes: int = 2, timeout: float = 120) -> list[dict[str, Any]]:
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+"""What ``accelerate launch`` says to its processes where the configuration asks for FSDP2."""
+
+
+def launch(
+    folder: Path,
+    *scenarios: str,
+    processes: int = 2,
+    timeout: float = 120,
+    variables: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """Run scenarios in so many processes, and return what each process wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     port = 29_000 + os.getpid() % 2_000 + len(list(folder.parent.iterdir()))
@@ -50,6 +60,7 @@ def launch(folder: Path, *scenarios: str, processes: int = 2, timeout: float = 1
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    shared |= variables or {}
     command = [sys.executable, str(HERE), str(folder), *scenarios]
     started = [
         subprocess.Popen(
@@ -128,6 +139,36 @@ def train_all(folder: Path) -> dict[str, Any]:
             for row in result.history
         ]
     return histories
+
+
+def train_sharded(folder: Path) -> dict[str, Any]:
+    """Train agents on sharded weights, where there are such, and save them."""
+    from textenv.agents.training import train
+
+    found = {}
+    for name in ("ppo", "ilql", "dpo", "kto"):
+        changes = {"ema_decay": None} if name == "ppo" else {}
+        result = train(**arguments(name, **changes))
+        agent = result.agent
+        agent.save(folder / name)
+        held = sum(getattr(p, "_local_tensor", p).numel() for p in agent.policy.parameters())
+        found[name] = {
+            "sharded": agent.sharded,
+            "loss": [row["loss"] for row in result.history],
+            "held": held,
+            "all": sum(p.numel() for p in agent.policy.parameters()),
+        }
+    return found
+
+
+def refused(folder: Path) -> dict[str, Any]:
+    """What does not go together with sharded weights."""
+    from textenv.agents.training import train
+
+    return {
+        "average": caught(lambda: train(**arguments("ppo"))),
+        "adapters": caught(lambda: train(**arguments("sft", policy_kwargs={"lora": True}))),
+    }
 
 
 def unlike_lengths(folder: Path) -> dict[str, Any]:
@@ -209,7 +250,8 @@ def half(folder: Path) -> dict[str, Any]:
     """The first two of four iterations, with checkpoints."""
     from textenv.agents.training import train
 
-    result = train(**arguments("ppo", iterations=2, checkpoint_every=1, run_dir=folder.parent / "run"))
+    run = folder.parent / "run"
+    result = train(**arguments("ppo", iterations=2, checkpoint_every=1, run_dir=run, ema_decay=None))
     return {"tickets": result.episodes}
 
 
@@ -218,7 +260,8 @@ def rest(folder: Path) -> dict[str, Any]:
     from textenv.agents.training import train
 
     run = folder.parent / "run"
-    result = train(**arguments("ppo", iterations=4, checkpoint_every=1, run_dir=run, resume=True))
+    changes = {"iterations": 4, "checkpoint_every": 1, "run_dir": run, "ema_decay": None}
+    result = train(**arguments("ppo", resume=True, **changes))
     result.agent.save(folder / "resumed")
     return {"tickets": result.episodes, "rows": len(result.history)}
 

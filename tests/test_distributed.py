@@ -18,6 +18,7 @@ from textenv.agents import distributed
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.config import OnlineConfig
 from textenv.agents.reward_data import RewardBatch
+from textenv.agents.sharding import asked_for
 from textenv.agents.shares import check_shares, gather_episodes, parts_of, rows_of, spread
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
@@ -130,9 +131,66 @@ class TestResume:
         assert {**second[0]["rest"]} == {"tickets": 48, "rows": 4}
         from textenv.agents.training import train
 
-        whole = train(**worker.arguments("ppo", iterations=4))
+        whole = train(**worker.arguments("ppo", iterations=4, ema_decay=None))
         whole.agent.save(tmp_path / "whole")
         assert_close(tmp_path / "whole", tmp_path / "second" / "resumed")
+
+
+class TestSharded:
+    """FSDP2 between two processes on the CPU: the same training again, with half of each block in each."""
+
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+        folder = tmp_path_factory.mktemp("sharded")
+        scenarios = ("train_sharded", "refused")
+        results = worker.launch(folder / "two", *scenarios, variables=worker.SHARDED, timeout=500)
+        (folder / "one").mkdir()
+        return folder, [{"train_sharded": worker.train_sharded(folder / "one")}, *results]
+
+    @pytest.mark.parametrize("name", ["ppo", "ilql", "dpo", "kto"])
+    def test_it_trains_as_one_process_does(
+        self, trained: tuple[Path, list[dict[str, Any]]], name: str
+    ) -> None:
+        folder, (alone, *results) = trained
+        for result in results:
+            found = result["train_sharded"][name]
+            assert found["sharded"] and found["held"] < 0.8 * found["all"]
+            assert found["loss"] == pytest.approx(alone["train_sharded"][name]["loss"], abs=1e-5)
+        assert_close(folder / "one" / name, folder / "two" / name)
+        AutoModelForCausalLM.from_pretrained(folder / "two" / name)
+
+    def test_what_does_not_go_together_is_refused(self, trained: tuple[Path, list[dict[str, Any]]]) -> None:
+        for result in trained[1][1:]:
+            assert "ema_decay must be None" in result["refused"]["average"]["said"]
+            assert "adapters can't be trained on sharded weights" in result["refused"]["adapters"]["said"]
+
+    @pytest.mark.parametrize("sharded_first", [True, False])
+    def test_resume_from_and_to_whole_weights(self, tmp_path: Path, sharded_first: bool) -> None:
+        one: dict[str, Any] = {"processes": 1}
+        two: dict[str, Any] = {"processes": 2, "variables": worker.SHARDED}
+        first, second = (two, one) if sharded_first else (one, two)
+        worker.launch(tmp_path / "first", "half", timeout=200, **first)
+        worker.launch(tmp_path / "second", "rest", timeout=200, **second)
+        from textenv.agents.training import train
+
+        train(**worker.arguments("ppo", iterations=4, ema_decay=None)).agent.save(tmp_path / "whole")
+        assert_close(tmp_path / "whole", tmp_path / "second" / "resumed")
+
+    @pytest.mark.parametrize(
+        ("name", "value", "said"),
+        [
+            ("ACCELERATE_USE_DEEPSPEED", "true", "got DEEPSPEED; FSDP with"),
+            ("FSDP_VERSION", "1", "fsdp_version must be 2, got 1"),
+        ],
+    )
+    def test_other_engines_are_refused(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+    ) -> None:
+        monkeypatch.setattr(distributed, "alone", lambda: False)
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match=said):
+            asked_for()
 
 
 class TestAlone:
