@@ -5,9 +5,11 @@ Nothing heavy is imported before a command needs it, so help and lists come at o
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -63,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous, warnings.showwarning = warnings.showwarning, _show_warning
     try:
         flags = _flags(argv)
-        return _run(flags)
+        if os.environ.get("RANK", "0") == "0":
+            return _run(flags)
+        # One of several processes that a launcher started: the first one speaks.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            return _run(flags)
     except SystemExit as leaving:  # jsonargparse leaves so after --help and --print_config
         return int(leaving.code or 0)
     except KeyboardInterrupt:

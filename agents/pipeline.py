@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textenv.agents import distributed
 from textenv.agents.before_after import BeforeAfter, compare
 from textenv.agents.config import Config
 from textenv.agents.hacking_watch import BEST, RewardHackingWatch
@@ -86,8 +87,14 @@ def run_pipeline(
 
     Raises:
         StageError: if a stage's folder was made from other settings (it names them), or a stage that is not
-            run has left nothing to go on with.
+            run has left nothing to go on with; if a launcher started several processes.
     """
+    distributed.start()
+    if not distributed.alone():
+        raise StageError(
+            f"a pipeline needs one process, got {distributed.world_size()}; its stages can be trained in "
+            "several, one by one: textenv sft, textenv reward-model, textenv train"
+        )
     return Pipeline(config, Path(run_dir), loggers=loggers, overwrite=overwrite).run()
 
 
