@@ -14,6 +14,7 @@ from textenv.agents.cli_options import EvaluateOptions, GenerateOptions, PlayOpt
 from textenv.agents.cli_parser import build, config_files, make_parser, parse
 from textenv.agents.config import nearest
 from textenv.agents.registry import agent_names
+from textenv.agents.resume import model_folder
 from textenv.agents.user_code import import_rewards
 
 if TYPE_CHECKING:
@@ -142,9 +143,16 @@ def evaluate(argv: list[str], flags: Flags) -> int:
 
     envs = _envs(policy, options, rewards=_rewards(options.reward, flags))
     reference = None if options.reference is None else LanguagePolicy(_local(options.reference))
-    found = measure(policy, envs, options.episodes, seed=options.seed or EVAL_SEED, reference=reference)
-    rich.print(found.table())
-    _print_numbers(found.metrics, "evaluation")
+    given = {"seed": options.seed or EVAL_SEED, "reference": reference, "metrics": options.metrics}
+    if options.sweep:
+        from textenv.agents.sweeps import evaluate_sweep
+
+        found: Any = evaluate_sweep(policy, envs, options.episodes, options.sweep, **given)
+        rich.print(found.table())
+    else:
+        found = measure(policy, envs, options.episodes, **given)
+        rich.print(found.table())
+        _print_numbers(found.metrics, "evaluation")
     if options.out is not None:
         _write(options.out, json.dumps(found.to_dict(), indent=2) + "\n")
     return 0
@@ -233,18 +241,6 @@ def _check_there(model: str | None) -> None:
         return
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/"):
         raise UsageError(f"{model}: no such folder")
-
-
-def model_folder(source: str | Path) -> Path:
-    """The model in a run's folder (the pipeline's, the best, or the newest whole one), else ``source``."""
-    from textenv.agents.resume import latest_whole
-
-    folder = Path(source)
-    for inner in (folder / "rl" / "model", folder / "best", folder / "model"):
-        if (inner / "config.json").is_file() and not (folder / "config.json").is_file():
-            return inner
-    newest = latest_whole(folder)[0] if (folder / "checkpoints").is_dir() else None
-    return folder if newest is None else newest
 
 
 def _play_options(name: str, about: str, cls: Any, argv: list[str]) -> tuple[str, Any]:

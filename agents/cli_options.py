@@ -165,7 +165,11 @@ class EvaluateOptions(PlayOptions):
     episodes: int = 256
     """Texts to generate."""
     reference: str | None = None
-    """Hub id or folder of a model to measure the KL divergence from."""
+    """Hub id or folder of a model to measure the KL divergence from, and perplexities with."""
+    metrics: tuple[Any, ...] = ()
+    """Text metrics: a list of names or [name, {option: value}], such as '[rouge, bleu, self_bleu]'."""
+    sweep: dict[str, Any] = field(default_factory=dict)
+    """Decode settings to compare: {setting: [values]}, as '{temperature: [0.7, 1.0], top_k: [0, 20]}'."""
 
 
 @dataclass(frozen=True, kw_only=True)

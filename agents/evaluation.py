@@ -21,6 +21,8 @@ from rich.table import Table
 from torch import Tensor
 
 from textenv.agents import distributed
+from textenv.agents.metric_registry import Generated
+from textenv.agents.metric_suite import MetricSpec, check_metrics, measure
 from textenv.agents.shares import by_itself, gather_episodes, share_of, spread
 from textenv.agents.text_display import number, text_table
 from textenv.agents.text_metrics import distinct_n, repetition_n
@@ -46,7 +48,7 @@ class Evaluation:
     ``objective/kl`` and ``objective/kl_per_token`` (nats, k1, response only; with a reference);
     ``objective/entropy`` (nats per token: minus the mean log-prob of what was sampled);
     ``episode/length`` (tokens), ``episode/eos_rate``; ``text/repetition``, ``text/distinct_1``,
-    ``text/distinct_2``; ``metric/NAME`` (the user's); ``episodes``.
+    ``text/distinct_2``; ``metric/NAME`` (the user's, and those asked for by name); ``episodes``.
     """
     samples: list[dict[str, Any]] = field(default_factory=list)
     """The first episodes by ticket: prompt, completion, return, terms, length, terminated, metrics."""
@@ -91,6 +93,7 @@ def evaluate(
     episodes: int,
     *,
     metric_fn: MetricFunction | None = None,
+    metrics: Sequence[MetricSpec] = (),
     seed: int = EVAL_SEED,
     samples: int = 8,
     reference: Any = None,
@@ -110,18 +113,22 @@ def evaluate(
         episodes: B, how many to play: always the tickets 0..B-1 of ``seed``.
         metric_fn: further metrics, ``fn(prompts, completions, **columns)``; it may leave out columns that it
             does not name. A list has one value (or None: not applicable) an episode and is averaged.
+        metrics: names of ``metric_registry.METRICS``, such as "rouge", or [name, {option: value}].
         seed: of prompts and sampling noise.
         samples: how many episodes to keep as text.
         reference: what to measure the KL against; has ``log_prob(episodes) -> (B, L)``. None measures no KL.
+            Perplexities are measured with it, too.
         max_tokens: padded tokens of one forward pass.
         keep: picks the episodes to measure from those that were played; None measures all.
 
     Raises:
-        ValueError: if a count is out of range or ``metric_fn`` gives the wrong number of values.
+        ValueError: if a count is out of range, a metric unknown, or ``metric_fn`` gives the wrong number of
+            values.
         TypeError: if ``metric_fn`` gives no dictionary or values that are no numbers.
     """
     if samples < 0:
         raise ValueError(f"samples must be >= 0, got {samples}")
+    check_metrics(metrics)
     started = time.perf_counter()
     base = getattr(envs, "unwrapped", envs)
     if not isinstance(base, TextVectorEnv):
@@ -131,20 +138,26 @@ def evaluate(
             own = collect(envs, policy, episodes, seed=seed, update_terms=False, **distributed.place())
         batch = gather_episodes(own)
         batch = batch if keep is None else keep(batch)
-        metrics = _episode_metrics(batch)
+        numbers = _episode_metrics(batch)
         if reference is not None:
-            metrics.update(_kl_metrics(policy, reference, batch, max_tokens))
+            numbers.update(_kl_metrics(policy, reference, batch, max_tokens))
         prompts, completions = batch.prompt_texts(base.tokenizer), batch.completion_texts(base.tokenizer)
         columns: dict[str, list[float | None]] = {}
-        if metric_fn is not None:
-            with distributed.joined("metric_fn"), by_itself():
-                found = {}, {}
+        if metric_fn is not None or metrics:
+            with distributed.joined("metrics"), by_itself():
+                found: tuple[dict[str, float], dict[str, Any]] = {}, {}
                 if distributed.is_main():
-                    found = user_metrics(metric_fn, prompts, completions, batch.extras)
+                    given = Generated(
+                        batch, prompts, completions, base.tokenizer, policy, reference, max_tokens
+                    )
+                    found = measure(metrics, given)
+                    if metric_fn is not None:
+                        means, by_episode = user_metrics(metric_fn, prompts, completions, batch.extras)
+                        found = {**found[0], **means}, {**found[1], **by_episode}
             means, columns = distributed.broadcast(found)
-            metrics.update({f"metric/{name}": value for name, value in means.items()})
+            numbers.update({f"metric/{name}": value for name, value in means.items()})
     return Evaluation(
-        metrics=metrics,
+        metrics=numbers,
         samples=_samples(batch, prompts, completions, columns, min(samples, len(batch))),
         episodes=batch,
         seconds=time.perf_counter() - started,

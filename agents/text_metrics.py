@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from scipy.stats import entropy
 
 
-def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
+def ngrams(tokens: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
     """The n-grams of a sequence, in order; none if it is shorter than n.
 
     Raises:
@@ -36,7 +40,7 @@ def repetition_n(tokens: Sequence[int], n: int = 3) -> float:
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def distinct_n(sequences: Iterable[Sequence[int]], n: int) -> float:
+def distinct_n(sequences: Iterable[Sequence[Any]], n: int) -> float:
     """Distinct n-grams over all n-grams of a set of responses (distinct-n, Li et al. 2016, section 5.2).
 
     It falls as the set grows: compare sets of one size only.
@@ -49,3 +53,39 @@ def distinct_n(sequences: Iterable[Sequence[int]], n: int) -> float:
     """
     grams = [gram for tokens in sequences for gram in ngrams(tokens, n)]
     return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def entropy_n(sequences: Iterable[Sequence[Any]], n: int) -> float:
+    """Entropy in nats of the distribution of n-grams over a set of responses; NaN if none has n tokens.
+
+    With log2 it is the "entropy-n" of RL4LMs and GEM-metrics.
+
+    >>> round(entropy_n([[1, 2], [1, 2]], 1), 4)  # log 2
+    0.6931
+    """
+    counts = Counter(gram for tokens in sequences for gram in ngrams(tokens, n))
+    return float(entropy(list(counts.values()))) if counts else float("nan")
+
+
+def msttr(sequences: Iterable[Sequence[Any]], segment: int = 100) -> float:
+    """Mean segmental type-token ratio: distinct tokens in consecutive segments (Johnson 1944).
+
+    Args:
+        sequences: responses, joined one after the other and cut into segments; the rest is left off.
+        segment: tokens of a segment.
+
+    Returns:
+        Mean of distinct over all tokens of a segment, in (0, 1]; NaN if there is not one whole segment.
+
+    Raises:
+        ValueError: if ``segment`` is below 1.
+
+    >>> msttr([[1, 1, 2], [3, 4, 5]], segment=2)
+    0.8333333333333334
+    """
+    if segment < 1:
+        raise ValueError(f"segment must be >= 1, got {segment}")
+    tokens = [token for sequence in sequences for token in sequence]
+    starts = range(0, len(tokens) - segment + 1, segment)
+    ratios = [len(set(tokens[start : start + segment])) / segment for start in starts]
+    return sum(ratios) / len(ratios) if ratios else float("nan")
