@@ -20,6 +20,8 @@ COMMANDS = {
     "pipeline": "supervised fine-tuning, reward model and reinforcement learning, one after the other",
     "evaluate": "play and measure: textenv evaluate FOLDER --task random-walks",
     "generate": "write texts: textenv generate FOLDER --prompts prompts.jsonl",
+    "report": "write the report of a run: textenv report FOLDER",
+    "push": "upload a model with its card to the Hugging Face hub: textenv push FOLDER OWNER/NAME",
     "tasks": "list the tasks, or one task's arguments: textenv tasks reviews",
     "agents": "list the agents",
     "rewards": "list the rewards, or one reward's documentation: textenv rewards length",
@@ -113,6 +115,10 @@ def _run(flags: Flags) -> int:
         from textenv.agents import cli_lists
 
         return cli_lists.run(command, rest)
+    if command in ("report", "push"):
+        from textenv.agents import cli_reports
+
+        return cli_reports.run(command, list(rest))
     from textenv.agents import cli_commands
 
     run: Callable[[list[str], Flags], int] = getattr(cli_commands, command.replace("-", "_"))

@@ -50,6 +50,16 @@ def latest_whole(run_dir: str | os.PathLike[str]) -> tuple[Path | None, list[str
     return None, problems
 
 
+def model_folder(source: str | os.PathLike[str]) -> Path:
+    """The model in a run's folder (the pipeline's, the best, or the newest whole one), else ``source``."""
+    folder = Path(source)
+    for inner in (folder / "rl" / "model", folder / "best", folder / "model"):
+        if (inner / "config.json").is_file() and not (folder / "config.json").is_file():
+            return inner
+    newest = latest_whole(folder)[0] if (folder / "checkpoints").is_dir() else None
+    return folder if newest is None else newest
+
+
 def resume_agent(
     agent: Agent, run_dir: str | os.PathLike[str], *, missing: Literal["error", "start"] = "error"
 ) -> Path | None:

@@ -169,7 +169,8 @@ def train(
                 folder.note_resume(learner.iteration)
             else:
                 name = agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}"
-                folder.write_info(learner.config, agent=name, task=task, num_envs=num_envs)
+                start = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+                folder.write_info(learner.config, agent=name, task=task, model=start, num_envs=num_envs)
     return learner.learn()
 
 

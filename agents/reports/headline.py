@@ -183,6 +183,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     rows: list[tuple[str, Any]] = [
         ("agent", info.get("agent")),
         ("task", info.get("task")),
+        ("model", info.get("model") or run.config.get("model")),
         ("steps", None if "step" not in last else number(last["step"])),
         ("episodes", None if "episodes" not in last else number(last["episodes"])),
         ("optimizer steps", None if "optimizer_steps" not in last else number(last["optimizer_steps"])),

@@ -1,0 +1,101 @@
+"""The commands about finished runs: ``textenv report`` and ``textenv push``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from textenv.agents.cli_errors import UsageError
+from textenv.agents.cli_parser import build, make_parser, parse
+from textenv.agents.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Config):
+    """Options of `textenv report`."""
+
+    episodes: int = 0
+    """Episodes of the last saved iteration to print, too, coloured token by token."""
+    quantities: tuple[str, ...] = ()
+    """What colours their tokens, such as '[reward, KL]'; empty is everything that was kept."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(episodes=">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(Config):
+    """Options of `textenv push`."""
+
+    base_model: str | None = None
+    """Hub id of what the training began with; None is what the run says."""
+    license: str | None = None
+    """Identifier of the hub, such as apache-2.0."""
+    private: bool | None = None
+    """Whether a repository that is made is private; None is the account's default."""
+    training_state: bool = False
+    """Upload the optimizer's state and the like, too."""
+    out: str | None = None
+    """Write the folder here, card included, and upload nothing."""
+
+
+def run(command: str, argv: list[str]) -> int:
+    """Run ``report`` or ``push``."""
+    return report(argv) if command == "report" else push(argv)
+
+
+def report(argv: list[str]) -> int:
+    """Write the report of a run, and print episodes if asked to."""
+    parser = make_parser(
+        "textenv report",
+        "Write report.html and plots into the folder of a run or a pipeline.",
+        ReportOptions,
+        positional={"run_dir": "folder of the run"},
+    )
+    values = parse(parser, argv)
+    folder = values.pop("run_dir", None)
+    if folder is None:
+        raise UsageError("name the run: textenv report FOLDER")
+    options = build(ReportOptions, values)
+
+    from textenv.agents.reports.report import write_report
+
+    page = write_report(folder)
+    if options.episodes:
+        from textenv.agents.reports.tokens import load_views, show
+
+        kept = [place / "episodes" / "last.json" for place in (Path(folder), Path(folder) / "rl")]
+        file = next((path for path in kept if path.is_file()), None)
+        if file is None:
+            raise UsageError(f"{folder} keeps no episodes; online agents with a run_dir do")
+        show(load_views(file)[: options.episodes], options.quantities or None)
+    print(f"report: {page}")
+    return 0
+
+
+def push(argv: list[str]) -> int:
+    """Upload a model with its card, or write what would be uploaded."""
+    parser = make_parser(
+        "textenv push",
+        "Upload a model with its card to the Hugging Face hub.",
+        PushOptions,
+        positional={"source": "run folder, checkpoint or model folder", "repo_id": "OWNER/NAME on the hub"},
+    )
+    values = parse(parser, argv)
+    source, repo_id = values.pop("source", None), values.pop("repo_id", None)
+    if source is None or repo_id is None:
+        raise UsageError("name the model and the repository: textenv push FOLDER OWNER/NAME")
+    if not Path(source).is_dir():
+        raise UsageError(f"{source}: no such folder")
+    options = build(PushOptions, values)
+
+    from textenv.agents.model_card import export_model, push_to_hub
+
+    said = {name: getattr(options, name) for name in ("base_model", "license", "training_state")}
+    if options.out is not None:
+        print(f"model: {export_model(source, options.out, repo_id, **said)}")
+    else:
+        print(f"commit: {push_to_hub(source, repo_id, private=options.private, **said)}")
+    return 0
