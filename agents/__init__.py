@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from textenv.agents.ilql import ILQL, ILQLConfig
     from textenv.agents.loggers import Logger, make_loggers, register_logger
     from textenv.agents.loggers_jsonl import read_metrics
+    from textenv.agents.nlpo import NLPO, NLPOConfig
     from textenv.agents.offline import OfflineAgent
     from textenv.agents.online import OnlineAgent
     from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig
@@ -90,6 +91,8 @@ _HOME = {
     "LMActorCriticPolicy": "sb3",
     "LanguagePolicy": "policy",
     "Logger": "loggers",
+    "NLPO": "nlpo",
+    "NLPOConfig": "nlpo",
     "ORPO": "preference",
     "ORPOConfig": "preference",
     "OfflineAgent": "offline",
@@ -142,6 +145,7 @@ __all__ = [
     "GRPO",
     "ILQL",
     "KTO",
+    "NLPO",
     "ORPO",
     "PPO",
     "RFT",
@@ -168,6 +172,7 @@ __all__ = [
     "LMActorCriticPolicy",
     "LanguagePolicy",
     "Logger",
+    "NLPOConfig",
     "ORPOConfig",
     "OfflineAgent",
     "OfflineConfig",

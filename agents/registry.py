@@ -25,6 +25,7 @@ BUILTIN: dict[str, str] = {
     "ilql": "textenv.agents.ilql:ILQL",
     "kto": "textenv.agents.preference:KTO",
     "monte-carlo": "textenv.agents.monte_carlo:MonteCarloCritic",
+    "nlpo": "textenv.agents.nlpo:NLPO",
     "online-dpo": "textenv.agents.online_dpo:OnlineDPO",
     "orpo": "textenv.agents.preference:ORPO",
     "ppo": "textenv.agents.ppo:PPO",

@@ -21,6 +21,7 @@ from textenv.agents.shares import Share, share_of
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 from textenv.log_probs import TokenLogProbs, token_log_probs
+from textenv.nucleus import Nucleus
 from textenv.packing import check_packing
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class TeacherForced(nn.Module):
     max_tokens: int
     """Padded tokens of one pass of ``evaluate``."""
     _packing: bool = False
+    _nucleus: Nucleus | None = None
+    """What the policy's own passes count only the tokens of, for the time being."""
     _reference: Reference | None
     _memo: Memo
     _warned: bool
@@ -340,6 +343,7 @@ class TeacherForced(nn.Module):
             with_hidden=states,
             value_head=head if values else None,
             logits_processor=self.decoding.logits_processor if processed else None,
+            nucleus=self._nucleus,
         )
         state_values, final = found.values, None
         if head is not None and final_values:
@@ -369,4 +373,4 @@ class TeacherForced(nn.Module):
         """Equal as long as no pass can give anything else."""
         edits = sum(parameter._version for parameter in self.parameters())
         rules = (self.temperature, self.autocast, self.packing, self.legality, self.decoding.logits_processor)
-        return self.decoding.weights_version, edits, rules
+        return self.decoding.weights_version, edits, rules, self._nucleus

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from textenv.decoding import DecodeOutput, Decoder
 from textenv.legality import Legality
@@ -23,29 +22,15 @@ from textenv.masks import UnsupportedModelError
 from textenv.model_split import eval_mode, split_model, text_config
 from textenv.prompt_stock import Coming
 from textenv.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
+from textenv.weight_changes import WeightChanges, note_weight_change, tracked
+
+if TYPE_CHECKING:
+    from textenv.nucleus import Nucleus
 
 LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (n, V), hidden (n, d), t (n,)) -> logits (n, V); may work in place."""
 
 _UNCACHED_TOKENS = 16_384
-
-
-class _WeightChanges:
-    """How often any weights of this process may have changed."""
-
-    count = 0
-
-
-def _note_weight_change(*_: Any) -> None:
-    _WeightChanges.count += 1
-
-
-register_optimizer_step_post_hook(_note_weight_change)
-
-
-def _tracked(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters whose in-place edits torch counts."""
-    return [parameter for parameter in model.parameters() if not parameter.is_inference()]
 
 
 class DecodingPolicy:
@@ -62,6 +47,7 @@ class DecodingPolicy:
         greedy: take the likeliest token instead of sampling.
         logits_processor: changes the legal logits before temperature and filters.
         value_head: hidden (n, d) -> values (n,), evaluated at every step.
+        nucleus: act within the nucleus of another model.
         cached: False recomputes every step from scratch: slow, and the reference that the cache is tested
             against.
         cuda_graphs: see ``Decoder``.
@@ -89,6 +75,7 @@ class DecodingPolicy:
         greedy: bool = False,
         logits_processor: LogitsProcessor | None = None,
         value_head: Callable[[Tensor], Tensor] | None = None,
+        nucleus: Nucleus | None = None,
         cached: bool = True,
         cuda_graphs: bool | None = None,
     ) -> None:
@@ -104,22 +91,23 @@ class DecodingPolicy:
         self.greedy = greedy
         self.logits_processor = logits_processor
         self.value_head = value_head
+        self.nucleus = nucleus
         self.cached = cached
         self.cuda_graphs = cuda_graphs
         self.legality: Legality | None = None
         self._upcoming: Coming | None = None
         self._decoder: Decoder | None = None
         self._shape: tuple[int, int] | None = None
-        self._base = _WeightChanges.count
+        self._base = WeightChanges.count
         self._version = 0
         self._seen: tuple[int, int] | None = None
-        self._parameters = _tracked(model)
+        self._parameters = tracked(model)
         self._memo = torch.empty(0, 0, dtype=torch.int64)
         self._memo_lengths = torch.empty(0, dtype=torch.int64)
         self._every_row = np.arange(0)
         register = getattr(model, "register_load_state_dict_post_hook", None)
         if register is not None:
-            register(_note_weight_change)
+            register(note_weight_change)
 
     # -- set-up ----------------------------------------------------------------------------------------------
 
@@ -142,6 +130,8 @@ class DecodingPolicy:
         self.legality = legality
         self._upcoming = getattr(env, "upcoming_prompts", None)
         self._prepare(int(env.num_envs), int(env.max_length))
+        if self.nucleus is not None:
+            self.nucleus.decoding.attach(env)
 
     def _prepare(self, rows: int, length: int) -> None:
         if self._shape == (rows, length):
@@ -170,26 +160,30 @@ class DecodingPolicy:
     @property
     def weights_version(self) -> int:
         """Moves whenever the weights may have changed; equal versions mean equal weights."""
-        return self._version + _WeightChanges.count - self._base
+        return self._version + WeightChanges.count - self._base
 
     def invalidate(self) -> None:
         """Say that weights changed in a way the policy cannot see (custom optimizers, ``.data`` edits)."""
         self._version += 1
+        if self.nucleus is not None:
+            self.nucleus.decoding.invalidate()
 
     def sampling(self) -> dict[str, Any]:
         """How actions are sampled, as kept in ``EpisodeBatch.sampling``."""
+        rules = {} if self.nucleus is None else self.nucleus.sampling()
         return {
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
             "greedy": self.greedy,
             "weights_version": self.weights_version,
+            **rules,
         }
 
     def _forget_if_changed(self) -> None:
         seen = (self.weights_version, sum([parameter._version for parameter in self._parameters]))
         if seen != self._seen:
-            self._parameters = _tracked(self.model)
+            self._parameters = tracked(self.model)
             self._seen = (self.weights_version, sum([parameter._version for parameter in self._parameters]))
             self._forget()
 
@@ -229,16 +223,8 @@ class DecodingPolicy:
 
         ids, lengths = read(obs["input_ids"]), read(obs["attention_mask"]).sum(-1, dtype=torch.int64)
         acting = None if active is None else read(active).to(ids.device, torch.bool)
-        self._prepare(*ids.shape)
-        self._forget_if_changed()
-        if self._decoder is None:
-            rows, logits, hidden = self._recompute(ids, lengths, acting)
-        else:
-            try:
-                rows, logits, hidden = self._decode(self._decoder, ids, lengths, acting)
-            except BaseException:
-                self._forget()
-                raise
+        rows, logits, hidden = self.next_logits(ids, lengths, acting)
+        theirs = None if self.nucleus is None else self.nucleus.next_logits(rows, ids, lengths, acting)
         if len(logits) == 0:
             return self._nothing(ids, as_numpy)
         index = None if rows is None else rows.to(logits.device)
@@ -249,7 +235,7 @@ class DecodingPolicy:
 
         t = pick(lengths - read(obs["prompt_length"])) if "prompt_length" in obs else None
         noise = None if key is None else pick(read(key).to(torch.int64))
-        tokens, log_prob = self._choose(logits, hidden, t, noise)
+        tokens, log_prob = self._choose(logits, hidden, t, noise, theirs)
         chosen = {"action": tokens, "log_prob": log_prob}
         if self.value_head is not None:
             chosen["value"] = self.value_head(self._exposed(hidden)).reshape(len(tokens))
@@ -261,6 +247,29 @@ class DecodingPolicy:
             value = value[0] if single else value
             result[name] = value.numpy() if as_numpy else value
         return result.pop("action"), result
+
+    def next_logits(
+        self, ids: Tensor, lengths: Tensor, acting: Tensor | None
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """What the model says about the next token of the rows that act.
+
+        Args:
+            ids: (N, L) int64, right-padded.
+            lengths: (N,) int64.
+            acting: (N,) bool, None = all.
+
+        Returns:
+            Rows in the order of the logits (None = 0..N-1), logits (n, W), and the LM head's input (n, d).
+        """
+        self._prepare(*ids.shape)
+        self._forget_if_changed()
+        if self._decoder is None:
+            return self._recompute(ids, lengths, acting)
+        try:
+            return self._decode(self._decoder, ids, lengths, acting)
+        except BaseException:
+            self._forget()
+            raise
 
     def _nothing(self, ids: Tensor, as_numpy: bool) -> tuple[Any, dict[str, Any]]:
         """What ``act`` returns when no row acts."""
@@ -283,9 +292,14 @@ class DecodingPolicy:
         return hidden
 
     def _choose(
-        self, logits: Tensor, hidden: Tensor | None, t: Tensor | None, key: Tensor | None
+        self,
+        logits: Tensor,
+        hidden: Tensor | None,
+        t: Tensor | None,
+        key: Tensor | None,
+        theirs: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (n,) and their log-probs from the model's logits (n, W)."""
+        """Tokens (n,) and their log-probs from the model's logits (n, W) and those of the nucleus."""
         if t is None:
             if self.logits_processor is not None or (self.legality and self.legality.min_new_tokens):
                 raise ValueError("the observation has no prompt_length, which the step t is counted from")
@@ -298,6 +312,10 @@ class DecodingPolicy:
             logits = logits.float()
         if self.temperature != 1.0:
             logits = logits / self.temperature
+        if self.nucleus is not None and theirs is not None:
+            logits = self.nucleus.restrict(
+                logits, theirs, t, legality=self.legality, temperature=self.temperature
+            )
         if self.greedy:
             return greedy_with_log_prob(logits)
         if self.top_k or self.top_p < 1.0:
@@ -307,7 +325,7 @@ class DecodingPolicy:
     def _decode(
         self, decoder: Decoder, ids: Tensor, lengths: Tensor, acting: Tensor | None
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Rows in the order of the logits (None = 0..N-1), logits (n, W), hidden (n, d), by the cache."""
+        """The same by the cache."""
         if self._memo.device != ids.device:
             self._memo, self._memo_lengths = self._memo.to(ids.device), self._memo_lengths.to(ids.device)
         memo_lengths = self._memo_lengths

@@ -21,6 +21,7 @@ from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 from textenv.linear_log_probs import linear_log_probs
 from textenv.model_split import SplitModel, split_model, vocabulary_size
+from textenv.nucleus import Nucleus
 from textenv.packing import packed_states
 
 LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -57,6 +58,7 @@ def token_log_probs(
     with_hidden: bool = False,
     value_head: Callable[[Tensor], Tensor] | None = None,
     logits_processor: LogitsProcessor | None = None,
+    nucleus: Nucleus | None = None,
     packing: bool = False,
 ) -> TokenLogProbs:
     """Log-probs of the actions under ``model``, in the order and shape of the episodes.
@@ -75,6 +77,7 @@ def token_log_probs(
         value_head: hidden (A, d) -> (A,); also its values.
         logits_processor: (legal logits (a, V), hidden (a, d), t (a,)) -> logits (a, V) changes the logits
             before the temperature divides them, as it does when a ``DecodingPolicy`` acts.
+        nucleus: only tokens in the nucleus of its model count (and those that were chosen).
         packing: forward several episodes in one row, in a model that passes ``check_packing``.
 
     Raises:
@@ -115,8 +118,19 @@ def token_log_probs(
     place = (torch.cat(rows), torch.cat(columns))
     hidden = torch.cat(inputs)
     tokens, t = episodes.input_ids[place], steps[place]
+    theirs = None if nucleus is None else _states_at_actions(nucleus.model, episodes, packing)
     log_probs, entropy = _score(
-        split, hidden, tokens, t, temperature, legality, max_bytes, with_entropy, logits_processor
+        split,
+        hidden,
+        tokens,
+        t,
+        temperature,
+        legality,
+        max_bytes,
+        with_entropy,
+        logits_processor,
+        nucleus,
+        theirs,
     )
 
     def spread(values: Tensor) -> Tensor:
@@ -148,6 +162,16 @@ def _forward(
         ids = episodes.input_ids[index, :width]
         # Causal attention never looks at the padding on the right, so no mask has to hide it.
         yield index, run(ids, torch.ones_like(ids)), lambda row, column: (row, column)
+
+
+@torch.no_grad()
+def _states_at_actions(model: nn.Module, episodes: EpisodeBatch, packing: bool) -> Tensor:
+    """Another model's input of the LM head where actions are emitted, in the order of the parts: (A, d)."""
+    found = []
+    for index, hidden, at in _forward(split_model(model), episodes, packing):
+        row, column = episodes.action_mask[index].nonzero(as_tuple=True)
+        found.append(hidden[at(row, column - 1)])
+    return torch.cat(found)
 
 
 def _in_order(states: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -197,10 +221,16 @@ def _score(
     max_bytes: int,
     with_entropy: bool,
     logits_processor: LogitsProcessor | None = None,
+    nucleus: Nucleus | None = None,
+    theirs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probs and entropies (A,) of tokens at steps t (A,), from hidden (A, d) or logits (A, W)."""
+    """Log-probs and entropies (A,) of tokens at steps t (A,), from hidden (A, d) or logits (A, W).
+
+    ``theirs`` (A, d) are the states of the nucleus's model.
+    """
     head = split.output
-    if logits_processor is None and split.linear and isinstance(head, nn.Linear) and _is_plain(head, hidden):
+    plain = logits_processor is None and nucleus is None
+    if plain and split.linear and isinstance(head, nn.Linear) and _is_plain(head, hidden):
         return linear_log_probs(
             hidden,
             head.weight,
@@ -213,7 +243,9 @@ def _score(
             with_entropy=with_entropy,
         )
 
-    def score(part: Tensor, chosen: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    other = None if nucleus is None else split_model(nucleus.model)
+
+    def score(part: Tensor, chosen: Tensor, step: Tensor, their: Tensor | None) -> tuple[Tensor, Tensor]:
         logits = part if head is None else split.head(part)
         if legality is not None:
             logits = legality.apply(logits, step)
@@ -222,6 +254,12 @@ def _score(
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if temperature != 1.0:
             logits = logits / temperature
+        if nucleus is not None and other is not None and their is not None:
+            with torch.no_grad():
+                their = their if other.output is None else other.head(their)
+            logits = nucleus.restrict(
+                logits, their, step, legality=legality, temperature=temperature, chosen=chosen
+            )
         log_total = logits.logsumexp(-1)
         log_prob = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - log_total
         if not with_entropy:
@@ -232,7 +270,9 @@ def _score(
     # An upper bound of W: the head's output is not known before it has run.
     width = max(vocabulary_size(split.model, 1), 1)
     chunk = max(1, max_bytes // (4 * width))
-    parts = list(zip(hidden.split(chunk), tokens.split(chunk), t.split(chunk), strict=True))
+    pieces = [hidden.split(chunk), tokens.split(chunk), t.split(chunk)]
+    others = [None] * len(pieces[0]) if theirs is None else theirs.split(chunk)
+    parts = list(zip(*pieces, others, strict=True))
     if len(parts) == 1 or not torch.is_grad_enabled():
         scored = [score(*part) for part in parts]
     else:
@@ -241,7 +281,9 @@ def _score(
     return log_probs, torch.cat([pair[1] for pair in scored]) if with_entropy else None
 
 
-def _checkpointed(function: Callable[..., tuple[Tensor, Tensor]], *args: Tensor) -> tuple[Tensor, Tensor]:
+def _checkpointed(
+    function: Callable[..., tuple[Tensor, Tensor]], *args: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Run without keeping the logits; the backward pass computes them again."""
     result: Any = checkpoint(function, *args, use_reentrant=False)
     return result

@@ -102,12 +102,12 @@ def filter_top_k_top_p(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Te
         best = logits.topk(top_k, dim=-1).values
         logits = logits.masked_fill(logits < best[..., -1:], -torch.inf)
     if top_p < 1.0:
-        logits = logits.masked_fill(logits < _nucleus_threshold(logits, top_p), -torch.inf)
+        logits = logits.masked_fill(logits < nucleus_threshold(logits, top_p), -torch.inf)
     return logits
 
 
-def _nucleus_threshold(logits: Tensor, top_p: float) -> Tensor:
-    """Smallest logit inside the nucleus of each row: (N, V) -> (N, 1)."""
+def nucleus_threshold(logits: Tensor, top_p: float) -> Tensor:
+    """Smallest logit inside the nucleus of mass ``top_p`` of each row: (N, V) -> (N, 1)."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     log_total = wide.logsumexp(-1, keepdim=True)
     vocabulary = logits.shape[-1]
