@@ -31,6 +31,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "ppo-lora": {"agent": "ppo", "policy_kwargs": {"lora": {"r": 2}}},
     "ppo-separate": {"agent": "ppo", "value_model": "separate", "value_head": "mlp"},
     "ppo-frozen": {"agent": "ppo", "policy_kwargs": {"train_layers": 1}, "kl_placement": "loss"},
+    # What they generate beside the episodes that they learn from counts, too.
+    "remax": {"agent": "reinforce", "baseline": "greedy", "score_scale": True},
+    "dapo": {"agent": "grpo", "samples_per_prompt": 3, "max_rollouts": 2, "aggregation": "dapo"},
     "ilql": {"agent": "ilql", "target_every": 3, "target_alpha": 0.5, "lr_schedule": "cosine"},
     "dpo": {"agent": "dpo", "lr_schedule": "linear"},
     "reward-model": {"agent": "reward-model", "heads": 2, "dropout": 0.1},
@@ -66,7 +69,7 @@ def arguments(kind: str) -> dict[str, Any]:
             del shared[name]
         pairs = [{"prompt": "ab", "chosen": text, "rejected": text + "h"} for text in ("ab", "c", "dea")]
         shared |= {"dataset": pairs * 2, "steps": STEPS, "batch_size": 4}
-    elif given["agent"] == "ppo":
+    elif given["agent"] in ("ppo", "reinforce", "grpo"):
         shared |= {"prompts": ["a", "bc", "def"], "iterations": STEPS, "episodes_per_iteration": 6}
         shared |= {"epochs": 2, "minibatches": 2}
     else:
@@ -221,8 +224,10 @@ def main() -> None:
     import torch
     import transformers
 
+    import textenv.agents.grpo
     import textenv.agents.ilql
     import textenv.agents.ppo
+    import textenv.agents.reinforce
     import textenv.agents.sft
     from textenv import register_reward
 

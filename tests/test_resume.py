@@ -16,7 +16,8 @@ from textenv.agents.loggers_jsonl import read_metrics
 from textenv.agents.run_folder import RunFolder
 
 STEPS = 4
-KINDS = ["ppo", "ppo-lora", "ppo-separate", "ppo-frozen", "ilql", "sft", "reward-model", "dpo"]
+ONLINE = ["ppo", "ppo-lora", "ppo-separate", "ppo-frozen", "remax", "dapo"]
+KINDS = [*ONLINE, "ilql", "sft", "reward-model", "dpo"]
 Run = Callable[..., int]
 
 
@@ -115,7 +116,7 @@ def test_ppo_killed_anywhere_ends_the_same(
 def test_every_kind_of_agent_and_policy_goes_on(
     kind: str, run: Run, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    assert run(kind, tmp_path, kill="update:9" if kind.startswith("ppo") else "update:3") == -9
+    assert run(kind, tmp_path, kill="update:9" if kind in ONLINE else "update:3") == -9
     assert run(kind, tmp_path, True) == 0
     check_same(tmp_path, whole(kind))
 
