@@ -38,6 +38,7 @@ _SHARED: dict[str, Any] = {
 }
 _CLIPPED = {**_SHARED, "epochs": 4, "minibatches": 1}
 _PLAIN = {**_SHARED, "epochs": 1, "minibatches": 4}
+_PAIRED = {"learning_rate": 2e-3, "iterations": 50, "episodes_per_iteration": 160}
 _CRITIC = {"value_coef": 1.0, "value_head": "mlp", "value_clip_range": None, "center_by_prompt": True}
 ONLINE_SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {**_CLIPPED, **_CRITIC},
@@ -46,6 +47,10 @@ ONLINE_SETTINGS: dict[str, dict[str, Any]] = {
     "reinforce++": _CLIPPED,
     "rloo": _PLAIN,
     "grpo": _CLIPPED,
+    "nlpo": {**_CLIPPED, **_CRITIC, "mask_top_p": 0.99, "mask_min_tokens": 2},
+    "online-dpo": {**_PAIRED, "epochs": 2, "minibatches": 2},
+    "rft": {**_PAIRED, "samples_per_prompt": 16, "generations_kept": 1, "minibatches": 4},
+    "best-of-n": {"n": 64},
 }
 ILQL_SETTINGS: dict[str, Any] = {
     "learning_rate": 3e-3,
@@ -74,7 +79,14 @@ TASK_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("reinforce++", "probe-count"): {**_COUNT, "minibatches": 4},
     ("rloo", "probe-count"): {**_COUNT, "minibatches": 8},
     ("grpo", "probe-count"): {**_COUNT, "minibatches": 4},
+    ("nlpo", "probe-count"): {**_COUNT, "minibatches": 4, "center_by_prompt": False},
+    ("online-dpo", "probe-count"): {"iterations": 130},
+    ("rft", "probe-count"): {"iterations": 130},
 }
+
+
+# Nothing is learned by choosing, and one random sample in thousands is right.
+SKIPPED = {("best-of-n", "probe-constant"), ("best-of-n", "probe-count")}
 
 
 def make_envs(name: str, task_kwargs: dict[str, Any], samples_per_prompt: int = 1) -> Any:
@@ -126,7 +138,8 @@ def measure(agent: str, name: str, *, seed: int = 0) -> dict[str, Any]:
     begin = time.perf_counter()
     trained = TRAINERS[agent](name, seed=seed)
     seconds = time.perf_counter() - begin
-    envs = make_envs(name, TASK_KWARGS.get((agent, name), {}))
+    group = trained.group_size(trained.config, evaluation=True) if hasattr(trained, "group_size") else 1
+    envs = make_envs(name, TASK_KWARGS.get((agent, name), {}), group)
     found = trained.evaluate(envs, EVALUATION).metrics["return/mean"]
     optimum = make_task(name).build().optimum
     print(f"{agent} {name}: {found:.3f} of {optimum:g} in {seconds:.0f} s", flush=True)
@@ -154,6 +167,7 @@ def main() -> int:
         measure(agent, name, seed=args.seed)
         for agent in args.agent or TRAINERS
         for name in args.task or PROBES
+        if (agent, name) not in SKIPPED
     ]
     columns = ("agent", "task", "return", "optimum", "solved", "optimizer_steps", "seconds")
     print_table("Probe tasks", columns, [[row[c] for c in columns] for row in rows])
