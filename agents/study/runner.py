@@ -125,11 +125,17 @@ def _child(
     threading.Thread(target=follow, daemon=True).start()
     for name in imports:
         import_module_or_file(name)
-    from textenv.agents.cli_commands import _quiet
-
-    _quiet()
+    quiet()
     made = StudyConfig.from_dict(config)
     perform(Study(config=made, folder=Path(folder), trust_remote_code=trust_remote_code), RunSpec(**spec))
+
+
+def quiet() -> None:
+    """Keep transformers' progress bars out of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _is_done(study: Study, spec: RunSpec) -> bool:
