@@ -8,11 +8,12 @@ episodes, L tokens, T most own tokens in a row.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from textenv.names import nearest_first
 
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]
 
@@ -46,8 +47,7 @@ def get_advantage(name: str) -> AdvantageFunction:
     """
     if name in ADVANTAGES:
         return ADVANTAGES[name]
-    near = difflib.get_close_matches(name, ADVANTAGES, n=len(ADVANTAGES), cutoff=0.0)
-    raise ValueError(f"advantage must be one of {near}, got {name!r}")
+    raise ValueError(f"advantage must be one of {nearest_first(name, ADVANTAGES)}, got {name!r}")
 
 
 def discounted_sums(steps: Tensor, mask: Tensor, factor: float, tail: Tensor | None = None) -> Tensor:

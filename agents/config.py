@@ -6,7 +6,6 @@ The docstring under a field is its documentation, for readers and, through ``fie
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import inspect
 import operator
@@ -17,6 +16,8 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
+
+from textenv.names import nearest
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -279,17 +280,6 @@ def field_docs(cls: type) -> dict[str, str]:
             f"{cls.__name__} must have a docstring under every field, got none under {', '.join(missing)}"
         )
     return {name: docs[name] for name in names}
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """The end of an error about an unknown name: the known names, the nearest first.
-
-    >>> nearest("clip", ["epochs", "clip_range"])
-    'known: clip_range, epochs'
-    """
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"known: {', '.join([*close, *(other for other in known if other not in close)]) or 'none'}"
 
 
 def _hints(cls: type) -> dict[str, Any]:

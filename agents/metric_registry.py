@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from textenv.agents.config import nearest
 from textenv.episodes import EpisodeBatch
+from textenv.names import nearest
 
 Found = dict[str, float | list[float]]
 """Name -> a number about all texts, or one for each of the B episodes."""

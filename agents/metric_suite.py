@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textenv.agents import metrics_diversity, metrics_reference  # noqa: F401 - they register their metrics
-from textenv.agents.config import nearest
 from textenv.agents.metric_registry import METRICS, Generated
+from textenv.names import nearest
 
 MetricSpec = str | Sequence[Any]
 """A name, or [name, {option: value}]."""

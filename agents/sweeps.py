@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from textenv.agents.config import nearest
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.text_display import number
+from textenv.names import nearest
 from textenv.sampling import filter_top_k_top_p
 
 SETTINGS = ("temperature", "top_k", "top_p", "greedy", "beta")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
 from textenv.kl import KL_ESTIMATORS, kl_estimate
+from textenv.ledger import RAW
 from textenv.legality import Legality
 from textenv.log_probs import token_log_probs
 from textenv.model_split import eval_mode
@@ -21,7 +22,7 @@ from textenv.rewards.checks import check_number
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
-from textenv.scoring import RAW, RewardError, quote
+from textenv.scoring import RewardError, quote
 
 CONTROLLERS = ("fixed", "adaptive")
 ESTIMATORS = (*KL_ESTIMATORS, "full")

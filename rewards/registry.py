@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
+from textenv.names import nearest
 from textenv.rewards.term import RewardTerm
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -182,9 +182,7 @@ def _find(name: str, allow_imports: bool) -> Callable[..., Any]:
                 "or pass allow_imports=True if you trust where the spec comes from"
             )
         return _import(name)
-    near = difflib.get_close_matches(name, REWARDS, n=3, cutoff=0.5)
-    listed = [*near, *(other for other in sorted(REWARDS) if other not in near)]
-    raise ValueError(f"unknown reward {name!r}; known are {', '.join(listed)}")
+    raise ValueError(f"unknown reward {name!r}; {nearest(name, REWARDS)}")
 
 
 def _import(name: str) -> Callable[..., Any]:

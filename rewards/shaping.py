@@ -17,10 +17,11 @@ from torch import Tensor
 
 from textenv.checks import check_choice
 from textenv.episodes import EpisodeBatch
+from textenv.ledger import RAW
 from textenv.rewards.checks import check_number
 from textenv.rewards.registry import make_reward, register_reward
 from textenv.rewards.term import RewardTerm
-from textenv.scoring import RAW, checked_parts, unique_name, with_raw_parts
+from textenv.scoring import checked_parts, unique_name, with_raw_parts
 
 
 class Shaped(RewardTerm):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from textenv.checks import check_at_least
-from textenv.tasks.storage import cache_folder
+from textenv.tasks.storage import kept_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,19 +29,10 @@ def bpe_tokenizer(texts: Sequence[str], *, vocab_size: int = 2048) -> PreTrained
     Raises:
         ValueError: if ``vocab_size`` leaves no room for the bytes and EOS.
     """
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from textenv.atomic import atomic_file
-
     check_at_least("vocab_size", vocab_size, _BYTES + 1)
-    path = cache_folder() / "tokenizers" / f"bpe-{vocab_size}-{_digest(texts, vocab_size)}.json"
-    if path.exists():
-        backend = Tokenizer.from_file(str(path))
-    else:
-        backend = _train(texts, vocab_size)
-        with atomic_file(path) as temporary:
-            backend.save(str(temporary))
+    backend = kept_tokenizer("bpe", texts, vocab_size, _train)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=EOS,
@@ -73,11 +62,3 @@ def _train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ),
     )
     return backend
-
-
-def _digest(texts: Sequence[str], vocab_size: int) -> str:
-    """Names everything that the tokenizer depends on, the library's version too."""
-    import tokenizers
-
-    written = json.dumps([tokenizers.__version__, vocab_size, EOS, list(texts)])
-    return hashlib.sha256(written.encode()).hexdigest()[:16]

@@ -15,10 +15,10 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from textenv.env import TextEnv
+from textenv.names import nearest_first
 from textenv.prompts import PromptSet
 from textenv.rewards.registry import make_reward, normalize_reward_specs
 from textenv.rewards.term import RewardTerm
-from textenv.tasks.names import nearest_first
 from textenv.tasks.prompts import build_prompts, load_tokenizer
 from textenv.tasks.registry import make_task
 from textenv.tasks.task import Task, TaskData

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textenv.checks import check_at_least
-from textenv.records import Columns, load_columns
+from textenv.records import Columns, Repeats, load_columns
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
 
@@ -50,6 +50,9 @@ def build_prompts(
             (naming file and line).
         TypeError: if a prompt has the wrong type (naming file and line).
 
+    Warns:
+        UserWarning: if prompts repeat, with their number.
+
     Example:
         >>> from textenv.tasks.letters import letter_tokenizer
         >>> rows = [{"prompt": "ab", "answer": "c"}]
@@ -69,10 +72,12 @@ def build_prompts(
     records = load_columns(_rows_of_list(data), split=split, columns=[], rename=rename)
     name = "messages" if "prompt" not in records.columns and "messages" in records.columns else "prompt"
     prompts: list[Any] = []
-    others = Columns()
+    others, seen = Columns(), Repeats(records.name, "prompt")
     for place, row in itertools.islice(records.require(name).rows(), limit):
         prompts.append(_open_prompt(row.pop(name), place))
+        seen.add(prompts[-1])
         others.add(row)
+    seen.warn()
     return TaskData(
         prompts=prompts,
         columns=others.values,

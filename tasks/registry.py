@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from textenv.tasks.names import nearest_first
+from textenv.names import nearest_first
 from textenv.tasks.task import Task, TaskData
 
 _BUILT_IN = ("random_walks", "reviews", "prompts", "probes")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from textenv.checks import check_at_least
-from textenv.tasks.storage import cache_folder
+from textenv.tasks.storage import kept_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,19 +28,10 @@ def wordpiece_tokenizer(texts: Sequence[str], *, vocab_size: int = 12_000) -> Pr
     Raises:
         ValueError: if ``vocab_size`` leaves no room for letters.
     """
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from textenv.atomic import atomic_file
-
     check_at_least("vocab_size", vocab_size, _SMALLEST)
-    path = cache_folder() / "tokenizers" / f"wordpiece-{vocab_size}-{_digest(texts, vocab_size)}.json"
-    if path.exists():
-        backend = Tokenizer.from_file(str(path))
-    else:
-        backend = _train(texts, vocab_size)
-        with atomic_file(path) as temporary:
-            backend.save(str(temporary))
+    backend = kept_tokenizer("wordpiece", texts, vocab_size, _train)
     pad, unknown, start, end = SPECIAL
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=pad, unk_token=unknown, cls_token=start, sep_token=end
@@ -93,10 +82,3 @@ def _train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     ids = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
     return backend
-
-
-def _digest(texts: Sequence[str], vocab_size: int) -> str:
-    import tokenizers
-
-    written = json.dumps([tokenizers.__version__, vocab_size, "wordpiece", list(texts)])
-    return hashlib.sha256(written.encode()).hexdigest()[:16]

@@ -291,7 +291,7 @@ def test_mistakes_in_data_and_rewards(
     code, _, errors = say(*given, "--prompts", prompts, "--reward=my_own_rewards:count_b")
     assert (code, "has no 'count_b'; it has count_a, broken" in errors) == (1, True)
     code, _, errors = say(*given, "--prompts", prompts, "--reward=lenght")
-    assert (code, "unknown reward 'lenght'; known are length" in errors) == (1, True)
+    assert (code, "unknown reward 'lenght'; known: length" in errors) == (1, True)
     assert not Path("run").exists()
     code, _, errors = say(*given, "--prompts", prompts, "--reward=my_own_rewards:broken")
     assert code == 1

@@ -300,7 +300,7 @@ def test_every_reward_has_a_line_of_documentation() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones_nearest_first() -> None:
-    with pytest.raises(ValueError, match=r"unknown reward 'lenght'; known are length, .*rouge"):
+    with pytest.raises(ValueError, match=r"unknown reward 'lenght'; known: length, .*rouge"):
         make_reward("lenght")
 
 

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from textenv.encoding import PairEncoder, raise_at
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
 from textenv.prompts import PromptSet
-from textenv.records import FORMATS, Columns, Records, load_columns
+from textenv.records import FORMATS, Columns, Records, Repeats, load_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +65,7 @@ def prompts_from_records(
     """
     by_messages = "prompt" not in records.columns and "messages" in records.columns
     prompts: list[Any] = []
-    columns, seen = Columns(), _Repeats(records.name, "prompt")
+    columns, seen = Columns(), Repeats(records.name, "prompt")
     for place, row in records.require("messages" if by_messages else "prompt").rows():
         prompt = row.pop("messages" if by_messages else "prompt")
         if by_messages and prompt[-1]["role"] == "assistant":
@@ -129,7 +128,7 @@ def episodes_from_records(
     paid = "reward" in found
     records = records.require(*used, *(["reward"] if paid else []))
     encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template or used[0] == "messages", turns)
-    extras, seen = Columns(), _Repeats(records.name, " and ".join(used))
+    extras, seen = Columns(), Repeats(records.name, " and ".join(used))
     parts = []
     for chunk in _chunks(records.rows()):
         rewards = [row.pop("reward") for _, row in chunk] if paid else None
@@ -181,7 +180,7 @@ def preferences_from_records(
     weights: dict[str, list[float]] = {name: [] for name in ("margin", "label") if name in records.columns}
     records = records.require("prompt", "chosen", "rejected", *weights)
     encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template, "last")
-    extras, seen = Columns(), _Repeats(records.name, "pair")
+    extras, seen = Columns(), Repeats(records.name, "pair")
     chosen, rejected = [], []
     for chunk in _chunks(records.rows()):
         pairs = []
@@ -217,23 +216,3 @@ def _joined(parts: list[EpisodeBatch], extras: Mapping[str, list[Any]]) -> Episo
     batch.episode_id = torch.arange(len(batch))
     batch.extras = {name: list(values) for name, values in extras.items()}
     return batch
-
-
-class _Repeats:
-    """Counts records that were there before; it keeps a hash of each, not the record."""
-
-    def __init__(self, source: str, what: str) -> None:
-        self._source, self._what = source, what
-        self._hashes: set[int] = set()
-        self._count = 0
-
-    def add(self, content: object) -> None:
-        self._hashes.add(hash(repr(content)))
-        self._count += 1
-
-    def warn(self) -> None:
-        if repeats := self._count - len(self._hashes):
-            warnings.warn(
-                f"{self._source}: {repeats} of {self._count} records repeat an earlier one's {self._what}",
-                stacklevel=3,
-            )

@@ -18,13 +18,14 @@ from textenv.rows import Rows, Texts
 if TYPE_CHECKING:
     from textenv.prompts import PromptSet
 
-RAW_PREFIX = "raw/"
+RAW = "raw/"
+"""Begins the name of what a shaping term was computed from: noted, but no part of the reward."""
 _FIELDS = {"log_prob": "log_probs", "value": "values"}
 
 
 def counts(name: str) -> bool:
     """Whether what is paid under this name is part of the reward; "raw/..." is only noted."""
-    return not name.startswith(RAW_PREFIX)
+    return not name.startswith(RAW)
 
 
 class Ledger:

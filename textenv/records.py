@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -226,3 +227,30 @@ class Columns:
         for name, column in self.values.items():
             column.append(row.get(name))
         self._count += 1
+
+
+class Repeats:
+    """Counts records that were there before; it keeps a hash of each, not the record.
+
+    Args:
+        source: where the records come from, for the warning.
+        what: what of a record is compared.
+    """
+
+    def __init__(self, source: str, what: str) -> None:
+        self._source, self._what = source, what
+        self._hashes: set[int] = set()
+        self._count = 0
+
+    def add(self, content: object) -> None:
+        """Note one record."""
+        self._hashes.add(hash(repr(content)))
+        self._count += 1
+
+    def warn(self) -> None:
+        """Warn if records repeat, with their number."""
+        if repeats := self._count - len(self._hashes):
+            warnings.warn(
+                f"{self._source}: {repeats} of {self._count} records repeat an earlier one's {self._what}",
+                stacklevel=3,
+            )

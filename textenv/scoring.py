@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from textenv.episodes import EpisodeBatch
+from textenv.ledger import RAW
 
-RAW = "raw/"
-"""Prefix of terms that are noted but not counted."""
 SCORING_MODES = ("immediate", "deferred")
 
 
