@@ -112,7 +112,7 @@ class OnlineAgent(Agent):
         for epoch in range(cfg.epochs):
             order = epoch_order(len(batch), seed=cfg.seed, epoch=self.iteration * cfg.epochs + epoch)
             for index in order.tensor_split(min(cfg.minibatches, len(order))):
-                rows.append(self.step(batch.select(index)))
+                rows.append(self.step(batch if len(index) == len(batch) else batch.select(index)))
                 if self.stop_early(rows[-1]):
                     return {**mean_row(rows), "policy/stopped_early": 1.0}
         return mean_row(rows)

@@ -17,6 +17,7 @@ from torch import nn
 from textenv.acting import DecodingPolicy, LogitsProcessor
 from textenv.agents.critics import SeparateCritic
 from textenv.agents.heads import HeadKind, ValueHead, checked_head, head_dtype
+from textenv.agents.memo import Memo
 from textenv.agents.model_setup import (
     add_lora,
     as_peft,
@@ -27,7 +28,7 @@ from textenv.agents.model_setup import (
     train_top_layers,
 )
 from textenv.agents.references import Reference, ReferenceMode, lightest_mode
-from textenv.agents.teacher_forced import Autocast, Memo, TeacherForced
+from textenv.agents.teacher_forced import Autocast, TeacherForced
 from textenv.legality import Legality, vocabulary_size
 from textenv.model_split import output_head
 

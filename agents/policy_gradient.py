@@ -64,7 +64,7 @@ class PolicyGradientConfig(OnlineConfig):
     dual_clip: float | None = None
     """Bound on the loss where the advantage is negative, 3.0 is usual; None has no bound."""
     ratio_level: RatioLevel = "token"
-    """One ratio a token, or one a sequence: exp of the mean of its log-ratios (GSPO, with clips near 3e-4)."""
+    """One ratio a token, or one a sequence: exp of the mean log-ratio (GSPO, with clips near 3e-4)."""
     aggregation: str = "token-mean"
     """Name of the registered aggregation, by which the losses of tokens become one number."""
     entropy_coef: float = 0.0
@@ -204,15 +204,20 @@ class PolicyGradientAgent(OnlineAgent):
         """The reward wrappers that pay a KL penalty."""
         return [w for w in scorer.reward_wrappers(self.envs) if isinstance(w.term, KLPenalty)]
 
+    def collect(self) -> EpisodeBatch:
+        """Play; a first step on the whole batch is served by the pass for the old log-probs."""
+        episodes = super().collect()
+        if self.config.minibatches == 1 and not self.config.entropy_coef and distributed.alone():
+            self.policy.expect_step(episodes)
+        return episodes
+
     def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
         """Old log-probs (and values), reference log-probs where there is one, advantages and returns."""
         episodes = episodes.to(self.policy.device)
         old = self.evaluate_old(episodes)
         advantages, returns = self.estimate(episodes, self.shaped_rewards(episodes), old)
         if self.config.whiten_advantages:
-            advantages = masked_whiten(
-                advantages, episodes.action_mask, min_std=self.config.whiten_min_std
-            )
+            advantages = masked_whiten(advantages, episodes.action_mask, min_std=self.config.whiten_min_std)
         tensors = {"old_log_probs": old.log_probs, "advantages": advantages, "returns": returns}
         if self.config.importance_correction != "none":
             tensors["importance_weights"] = self.importance_weights(episodes, old.log_probs)

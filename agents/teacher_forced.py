@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from textenv.acting import DecodingPolicy
 from textenv.agents.critics import SeparateCritic, final_states
+from textenv.agents.memo import Memo
 from textenv.agents.shares import Share, share_of
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
@@ -80,41 +81,6 @@ def joined_evaluation(share: Share, own: Evaluation, whole: EpisodeBatch) -> Eva
     """What all processes found about their rows, about the whole batch."""
     known = {name: value for name, value in own._asdict().items() if value is not None}
     return Evaluation(**share.assemble(known, whole))
-
-
-class Memo:
-    """The last evaluation, valid for the very same tensors of episodes and the same state of the weights."""
-
-    def __init__(self) -> None:
-        self._inputs: tuple[Tensor, Tensor] | None = None
-        self._versions: tuple[Hashable, ...] = ()
-        self._found: Evaluation | None = None
-
-    def get(self, episodes: EpisodeBatch, state: Hashable) -> Evaluation | None:
-        """What is known about ``episodes``, or None; a result that was changed in place is forgotten."""
-        if self._found is None or self._inputs is None:
-            return None
-        ids, mask = self._inputs
-        if ids is not episodes.input_ids or mask is not episodes.action_mask:
-            return None
-        return self._found if self._versions == self._version(episodes, state, self._found) else None
-
-    def put(self, episodes: EpisodeBatch, state: Hashable, found: Evaluation) -> Evaluation:
-        """Remember and give back."""
-        self._inputs = (episodes.input_ids, episodes.action_mask)
-        self._versions, self._found = self._version(episodes, state, found), found
-        return found
-
-    def forget(self) -> None:
-        """Know nothing."""
-        self._inputs = self._found = None
-
-    @staticmethod
-    def _version(episodes: EpisodeBatch, state: Hashable, found: Evaluation) -> tuple[Hashable, ...]:
-        tensors = [episodes.input_ids, episodes.action_mask, episodes.attention_mask]
-        tensors += [value for value in found if isinstance(value, Tensor)]
-        rule = repr(sorted(episodes.sampling.items(), key=lambda item: item[0]))
-        return state, rule, tuple(tensor._version for tensor in tensors)
 
 
 def filters(sampling: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +167,20 @@ class TeacherForced(nn.Module):
         """
         if torch.is_grad_enabled():
             self.warn_of_filters(episodes.sampling)
+            asked = {"values": values, "entropy": entropy, "hidden": hidden}
+            kept = self._memo.take_graph(episodes, self._state(), {name for name, on in asked.items() if on})
+            if kept is not None:
+                return kept
         return self._pass(episodes, values=values, entropy=entropy, hidden=hidden)
+
+    def expect_step(self, episodes: EpisodeBatch) -> None:
+        """Announce that the next optimizer step is on just these episodes: their evaluation serves it too.
+
+        The evaluation of a batch that fits ``max_tokens`` is then made with gradient, and ``forward`` on the
+        same episodes gives it, once, as long as no weight has moved: the same numbers for one pass less.
+        """
+        if len(episodes) * episodes.input_ids.shape[1] <= self.max_tokens:
+            self._memo.expect(episodes)
 
     def evaluate(
         self,
@@ -257,8 +236,14 @@ class TeacherForced(nn.Module):
                 ours = self._pass(part, values=values, entropy=entropy, final_values=final_values)
                 return ours._replace(ref_log_probs=other.score(part).log_probs)
 
+        expected = not shared and self._memo.expects(episodes)
+        if expected:
+            self.train()
+            with torch.enable_grad():
+                found = self._memo.put_graph(run(episodes))
         with torch.no_grad():
-            found = in_parts(episodes, self.max_tokens, run)
+            if not expected:
+                found = in_parts(episodes, self.max_tokens, run)
             if other is not None and not shared:
                 found = found._replace(ref_log_probs=other.log_prob(episodes))
         return self._memo.put(episodes, state, found)

@@ -77,6 +77,31 @@ def test_the_ratio_of_the_first_step_is_exactly_one(value_model: Any) -> None:
     assert stats["policy/clip_fraction"] == 0.0
 
 
+@pytest.mark.parametrize("value_model", ["shared", "separate"])
+@pytest.mark.parametrize("kl_placement", ["reward", "loss"])
+def test_the_pass_for_the_old_log_probs_serves_the_first_step(
+    value_model: Any, kl_placement: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: dict[str, int] = {}
+    ends: dict[str, list[Tensor]] = {}
+    for name in ("served", "anew"):
+        agent = make(value_model=value_model, kl_placement=kl_placement, epochs=3, minibatches=1)
+        if name == "anew":
+            monkeypatch.setattr(agent.policy, "expect_step", lambda episodes: None)
+        once = agent.policy._pass
+        passes[name] = 0
+
+        def counted(*args: Any, name: str = name, once: Any = once, **kwargs: Any) -> Any:
+            passes[name] += 1
+            return once(*args, **kwargs)
+
+        monkeypatch.setattr(agent.policy, "_pass", counted)
+        agent.learn()
+        ends[name] = weights(agent)
+    assert passes["anew"] - passes["served"] == 2  # one an iteration
+    assert all(torch.equal(a, b) for a, b in zip(ends["served"], ends["anew"], strict=True))
+
+
 def test_at_learning_rate_zero_the_ratio_stays_one() -> None:
     agent = make(learning_rate=0.0, epochs=3, minibatches=3)
     before = weights(agent)

@@ -1,0 +1,71 @@
+"""What a policy remembers of its last teacher-forced pass: the results, and the graph where a step is due."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from textenv.episodes import EpisodeBatch
+
+if TYPE_CHECKING:
+    from textenv.agents.teacher_forced import Evaluation
+
+
+class Memo:
+    """The last evaluation, valid for the very same tensors of episodes and the same state of the weights."""
+
+    def __init__(self) -> None:
+        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._versions: tuple[Hashable, ...] = ()
+        self._found: Evaluation | None = None
+        self._expected: Tensor | None = None
+        self._graph: Evaluation | None = None
+
+    def get(self, episodes: EpisodeBatch, state: Hashable) -> Evaluation | None:
+        """What is known about ``episodes``, or None; a result that was changed in place is forgotten."""
+        if self._found is None or self._inputs is None:
+            return None
+        ids, mask = self._inputs
+        if ids is not episodes.input_ids or mask is not episodes.action_mask:
+            return None
+        return self._found if self._versions == self._version(episodes, state, self._found) else None
+
+    def put(self, episodes: EpisodeBatch, state: Hashable, found: Evaluation) -> Evaluation:
+        """Remember and give back."""
+        self._inputs = (episodes.input_ids, episodes.action_mask)
+        self._versions, self._found = self._version(episodes, state, found), found
+        return found
+
+    def forget(self) -> None:
+        """Know nothing."""
+        self._inputs = self._found = self._expected = self._graph = None
+
+    # -- a pass with gradient, for the optimizer step that follows -------------------------------------------
+
+    def expect(self, episodes: EpisodeBatch) -> None:
+        """The next optimizer step is on these episodes."""
+        self._expected, self._graph = episodes.input_ids, None
+
+    def expects(self, episodes: EpisodeBatch) -> bool:
+        """Whether a pass over these episodes should have a gradient."""
+        return self._expected is episodes.input_ids
+
+    def put_graph(self, found: Evaluation) -> Evaluation:
+        """Keep a pass with gradient, and give back its numbers."""
+        self._expected, self._graph = None, found
+        return found._replace(**{k: v.detach() for k, v in found._asdict().items() if isinstance(v, Tensor)})
+
+    def take_graph(self, episodes: EpisodeBatch, state: Hashable, wanted: set[str]) -> Evaluation | None:
+        """The pass with gradient over these episodes, if there is one with what is wanted; only once."""
+        graph, self._graph = self._graph, None
+        known = graph is not None and graph.has(wanted) and self.get(episodes, state) is not None
+        return graph if known else None
+
+    @staticmethod
+    def _version(episodes: EpisodeBatch, state: Hashable, found: Evaluation) -> tuple[Hashable, ...]:
+        tensors = [episodes.input_ids, episodes.action_mask, episodes.attention_mask]
+        tensors += [value for value in found if isinstance(value, Tensor)]
+        rule = repr(sorted(episodes.sampling.items(), key=lambda item: item[0]))
+        return state, rule, tuple(tensor._version for tensor in tensors)
