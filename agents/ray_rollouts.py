@@ -116,6 +116,11 @@ class RayCollector:
         }
         return episodes
 
+    @property
+    def under_way(self) -> list[int]:
+        """First tickets of the iterations that are being played ahead."""
+        return [ahead.first_ticket for ahead in self._rounds]
+
     def close(self) -> None:
         """Forget what is being played, and stop actors that were started here."""
         self._rounds.clear()

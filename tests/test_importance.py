@@ -57,7 +57,7 @@ def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
 
 
 def test_the_expected_gradient_is_that_of_the_policy_that_learns() -> None:
-    """Weighted by pi / mu, samples of mu give the gradient of E_pi[A], whatever mu is: summed over all actions."""
+    """Weighted by pi / mu, what mu plays has the gradient of E_pi[A], whatever mu is."""
     logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
     behaviour = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     advantages = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_ppo_weighs_what_older_weights_played(level: Any) -> None:
     expected = truncated_importance_weights(
         batch["old_log_probs"], stale.log_probs, stale.action_mask, level=level, clip=1.1
     )
-    assert 0.0 < float((expected[stale.action_mask] - 1.0).abs().max())
+    assert float((expected[stale.action_mask] - 1.0).abs().max()) > 0.0
     torch.testing.assert_close(batch["advantages"], without["advantages"] * expected)
     torch.testing.assert_close(batch["returns"], without["returns"])
     row = corrected.describe(batch)
