@@ -51,6 +51,7 @@ OF_TASKS = [
     if not per_token or "per_token" in inspect.signature(REWARDS[name]).parameters
 ]
 BUILTIN = [name for name in reward_names() if REWARDS[name].__module__.startswith("textenv.rewards.")]
+BUILTIN.remove("remote")  # needs a cluster, so it is tested with it, in test_ray
 
 
 def _policy() -> TinyPolicy:
