@@ -40,6 +40,8 @@ class RunFolder:
             tables/NAME.jsonl         samples and other tables
             checkpoints/step-00000040/
             best/                     the best agent, where BestCheckpoint is used
+            evaluations/, episodes/   what the report shows, see ``textenv.agents.reports.record``
+            report.html, plots/       the report
             .lock                     held by the process that trains here
 
     Args:

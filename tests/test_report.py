@@ -368,3 +368,35 @@ def test_the_command_tells_a_wrong_folder_in_a_line(
     assert main(["report", str(tmp_path)]) == 1
     assert "it is no run's" in capsys.readouterr().err
     assert main(["report"]) == 2
+
+
+def test_a_pipeline_has_one_report_on_all_its_stages(run_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(run_dir, folder / "rl")
+    sides = {
+        "before": {"reward": 0.1, "judge": 0.2, "kl": 0.0, "length": 5.0},
+        "after": {"reward": 0.4, "judge": 0.1, "kl": 3.0, "length": None},
+        "people": {"reward": 0.3, "judge": 0.25, "length": 7.0},
+    }
+    gain = {"judge_gain": -0.1, "judge_gain_error": 0.05, "stages": {"rl": {"seconds": 61.0}}}
+    record.write_json(folder / "results.json", sides | gain)
+    record.write_json(folder / "pipeline.json", {"task": "tiny", "rl": {"kl_coef": 0.1}})
+    row = {"prompt": NASTY, "before": "x", "after": NASTY, "reward_before": 0.1, "judge_after": None}
+    (folder / "tables").mkdir()
+    (folder / "tables" / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    page = check_page(write_report(folder))
+    text = " ".join(page.texts)
+    for said in (
+        "people",
+        "2.0 standard errors",
+        "Reinforcement learning",
+        "rl.kl_coef",
+        "1 min 1 s",
+        "tiny",
+    ):
+        assert said in text
+    assert [a["href"] for a in page.of("a")] == ["rl/report.html"]
+    assert (folder / "plots" / "rl" / "reward.png").is_file()
+    rows, _ = headline.figures(read_run(folder))
+    assert [(row.before, row.after, row.people) for row in rows[:2]] == [(0.1, 0.4, 0.3), (0.2, 0.1, 0.25)]
+    assert [row.tone for row in rows] == ["good", "bad", ""]
