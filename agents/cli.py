@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "write texts: textenv generate FOLDER --prompts prompts.jsonl",
     "report": "write the report of a run: textenv report FOLDER",
     "push": "upload a model with its card to the Hugging Face hub: textenv push FOLDER OWNER/NAME",
+    "compare": "compare agents over seeds: textenv compare STUDY.yaml",
     "tasks": "list the tasks, or one task's arguments: textenv tasks reviews",
     "agents": "list the agents",
     "rewards": "list the rewards, or one reward's documentation: textenv rewards length",
@@ -119,6 +120,10 @@ def _run(flags: Flags) -> int:
         from textenv.agents import cli_reports
 
         return cli_reports.run(command, list(rest))
+    if command == "compare":
+        from textenv.agents.study.command import compare
+
+        return compare(rest, flags)
     from textenv.agents import cli_commands
 
     run: Callable[[list[str], Flags], int] = getattr(cli_commands, command.replace("-", "_"))
