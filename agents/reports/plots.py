@@ -20,7 +20,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 """Colours that stay apart under the common colour-vision deficiencies (Okabe and Ito 2008, no yellow)."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 """Line styles in turn, so that lines differ by more than their colour."""
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.facecolor": "white",
     "figure.dpi": 140,
     "axes.facecolor": "white",

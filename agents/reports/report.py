@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from textenv.agents.reports import headline, tokens
 from textenv.agents.reports.page import render, shown_number, visible
@@ -85,6 +85,11 @@ class Sample:
     """What the trained policy wrote."""
     numbers: tuple[tuple[str, float | None, float | None], ...]
     """(name, before, after) of each score."""
+
+    def told(self, side: Literal["before", "after"]) -> str:
+        """The scores of a side in words."""
+        values = [(name, before if side == "before" else after) for name, before, after in self.numbers]
+        return " · ".join(f"{name} {shown_number(value)}" for name, value in values if value is not None)
 
 
 def _samples(run: RunData) -> list[Sample]:

@@ -136,6 +136,8 @@ CURVES = (
     ),
 )
 """Plots that have a name; metrics that are in none of them are grouped by what stands before their "/"."""
+CONSTANTS = ("kl_coef", "learning_rate")
+"""Plots that are left out if nothing in them changes: the settings say what it was."""
 _NOT_PLOTTED = (
     "step",
     "episodes",
@@ -175,7 +177,7 @@ def draw_curves(run: RunData, curves: Curves, folder: Path) -> Plot | None:
         if any(values == known for _, _, known in found):  # a return without a penalty is the score
             continue
         found.append((label, steps, values))
-    if not found:
+    if not found or (curves.name in CONSTANTS and all(len(set(values)) == 1 for _, _, values in found)):
         return None
     over = "optimizer step" if _is_offline(run) else "iteration"
     told = [_told(label, steps, values) for label, steps, values in found]
@@ -189,8 +191,8 @@ def draw_curves(run: RunData, curves: Curves, folder: Path) -> Plot | None:
         caption=curves.caption,
     ) as (axes, plot):
         for i, (label, steps, values) in enumerate(found):
-            shown = label if len(found) > 1 or label not in ("training", curves.title.lower()) else None
-            _draw_line(axes, steps, values, label=shown, index=i)
+            _draw_line(axes, steps, values, label=label if len(found) > 1 else None, index=i)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return plot
 
 
