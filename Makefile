@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
-BENCHMARKS ?= rollout ppo_cycle random_walks
+BENCHMARKS ?= rollout ppo_cycle random_walks packing sb3
 PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
 FOLDERS := textenv agents rewards tasks
 

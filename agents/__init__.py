@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from textenv.agents.ilql import ILQL, ILQLConfig
     from textenv.agents.loggers import Logger, make_loggers, register_logger
     from textenv.agents.loggers_jsonl import read_metrics
+    from textenv.agents.monte_carlo import MonteCarloConfig, MonteCarloCritic
     from textenv.agents.nlpo import NLPO, NLPOConfig
     from textenv.agents.offline import OfflineAgent
     from textenv.agents.online import OnlineAgent
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         ReinforcePlusPlus,
         ReinforcePlusPlusConfig,
     )
+    from textenv.agents.reward_model import RewardModelAgent, RewardModelConfig
     from textenv.agents.rft import RFT, RFTConfig
     from textenv.agents.rloo import RLOO, RLOOConfig
     from textenv.agents.run_folder import RunFolder
@@ -91,6 +93,8 @@ _HOME = {
     "LMActorCriticPolicy": "sb3",
     "LanguagePolicy": "policy",
     "Logger": "loggers",
+    "MonteCarloConfig": "monte_carlo",
+    "MonteCarloCritic": "monte_carlo",
     "NLPO": "nlpo",
     "NLPOConfig": "nlpo",
     "ORPO": "preference",
@@ -115,6 +119,8 @@ _HOME = {
     "ReinforceConfig": "reinforce",
     "ReinforcePlusPlus": "reinforce",
     "ReinforcePlusPlusConfig": "reinforce",
+    "RewardModelAgent": "reward_model",
+    "RewardModelConfig": "reward_model",
     "RunFolder": "run_folder",
     "SFT": "sft",
     "SFTConfig": "sft",
@@ -172,6 +178,8 @@ __all__ = [
     "LMActorCriticPolicy",
     "LanguagePolicy",
     "Logger",
+    "MonteCarloConfig",
+    "MonteCarloCritic",
     "NLPOConfig",
     "ORPOConfig",
     "OfflineAgent",
@@ -190,6 +198,8 @@ __all__ = [
     "ReinforceConfig",
     "ReinforcePlusPlus",
     "ReinforcePlusPlusConfig",
+    "RewardModelAgent",
+    "RewardModelConfig",
     "RunFolder",
     "SFTConfig",
     "SequenceRolloutBuffer",

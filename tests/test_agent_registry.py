@@ -140,3 +140,11 @@ def test_a_bare_import_says_how_it_is_meant() -> None:
     root = textenv.agents.__path__[0].rsplit("/", 1)[0]
     result = _python("import sys; sys.path.insert(0, '.'); import agents", root)
     assert "this folder is imported as textenv.agents" in result.stderr
+
+
+def test_every_agent_is_exported_with_its_settings() -> None:
+    for name, place in registry.BUILTIN.items():
+        cls = get_agent(name)
+        for exported in (place.partition(":")[2], cls.config_class.__name__):
+            assert exported in textenv.agents.__all__, f"{exported} of {name!r}"
+            assert getattr(textenv.agents, exported).__name__ == exported

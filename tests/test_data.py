@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
 import torch
 
@@ -293,6 +294,9 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         load_columns("none.csv")
     with pytest.raises(FileNotFoundError, match="a/b/c: no such file or folder"):
         load_columns("a/b/c")
+    for path in ("./data", "../data", ".cache/pairs"):
+        with pytest.raises(FileNotFoundError, match=r"(data|pairs): no such file or folder"):
+            load_columns(path)
     with pytest.raises(FileNotFoundError, match="no data file in this folder"):
         load_columns(tmp_path)
     with pytest.raises(ConnectionError, match=r"'someone/something' is no file or folder here.*give a path"):
@@ -305,6 +309,21 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         load_columns({"prompt": ["a", "b"], "answer": ["c"]})
     with pytest.raises(ValueError, match="the list holds no records"):
         load_columns([])
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    asked = []
+
+    def info(self: Any, name: str, timeout: float) -> None:
+        asked.append(name)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("asked again"))
+    with pytest.raises(ConnectionError, match=r"'some/data' is no file or folder here, .*: no answer"):
+        load_columns("some/data")
+    assert asked == ["some/data"]
 
 
 def test_prompts_carry_their_columns(byte_tokenizer: Any) -> None:

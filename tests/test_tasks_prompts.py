@@ -120,3 +120,9 @@ def test_errors_name_file_and_line(tmp_path):
     path.write_text('{"prompt": "a"}\n\n{"prompt": null}\n')
     with pytest.raises(ValueError, match=r"x.jsonl:3: prompt is null"):
         build(path)
+
+
+def test_repeated_prompts_are_kept_and_counted():
+    with pytest.warns(UserWarning, match="1 of 3 records repeat an earlier one's prompt"):
+        data = build(["ab", "c", "ab"])
+    assert data.prompts == ["ab", "c", "ab"]

@@ -52,7 +52,9 @@ def open_source(data: DataLike, *, split: str | None = None, config: str | None 
             return str(path), _file_source(path)
         if path.is_dir():
             return str(path), _folder_source(path, split)
-        if not isinstance(data, str) or path.suffix in _READERS or not _HUB_ID.fullmatch(data):
+        # No hub id begins with a point: "./data", "../data" and ".cache/data" are paths.
+        local = not isinstance(data, str) or data.startswith(".") or path.suffix in _READERS
+        if local or not _HUB_ID.fullmatch(str(data)):
             raise FileNotFoundError(f"{data}: no such file or folder")
         return _from_hub(data, split, config)
     if isinstance(data, Mapping):
@@ -275,11 +277,40 @@ def _list_rows(rows: Sequence[Any]) -> Iterator[Row]:
 def _from_hub(name: str, split: str | None, config: str | None) -> tuple[str, Source]:
     import datasets
 
+    _check_reachable(name)
     try:
         dataset = datasets.load_dataset(name, config, split=split or "train")
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ConnectionError(
-            f"{name!r} is no file or folder here, and as a hub id it cannot be loaded: {error}. "
-            "Without a network, give a path, a datasets.Dataset or a list of dicts."
-        ) from error
+        raise _unreachable(name, error) from error
     return name, _dataset_source(dataset, f"{name}, row ")
+
+
+def _check_reachable(name: str) -> None:
+    """Ask the hub once before ``datasets`` does with many retries; what is in the cache needs no hub.
+
+    Raises:
+        ConnectionError: if there is no answer.
+    """
+    import datasets
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cached = (
+        Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___"),
+        Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}",
+    )
+    if any(folder.exists() for folder in cached):
+        return
+    try:
+        HfApi().dataset_info(name, timeout=10)
+    except HfHubHTTPError:  # it answered; what it said is for datasets to tell
+        return
+    except Exception as error:  # of whichever HTTP library
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> ConnectionError:
+    return ConnectionError(
+        f"{name!r} is no file or folder here, and as a hub id it cannot be loaded: {error}. "
+        "Without a network, give a path, a datasets.Dataset or a list of dicts."
+    )
