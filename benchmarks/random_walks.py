@@ -1,6 +1,7 @@
 """Learning on random walks: mean optimality over agent seeds, exact, against episodes and optimizer steps.
 
     python -m benchmarks.random_walks --agent ppo --seeds 5 [--graph-seed 1000] [--json FILE]
+    python -m benchmarks.random_walks --all --seeds 5
 
 Online agents start from a language model pretrained briefly on the 1,000 walks, offline ones from random
 weights. The figures are expected values of the sampling policy (no sampling noise), see
@@ -13,6 +14,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from benchmarks.common import one_thread, write_json
+from benchmarks.common import one_thread, print_table, write_json
+from textenv.agents.base import SPENT
 from textenv.agents.callbacks import Callback
 from textenv.agents.registry import get_agent
 from textenv.agents.sft import SFT, SFTConfig
+from textenv.agents.study.statistics import interval
 from textenv.tasks.registry import make_task
 from textenv.tasks.walk_values import exact_optimality
 
+COSTS = ("episodes", "optimizer_steps", *SPENT)
 BETAS = (0.0, 1.0, 4.0, 16.0, 100.0)
 EPISODES = 2_800
 
@@ -176,14 +181,40 @@ def run(
         "curve": curve.points,
         "episodes": agent.episodes_seen,
         "optimizer_steps": agent.optimizer_steps,
+        **{name: getattr(agent, name) for name in SPENT},
         "seconds": seconds,
     }
+
+
+def measure(
+    name: str, graph_seed: int, seeds: Sequence[int], *, overrides: dict[str, Any], curve_every: int
+) -> dict[str, Any]:
+    """One agent, all seeds."""
+    runs = [run(name, graph_seed, seed, overrides=overrides, curve_every=curve_every) for seed in seeds]
+    scores = [one["optimality"] for one in runs]
+    result = {
+        "agent": name,
+        "graph_seed": graph_seed,
+        "settings": {**CONFIGS.get(name, {}), **overrides},
+        "pretraining": PRETRAINING if get_agent(name).online else None,
+        "optimality": {"mean": statistics.mean(scores), "min": min(scores), "per_seed": scores},
+        **{cost: statistics.mean(one[cost] for one in runs) for cost in COSTS},
+        "seconds": [one["seconds"] for one in runs],
+        "runs": runs,
+    }
+    if runs[0]["by_beta"]:
+        result["by_beta"] = {
+            beta: statistics.mean(one["by_beta"][beta] for one in runs) for beta in runs[0]["by_beta"]
+        }
+    return result
 
 
 def main() -> None:
     """Run the seeds and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--agent", default="ppo")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--agent", default="ppo")
+    which.add_argument("--all", action="store_true", help="every agent with settings here, in one table")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--graph-seed", type=int, default=1000)
@@ -198,29 +229,35 @@ def main() -> None:
     for item in args.set:
         field, _, value = item.partition("=")
         overrides[field] = json.loads(value) if value[:1] in "-0123456789tfn[" else value
-    runs = [
-        run(args.agent, args.graph_seed, seed, overrides=overrides, curve_every=args.curve_every)
-        for seed in range(args.first_seed, args.first_seed + args.seeds)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    names = list(CONFIGS) if args.all else [args.agent]
+    found = [
+        measure(name, args.graph_seed, seeds, overrides=overrides, curve_every=args.curve_every)
+        for name in names
     ]
-    scores = [one["optimality"] for one in runs]
-    result = {
-        "agent": args.agent,
-        "graph_seed": args.graph_seed,
-        "settings": {**CONFIGS.get(args.agent, {}), **overrides},
-        "pretraining": PRETRAINING if get_agent(args.agent).online else None,
-        "optimality": {"mean": statistics.mean(scores), "min": min(scores), "per_seed": scores},
-        "episodes": runs[0]["episodes"],
-        "optimizer_steps": runs[0]["optimizer_steps"],
-        "seconds": [one["seconds"] for one in runs],
-        "runs": runs,
-    }
-    if runs[0]["by_beta"]:
-        result["by_beta"] = {
-            beta: statistics.mean(one["by_beta"][beta] for one in runs) for beta in runs[0]["by_beta"]
-        }
-    _print(result)
-    if args.json:
-        write_json(args.json, result)
+    if args.all:
+        _print_all(found, args.graph_seed)
+        write_json(args.json, {"agents": found})
+    else:
+        _print(found[0])
+        write_json(args.json, found[0])
+
+
+def _print_all(found: Sequence[dict[str, Any]], graph_seed: int) -> None:
+    """A row an agent: its optimality with a bootstrap interval, and what a run cost."""
+    rows = []
+    for result in found:
+        scores = result["optimality"]["per_seed"]
+        mean = interval([scores], "mean")
+        ends = "" if mean.low != mean.low else f" [{mean.low:.3f}, {mean.high:.3f}]"
+        costs = [round(result[cost]) for cost in COSTS]
+        seconds = statistics.mean(result["seconds"])
+        rows.append([result["agent"], f"{mean.value:.3f}{ends}", f"{min(scores):.3f}", *costs, seconds])
+    columns = ["agent", "mean [95 %]", "worst", *(cost.replace("_", " ") for cost in COSTS), "seconds"]
+    seeds = len(found[0]["runs"])
+    title = f"random walks, graph seed {graph_seed}, exact optimality, {seeds} agent seeds"
+    note = "Online agents begin after next-token pretraining on the walks, offline ones from random weights."
+    print_table(title, columns, rows, note)
 
 
 def _print(result: dict[str, Any]) -> None:

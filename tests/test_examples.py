@@ -19,10 +19,12 @@ EXPECTED = {
 
 
 SHORT = {
+    "custom_agent": ["--seeds", "1", "--iterations", "2"],
     "ppo_random_walks": ["--episodes", "140", "--pretraining", "3"],
     "ilql_random_walks": ["--steps", "3", "--beta", "0", "16"],
 }
 EXPECTED |= {
+    "custom_agent": r"\[3/3\] ppo on probe-end, seed 0: reward 0\.\d+, kl .*\nNo winner can be called: 1 seed can't",
     "ppo_random_walks": r"optimality 0\.\d+ -> 0\.\d+ \(optimum 1\) after 140 episodes\n   \w -> ",
     "ilql_random_walks": r"random walks 0\.\d+, optimum 1\nbeta 0: optimality 0\.\d+\nbeta 16: optimality",
     "swap_agents": r"ppo \(online\) on probe-end: return [01]\.\d+\n1920 episodes, \d+ optimizer steps",

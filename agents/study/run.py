@@ -21,9 +21,9 @@ from textenv.agents.run_folder import RunFolder
 from textenv.agents.study.config import StudyConfig, TaskSetup
 from textenv.agents.study.observer import JUDGE, KL, SECONDS, Observer, judged
 from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, identity, write_json
+from textenv.agents.study.specs import ready, ready_list
 from textenv.agents.study.start import own_model, start_model, task_data
 from textenv.agents.training import train
-from textenv.agents.user_code import import_rewards
 from textenv.rewards.registry import make_reward
 from textenv.rollout import collect
 from textenv.tasks.make import make_vec_env
@@ -114,20 +114,17 @@ def _train(study: Study, spec: RunSpec) -> dict[str, Any]:
     observer = Observer(
         study.config.evaluations,
         study.config.budget,
-        _reward(task.judge),
+        ready(task.judge),
         LanguagePolicy(start, **_policy_kwargs(study, task, frozen=True)),
     )
     train(
         agent.agent,
         model,
         task=task.task,
-        reward=_reward_list(task.reward),
+        reward=ready_list(task.reward),
         dataset=agent.dataset or (None if cls.online else task.dataset),
         tokenizer=task.tokenizer,
-        config=config.replace(
-            eval_episodes=study.config.eval_episodes,
-            **({"report": False} if hasattr(config, "report") else {}),
-        ),
+        config=config.replace(eval_episodes=study.config.eval_episodes, report=False),
         num_envs=task.num_envs,
         env_kwargs=task.env.kwargs(),
         policy_kwargs=_policy_kwargs(study, task),
@@ -144,14 +141,14 @@ def _measure_start(study: Study, spec: RunSpec) -> dict[str, Any]:
     config, task = study.config, study.config.tasks[spec.task]
     policy = LanguagePolicy(_start(study, spec), **_policy_kwargs(study, task, frozen=True))
     policy.eval()
-    judge = None if task.judge is None else make_reward(_reward(task.judge))
+    judge = None if task.judge is None else make_reward(ready(task.judge))
 
     def envs(samples_per_prompt: int) -> Any:
         made = make_vec_env(
             task.num_envs,
             task=task.task,
             split="validation",
-            rewards=_reward_list(task.reward),
+            rewards=ready_list(task.reward),
             tokenizer=task.tokenizer,
             **{**task.env.kwargs(), "samples_per_prompt": samples_per_prompt, "shuffle": False},
         )
@@ -199,21 +196,6 @@ def _policy_kwargs(study: Study, task: TaskSetup, *, frozen: bool = False) -> di
         for name in ("lora", "train_layers", "gradient_checkpointing"):
             kwargs.pop(name, None)
     return kwargs
-
-
-def _reward(spec: Any) -> Any:
-    """A spec with the user's own functions imported; ``run_study`` has asked whether they may be."""
-    return import_rewards(spec, lambda place: True)
-
-
-def _reward_list(spec: Any) -> list[Any] | None:
-    """One spec, or a list of them, as a list; None is the task's."""
-    if spec is None:
-        return None
-    one = not isinstance(spec, list) or (
-        len(spec) == 2 and isinstance(spec[0], str) and isinstance(spec[1], Mapping)
-    )
-    return _reward([spec] if one else spec)
 
 
 def _explicit(value: Any) -> Any:
