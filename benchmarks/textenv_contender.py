@@ -19,8 +19,8 @@ from benchmarks.models import ModelShape, language_model, random_prompts, sequen
 from benchmarks.worker import Pipe
 
 
-def build_agent(case: Mapping[str, Any], callbacks: list[Any]) -> Any:
-    """A PPO agent for a case of benchmarks.ppo_cycle, ready to ``learn()``."""
+def build_agent(case: Mapping[str, Any], callbacks: list[Any], *, device: str = "cpu", **changes: Any) -> Any:
+    """A PPO agent for a case of benchmarks.ppo_cycle, ready to ``learn()``; ``changes`` of its settings."""
     from textenv.agents.ppo import PPO, PPOConfig
     from textenv.prompts import PromptSet
     from textenv.rewards.reward_model import RewardModel
@@ -33,8 +33,9 @@ def build_agent(case: Mapping[str, Any], callbacks: list[Any]) -> Any:
         prompts=PromptSet(prompts.tolist()),
         tokenizer=word_tokenizer(shape),
         max_new_tokens=case["new_tokens"],
+        device=device,
     )
-    reward = RewardModel(sequence_classifier(shape, layers=1, seed=2))
+    reward = RewardModel(sequence_classifier(shape, layers=1, seed=2).to(device))
     config = PPOConfig(
         iterations=1_000_000,
         episodes_per_iteration=case["batch"],
@@ -45,7 +46,8 @@ def build_agent(case: Mapping[str, Any], callbacks: list[Any]) -> Any:
         kl_coef=0.05,
         packing=case["packing"],
     )
-    return PPO(language_model(shape), envs=reward.wrap(envs), config=config, callbacks=callbacks)
+    model = language_model(shape).to(device)
+    return PPO(model, envs=reward.wrap(envs), config=config.replace(**changes), callbacks=callbacks)
 
 
 def update_flops(agent: Any, episode_tokens: float, response_tokens: float, epochs: int) -> float:

@@ -250,8 +250,8 @@ def half(folder: Path) -> dict[str, Any]:
     """The first two of four iterations, with checkpoints."""
     from textenv.agents.training import train
 
-    run = folder.parent / "run"
-    result = train(**arguments("ppo", iterations=2, checkpoint_every=1, run_dir=run, ema_decay=None))
+    changes = {"iterations": 2, "checkpoint_every": 1, "run_dir": folder / "run", "ema_decay": None}
+    result = train(**arguments("ppo", **changes))
     return {"tickets": result.episodes}
 
 
@@ -259,8 +259,7 @@ def rest(folder: Path) -> dict[str, Any]:
     """The rest of them."""
     from textenv.agents.training import train
 
-    run = folder.parent / "run"
-    changes = {"iterations": 4, "checkpoint_every": 1, "run_dir": run, "ema_decay": None}
+    changes = {"iterations": 4, "checkpoint_every": 1, "run_dir": folder / "run", "ema_decay": None}
     result = train(**arguments("ppo", resume=True, **changes))
     result.agent.save(folder / "resumed")
     return {"tickets": result.episodes, "rows": len(result.history)}

@@ -1,0 +1,239 @@
+"""How PPO scales: ``python -m benchmarks.scaling [--processes 1,2,4] [--json FILE] [--quick]``.
+
+Over processes: tokens a second of rollout and update with the same episodes in each iteration, whatever the
+number of processes (strong scaling), each number in fresh processes with one thread apiece; on a machine with
+GPUs a process has one of its own. The best of the iterations after the first counts.
+
+Over model sizes and vocabularies, on one GPU: decoded tokens a second and the share of the time that reading
+weights and KV cache once a step would take at the measured memory bandwidth; the update's share of the
+measured matmul rate; peak memory; how an iteration's time is split. Skipped, with the reason, without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from benchmarks.common import arguments, one_thread, print_table, seconds, write_json
+from benchmarks.models import ModelShape
+from benchmarks.textenv_contender import build_agent, update_flops
+from benchmarks.worker import ONE_THREAD, ROOT
+
+SMALL = ModelShape(layers=2, width=128, heads=4, vocab=1024)
+SIZES = (
+    ModelShape(layers=12, width=768, heads=12, vocab=50_304),
+    ModelShape(layers=24, width=1024, heads=16, vocab=50_304),
+    ModelShape(layers=24, width=2048, heads=16, vocab=50_304),
+    ModelShape(layers=12, width=768, heads=12, vocab=8_192),
+    ModelShape(layers=12, width=768, heads=12, vocab=151_936),
+)
+"""0.1, 0.4 and 1.3 billion weights; the smallest with a small and a large vocabulary."""
+PARTS = ("rollout", "score", "update")
+RATES = ("rollout_tokens_s", "train_tokens_s", "samples_s")
+
+
+def make_case(shape: ModelShape, *, rows: int, episodes: int, new_tokens: int) -> dict[str, Any]:
+    """What ``build_agent`` takes; ``rows`` are one process's, ``episodes`` those of all."""
+    return {
+        "model": asdict(replace(shape, positions=16 + new_tokens)),
+        "batch": rows,
+        "episodes": episodes,
+        "prompts": 256,
+        "prompt_tokens": 16,
+        "new_tokens": new_tokens,
+        "epochs": 2,
+        "minibatches": 2,
+        "learning_rate": 3e-6,
+        "separate_value_model": False,
+        "packing": False,
+    }
+
+
+def run_iterations(
+    case: Mapping[str, Any], iterations: int, *, device: str = "cpu"
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train and return the agent and its rows of metrics, the warm-up's left out."""
+    agent = build_agent(
+        case,
+        [],
+        device=device,
+        iterations=iterations + 1,
+        episodes_per_iteration=case["episodes"],
+        max_tokens_per_microbatch=65_536,
+    )
+    return agent, agent.learn().history[1:]
+
+
+# -- over processes ------------------------------------------------------------------------------------------
+
+
+def over_processes(case: Mapping[str, Any], counts: Sequence[int], iterations: int) -> list[dict[str, Any]]:
+    """One row for each number of processes."""
+    return [{"processes": count, **in_processes(case, count, iterations)} for count in counts]
+
+
+def in_processes(case: Mapping[str, Any], count: int, iterations: int) -> dict[str, float]:
+    """The best tokens a second of ``count`` fresh processes.
+
+    Raises:
+        RuntimeError: if one of them fails; the error has what it said.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, **ONE_THREAD, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(port)
+    if torch.cuda.is_available():
+        del shared["CUDA_VISIBLE_DEVICES"]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--worker", json.dumps(dict(case))]
+    command += ["--iterations", str(iterations)]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    said = [process.communicate() for process in started]
+    for process, (_, error) in zip(started, said, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"a process of the benchmark failed:\n{error}")
+    return json.loads(said[0][0].splitlines()[-1])
+
+
+def worker(case: Mapping[str, Any], iterations: int) -> dict[str, float]:
+    """What one of the processes does; figures of the whole, not of its part."""
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    _, history = run_iterations(case, iterations, device=device)
+    names = ("throughput/rollout_tokens_s", "throughput/train_tokens_s")
+    best = {name.removeprefix("throughput/"): max(row[name] for row in history) for name in names}
+    cycle = min(sum(row[f"time/{part}"] for part in PARTS) for row in history)
+    return {**best, "samples_s": case["episodes"] / cycle}
+
+
+# -- on one device -------------------------------------------------------------------------------------------
+
+
+def limits(device: str, dtype: torch.dtype, *, size: int) -> dict[str, float]:
+    """What the device can do: bytes a second of a copy (read and written), FLOP/s of a matrix product."""
+    block = torch.empty(size * size * 8, device=device, dtype=dtype)
+    copy = min(seconds(lambda: block.clone()) for _ in range(5))
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    product = min(seconds(lambda: a @ a) for _ in range(5))
+    return {
+        "bandwidth": 2 * block.numel() * block.element_size() / copy,
+        "matmul_flops": 2 * size**3 / product,
+    }
+
+
+def step_bytes(shape: ModelShape, *, rows: int, length: float, width: int) -> float:
+    """Bytes that a decoding step must read: every weight once, and each row's keys and values.
+
+    Args:
+        shape: of the model; its LM head is its embedding.
+        rows: episodes that decode together.
+        length: mean tokens in a row's cache.
+        width: bytes of a number.
+    """
+    weights = 12 * shape.layers * shape.width**2 + shape.vocab * shape.width
+    cache = 2 * shape.layers * shape.width * rows * length
+    return (weights + cache) * width
+
+
+def on_device(case: Mapping[str, Any], device: str, limit: Mapping[str, float]) -> dict[str, Any]:
+    """Decoding, update, memory and split of one model size."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    agent, history = run_iterations(case, 3, device=device)
+    best = {part: min(row[f"time/{part}"] for row in history) for part in PARTS}
+    shape, tokens = ModelShape(**case["model"]), case["episodes"] * case["new_tokens"]
+    steps = tokens / case["batch"]
+    mean_length = case["prompt_tokens"] + case["new_tokens"] / 2
+    needed = step_bytes(shape, rows=case["batch"], length=mean_length, width=4) * steps / limit["bandwidth"]
+    flops = update_flops(agent, tokens + case["episodes"] * case["prompt_tokens"], tokens, case["epochs"])
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else None
+    total = sum(best.values())
+    return {
+        "weights": sum(p.numel() for p in agent.policy.model.parameters()),
+        "vocab": shape.vocab,
+        "decode_tokens_s": tokens / best["rollout"],
+        "share_of_bandwidth": needed / best["rollout"],
+        "share_of_matmul": flops / best["update"] / limit["matmul_flops"],
+        "peak_gb": peak,
+        **{f"share_{part}": best[part] / total for part in PARTS},
+    }
+
+
+def report(figures: Mapping[str, Any]) -> None:
+    """Print the figures as tables."""
+    rows = figures["processes"]
+    alone = rows[0]
+    print_table(
+        f"PPO over processes, {figures['episodes']} episodes an iteration",
+        ("processes", "rollout tokens/s", "update tokens/s", "samples/s", "speed-up"),
+        [
+            (str(row["processes"]), *(row[name] for name in RATES), row["samples_s"] / alone["samples_s"])
+            for row in rows
+        ],
+        f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end. Speed-up: samples/s against "
+        "the first row.",
+    )
+    if isinstance(figures["device"], str):
+        print(f"Model sizes and vocabularies on one GPU: skipped, {figures['device']}.")
+        return
+    columns = ("weights", "vocab", "decode_tokens_s", "share_of_bandwidth", "share_of_matmul", "peak_gb")
+    columns += tuple(f"share_{part}" for part in PARTS)
+    print_table(
+        "PPO on one device", columns, [[row[name] for name in columns] for row in figures["device"]["sizes"]]
+    )
+
+
+def main() -> None:
+    """Measure, print, and write JSON if asked."""
+    parser = arguments("How PPO scales over processes, model sizes and vocabularies.")
+    parser.add_argument("--processes", type=_counts, default=(1, 2), metavar="1,2,...")
+    parser.add_argument("--worker", metavar="CASE", help=argparse.SUPPRESS)
+    parser.add_argument("--iterations", type=int, default=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    one_thread()
+    if options.worker is not None:
+        print(json.dumps(worker(json.loads(options.worker), options.iterations)))
+        return
+    case = make_case(SMALL, rows=32, episodes=64, new_tokens=32)
+    iterations = 2 if options.quick else options.iterations
+    figures: dict[str, Any] = {
+        "episodes": case["episodes"],
+        "processes": over_processes(case, options.processes, iterations),
+        "device": "it needs a GPU and this machine has none",
+    }
+    if torch.cuda.is_available():
+        limit = limits("cuda", torch.float32, size=8192)
+        cases = [make_case(shape, rows=128, episodes=256, new_tokens=128) for shape in SIZES]
+        figures["device"] = {"limits": limit, "sizes": [on_device(case, "cuda", limit) for case in cases]}
+    report(figures)
+    write_json(options.json, figures)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"processes must be >= 1, got {text}")
+    return counts
+
+
+if __name__ == "__main__":
+    main()
