@@ -94,7 +94,9 @@ def train_once(kind: str, run_dir: str, resume: Any, kill: str | None) -> None:
     import random
 
     import textenv
+    from textenv.agents.reports import record
 
+    record.enabled = False  # plots take seconds
     random.seed(0)  # Python seeds it anew in a forked process
     if kill is not None:
         point, count = kill.split(":")

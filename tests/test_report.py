@@ -22,6 +22,7 @@ from transformers import GPT2Config
 import textenv
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.cli import main
+from textenv.agents.loggers_jsonl import read_metrics
 from textenv.agents.reports import frontier, headline, record, tokens
 from textenv.agents.reports.page import CONTENT_SECURITY_POLICY, environment, render, visible
 from textenv.agents.reports.report import write_report
@@ -400,3 +401,47 @@ def test_a_pipeline_has_one_report_on_all_its_stages(run_dir: Path, tmp_path: Pa
     rows, _ = headline.figures(read_run(folder))
     assert [(row.before, row.after, row.people) for row in rows[:2]] == [(0.1, 0.4, 0.3), (0.2, 0.1, 0.25)]
     assert [row.tone for row in rows] == ["good", "bad", ""]
+
+
+def test_keeping_what_the_report_shows_changes_nothing_and_outlives_a_resume(
+    tmp_path: Path, reports: Any, byte_tokenizer: Any
+) -> None:
+    config = GPT2Config(vocab_size=259, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+
+    def rows(name: str, **settings: Any) -> list[dict[str, Any]]:
+        textenv.train(
+            "ppo",
+            config,
+            prompts=["a", "b"],
+            eval_prompts=["a", "b"],
+            tokenizer=byte_tokenizer,
+            reward=nasty_reward,
+            env_kwargs={"max_new_tokens": 4},
+            run_dir=tmp_path / name,
+            loggers=(),
+            num_envs=2,
+            episodes_per_iteration=4,
+            epochs=1,
+            minibatches=1,
+            eval_every=1,
+            eval_episodes=4,
+            checkpoint_every=1,
+            learning_rate=1e-2,
+            **settings,
+        )
+        found = read_metrics(tmp_path / name)
+        return [
+            {key: value for key, value in row.items() if not key.startswith(("time", "throughput"))}
+            for row in found
+        ]
+
+    plain = rows("off", iterations=2, report=False)
+    assert rows("on", iterations=1) == plain[:1]
+    before = (tmp_path / "on" / "evaluations" / "before.json").read_text()
+    assert rows("on", iterations=2, resume=True) == plain
+    assert (tmp_path / "on" / "evaluations" / "before.json").read_text() == before
+    run = read_run(tmp_path / "on")
+    assert run.after is not None
+    assert run.after["iteration"] == 2
+    assert len(run.views["last"]) == 4
+    assert [row["step"] for row in run.rows] == [0, 1, 2]
