@@ -168,7 +168,13 @@ class RFT(OnlineAgent):
         super().load_state(values, tensors)
         found = {name.removeprefix("pool/"): t for name, t in tensors.items() if name.startswith("pool/")}
         if found:
-            episodes = EpisodeBatch(**{name: found.pop(name) for name in POOL}, sampling=values["pool"])
+            episodes = EpisodeBatch(
+                input_ids=found.pop("input_ids"),
+                attention_mask=found.pop("attention_mask"),
+                prompt_lengths=found.pop("prompt_lengths"),
+                action_mask=found.pop("action_mask"),
+                sampling=values["pool"],
+            )
             self.pool = TrainingBatch(episodes, found)
 
 

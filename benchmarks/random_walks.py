@@ -67,6 +67,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "rloo": {**_GROUPED, "whiten_advantages": True},
     "grpo": _GROUPED,
     "reinforce++": _CLIPPED,
+    "rft": {
+        "learning_rate": 1e-3,
+        "episodes_per_iteration": 1000,
+        "samples_per_prompt": 50,
+        "iterations": 6,
+        "improve_steps": 2,
+        "epochs": 3,
+        "minibatches": 4,
+    },
     "ilql": {
         "learning_rate": 2e-3,
         "lr_schedule": "cosine",
