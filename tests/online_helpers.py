@@ -23,6 +23,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dr_grpo": ("grpo", {"aggregation": "dr_grpo"}),
     "grpo": ("grpo", {}),
     "gspo": ("grpo", {"ratio_level": "sequence", "clip_range": 3e-4, "clip_range_high": 4e-4}),
+    "nlpo": ("nlpo", {"mask_top_p": 0.95, "mask_min_tokens": 2, "mask_update_iterations": 1}),
     "ppo": ("ppo", {}),
     "reinforce": ("reinforce", {}),
     "reinforce-none": ("reinforce", {"baseline": "none"}),
@@ -73,8 +74,8 @@ def rollout(agent: PolicyGradientAgent) -> TrainingBatch:
 
 
 def weights(agent: PolicyGradientAgent) -> list[Tensor]:
-    """Copies of the policy's parameters."""
-    return [parameter.detach().clone() for parameter in agent.policy.parameters()]
+    """Copies of the policy's parameters, in the order of their names."""
+    return [parameter.detach().clone() for _, parameter in sorted(agent.policy.named_parameters())]
 
 
 def equal(one: list[Tensor], other: list[Tensor]) -> bool:
