@@ -78,7 +78,8 @@ class KTOConfig(ReferenceConfig):
     """Settings of KTO."""
 
     desirable_weight: float = 1.0
-    """Weight of a desirable response."""
+    """Weight of a desirable response. Balance the classes with it and its counterpart: weight times number of
+    responses of the two in a ratio between 1 and 4/3 (Ethayarajh et al. 2024, section 4.2)."""
     undesirable_weight: float = 1.0
     """Weight of an undesirable response."""
 
