@@ -137,7 +137,17 @@ def test_a_run_ends_with_a_report_that_shows_what_the_folder_holds(run_dir: Path
     wanted = {"reward", "terms", "kl", "length", "entropy", "clip_fraction", "throughput", "reward_kl"}
     assert names >= wanted | {"explained_variance", "loss", "scores"}
     assert len(page.of("img")) == len(names)
-    for said in ("before", "after", "ppo", "learning_rate", "seed", "wall time", "versions", "torch"):
+    for said in (
+        "No held-out judge",
+        "before",
+        "after",
+        "ppo",
+        "learning_rate",
+        "seed",
+        "wall time",
+        "versions",
+        "torch",
+    ):
         assert said in text
     kept = json.loads((run_dir / "evaluations" / "before.json").read_text())
     figure = next(row for row in headline.figures(read_run(run_dir))[0] if row.name.startswith("length"))
@@ -244,7 +254,8 @@ def test_a_finished_run_of_reward_modelling_shows_its_calibration(tmp_path: Path
     )
     rows = ['{"step": 1, "pairs/accuracy": 0.5}\n', '{"step": 2, "pairs/accuracy": "NaN"}\n']
     (tmp_path / "metrics.jsonl").write_text("".join(rows))
-    check_page(write_report(tmp_path))
+    page = check_page(write_report(tmp_path))
+    assert "No held-out judge" not in " ".join(page.texts)
     assert {file.stem for file in (tmp_path / "plots").iterdir()} == {"accuracy", "reliability"}
 
 

@@ -117,8 +117,8 @@ def _evaluated(run: RunData) -> tuple[list[Figure], str]:
     when = f"after {number((run.after or {})['iteration'])} steps"
     how = f"After: the latest evaluation, {when}."
     if run.before is None:
-        return rows, f"{how} The policy was not evaluated before."
-    return rows, f"Before: the policy before the first step. {how} Both on the same prompts or data."
+        return rows, f"{how} The model was not evaluated before."
+    return rows, f"Before: the model before the first step. {how} Both on the same prompts or data."
 
 
 def cards(rows: list[Figure]) -> list[Figure]:
@@ -162,6 +162,11 @@ def warnings_of(run: RunData) -> list[str]:
 def watched(run: RunData) -> bool:
     """Whether a held-out judge watched the run."""
     return bool(run.watch) or any(stage.watch for stage in run.stages.values())
+
+
+def optimises_reward(run: RunData) -> bool:
+    """Whether the run trained a policy against a reward, so that the reward may have been exploited."""
+    return run.results is not None or "objective/reward" in run.names()
 
 
 def planned_steps(config: Mapping[str, Any]) -> int | None:

@@ -64,6 +64,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         gain=_gain(run),
         warnings=headline.warnings_of(run),
         watched=headline.watched(run),
+        unwatched=headline.optimises_reward(run) and not headline.watched(run),
         plots=plots,
         stages=stages,
         samples=_samples(run),

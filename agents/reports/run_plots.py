@@ -115,8 +115,8 @@ CURVES = (
     ),
     Curves(
         "calibration_error",
-        "Calibration on held-out pairs",
-        "",
+        "Calibration error and log loss",
+        "held-out pairs",
         (("eval/ece", "expected calibration error"), ("eval/log_loss", "log loss, nats a pair")),
     ),
     Curves(
