@@ -65,6 +65,13 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
+def _holds_values(state: Any) -> bool:
+    """Whether a state holds anything; that of a term with stateless parts is nested, but empty."""
+    if isinstance(state, Mapping):
+        return any(map(_holds_values, state.values()))
+    return any(map(_holds_values, state)) if isinstance(state, list | tuple) else True
+
+
 class RewardActor:
     """Holds a reward term and scores what it is sent.
 
@@ -94,7 +101,7 @@ class RewardActor:
     def facts(self) -> TermFacts:
         """What the learner has to know of the term."""
         term = self._term
-        return TermFacts(term.per_token, term.needs_policy, term.part_names, bool(term.state_dict()))
+        return TermFacts(term.per_token, term.needs_policy, term.part_names, _holds_values(term.state_dict()))
 
     def bind(self, joined: tuple[Any, ...]) -> None:
         """Let the term join the environment whose tokenizer and columns ``joined`` refers to, if any."""
@@ -167,12 +174,13 @@ class Remote(RewardTerm):
         )
         self._facts: TermFacts = gather(ray, [self._actors[0].facts.remote()])[0]
         self._joined: tuple[Any, ...] = ()
-        problem = "has a state" if self._facts.has_state else "needs the policy"
-        if self._facts.has_state or self._facts.needs_policy:
+        found = {"has a state": self._facts.has_state, "asks the policy": self._facts.needs_policy}
+        problems = [problem for problem, there in found.items() if there]
+        if problems:
             self.close()
             raise ValueError(
-                "remote: of must be a reward without state that asks no policy, but "
-                f"{self.of[0]!r} {problem}; put the remote term inside it"
+                "remote: of must be a reward that has no state and asks no policy, but "
+                f"{self.of[0]!r} {' and '.join(problems)}; put the remote term inside it"
             )
 
     @property
