@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rollout
+from benchmarks import random_walks, rollout
 from benchmarks.common import interleave, matmul_flops, write_json
 from benchmarks.models import ModelShape, language_model, random_prompts, sequence_classifier, word_tokenizer
 from benchmarks.ppo_cycle import CASES, contender, contenders_of, expected_tokens, ratios, run_case
@@ -137,3 +137,22 @@ def test_ratios_name_whom_they_are_against() -> None:
     ended = ratios("ratio", {"shared": 6.0, "trl_nogc": 2.0, "trl": 1.5, "trl_full": 1.0})
     assert ended == {"ratio_shared": 6.0, "ratio_shared_trimmed": 3.0, "ratio_shared_with_gc": 4.0}
     assert ratios("ratio", {"shared": 6.0}) == {}
+
+
+def test_the_table_of_walks_has_a_row_for_each_agent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def run(name: str, graph_seed: int, seed: int, **_: object) -> dict[str, object]:
+        costs = dict.fromkeys(random_walks.COSTS, 100 * (seed + 1))
+        return {"seed": seed, "optimality": 0.9 + seed / 100, "by_beta": {}, "seconds": 2.0, **costs}
+
+    monkeypatch.setattr(random_walks, "run", run)
+    file = tmp_path / "walks.json"
+    monkeypatch.setattr(sys, "argv", ["random_walks", "--all", "--seeds", "5", "--json", str(file)])
+    random_walks.main()
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if "0.920 [0.9" in line]
+    assert len(rows) == len(random_walks.CONFIGS) and all("0.900" in row and " 300 " in row for row in rows)
+    found = json.loads(file.read_text())["agents"]
+    assert [one["agent"] for one in found] == list(random_walks.CONFIGS)
+    assert found[0]["optimality"]["per_seed"] == [0.9, 0.91, 0.92, 0.93, 0.94]

@@ -17,6 +17,7 @@ import yaml
 from tests.study_helpers import OFFLINE, ONLINE, tiny
 from textenv.agents import cli
 from textenv.agents.loggers_jsonl import read_metrics
+from textenv.agents.registry import AGENTS
 from textenv.agents.study.config import AgentSetup, Budget, StudyConfig
 from textenv.agents.study.outputs import write_outputs
 from textenv.agents.study.plan import RunSpec, plan
@@ -142,17 +143,20 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> N
     assert [one["status"] for one in run_study(config, tmp_path / "study")] == ["done"] * 3
 
 
+@pytest.mark.timeout(900)
 def test_a_study_that_is_killed_goes_on_and_ends_as_one_that_was_not(done: Any, tmp_path: Path) -> None:
     file, folder = tmp_path / "study.yaml", tmp_path / "study"
     file.write_text(yaml.safe_dump(tiny().to_dict()))
     command = [sys.executable, "-m", "textenv.agents", "compare", str(file), "--run_dir", str(folder)]
     process = subprocess.Popen([*command, "--jobs", "2"], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not list(folder.rglob("result.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    deadline = time.monotonic() + 600
+    try:
+        while not list(folder.rglob("result.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
     finished = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
     assert 0 < len(finished) < 6
     for _ in range(20):  # its children end as soon as they notice; until then they hold their folders
@@ -246,3 +250,18 @@ def test_settings_survive_json_and_coefficients_go_where_they_belong() -> None:
     assert len(places) == 6 and Path("runs/probe-end/ppo/kl-0.1/seed-0") in places
     assert AgentSetup(agent="ppo").kl_field() == "kl_coef" and AgentSetup(agent="sft").kl_field() is None
     assert RunSpec(label="ppo", task="t", seed=0).result(Path("nowhere")) is None
+
+
+def test_an_agent_of_ones_own_takes_part(tmp_path: Path) -> None:
+    file, folder = tmp_path / "study.yaml", tmp_path / "study"
+    own = {"best-half": {"settings": {**ONLINE, "share": 0.25}}, "sft": {"settings": OFFLINE}}
+    study = {"agents": own, "tasks": {"probe-end": {"num_envs": 16}}, "seeds": 1, "eval_episodes": 16}
+    file.write_text(yaml.safe_dump({**study, "best_of": []}))
+    example = str(ROOT / "examples" / "custom_agent.py")
+    try:
+        assert cli.main(["compare", str(file), "--run_dir", str(folder), "--import", example]) == 0
+    finally:
+        AGENTS.pop("best-half", None)
+        sys.modules.pop("custom_agent", None)
+    table = (folder / "table.md").read_text()
+    assert "| best-half " in table and "| sft " in table
