@@ -103,6 +103,7 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
         "adam_eps": 1e-5,
         "max_tokens_per_microbatch": 40,
         "loggers": (),
+        "report": False,
         **SETTINGS[name],
     }
     if name == "ppo":
@@ -176,9 +177,11 @@ def unlike_lengths(folder: Path) -> dict[str, Any]:
     from textenv.agents import distributed
     from textenv.agents.training import train
 
+    eos = arguments("ppo")["tokenizer"].eos_token_id
+
     def end(logits: Any, hidden: Any, t: Any) -> Any:
         logits = logits.clone()
-        logits[:, len(LETTERS)] += 50.0 if distributed.rank() == 0 else -50.0
+        logits[:, eos] += 50.0 if distributed.rank() == 0 else -50.0
         return logits
 
     class Ends:
