@@ -64,8 +64,7 @@ def best_of_k(scores: Tensor, values: Tensor | None = None) -> Tensor:
         shapes = f"{tuple(scores.shape)} and {tuple(values.shape)}"
         raise ValueError(f"scores and values must both have the shape (P, n), n >= 1, got {shapes}")
     n = scores.shape[1]
-    alike = (scores.unsqueeze(2) == scores.unsqueeze(1)).double()
-    worth = (alike @ values.double().unsqueeze(2)).squeeze(2) / alike.sum(-1)
+    worth = torch.stack([_tie_means(*row) for row in zip(scores, values.double(), strict=True)])
     worth = worth.gather(1, scores.argsort(1))
     # comb(i - 1, k - 1) / comb(n, k) from the largest score down, without huge numbers.
     k = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)
@@ -73,6 +72,13 @@ def best_of_k(scores: Tensor, values: Tensor | None = None) -> Tensor:
     for i in range(n - 1, 0, -1):
         shares.append(shares[-1] * (i - k + 1).clamp_min(0) / i)
     return worth @ torch.stack(shares[::-1])
+
+
+def _tie_means(scores: Tensor, values: Tensor) -> Tensor:
+    """The mean value of all samples that score as each does: (n,), (n,) -> (n,)."""
+    index = scores.unique(return_inverse=True)[1]
+    sums = torch.zeros_like(values).index_add(0, index, values)
+    return (sums / index.bincount(minlength=len(values)))[index]
 
 
 @dataclass(frozen=True, kw_only=True)
