@@ -53,11 +53,11 @@ def reward_against_kl(run: RunData, folder: Path) -> Plot | None:
                 line(axes, x, y, label=label, index=i, marks=True)
             axes.plot(x[-1], y[-1], "*", color=PALETTE[i], markersize=11)
         if anchor:
-            n, kl, score = zip(*anchor, strict=True)
-            line(axes, kl, score, label="best of n, untrained", index=2, marks=True)
-            for i in (0, len(n) - 1):
+            counts, nats, worth = zip(*anchor, strict=True)
+            line(axes, nats, worth, label="best of n, untrained", index=2, marks=True)
+            for i in (0, len(counts) - 1):
                 axes.annotate(
-                    f"n={n[i]}", (kl[i], score[i]), xytext=(4, -11), textcoords="offset points", size=8
+                    f"n={counts[i]}", (nats[i], worth[i]), xytext=(4, -11), textcoords="offset points", size=8
                 )
     return plot
 

@@ -79,9 +79,10 @@ def figures(run: RunData) -> tuple[list[Figure], str]:
         rows = [
             Figure(
                 title,
-                *(_known(side.get(name)) for side in sides[:2]),
+                _known(sides[0].get(name)),
+                _known(sides[1].get(name)),
                 _JUDGED.get(name, 0),
-                sides[2].get(name),
+                people=_known(sides[2].get(name)),
             )
             for name, title in SHOWN.items()
         ]

@@ -192,7 +192,7 @@ def draw_curves(run: RunData, curves: Curves, folder: Path) -> Plot | None:
     ) as (axes, plot):
         for i, (label, steps, values) in enumerate(found):
             _draw_line(axes, steps, values, label=label if len(found) > 1 else None, index=i)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     return plot
 
 
