@@ -89,7 +89,9 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     tensors = [p for p in parameters if p.grad is not None]
     # Sharded and whole gradients apart: no operation takes both.
     kinds = [[p for p in tensors if is_sharded(p) == kind] for kind in (False, True)]
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind]
+    norms = [
+        torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind
+    ]
     norm = norms[0] if len(norms) == 1 else torch.nn.utils.get_total_norm(list(map(whole_tensor, norms)))
     norm = whole_tensor(norm)
     if not bool(torch.isfinite(norm)):
