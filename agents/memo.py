@@ -22,6 +22,7 @@ class Memo:
         self._found: Evaluation | None = None
         self._expected: Tensor | None = None
         self._graph: Evaluation | None = None
+        self._graph_versions: tuple[Hashable, ...] = ()
 
     def get(self, episodes: EpisodeBatch, state: Hashable) -> Evaluation | None:
         """What is known about ``episodes``, or None; a result that was changed in place is forgotten."""
@@ -52,16 +53,21 @@ class Memo:
         """Whether a pass over these episodes should have a gradient."""
         return self._expected is episodes.input_ids
 
-    def put_graph(self, found: Evaluation) -> Evaluation:
+    def put_graph(self, episodes: EpisodeBatch, state: Hashable, found: Evaluation) -> Evaluation:
         """Keep a pass with gradient, and give back its numbers."""
         self._expected, self._graph = None, found
-        return found._replace(**{k: v.detach() for k, v in found._asdict().items() if isinstance(v, Tensor)})
+        self._graph_versions = self._version(episodes, state, found)
+        return found._replace(
+            **{name: value.detach() for name, value in found._asdict().items() if isinstance(value, Tensor)}
+        )
 
     def take_graph(self, episodes: EpisodeBatch, state: Hashable, wanted: set[str]) -> Evaluation | None:
         """The pass with gradient over these episodes, if there is one with what is wanted; only once."""
         graph, self._graph = self._graph, None
-        known = graph is not None and graph.has(wanted) and self.get(episodes, state) is not None
-        return graph if known else None
+        if graph is None or self._inputs is None or not graph.has(wanted):
+            return None
+        same = self._inputs[0] is episodes.input_ids and self._inputs[1] is episodes.action_mask
+        return graph if same and self._graph_versions == self._version(episodes, state, graph) else None
 
     @staticmethod
     def _version(episodes: EpisodeBatch, state: Hashable, found: Evaluation) -> tuple[Hashable, ...]:

@@ -240,7 +240,7 @@ class TeacherForced(nn.Module):
         if expected:
             self.train()
             with torch.enable_grad():
-                found = self._memo.put_graph(run(episodes))
+                found = self._memo.put_graph(episodes, state, run(episodes))
         with torch.no_grad():
             if not expected:
                 found = in_parts(episodes, self.max_tokens, run)

@@ -156,8 +156,8 @@ def test_architectures(config: object, model_class: type[nn.Module], max_bytes: 
             model.get_output_embeddings().bias.normal_(std=1.0)
     found = token_log_probs(model, batch, max_bytes=max_bytes, with_entropy=True)
     right = plain(model, batch)
-    # Mamba rounds its logits to float32.
-    tolerance = 1e-9 if right[0].dtype == torch.float64 else 1e-5
+    # Mamba rounds its logits to float32, Cohere what it normalises.
+    tolerance = 1e-5 if isinstance(model, CohereForCausalLM | MambaForCausalLM) else 1e-9
     torch.testing.assert_close(found.log_probs, right[0], atol=tolerance, rtol=0)
     assert_same_gradients(model, weigh(*found[:2]), weigh(*right), 100 * tolerance)
 

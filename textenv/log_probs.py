@@ -106,7 +106,8 @@ def token_log_probs(
 
     steps = episodes.action_steps
     rows, columns, inputs, states = [], [], [], []
-    for index, hidden, at in _forward(split, episodes, packing):
+    needed = episodes.lengths if with_hidden else _needed(episodes)
+    for index, hidden, at in _forward(split, episodes, needed, packing):
         row, column = episodes.action_mask[index].nonzero(as_tuple=True)
         rows.append(index[row])
         columns.append(column)
@@ -118,7 +119,7 @@ def token_log_probs(
     place = (torch.cat(rows), torch.cat(columns))
     hidden = torch.cat(inputs)
     tokens, t = episodes.input_ids[place], steps[place]
-    theirs = None if nucleus is None else _states_at_actions(nucleus.model, episodes, packing)
+    theirs = None if nucleus is None else _states_at_actions(nucleus.model, episodes, needed, packing)
     log_probs, entropy = _score(
         split,
         hidden,
@@ -144,31 +145,38 @@ def token_log_probs(
     )
 
 
+def _needed(episodes: EpisodeBatch) -> Tensor:
+    """Tokens of each episode that log-probs depend on: those before its last action, (B,) int64."""
+    columns = torch.arange(episodes.input_ids.shape[1], device=episodes.device)
+    return torch.where(episodes.action_mask, columns, 0).amax(-1)
+
+
 def _forward(
-    split: SplitModel, episodes: EpisodeBatch, packing: bool
+    split: SplitModel, episodes: EpisodeBatch, needed: Tensor, packing: bool
 ) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]]:
-    """Run the backbone over parts of the episodes.
+    """Run the backbone over parts of the episodes, each as far as its first ``needed`` (B,) tokens.
 
     Yields:
         Indices of the part's episodes (b,); states (rows, columns, d), or logits where the model cannot be
         split; and where in the states the part's token at (row, column) is.
     """
     if packing:
-        states, layout = packed_states(split, episodes.input_ids, episodes.attention_mask)
+        columns = torch.arange(episodes.input_ids.shape[1], device=episodes.device)
+        states, layout = packed_states(split, episodes.input_ids, columns < needed.unsqueeze(-1))
         yield torch.arange(len(episodes), device=episodes.device), states, layout.place
         return
     run = split.logits if split.output is None else split.backbone
-    for index, width in length_groups(episodes.lengths, _GROUP_TOKENS.get(episodes.device.type, 1024)):
+    for index, width in length_groups(needed, _GROUP_TOKENS.get(episodes.device.type, 1024)):
         ids = episodes.input_ids[index, :width]
         # Causal attention never looks at the padding on the right, so no mask has to hide it.
         yield index, run(ids, torch.ones_like(ids)), lambda row, column: (row, column)
 
 
 @torch.no_grad()
-def _states_at_actions(model: nn.Module, episodes: EpisodeBatch, packing: bool) -> Tensor:
+def _states_at_actions(model: nn.Module, episodes: EpisodeBatch, needed: Tensor, packing: bool) -> Tensor:
     """Another model's input of the LM head where actions are emitted, in the order of the parts: (A, d)."""
     found = []
-    for index, hidden, at in _forward(split_model(model), episodes, packing):
+    for index, hidden, at in _forward(split_model(model), episodes, needed, packing):
         row, column = episodes.action_mask[index].nonzero(as_tuple=True)
         found.append(hidden[at(row, column - 1)])
     return torch.cat(found)
