@@ -165,10 +165,6 @@ class RayCollector:
             raise ValueError(f"rollouts by actors need one learning process, got {distributed.world_size()}")
         if count > size:
             raise ValueError(f"num_actors must be <= episodes_per_iteration ({size}), got {count}")
-        if settings.mode == "async" and getattr(config, "episodes_of_an_iteration", size) != size:
-            raise ValueError(
-                f"mode must be 'sync' for {type(agent).__name__}, which plays tickets twice, got 'async'"
-            )
         if settings.mode == "async" and getattr(config, "importance_correction", "none") == "none":
             warnings.warn(
                 "asynchronous rollouts learn from episodes of older weights, which nothing makes up for; "
@@ -216,5 +212,6 @@ def _put(ray: Any, recipe: Any, what: str) -> Any:
     except Exception as error:
         from textenv.agents.ray_actors import HINT
 
-        hint = f"; {HINT}" if what == "environment" else ""
-        raise TypeError(f"the {what} can't be sent to actors: {error}{hint}") from error
+        # Ray quotes the whole object; what went wrong is in the cause.
+        reason, hint = error.__cause__ or error, f"; {HINT}" if what == "environment" else ""
+        raise TypeError(f"the {what} can't be sent to actors ({reason}){hint}") from error

@@ -68,10 +68,11 @@ class Reinforce(PolicyGradientAgent):
         """See that greedy episodes can be played.
 
         Raises:
-            ValueError: if actors play, which only sample.
+            ValueError: if actors play ahead, which play every ticket once.
         """
-        if self.config.baseline == "greedy" and self.rollouts is not None:
-            raise ValueError("baseline='greedy' needs rollouts=None: actors sample, they do not act greedily")
+        ahead = 0 if self.rollouts is None else self.rollouts.settings.ahead
+        if self.config.baseline == "greedy" and ahead:
+            raise ValueError("baseline='greedy' plays tickets twice, which rollouts in mode 'async' do not")
         super().setup()
 
     def score(self, episodes: EpisodeBatch) -> None:

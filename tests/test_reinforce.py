@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.online_helpers import make, make_envs, rollout
+from textenv.agents.ray_rollouts import as_collector
+from textenv.agents.ray_settings import RayRollouts
 from textenv.agents.reinforce import ReinforceConfig, acting_greedily, first_own
 from textenv.agents.running import RunningStd
 from textenv.agents.teacher_forced import Evaluation
@@ -152,8 +154,8 @@ def test_acting_greedily_ends_with_the_block_even_after_an_error() -> None:
     assert not agent.policy.decoding.greedy
 
 
-def test_actors_cannot_act_greedily() -> None:
+def test_actors_that_play_ahead_cannot_play_tickets_twice() -> None:
     agent: Any = make("remax")
-    agent.rollouts = object()
-    with pytest.raises(ValueError, match="baseline='greedy' needs rollouts=None"):
+    agent.rollouts = as_collector(RayRollouts(mode="async"))
+    with pytest.raises(ValueError, match="plays tickets twice, which rollouts in mode 'async' do not"):
         agent.setup()
