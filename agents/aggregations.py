@@ -7,6 +7,7 @@ optimizer step, so the results of its micro-batches add up. Shape letters: B epi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +16,13 @@ from textenv.agents.batch import Totals
 from textenv.agents.config import nearest
 from textenv.agents.losses import masked_sum
 
-AggregationFunction = Callable[[Tensor, Tensor, Totals], Tensor]
+
+class AggregationFunction(Protocol):
+    """What can be registered."""
+
+    def __call__(self, values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+        """A scalar from (B, L) losses, (B, L) bool own tokens, and the step's denominators."""
+
 
 AGGREGATIONS: dict[str, AggregationFunction] = {}
 """Name -> fn(values (B, L), mask (B, L) bool, totals) -> scalar."""
