@@ -40,6 +40,7 @@ _CLIPPED = {**_SHARED, "epochs": 4, "minibatches": 1}
 _PLAIN = {**_SHARED, "epochs": 1, "minibatches": 4}
 _PAIRED = {"learning_rate": 2e-3, "iterations": 50, "episodes_per_iteration": 160}
 _CRITIC = {"value_coef": 1.0, "value_head": "mlp", "value_clip_range": None, "center_by_prompt": True}
+# PPO's were chosen; those of a2c, reinforce, reinforce++, rloo and grpo are PPO's, as far as they apply.
 ONLINE_SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {**_CLIPPED, **_CRITIC},
     "a2c": {**_PLAIN, **_CRITIC},
