@@ -9,6 +9,7 @@ through sharded layers would ask the other processes at every token, and they ma
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,10 @@ def whole(agent: Agent, *, write: bool = False) -> Iterator[None]:
         for name, parameter in module._parameters.items()
         if parameter is not None and distributed.is_sharded(parameter)
     ]
+    # After loading, FSDP's hooks look for the shards, which are not in place before the end of the block.
+    hooks = {module: module._load_state_dict_post_hooks for module, _, _ in places}
+    for module in hooks:
+        module._load_state_dict_post_hooks = OrderedDict()
     state = agent.optimizer.state
     kept: list[tuple[Any, dict[str, Any]]] = []
     for module, name, parameter in places:
@@ -143,6 +148,8 @@ def whole(agent: Agent, *, write: bool = False) -> Iterator[None]:
                         state[parameter][key] = _like(value, parameter)
             elif before:
                 state[parameter] = before
+        for module, own in hooks.items():
+            module._load_state_dict_post_hooks = own
         if write:
             agent.policy.invalidate()
 

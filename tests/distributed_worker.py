@@ -85,6 +85,17 @@ def launch(
     return [{**result, "output": text} for result, text in zip(results, said, strict=True)]
 
 
+def accelerate_launch(config: str, folder: Path, *scenarios: str, timeout: float) -> list[dict[str, Any]]:
+    """The same in two processes that ``accelerate launch`` starts by one of the project's configurations."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = HERE.parents[1] / "configs" / "accelerate" / config
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    command += ["--num_processes", "2", "--main_process_port", "0", str(HERE), str(folder), *scenarios]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
 def arguments(name: str, **changes: Any) -> dict[str, Any]:
     """What ``train`` takes."""
     from transformers import GPT2Config

@@ -63,7 +63,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """FSDP2 between two processes; alone, process 0, process 1."""
     folder = tmp_path_factory.mktemp("sharded")
     scenarios = ("train_sharded", "refused", "half")
-    results = worker.launch(folder / "two", *scenarios, variables=worker.SHARDED, timeout=500)
+    results = worker.accelerate_launch("fsdp2.yaml", folder / "two", *scenarios, timeout=500)
     (folder / "one").mkdir()
     return folder, [{"train_sharded": worker.train_sharded(folder / "one")}, *results]
 
@@ -200,6 +200,27 @@ class TestResume:
         for result in worker.launch(tmp_path, "rest", variables=worker.SHARDED, timeout=500):
             assert result["rest"] == {"tickets": 48, "rows": 4}
         assert_close(uninterrupted, tmp_path / "resumed")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "processes", "reshards"),
+    [
+        ("ddp", "MULTI_GPU", 8, None),
+        ("ddp_cpu", "MULTI_GPU", 2, None),
+        ("fsdp2", "FSDP", 8, True),
+        ("fsdp2_zero2", "FSDP", 8, False),
+    ],
+)
+def test_accelerate_reads_the_configurations(
+    name: str, kind: str, processes: int, reshards: bool | None
+) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(worker.HERE.parents[1] / "configs" / "accelerate" / f"{name}.yaml"))
+    assert (found.distributed_type.value, found.num_processes) == (kind, processes)
+    assert found.mixed_precision == "no"
+    assert found.fsdp_config.get("fsdp_reshard_after_forward") == reshards
+    assert reshards is None or found.fsdp_config["fsdp_version"] == 2
 
 
 class TestAlone:
