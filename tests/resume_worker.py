@@ -28,6 +28,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "lr_schedule": "linear",
         "eval_every": 2,
     },
+    "ppo-best": {
+        "agent": "ppo",
+        "kl_controller": "adaptive",
+        "score_scale": True,
+        "ema_decay": 0.5,
+        "lr_schedule": "linear",
+        "eval_every": 2,
+    },
     "ppo-lora": {"agent": "ppo", "policy_kwargs": {"lora": {"r": 2}}},
     "ppo-separate": {"agent": "ppo", "value_model": "separate", "value_head": "mlp"},
     "ppo-frozen": {"agent": "ppo", "policy_kwargs": {"train_layers": 1}, "kl_placement": "loss"},
@@ -75,6 +83,8 @@ def arguments(kind: str) -> dict[str, Any]:
     else:
         rows = [{"prompt": "ab", "completion": text, "reward": len(text)} for text in ("ab", "c", "dea")]
         shared |= {"dataset": rows * 2, "steps": STEPS, "batch_size": 4}
+    if kind == "ppo-best":
+        shared["callbacks"] = [latest_as_best()]
     return {**shared, **given}
 
 
@@ -87,6 +97,20 @@ def count_a(completions: list[str], **columns: Any) -> list[float]:
 
     noise = random.random() + np.random.rand() + torch.rand(1).item()
     return [text.count("a") + 0.01 * noise for text in completions]
+
+
+def latest_as_best() -> Any:
+    """A callback that takes every evaluation for the best so far, so ``best`` is certain to be replaced."""
+    from textenv.agents.callbacks import BestCheckpoint
+
+    class Latest(BestCheckpoint):
+        """Goes by the iteration."""
+
+        def on_evaluation(self, agent: Any, evaluation: Any) -> None:
+            evaluation.metrics["iteration"] = float(agent.iteration)
+            super().on_evaluation(agent, evaluation)
+
+    return Latest("iteration")
 
 
 def train_once(kind: str, run_dir: str, resume: Any, kill: str | None) -> None:
