@@ -289,8 +289,8 @@ class Agent:
         self.evaluation = None
         if self.policy.device.type == "cpu":
             keep_freed_memory()
-        writes = self.run_dir is not None and distributed.is_main()
-        with RunFolder(self.run_dir).running() if writes else nullcontext():
+        own = self.run_dir if distributed.is_main() else None
+        with nullcontext() if own is None else RunFolder(own).running():
             self.callbacks.on_start(self)
             if self.resumed and self.stopped:
                 warnings.warn(f"a callback ended this run in iteration {self.iteration}", stacklevel=2)

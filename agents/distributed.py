@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -66,9 +66,18 @@ def rank() -> int:
     return dist.get_rank() if _host is not None else 0
 
 
-def place() -> dict[str, int]:
+class Place(TypedDict):
+    """Which process this is."""
+
+    rank: int
+    """r, 0 <= r < W."""
+    world_size: int
+    """W."""
+
+
+def place() -> Place:
     """Rank and world size, as ``textenv.rollout.collect`` takes them."""
-    return {"rank": rank(), "world_size": world_size()}
+    return Place(rank=rank(), world_size=world_size())
 
 
 def alone() -> bool:

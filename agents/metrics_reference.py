@@ -69,8 +69,9 @@ def meteor(generated: Generated, column: str = "reference", synonyms: bool = Tru
     score = _optional("nltk.translate.meteor_score", "meteor").meteor_score
     wordnet: Any = _NoSynonyms()
     if synonyms:
-        from nltk.corpus import wordnet
+        from nltk import corpus
 
+        wordnet = corpus.wordnet
         try:
             wordnet.ensure_loaded()
         except LookupError as error:

@@ -75,7 +75,7 @@ def shard(agent: Agent) -> bool:
             raise ValueError("value_model must be 'shared' where frozen layers are sharded, got 'separate'")
         trunks.append(critic.trunk)
     mesh = init_device_mesh(distributed.device().type, (distributed.world_size(),))
-    options = {"mesh": mesh, "reshard_after_forward": bool(plugin.reshard_after_forward)}
+    options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": bool(plugin.reshard_after_forward)}
     if plugin.cpu_offload:
         options["offload_policy"] = plugin.cpu_offload
     for trunk in trunks:
@@ -138,11 +138,12 @@ def whole(agent: Agent, *, write: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
+        state = agent.optimizer.state  # loading makes a new one
         for (module, name, parameter), (_, before) in zip(places, kept, strict=True):
-            full = module._parameters[name]
+            loaded: Any = module._parameters[name]
             module._parameters[name] = parameter
             if write:
-                _put(parameter, full)
+                _put(parameter, loaded)
                 for key, value in state[parameter].items() if parameter in state else ():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         state[parameter][key] = _like(value, parameter)

@@ -93,7 +93,7 @@ def assert_same(first: list[Tensor], second: list[Tensor], atol: float = 1e-10) 
 def test_rows_hold_every_token_once_and_little_padding() -> None:
     lengths = torch.randint(1, 20, (200,), generator=torch.Generator().manual_seed(1))
     found = pack(lengths)
-    taken = torch.zeros(found.count, found.width)
+    taken = torch.zeros(found.height, found.width)
     for row, start, size in zip(found.rows, found.starts, lengths, strict=True):
         taken[row, start : start + size] += 1
     assert taken.max() == 1

@@ -56,7 +56,7 @@ def open_source(data: DataLike, *, split: str | None = None, config: str | None 
         local = not isinstance(data, str) or data.startswith(".") or path.suffix in _READERS
         if local or not _HUB_ID.fullmatch(str(data)):
             raise FileNotFoundError(f"{data}: no such file or folder")
-        return _from_hub(data, split, config)
+        return _from_hub(str(data), split, config)
     if isinstance(data, Mapping):
         if _is_dataset(next(iter(data.values()), None)):  # a datasets.DatasetDict
             name = _pick_split(list(data), split, "the dataset")

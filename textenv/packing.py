@@ -29,7 +29,7 @@ class Packing(NamedTuple):
     """(B,) int64, its packed row."""
     starts: Tensor
     """(B,) int64, the column of its first token."""
-    count: int
+    height: int
     """R."""
     width: int
     """W."""
@@ -48,7 +48,7 @@ def pack(lengths: Tensor, *, max_width: int | None = None) -> Packing:
 
     Example:
         >>> found = pack(torch.tensor([5, 2, 3]), max_width=5)
-        >>> found.rows.tolist(), found.starts.tolist(), found.count, found.width
+        >>> found.rows.tolist(), found.starts.tolist(), found.height, found.width
         ([0, 1, 1], [0, 3, 0], 2, 5)
     """
     sizes = lengths.tolist()
@@ -92,7 +92,7 @@ def packed_states(
         packing = pack(mask.sum(-1), max_width=getattr(text_config(model), "max_position_embeddings", None))
     row, column = mask.nonzero(as_tuple=True)
     place = packing.place(row, column)
-    size = (packing.count, packing.width)
+    size = (packing.height, packing.width)
     packed = torch.zeros(size, dtype=torch.int64, device=device).index_put(place, ids[row, column])
     positions = torch.zeros_like(packed).index_put(place, column)
     episode = torch.full_like(packed, -1).index_put(place, row)
@@ -134,11 +134,12 @@ def _disagreement(model: nn.Module) -> str | None:
     sizes = (length, max(length - 1, 1))
     ids = torch.arange(2 * length, device=device).view(2, length) * 7919 % vocabulary_size(model, 2)
     mask = torch.arange(length, device=device) < torch.tensor(sizes, device=device).unsqueeze(-1)
-    both = Packing(torch.zeros(2, dtype=torch.int64), torch.tensor([0, length]), 1, sum(sizes))
+    rows, starts = torch.zeros(2, dtype=torch.int64), torch.tensor([0, length])
+    both = Packing(rows.to(device), starts.to(device), 1, sum(sizes))
     plain = SplitModel(model, None, False)
     with eval_mode(list(model.modules())):
         alone = [plain.logits(ids[i : i + 1, :n], torch.ones(1, n).to(ids)) for i, n in enumerate(sizes)]
-        packed, _ = packed_states(plain, ids, mask, Packing(*(x.to(device) for x in both[:2]), *both[2:]))
+        packed, _ = packed_states(plain, ids, mask, both)
     if not logits_agree(packed, torch.cat(alone, dim=1)):
         return "the logits of an episode change with the others in its row"
     return None

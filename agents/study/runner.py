@@ -73,7 +73,8 @@ def run_study(
         runs = _one_by_one(study, missing) if jobs == 1 else _side_by_side(study, missing, jobs, imports)
         for count, (spec, result) in enumerate(runs, start=len(specs) - len(missing) + 1):
             tell(f"[{count}/{len(specs)}] {spec.name}: {_outcome(result)}")
-    return [result for spec in specs if (result := spec.result(study.folder)) is not None]
+    found = [spec.result(study.folder) for spec in specs]
+    return [result for result in found if result is not None]
 
 
 def _one_by_one(study: Study, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpec, dict[str, Any]]]:
@@ -86,7 +87,8 @@ def _side_by_side(
 ) -> Iterator[tuple[RunSpec, dict[str, Any]]]:
     """Runs in processes of their own: one that crashes takes nothing with it."""
     context = multiprocessing.get_context("spawn")
-    waiting, running = list(specs), {}
+    waiting = list(specs)
+    running: dict[Any, tuple[Any, RunSpec]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -97,7 +99,7 @@ def _side_by_side(
                 process.start()
                 running[process.sentinel] = process, spec
             for sentinel in wait(list(running)):
-                process, spec = running.pop(sentinel)  # type: ignore[index]
+                process, spec = running.pop(sentinel)
                 process.join()
                 result = spec.result(study.folder)
                 if result is None:
