@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND := Agg
 
-.PHONY: help install test lint types pytest data demo bench clean
+.PHONY: help install test lint types pytest data demo smollm bench clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "textenv needs Python >= 3.11, got %s; say make PYTHON=python3.12" % sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) setuptools "$$(grep '^torch==' constraints.txt)"
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,lora,metrics,ray,tensorboard]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,gguf,lora,metrics,ray,tensorboard]'
 	touch $@
 
 test: $(STAMP)  ## lint, types and tests; all three run, and it fails if one fails
@@ -58,6 +58,10 @@ data: $(STAMP)  ## fetch the real texts and ratings that the tasks use into the 
 
 demo: data  ## RLHF on real film reviews, from nothing: about 10 minutes on two CPU cores; results in runs/reviews
 	OMP_NUM_THREADS=$${DEMO_THREADS:-2} $(BIN)/python examples/reviews_pipeline.py --run-dir $(or $(RUN_DIR),runs/reviews)
+
+smollm: data  ## the same with SmolLM2-135M (4-bit, dequantised) and LoRA: see docs/pipeline.md; results in runs/smollm
+	$(BIN)/python -m textenv.tasks.fetch --model smollm2
+	OMP_NUM_THREADS=$${DEMO_THREADS:-2} $(BIN)/textenv pipeline --config examples/smollm_reviews.yaml --run_dir $(or $(RUN_DIR),runs/smollm)
 
 bench: $(STAMP)  ## run the benchmarks and print their tables
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done

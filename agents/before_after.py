@@ -112,10 +112,11 @@ def compare(
     term = None if judge is None else make_reward(judge)
     if term is not None:
         term.bind(base)
-    reference = LanguagePolicy(before, tokenizer=base.tokenizer)
+    where = {"tokenizer": base.tokenizer, "device": base.device}
+    reference = LanguagePolicy(before, **where)
     found, judged, batches = [], [], []
     for folder in (before, after):
-        policy = LanguagePolicy(folder, tokenizer=base.tokenizer)
+        policy = LanguagePolicy(folder, **where)
         metrics = evaluate(policy, envs, episodes, seed=seed, reference=reference)
         batches.append(metrics.episodes)
         judged.append(_judged(term, metrics.episodes))

@@ -16,6 +16,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 
+from textenv.tasks.fetch_model import resolve_model
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -40,6 +42,7 @@ def load_causal_lm(
 
     Raises:
         TypeError: if ``source`` is none of these.
+        FileNotFoundError: if it names a model that ``textenv.tasks.fetch`` fetches, and it was not fetched.
     """
     if isinstance(source, nn.Module):
         return source
@@ -50,7 +53,7 @@ def load_causal_lm(
         return model.to(dtype)
     if isinstance(source, str | os.PathLike):
         return AutoModelForCausalLM.from_pretrained(
-            os.fspath(source), dtype=dtype, trust_remote_code=trust_remote_code
+            resolve_model(source), dtype=dtype, trust_remote_code=trust_remote_code
         )
     raise TypeError(
         f"model must be a hub id, a folder, a transformers config or a module, got {type(source).__name__}"

@@ -28,6 +28,7 @@ from textenv.agents.config import Config
 from textenv.agents.hacking_watch import BEST, RewardHackingWatch
 from textenv.agents.pipeline_config import STAGES, DataConfig, PipelineConfig
 from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policy_options import PolicyOptions
 from textenv.agents.ppo import PPO
 from textenv.agents.reports.record import report_at_end
 from textenv.agents.reward_model import RewardModelAgent
@@ -123,7 +124,9 @@ class Pipeline:
             path.write_text(json.dumps(cfg.to_dict(), indent=2) + "\n")
         result = PipelineResult(run_dir=self.run_dir, stages=self.figures, comparison=None)
         last = max(STAGES.index(stage) for stage in cfg.stages)
-        policy = cfg.policy or self.stage("sft", self.fine_tune, cfg.sft, [cfg.model, cfg.data.sft])
+        policy = cfg.policy or self.stage(
+            "sft", self.fine_tune, cfg.sft, [cfg.model, cfg.data.sft, cfg.sft_policy.to_dict()]
+        )
         if last == 0:
             return result
         feedback = self.data.feedback
@@ -155,7 +158,7 @@ class Pipeline:
             "rl",
             lambda folder: self.reinforce(folder, policy, reward, judge),
             cfg.rl,
-            [watch, env, cfg.policy, cfg.reward_model, cfg.judge_model],
+            [watch, env, cfg.rl_policy.to_dict(), cfg.policy, cfg.reward_model, cfg.judge_model],
             after=STAGES[:3],
         )
         result.comparison = compare(
@@ -175,10 +178,10 @@ class Pipeline:
     # -- the stages ------------------------------------------------------------------------------------------
 
     def fine_tune(self, folder: Path) -> dict[str, float]:
-        """Supervised fine-tuning, on the task's plain texts as next-token pretraining if it has any."""
+        """Supervised fine-tuning, or next-token pretraining of a model that begins with random weights."""
         cfg, data = self.config, self.data
         dataset: Any = cfg.data.sft
-        if dataset is None and data.texts:
+        if dataset is None and data.texts and (cfg.model is None or data.make_demonstrations is None):
             texts = list(data.texts)
             dataset = EpisodeBatch.from_texts(
                 [""] * len(texts), texts, data.tokenizer, max_length=cfg.max_text_tokens
@@ -190,7 +193,14 @@ class Pipeline:
         model = cfg.model or (None if data.model_config is None else data.model_config())
         if model is None:
             raise StageError(f"the task {cfg.task!r} has no model of its own; set model")
-        agent = SFT(model, dataset=dataset, config=cfg.sft, tokenizer=data.tokenizer, **self.common(folder))
+        agent = SFT(
+            model,
+            dataset=dataset,
+            config=cfg.sft,
+            tokenizer=data.tokenizer,
+            policy_kwargs=self.policy_kwargs(cfg.sft_policy),
+            **self.common(folder),
+        )
         result = agent.resume(missing="start")
         agent.policy.save(folder / "model")
         return {"nll": result.history[-1]["sft/nll"]} if result.history else {}
@@ -224,6 +234,7 @@ class Pipeline:
             eval_dataset=held_out,
             config=settings,
             tokenizer=tokenizer,
+            policy_kwargs={} if cfg.device is None else {"device": cfg.device},
             **self.common(folder),
         )
         agent.resume(missing="start")
@@ -259,7 +270,13 @@ class Pipeline:
                 )
             )
         agent = PPO(
-            policy, envs=envs, eval_envs=eval_envs, config=cfg.rl, callbacks=callbacks, **self.common(folder)
+            policy,
+            envs=envs,
+            eval_envs=eval_envs,
+            config=cfg.rl,
+            callbacks=callbacks,
+            policy_kwargs=self.policy_kwargs(cfg.rl_policy),
+            **self.common(folder),
         )
         result = agent.resume(missing="start")
         best = folder / BEST
@@ -287,9 +304,8 @@ class Pipeline:
             "inputs": [_identity(item) for item in inputs],
             "after": needs,
         }
-        self.hashes[name] = key = hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[
-            :16
-        ]
+        key = hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:16]
+        self.hashes[name] = key
         file = folder / STAGE_FILE
         known = json.loads(file.read_text()) if file.is_file() else None
         if known is not None and known["hash"] != key and name in self.config.stages:
@@ -323,6 +339,11 @@ class Pipeline:
         """Arguments of every stage's agent."""
         return {"run_dir": folder, "loggers": self.loggers}
 
+    def policy_kwargs(self, options: PolicyOptions) -> dict[str, Any]:
+        """Arguments of a stage's policy; a device of its own comes before the pipeline's."""
+        shared = {} if self.config.device is None else {"device": self.config.device}
+        return shared | options.kwargs()
+
     def envs(self, reward: str, *, split: str) -> Any:
         """Environments of the task that pay the reward model's score."""
         from textenv.tasks.make import make_vec_env
@@ -335,6 +356,7 @@ class Pipeline:
             rewards=[reward_spec(reward), *self.config.rewards],
             max_new_tokens=self.config.max_new_tokens,
             shuffle=split == "train",
+            device=self.config.device or "cpu",
         )
 
     def people(self) -> EpisodeBatch | None:

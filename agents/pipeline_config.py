@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from textenv.agents.config import Config
+from textenv.agents.policy_options import PolicyOptions
 from textenv.agents.ppo import PPOConfig
 from textenv.agents.reward_model import RewardModelConfig
 from textenv.agents.sft import SFTConfig
@@ -23,7 +24,8 @@ class DataConfig(Config):
     """
 
     sft: str | None = None
-    """What the policy is fine-tuned on; None takes the task's texts or demonstrations."""
+    """What the policy is fine-tuned on; None takes the task's demonstrations, or its plain texts if there are
+    any and the model is the task's own, which begins with random weights."""
     pairs: str | None = None
     """Preference pairs for the reward model (prompt, chosen, rejected); None takes the task's feedback."""
     ratings: str | None = None
@@ -43,7 +45,9 @@ class PipelineConfig(Config):
     task_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the task."""
     model: str | None = None
-    """Hub id or folder of the language model to begin with; None is the task's own small one."""
+    """Hub id or folder of the language model to begin with, or smollm2; None is the task's own small one."""
+    device: str | None = None
+    """Where all stages compute, such as cuda; None is the CPU."""
     data: DataConfig = field(default_factory=DataConfig)
     """Data of one's own."""
     policy: str | None = None
@@ -56,12 +60,16 @@ class PipelineConfig(Config):
     """Stages to run; what earlier ones made must be there, and later ones are left out."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """Settings of supervised fine-tuning."""
+    sft_policy: PolicyOptions = field(default_factory=PolicyOptions)
+    """How the model becomes the policy that is fine-tuned: lora, dtype, ...; adapters are then merged in."""
     reward: RewardModelConfig = field(default_factory=RewardModelConfig)
     """Settings of the reward model."""
     judge: RewardModelConfig = field(default_factory=lambda: RewardModelConfig(seed=1))
     """Settings of the judge: another seed, other data."""
     rl: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
+    rl_policy: PolicyOptions = field(default_factory=PolicyOptions)
+    """How the fine-tuned model becomes PPO's policy; with lora the adapters are new ones."""
     max_text_tokens: int = 128
     """Longest text of next-token pretraining in tokens; longer ones lose their end."""
     rewards: tuple[Any, ...] = ()

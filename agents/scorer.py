@@ -23,6 +23,7 @@ from textenv.episodes import EpisodeBatch
 from textenv.model_split import eval_mode
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.retokenize import rendered_ids
+from textenv.tasks.fetch_model import resolve_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -71,10 +72,12 @@ class Scorer(nn.Module):
         super().__init__()
         if heads < 1:
             raise ValueError(f"heads must be >= 1, got {heads}")
-        if tokenizer is None and isinstance(model, str | os.PathLike):
+        if isinstance(model, str | os.PathLike):
+            model = resolve_model(model)
+        if tokenizer is None and isinstance(model, str):
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(os.fspath(model), trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model, fresh = load_classifier(model, trust_remote_code=trust_remote_code)

