@@ -264,7 +264,7 @@ def test_mistakes_are_told_in_one_line(say: Say, argv: list[str], code: int, mes
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task: x\nnum_env: 3\n", "c.yaml, line 2: unknown key 'num_env'; did you mean num_envs?"),
+        ("task: x\nnum_env: 3\n", "c.yaml, line 2: unknown key 'num_env'; did you mean num_envs"),
         ("settings:\n  lr: 3\n  epoch: 2\n", "line 2: unknown key 'settings.lr'"),
         ("env:\n  max_tokens: 3\n", "did you mean env.max_new_tokens"),
         ("- a\n", "c.yaml must hold options, name: value; got a seq"),
