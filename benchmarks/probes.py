@@ -54,12 +54,12 @@ ONLINE_SETTINGS: dict[str, dict[str, Any]] = {
     "best-of-n": {"n": 64},
 }
 ILQL_SETTINGS: dict[str, Any] = {
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-3,
     "steps": 400,
     "batch_size": 512,
     "gamma": 1.0,
     "expectile": 0.9,
-    "head": "linear",
+    "head": "mlp",
     "target_alpha": 0.1,
     "decode_beta": 100.0,
 }
