@@ -48,7 +48,16 @@ CPUS = 0.1
 def cluster() -> Iterator[None]:
     """One small cluster for the module; more CPUs than the machine has, for they are only bookkeeping."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    for last in (False, False, True):
+        try:
+            ray.init(
+                num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000
+            )
+            break
+        except Exception as error:  # Ray raises no class of its own when it has waited for 30 seconds
+            if last or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
     yield
     ray.shutdown()
 
