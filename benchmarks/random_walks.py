@@ -51,8 +51,7 @@ _GROUPED = {**_CLIPPED, "samples_per_prompt": 7}
 # grpo were taken over from PPO's and not tuned.
 CONFIGS: dict[str, dict[str, Any]] = {
     "ppo": {
-        "learning_rate": 2e-4,
-        "lr_schedule": "linear",
+        "learning_rate": 1.5e-4,
         "episodes_per_iteration": 140,
         "epochs": 4,
         "minibatches": 2,
