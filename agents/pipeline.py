@@ -341,7 +341,7 @@ class Pipeline:
 
     def policy_kwargs(self, options: PolicyOptions) -> dict[str, Any]:
         """Arguments of a stage's policy; a device of its own comes before the pipeline's."""
-        shared = {} if self.config.device is None else {"device": self.config.device}
+        shared: dict[str, Any] = {} if self.config.device is None else {"device": self.config.device}
         return shared | options.kwargs()
 
     def envs(self, reward: str, *, split: str) -> Any:

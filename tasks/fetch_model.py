@@ -15,14 +15,11 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from textenv.atomic import atomic_folder
 from textenv.tasks.downloads import archive_content
 from textenv.tasks.storage import cache_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 MODEL = "smollm2"
 """The name that stands for the folder wherever a model or a tokenizer is named."""
@@ -128,7 +125,7 @@ def convert_gguf(source: str | os.PathLike[str], folder: str | os.PathLike[str])
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     path = Path(source)
-    place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    place: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(**place)
     _split_digits(tokenizer, path)
     # Without dequantize=True weights may stay packed, and a packed model can't be saved or trained.
@@ -138,7 +135,7 @@ def convert_gguf(source: str | os.PathLike[str], folder: str | os.PathLike[str])
     tokenizer.save_pretrained(folder)
 
 
-def _split_digits(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+def _split_digits(tokenizer: Any, path: Path) -> None:
     """Restore the pre-tokenizer "smollm", which transformers reads as GPT-2's: digits stand alone."""
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers
@@ -147,7 +144,7 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     if field is not None and field.contents() == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         split = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        tokenizer.backend_tokenizer.pre_tokenizer = split  # type: ignore[attr-defined]
+        tokenizer.backend_tokenizer.pre_tokenizer = split
 
 
 def _require_gguf() -> None:

@@ -241,7 +241,8 @@ def test_adapters_in_both_stages_that_train_the_policy(
         folder = tmp_path / "run" / stage / "model"
         assert json.loads((folder / "adapter/adapter_config.json").read_text())["r"] == rank
     names = ("start", "sft", "rl")
-    folders = [Path(start), tmp_path / "run/sft/model", tmp_path / "run/rl/model"]
+    # What is kept of the last stage is the best by the judge, which may be the policy that it began with.
+    folders = [Path(start), tmp_path / "run/sft/model", tmp_path / "run/rl/checkpoints/step-00000003"]
     models = {
         name: AutoModelForCausalLM.from_pretrained(path) for name, path in zip(names, folders, strict=True)
     }
