@@ -157,6 +157,11 @@ class Agent:
 
     # -- what an agent may supply ----------------------------------------------------------------------------
 
+    @classmethod
+    def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
+        """Episodes on each prompt that an environment should deal it, in training or in evaluation."""
+        return 1
+
     def configure(self, config: Any) -> None:
         """Keep the settings."""
         self.config = config

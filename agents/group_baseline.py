@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textenv.agents.advantages import get_advantage, group_moments
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.groups import check_groups
+from textenv.agents.groups import check_groups, check_whole_groups
 from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
 from textenv.agents.teacher_forced import Evaluation as PolicyOutput
 from textenv.episodes import EpisodeBatch
@@ -37,24 +37,12 @@ class GroupBaselineConfig(PolicyGradientConfig):
         self.check(samples_per_prompt=">= 2")
         get_advantage(self.estimator)
         if self.samples_per_prompt is not None:
-            self.check_size(self.samples_per_prompt)
+            check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)
 
     @property
     def estimator(self) -> str:
         """Name of the advantage estimator."""
         raise NotImplementedError
-
-    def check_size(self, size: int) -> None:
-        """Check that an iteration holds whole groups of ``size``.
-
-        Raises:
-            ValueError: if it does not.
-        """
-        if self.episodes_per_iteration % size:
-            raise ValueError(
-                f"episodes_per_iteration must be a multiple of samples_per_prompt ({size}), "
-                f"got {self.episodes_per_iteration}"
-            )
 
 
 class GroupBaselineAgent(PolicyGradientAgent):
@@ -77,7 +65,7 @@ class GroupBaselineAgent(PolicyGradientAgent):
         if size is not None or dealt == 1:
             check_groups(self.envs, size or GROUP_SIZE, who=type(self).__name__)
         self.size = size or dealt
-        self.config.check_size(self.size)
+        check_whole_groups(self.config.episodes_per_iteration, self.size)
         super().setup()
 
     def groups(self, episodes: EpisodeBatch) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textenv.agents.online import OnlineAgent
 from textenv.episodes import EpisodeBatch
 
 
@@ -25,6 +26,37 @@ def check_groups(envs: Any, size: int, *, who: str) -> None:
             f"{who} needs {size} episodes of each prompt, one after the other: make the environment with "
             f"samples_per_prompt={size} (or a multiple), got {dealt}"
         )
+
+
+def check_whole_groups(episodes: int, size: int) -> None:
+    """Refuse iterations of ``episodes`` that hold no whole groups of ``size``.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if episodes % size:
+        raise ValueError(
+            f"episodes_per_iteration must be a multiple of samples_per_prompt ({size}), got {episodes}"
+        )
+
+
+class SampleChooser(OnlineAgent):
+    """Base of agents that choose among ``samples_per_prompt`` samples of each prompt."""
+
+    @classmethod
+    def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
+        """Episodes on each prompt: ``samples_per_prompt``, but one in evaluation."""
+        return 1 if evaluation else config.samples_per_prompt
+
+    def setup(self) -> None:
+        """See that the environment deals the samples, and bind the policy to it.
+
+        Raises:
+            ValueError: if the environment deals too few episodes on each prompt.
+        """
+        size = self.group_size(self.config)
+        check_groups(self.envs, size, who=f"{type(self).__name__} with samples_per_prompt={size}")
+        self.envs.unwrapped.bind(self.policy)
 
 
 def group_rows(episodes: EpisodeBatch, size: int) -> Tensor:

@@ -7,7 +7,6 @@ Guo et al. 2024, "Direct language model alignment from online AI feedback". Shap
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +14,8 @@ from torch import Tensor
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OnlineConfig
-from textenv.agents.groups import check_groups, group_rows
+from textenv.agents.groups import SampleChooser, check_whole_groups, group_rows
 from textenv.agents.losses import masked_mean, masked_sum
-from textenv.agents.online import OnlineAgent
 from textenv.agents.preference import Responses, reward_stats
 from textenv.agents.preference_data import PairedBatch
 from textenv.agents.preference_losses import SMOOTHED, DPOKind, dpo_loss, response_log_probs
@@ -44,12 +42,8 @@ class OnlineDPOConfig(OnlineConfig):
         """Check the ranges, that whole groups fill the minibatches, and that the loss takes the smoothing."""
         super().validate()
         self.check(beta="> 0", samples_per_prompt=">= 2", label_smoothing="[0, 0.5)")
-        pairs, rest = divmod(self.episodes_per_iteration, self.samples_per_prompt)
-        if rest:
-            raise ValueError(
-                f"episodes_per_iteration must be a multiple of samples_per_prompt "
-                f"({self.samples_per_prompt}), got {self.episodes_per_iteration}"
-            )
+        check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)
+        pairs = self.episodes_per_iteration // self.samples_per_prompt
         if self.minibatches > pairs:
             raise ValueError(
                 f"minibatches must be <= the {pairs} pairs of an iteration, got {self.minibatches}"
@@ -62,7 +56,7 @@ class OnlineDPOConfig(OnlineConfig):
 
 
 @register_agent("online-dpo")
-class OnlineDPO(OnlineAgent):
+class OnlineDPO(SampleChooser):
     """Online DPO: the best and the worst of each prompt's own samples are a preference pair.
 
     Pairs whose sides earned the same have no gradient. The KL to the reference is in the loss: no term of the
@@ -76,20 +70,9 @@ class OnlineDPO(OnlineAgent):
     rollout: dict[str, float]
     """What the policy and the reference say about them."""
 
-    @classmethod
-    def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
-        """Episodes on each prompt: ``samples_per_prompt``, but one in evaluation."""
-        return 1 if evaluation else config.samples_per_prompt
-
     def setup(self) -> None:
-        """Take the reference.
-
-        Raises:
-            ValueError: if the environment deals too few episodes on each prompt.
-        """
-        size = self.config.samples_per_prompt
-        check_groups(self.envs, size, who=f"online-dpo with samples_per_prompt={size}")
-        self.envs.unwrapped.bind(self.policy)
+        """Take the reference."""
+        super().setup()
         self.reference = self.policy.reference()
 
     def advantages(self, episodes: EpisodeBatch) -> PairedBatch:

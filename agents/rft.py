@@ -18,9 +18,8 @@ from textenv import scoring as scorer
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OnlineConfig
-from textenv.agents.groups import check_groups
+from textenv.agents.groups import SampleChooser, check_whole_groups
 from textenv.agents.losses import sft_loss
-from textenv.agents.online import OnlineAgent
 from textenv.agents.outcome import mean_row
 from textenv.agents.preference_data import tokens_and_rule
 from textenv.agents.registry import register_agent
@@ -64,11 +63,7 @@ class RFTConfig(OnlineConfig):
                 f"end_percentile must be >= start_percentile ({self.start_percentile}), "
                 f"got {self.end_percentile}"
             )
-        if self.episodes_per_iteration % self.samples_per_prompt:
-            raise ValueError(
-                f"episodes_per_iteration must be a multiple of samples_per_prompt "
-                f"({self.samples_per_prompt}), got {self.episodes_per_iteration}"
-            )
+        check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)
 
     def percentile(self, step: int) -> float:
         """The quantile of improve step 0, 1, ..."""
@@ -77,7 +72,7 @@ class RFTConfig(OnlineConfig):
 
 
 @register_agent("rft")
-class RFT(OnlineAgent):
+class RFT(SampleChooser):
     """Rejection fine-tuning (ReST): supervised fine-tuning on the best of the policy's own samples."""
 
     config_class = RFTConfig
@@ -85,20 +80,9 @@ class RFT(OnlineAgent):
     pool: TrainingBatch | None
     """Samples to choose from, with (B,) ``returns``, ``prompt`` and the ``generation`` that they are from."""
 
-    @classmethod
-    def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
-        """Episodes on each prompt: ``samples_per_prompt``, but one in evaluation."""
-        return 1 if evaluation else config.samples_per_prompt
-
     def setup(self) -> None:
-        """Begin with an empty pool.
-
-        Raises:
-            ValueError: if the environment deals too few episodes on each prompt.
-        """
-        size = self.config.samples_per_prompt
-        check_groups(self.envs, size, who=f"rft with samples_per_prompt={size}")
-        self.envs.unwrapped.bind(self.policy)
+        """Begin with an empty pool."""
+        super().setup()
         if any(isinstance(wrapper.term, KLPenalty) for wrapper in scorer.reward_wrappers(self.envs)):
             self.reference = self.policy.reference()
         self.pool = None

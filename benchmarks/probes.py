@@ -108,7 +108,7 @@ def train_online(agent: str, name: str, *, seed: int = 0, **changes: Any) -> Onl
     task = make_task(name).build(**task_kwargs)
     settings = {**ONLINE_SETTINGS[agent], **TASK_SETTINGS.get((agent, name), {}), **changes}
     config = cls.config_class(seed=seed, **settings)
-    group = cls.group_size(config) if hasattr(cls, "group_size") else 1
+    group = cls.group_size(config)
     learner = cls(task.model_config(), envs=make_envs(name, task_kwargs, group), config=config)
     learner.learn()
     return learner
@@ -139,7 +139,7 @@ def measure(agent: str, name: str, *, seed: int = 0) -> dict[str, Any]:
     begin = time.perf_counter()
     trained = TRAINERS[agent](name, seed=seed)
     seconds = time.perf_counter() - begin
-    group = trained.group_size(trained.config, evaluation=True) if hasattr(trained, "group_size") else 1
+    group = trained.group_size(trained.config, evaluation=True)
     envs = make_envs(name, TASK_KWARGS.get((agent, name), {}), group)
     found = trained.evaluate(envs, EVALUATION).metrics["return/mean"]
     optimum = make_task(name).build().optimum

@@ -164,7 +164,7 @@ def run(
     curve = Curve(graph_seed, curve_every, betas)
     if cls.online:
         model = pretrained(task, seed)
-        group = cls.group_size(config) if hasattr(cls, "group_size") else 1
+        group = cls.group_size(config)
         envs = gym.make_vec(
             "TextRLHF-v0", num_envs=128, task_kwargs={"seed": graph_seed}, samples_per_prompt=group
         )
