@@ -40,7 +40,7 @@ EPISODES = 2_800
 PRETRAINING: dict[str, Any] = {
     "learning_rate": 1e-3,
     "batch_size": 100,
-    "steps": 400,
+    "steps": 1000,
     "lr_schedule": "cosine",
 }
 _ONLINE: dict[str, Any] = {"learning_rate": 1.5e-4, "episodes_per_iteration": 140, "kl_coef": 0.0}
