@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from textenv.names import nearest_first
+from textenv.names import nearest_first, registrar
 
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]
 
@@ -29,14 +29,7 @@ def register_advantage(name: str) -> Callable[[AdvantageFunction], AdvantageFunc
     Raises:
         ValueError: if the name is taken.
     """
-
-    def register(function: AdvantageFunction) -> AdvantageFunction:
-        if name in ADVANTAGES:
-            raise ValueError(f"advantage {name!r} is already registered")
-        ADVANTAGES[name] = function
-        return function
-
-    return register
+    return registrar("advantage", name, ADVANTAGES)
 
 
 def get_advantage(name: str) -> AdvantageFunction:

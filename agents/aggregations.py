@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from textenv.agents.batch import Totals
-from textenv.agents.config import nearest
 from textenv.agents.losses import masked_sum
+from textenv.names import nearest, registrar
 
 
 class AggregationFunction(Protocol):
@@ -44,14 +44,7 @@ def register_aggregation(name: str) -> Callable[[AggregationFunction], Aggregati
         2.0
         >>> del AGGREGATIONS["square-root-of-length"]
     """
-
-    def register(function: AggregationFunction) -> AggregationFunction:
-        if name in AGGREGATIONS:
-            raise ValueError(f"aggregation {name!r} is already registered")
-        AGGREGATIONS[name] = function
-        return function
-
-    return register
+    return registrar("aggregation", name, AGGREGATIONS)
 
 
 def get_aggregation(name: str) -> AggregationFunction:

@@ -23,6 +23,7 @@ from torch import Tensor
 from textenv.agents import distributed
 from textenv.agents.metric_registry import Generated
 from textenv.agents.metric_suite import MetricSpec, check_metrics, measure
+from textenv.agents.outcome import kl_row
 from textenv.agents.shares import by_itself, gather_episodes, share_of, spread
 from textenv.agents.text_display import number, text_table
 from textenv.agents.text_metrics import distinct_n, repetition_n
@@ -255,8 +256,7 @@ def _kl_metrics(policy: Any, reference: Any, batch: EpisodeBatch, max_tokens: in
         total += float(difference[part.action_mask].double().sum())
     if share is not None:
         (total,) = distributed.total(total)
-    tokens = int(batch.action_mask.sum())
-    return {"objective/kl": total / len(batch), "objective/kl_per_token": total / max(tokens, 1)}
+    return kl_row(total, episodes=len(batch), tokens=int(batch.action_mask.sum()))
 
 
 def _samples(

@@ -26,10 +26,7 @@ class Memo:
 
     def get(self, episodes: EpisodeBatch, state: Hashable) -> Evaluation | None:
         """What is known about ``episodes``, or None; a result that was changed in place is forgotten."""
-        if self._found is None or self._inputs is None:
-            return None
-        ids, mask = self._inputs
-        if ids is not episodes.input_ids or mask is not episodes.action_mask:
+        if self._found is None or not self._about(episodes):
             return None
         return self._found if self._versions == self._version(episodes, state, self._found) else None
 
@@ -64,10 +61,16 @@ class Memo:
     def take_graph(self, episodes: EpisodeBatch, state: Hashable, wanted: set[str]) -> Evaluation | None:
         """The pass with gradient over these episodes, if there is one with what is wanted; only once."""
         graph, self._graph = self._graph, None
-        if graph is None or self._inputs is None or not graph.has(wanted):
+        if graph is None or not graph.has(wanted) or not self._about(episodes):
             return None
-        same = self._inputs[0] is episodes.input_ids and self._inputs[1] is episodes.action_mask
-        return graph if same and self._graph_versions == self._version(episodes, state, graph) else None
+        return graph if self._graph_versions == self._version(episodes, state, graph) else None
+
+    def _about(self, episodes: EpisodeBatch) -> bool:
+        """Whether what is known is about these very tensors."""
+        if self._inputs is None:
+            return False
+        ids, mask = self._inputs
+        return ids is episodes.input_ids and mask is episodes.action_mask
 
     @staticmethod
     def _version(episodes: EpisodeBatch, state: Hashable, found: Evaluation) -> tuple[Hashable, ...]:

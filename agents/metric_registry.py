@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from textenv.episodes import EpisodeBatch
-from textenv.names import nearest
+from textenv.names import nearest, registrar
 
 Found = dict[str, float | list[float]]
 """Name -> a number about all texts, or one for each of the B episodes."""
@@ -88,11 +88,4 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
     Raises:
         ValueError: if the name is taken.
     """
-
-    def decorator(function: Metric) -> Metric:
-        if name in METRICS:
-            raise ValueError(f"metric {name!r} is registered already")
-        METRICS[name] = function
-        return function
-
-    return decorator
+    return registrar("metric", name, METRICS)

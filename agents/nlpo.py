@@ -20,6 +20,7 @@ from textenv import scoring as scorer
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.losses import masked_sum
+from textenv.agents.outcome import kl_row
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.references import frozen_copy
@@ -179,6 +180,5 @@ class NLPO(PPO):
         row = super().describe(batch)
         if self.reference is not None:
             kl = float(masked_sum(batch["whole_log_probs"] - batch["ref_log_probs"], batch.mask))
-            row["objective/kl"] = kl / len(batch)
-            row["objective/kl_per_token"] = kl / max(1, int(batch.mask.sum()))
+            row |= kl_row(kl, episodes=len(batch), tokens=int(batch.mask.sum()))
         return row

@@ -16,6 +16,7 @@ from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OnlineConfig
 from textenv.agents.groups import SampleChooser, check_whole_groups, group_rows
 from textenv.agents.losses import masked_mean, masked_sum
+from textenv.agents.outcome import kl_row
 from textenv.agents.preference import Responses, reward_stats
 from textenv.agents.preference_data import PairedBatch
 from textenv.agents.preference_losses import SMOOTHED, DPOKind, dpo_loss, response_log_probs
@@ -84,8 +85,7 @@ class OnlineDPO(SampleChooser):
         kl = float(masked_sum(found.log_probs - found.ref_log_probs, mask))
         self.collected = TrainingBatch(episodes)
         self.rollout = {
-            "objective/kl": kl / len(episodes),
-            "objective/kl_per_token": kl / max(1, int(mask.sum())),
+            **kl_row(kl, episodes=len(episodes), tokens=int(mask.sum())),
             "objective/entropy": -float(masked_mean(found.log_probs, mask)),
         }
         best, worst = extremes(episodes.returns, group_rows(episodes, self.config.samples_per_prompt))

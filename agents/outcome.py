@@ -58,6 +58,15 @@ class Clock:
         return row
 
 
+def kl_row(total: float, *, episodes: int, tokens: int) -> dict[str, float]:
+    """KL from the reference in nats, by episode and by token, of its sum over all response tokens.
+
+    >>> kl_row(6.0, episodes=2, tokens=12)
+    {'objective/kl': 3.0, 'objective/kl_per_token': 0.5}
+    """
+    return {"objective/kl": total / episodes, "objective/kl_per_token": total / max(1, tokens)}
+
+
 def mean_row(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Mean of each metric over optimizer steps.
 

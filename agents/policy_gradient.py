@@ -39,6 +39,7 @@ from textenv.agents.losses import (
     sft_loss,
 )
 from textenv.agents.online import OnlineAgent
+from textenv.agents.outcome import kl_row
 from textenv.agents.running import RunningStd, WeightAverage
 from textenv.agents.teacher_forced import Evaluation as PolicyOutput
 from textenv.episodes import EpisodeBatch
@@ -329,8 +330,7 @@ class PolicyGradientAgent(OnlineAgent):
         row["objective/score"] = row["objective/reward"]
         if "ref_log_probs" in batch.tensors:
             kl = masked_sum(batch["old_log_probs"] - batch["ref_log_probs"], mask)
-            row["objective/kl"] = float(kl) / len(batch)
-            row["objective/kl_per_token"] = float(kl) / max(1, int(mask.sum()))
+            row |= kl_row(float(kl), episodes=len(batch), tokens=int(mask.sum()))
         if "importance_weights" in batch.tensors:
             weights = batch["importance_weights"]
             row["importance/weight"] = float(masked_mean(weights, mask))

@@ -178,7 +178,7 @@ def test_mistakes_in_names_options_and_columns() -> None:
         measure([["rouge", {"column": "summary"}]], generated())
     with pytest.raises(ValueError, match=r"reference\[1\] must be a text or a list of texts, got 3"):
         measure(["bleu"], generated(references=["a", 3, "b"]))
-    with pytest.raises(ValueError, match="'rouge' is registered already"):
+    with pytest.raises(ValueError, match="'rouge' is already registered"):
         register_metric("rouge")(METRICS["rouge"])
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from textenv.agents.text_display import number
 from textenv.atomic import atomic_file
+from textenv.ledger import counts
 from textenv.render import printable
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def token_views(
         if tuple(tensor.shape) != shape:
             raise ValueError(f"quantity {name!r} must have shape {shape}, got {tuple(tensor.shape)}")
     found: dict[str, Tensor] = {"reward": episodes.rewards}
-    terms = {name: term for name, term in episodes.reward_terms.items() if not name.startswith("raw/")}
+    terms = {name: term for name, term in episodes.reward_terms.items() if counts(name)}
     if len(terms) > 1:
         found |= {f"reward: {name}": term for name, term in terms.items()}
     if episodes.values is not None:
