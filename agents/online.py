@@ -40,7 +40,7 @@ class OnlineAgent(Agent):
         with self.open_loggers(total) as loggers, playing:
             while self.iteration < total:
                 self.iteration += 1
-                clock = Clock()
+                clock, played, trained = Clock(), self.env_tokens, self.gradient_tokens
                 with gathered(self.policy):
                     episodes = self.collect()
                     clock.lap("rollout")
@@ -49,7 +49,7 @@ class OnlineAgent(Agent):
                 clock.lap("score")
                 row = self.describe(batch) | self.update(batch)
                 clock.lap("update")
-                row |= clock.metrics(float(batch.episodes.response_lengths.sum()), self.config.epochs)
+                row |= clock.metrics(self.env_tokens - played, self.gradient_tokens - trained)
                 if self.finish(row, loggers, last=self.iteration == total):
                     break
 

@@ -50,11 +50,11 @@ class Clock:
         self.seconds[name] = now - self._last
         self._last = now
 
-    def metrics(self, tokens: float, passes: int) -> dict[str, float]:
-        """Times, and tokens a second of the rollout (``tokens``) and the update (``passes`` over them)."""
+    def metrics(self, played: int, trained: int) -> dict[str, float]:
+        """Times, and tokens a second: the responses of the rollout, whole episodes of the update."""
         row = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
-        row["throughput/rollout_tokens_s"] = tokens / max(self.seconds["rollout"], 1e-9)
-        row["throughput/train_tokens_s"] = tokens * passes / max(self.seconds["update"], 1e-9)
+        row["throughput/rollout_tokens_s"] = played / max(self.seconds["rollout"], 1e-9)
+        row["throughput/train_tokens_s"] = trained / max(self.seconds["update"], 1e-9)
         return row
 
 

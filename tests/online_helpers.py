@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from textenv.agents.batch import TrainingBatch
+from textenv.agents.callbacks import Callback
 from textenv.agents.policy_gradient import PolicyGradientAgent
 from textenv.agents.registry import get_agent, make_agent
 from textenv.tasks.letters import letter_tokenizer
@@ -33,6 +34,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rloo-clipped": ("rloo", {"clip_range": 0.2, "epochs": 2}),
 }
 """Test id -> (agent, settings): every agent of the family, and the variants that settings make of them."""
+
+
+class StopAfter(Callback):
+    """Stops a run after so many iterations."""
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+
+    def on_iteration(self, agent: Any, metrics: Any) -> bool:
+        return bool(agent.iteration >= self.iterations)
 
 
 def tiny() -> Any:

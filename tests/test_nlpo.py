@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import textenv
+from tests.online_helpers import StopAfter
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.nlpo import NLPO, NLPOConfig, NucleusPolicy
 from textenv.agents.policy import LanguagePolicy
@@ -323,16 +323,6 @@ def test_the_mask_policy_is_saved_and_a_resumed_run_equals_the_uninterrupted_one
     assert resumed.iteration == 4
     assert len(weights(whole)) > 2 * len(list(whole.policy.model.parameters()))  # the mask policy's, too
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
-
-
-class StopAfter(textenv.agents.Callback):
-    """Stops a run after so many iterations."""
-
-    def __init__(self, iterations: int) -> None:
-        self.iterations = iterations
-
-    def on_iteration(self, agent: Any, metrics: Any) -> bool:
-        return bool(agent.iteration >= self.iterations)
 
 
 def test_adapters_are_masked_by_their_own_copy() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import textenv
+from tests.online_helpers import StopAfter
 from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig, extremes
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.preference_data import PairedBatch
@@ -199,16 +200,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     assert resumed.iteration == 2
     resumed.learn()
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
-
-
-class StopAfter(textenv.agents.Callback):
-    """Stops a run after so many iterations."""
-
-    def __init__(self, iterations: int) -> None:
-        self.iterations = iterations
-
-    def on_iteration(self, agent: Any, metrics: Any) -> bool:
-        return bool(agent.iteration >= self.iterations)
 
 
 def test_it_learns_to_stop_at_once() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import textenv
+from tests.online_helpers import StopAfter
 from textenv.agents.rft import RFT, RFTConfig, best_rows, distinct_rows
 from textenv.episodes import EpisodeBatch
 from textenv.tasks.letters import letter_tokenizer
@@ -172,16 +173,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(kept: int | None, tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     assert whole.pool is not None and resumed.pool is not None
     assert torch.equal(whole.pool["returns"], resumed.pool["returns"])
-
-
-class StopAfter(textenv.agents.Callback):
-    """Stops a run after so many iterations."""
-
-    def __init__(self, iterations: int) -> None:
-        self.iterations = iterations
-
-    def on_iteration(self, agent: Any, metrics: Any) -> bool:
-        return bool(agent.iteration >= self.iterations)
 
 
 def test_it_learns_to_stop_at_once() -> None:
