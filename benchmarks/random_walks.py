@@ -11,6 +11,8 @@ weights. The figures are expected values of the sampling policy (no sampling noi
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import json
 import statistics
 import time
@@ -103,14 +105,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+FINE_TUNED = ("dpo", "kto", "orpo", "simpo", "cpo", "rwr")
+"""Offline agents that begin with the pretrained model: what they learn is a change of it."""
+
+
 def new_model(task: Any, seed: int) -> Any:
     """The task's model with random weights."""
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(task.model_config())
 
 
-def pretrained(task: Any, seed: int) -> Any:
-    """The task's model after a short next-token pretraining on the walks."""
+@functools.cache
+def _pretraining(graph_seed: int, seed: int) -> Any:
+    """The model after a short next-token pretraining on the walks: made once for all agents."""
+    task = make_task("random-walks").build(seed=graph_seed)
     model = new_model(task, seed)
     agent = SFT(
         model,
@@ -120,6 +128,11 @@ def pretrained(task: Any, seed: int) -> Any:
     )
     agent.learn()
     return model
+
+
+def pretrained(graph_seed: int, seed: int) -> Any:
+    """The pretrained model, to be trained further."""
+    return copy.deepcopy(_pretraining(graph_seed, seed))
 
 
 class Curve(Callback):
@@ -165,7 +178,7 @@ def run(
     betas = BETAS if name == "ilql" else None
     curve = Curve(graph_seed, curve_every, betas)
     if cls.online:
-        model = pretrained(task, seed)
+        model = pretrained(graph_seed, seed)
         group = cls.group_size(config)
         envs = gym.make_vec(
             "TextRLHF-v0", num_envs=128, task_kwargs={"seed": graph_seed}, samples_per_prompt=group
@@ -173,7 +186,7 @@ def run(
         agent = cls(model, envs=envs, config=config, callbacks=[curve])
     else:
         agent = cls(
-            new_model(task, seed),
+            pretrained(graph_seed, seed) if name in FINE_TUNED else new_model(task, seed),
             dataset=task.demonstrations,
             tokenizer=task.tokenizer,
             config=config,
@@ -208,7 +221,7 @@ def measure(
         "agent": name,
         "graph_seed": graph_seed,
         "settings": {**CONFIGS.get(name, {}), **overrides},
-        "pretraining": PRETRAINING if get_agent(name).online else None,
+        "pretraining": PRETRAINING if get_agent(name).online or name in FINE_TUNED else None,
         "optimality": {"mean": statistics.mean(scores), "min": min(scores), "per_seed": scores},
         **{cost: statistics.mean(one[cost] for one in runs) for cost in COSTS},
         "seconds": [one["seconds"] for one in runs],

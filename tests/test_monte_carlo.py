@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-import textenv
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.monte_carlo import MonteCarloConfig, MonteCarloCritic
 from textenv.tasks.letters import letter_tokenizer
@@ -72,19 +71,3 @@ def test_the_gradient_does_not_depend_on_the_split() -> None:
 def test_the_expectile_is_the_mean() -> None:
     with pytest.raises(ValueError, match=r"expectile must be 0.5 for Monte Carlo returns, got 0.7"):
         MonteCarloConfig(expectile=0.7)
-
-
-def test_it_improves_on_the_policy_that_wrote_the_data() -> None:
-    result = textenv.train(
-        "monte-carlo",
-        task="probe-copy",
-        loggers=(),
-        steps=60,
-        batch_size=64,
-        learning_rate=3e-3,
-        head="linear",
-        decode_beta=8.0,
-        eval_episodes=64,
-    )
-    assert result.evaluation is not None
-    assert result.evaluation.metrics["return/mean"] > 0.8

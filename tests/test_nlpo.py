@@ -23,7 +23,6 @@ from textenv.nucleus import Nucleus, nucleus_mask
 from textenv.rollout import collect
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
-from textenv.tasks.registry import make_task
 
 TOKENIZER = letter_tokenizer("abcd")
 
@@ -346,27 +345,6 @@ def test_adapters_are_masked_by_their_own_copy() -> None:
     lora.renew_mask()
     pairs = zip(lora.mask_model.parameters(), lora.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_it_learns_to_stop_at_once() -> None:
-    task = make_task("probe-end").build()
-    agent = make(
-        task.model_config(),
-        make_envs(64, "probe-end"),
-        iterations=12,
-        episodes_per_iteration=64,
-        epochs=4,
-        minibatches=1,
-        learning_rate=5e-3,
-        kl_coef=0.0,
-        value_clip_range=None,
-        mask_top_p=0.9,
-        mask_update_iterations=5,
-    )
-    before = agent.evaluate(agent.envs, 128).metrics["return/mean"]
-    agent.learn()
-    assert before < 0.7
-    assert agent.evaluate(agent.envs, 128).metrics["return/mean"] >= 0.98
 
 
 @pytest.mark.parametrize(

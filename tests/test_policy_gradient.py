@@ -167,27 +167,6 @@ def test_metric_names(case: str) -> None:
     assert ("value/loss" in row) == (case in ("a2c", "nlpo", "ppo"))
 
 
-@every_case
-def test_it_learns_to_stop_at_once(case: str) -> None:
-    name, _ = CASES[case]
-    envs = make_envs(name, num_envs=64)
-    agent = make(
-        case,
-        envs,
-        iterations=12
-        if name in ("ppo", "nlpo", "grpo", "reinforce++")
-        else 30,  # those pass over the data 4 times
-        episodes_per_iteration=64,
-        minibatches=2,
-        kl_coef=0.0,
-        learning_rate=1e-2,
-    )
-    before = agent.evaluate(make_envs("ppo", 64), 128).metrics["return/mean"]
-    agent.learn()
-    assert before < 0.7
-    assert agent.evaluate(make_envs("ppo", 64), 128).metrics["return/mean"] >= 0.95
-
-
 @pytest.mark.parametrize("name", sorted(family()))
 def test_settings_of_the_ratio_need_a_clip(name: str) -> None:
     config = get_agent(name).config_class

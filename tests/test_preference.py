@@ -419,35 +419,24 @@ def test_a_saved_agent_keeps_its_reference(tmp_path: Path) -> None:
     assert not torch.equal(loaded.policy.log_prob(episodes), agent.reference.log_prob(episodes))
 
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "dpo": {"steps": 40, "beta": 0.5},
-    "kto": {"steps": 80, "beta": 0.5, "desirable_weight": 6.0},  # one response in seven is desirable
-    "orpo": {"steps": 40, "beta": 1.0},
-    "simpo": {"steps": 50},
-    "cpo": {"steps": 40, "beta": 0.5},
-    "rwr": {"steps": 80, "temperature": 0.2},
+PAIRWISE: dict[str, dict[str, Any]] = {
+    "dpo": {},
+    # One response in seven is desirable.
+    "kto": {"steps": 80, "beta": 0.5, "desirable_weight": 6.0},
+    "orpo": {},
+    "simpo": {},
+    "cpo": {},
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_agents_learn_the_probe_from_logged_random_episodes(name: str) -> None:
-    result = textenv.train(
-        name,
-        task="probe-copy",
-        loggers=(),
-        batch_size=64,
-        learning_rate=3e-3,
-        eval_episodes=64,
-        **SETTINGS[name],
-    )
-    assert result.evaluation is not None
-    # A random policy earns 1/7, the best one 1.
-    assert result.evaluation.metrics["return/mean"] > 0.9
-    if name != "rwr":
-        assert result.history[-1]["rewards/accuracy"] > 0.9
-        assert result.history[-1]["rewards/margin"] > 0
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_rewards_come_to_tell_good_from_bad_responses(name: str) -> None:
+    settings = {"steps": 40, "batch_size": 64, "learning_rate": 3e-3, **PAIRWISE[name]}
+    result = textenv.train(name, task="probe-copy", loggers=(), eval_episodes=8, **settings)
+    assert result.history[-1]["rewards/accuracy"] > 0.9
+    assert result.history[-1]["rewards/margin"] > 0
 
 
 def test_they_are_registered() -> None:
-    assert {*SETTINGS} <= set(agent_names())
+    assert {*PAIRWISE} <= set(agent_names())
     assert issubclass(KTO, textenv.agents.OfflineAgent)

@@ -16,7 +16,6 @@ from textenv.agents.rft import RFT, RFTConfig, best_rows, distinct_rows
 from textenv.episodes import EpisodeBatch
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
-from textenv.tasks.registry import make_task
 
 TOKENIZER = letter_tokenizer("abcd")
 
@@ -173,25 +172,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(kept: int | None, tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     assert whole.pool is not None and resumed.pool is not None
     assert torch.equal(whole.pool["returns"], resumed.pool["returns"])
-
-
-def test_it_learns_to_stop_at_once() -> None:
-    task = make_task("probe-end").build()
-    envs = make_envs(16, num_envs=64)
-    agent = make(
-        task.model_config(),
-        envs,
-        iterations=6,
-        episodes_per_iteration=64,
-        samples_per_prompt=16,
-        epochs=4,
-        learning_rate=5e-3,
-        generations_kept=1,
-    )
-    before = agent.evaluate(envs, 128).metrics["return/mean"]
-    agent.learn()
-    assert before < 0.6
-    assert agent.evaluate(envs, 128).metrics["return/mean"] >= 0.98
 
 
 def test_train_makes_an_environment_that_deals_groups() -> None:
