@@ -25,18 +25,13 @@ if TYPE_CHECKING:
 
 
 def asked_for() -> bool:
-    """Whether the launcher's configuration asks for sharded weights.
+    """Whether the launcher's configuration asks for FSDP2.
 
     Raises:
-        ValueError: if it asks for DeepSpeed's engine, or the first FSDP; neither is used here.
+        ValueError: if it asks for the first FSDP, which is not used here.
     """
     if distributed.alone():
         return False
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ValueError(
-            "distributed_type must be MULTI_CPU, MULTI_GPU or FSDP in accelerate's configuration, got "
-            "DEEPSPEED; FSDP with fsdp_reshard_after_forward true shards as ZeRO-3 does, false as ZeRO-2"
-        )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -45,12 +40,12 @@ def asked_for() -> bool:
 
 
 def shard(agent: Agent) -> bool:
-    """Shard the blocks of an agent's policy, if the launcher's configuration asks for it.
+    """Shard the blocks of an agent's policy, if the launcher's configuration asks for FSDP2.
 
     Call it when references have been taken and before the optimizer is made.
 
     Returns:
-        Whether it did.
+        Whether the processes make their passes in step, for weights or gradients are in parts.
 
     Raises:
         ValueError: for what does not go together with sharded weights: adapters, an average of the weights,
