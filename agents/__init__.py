@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from textenv.agents.evaluation import Evaluation, evaluate
     from textenv.agents.grpo import GRPO, GRPOConfig
     from textenv.agents.ilql import ILQL, ILQLConfig
-    from textenv.agents.loggers import Logger, make_loggers, register_logger
-    from textenv.agents.loggers_jsonl import read_metrics
+    from textenv.agents.loggers.jsonl import read_metrics
+    from textenv.agents.loggers.registry import Logger, make_loggers, register_logger
     from textenv.agents.monte_carlo import MonteCarloConfig, MonteCarloCritic
     from textenv.agents.nlpo import NLPO, NLPOConfig
     from textenv.agents.offline import OfflineAgent
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         ReinforcePlusPlus,
         ReinforcePlusPlusConfig,
     )
-    from textenv.agents.reward_model import RewardModelAgent, RewardModelConfig
+    from textenv.agents.reward_models.agent import RewardModelAgent, RewardModelConfig
     from textenv.agents.rft import RFT, RFTConfig
     from textenv.agents.rloo import RLOO, RLOOConfig
     from textenv.agents.run_folder import RunFolder
@@ -92,7 +92,7 @@ _HOME = {
     "KTOConfig": "preference",
     "LMActorCriticPolicy": "sb3",
     "LanguagePolicy": "policy",
-    "Logger": "loggers",
+    "Logger": "loggers.registry",
     "MonteCarloConfig": "monte_carlo",
     "MonteCarloCritic": "monte_carlo",
     "NLPO": "nlpo",
@@ -119,8 +119,8 @@ _HOME = {
     "ReinforceConfig": "reinforce",
     "ReinforcePlusPlus": "reinforce",
     "ReinforcePlusPlusConfig": "reinforce",
-    "RewardModelAgent": "reward_model",
-    "RewardModelConfig": "reward_model",
+    "RewardModelAgent": "reward_models.agent",
+    "RewardModelConfig": "reward_models.agent",
     "RunFolder": "run_folder",
     "SFT": "sft",
     "SFTConfig": "sft",
@@ -133,12 +133,12 @@ _HOME = {
     "describe": "registry",
     "evaluate": "evaluation",
     "make_agent": "registry",
-    "make_loggers": "loggers",
-    "read_metrics": "loggers_jsonl",
+    "make_loggers": "loggers.registry",
+    "read_metrics": "loggers.jsonl",
     "register_advantage": "advantages",
     "register_agent": "registry",
     "register_aggregation": "aggregations",
-    "register_logger": "loggers",
+    "register_logger": "loggers.registry",
     "sb3_agent": "sb3",
     "train": "training",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from textenv.agents.cli import main
+from textenv.agents.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

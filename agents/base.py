@@ -25,7 +25,7 @@ from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
-from textenv.agents.loggers import Loggers, make_loggers
+from textenv.agents.loggers.registry import Loggers, make_loggers
 from textenv.agents.optim import make_optimizer, make_schedule
 from textenv.agents.optimizer_step import optimizer_step
 from textenv.agents.outcome import TrainResult

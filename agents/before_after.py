@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor
 
 from textenv.agents.evaluation import evaluate
+from textenv.agents.metrics.text import distinct_n, repetition_n
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.text_display import text_table
-from textenv.agents.text_metrics import distinct_n, repetition_n
 from textenv.atomic import atomic_file
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.registry import make_reward

@@ -21,12 +21,12 @@ from rich.table import Table
 from torch import Tensor
 
 from textenv.agents import distributed
-from textenv.agents.metric_registry import Generated
-from textenv.agents.metric_suite import MetricSpec, check_metrics, measure
+from textenv.agents.metrics.registry import Generated
+from textenv.agents.metrics.suite import MetricSpec, check_metrics, measure
+from textenv.agents.metrics.text import distinct_n, repetition_n
 from textenv.agents.outcome import kl_row
 from textenv.agents.shares import by_itself, gather_episodes, share_of, spread
 from textenv.agents.text_display import number, text_table
-from textenv.agents.text_metrics import distinct_n, repetition_n
 from textenv.episodes import EpisodeBatch
 from textenv.rollout import collect
 from textenv.vector_env import TextVectorEnv
@@ -114,7 +114,7 @@ def evaluate(
         episodes: B, how many to play: always the tickets 0..B-1 of ``seed``.
         metric_fn: further metrics, ``fn(prompts, completions, **columns)``; it may leave out columns that it
             does not name. A list has one value (or None: not applicable) an episode and is averaged.
-        metrics: names of ``metric_registry.METRICS``, such as "rouge", or [name, {option: value}].
+        metrics: names of ``metrics.registry.METRICS``, such as "rouge", or [name, {option: value}].
         seed: of prompts and sampling noise.
         samples: how many episodes to keep as text.
         reference: what to measure the KL against; has ``log_prob(episodes) -> (B, L)``. None measures no KL.

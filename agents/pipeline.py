@@ -31,7 +31,7 @@ from textenv.agents.policy import LanguagePolicy
 from textenv.agents.policy_options import PolicyOptions
 from textenv.agents.ppo import PPO
 from textenv.agents.reports.record import report_at_end
-from textenv.agents.reward_model import RewardModelAgent
+from textenv.agents.reward_models.agent import RewardModelAgent
 from textenv.agents.scorer import Scorer
 from textenv.agents.sft import SFT
 from textenv.atomic import atomic_file
@@ -83,7 +83,7 @@ def run_pipeline(
     Args:
         config: settings.
         run_dir: the run's folder.
-        loggers: of every stage, see ``textenv.agents.loggers.make_loggers``.
+        loggers: of every stage, see ``textenv.agents.loggers.registry.make_loggers``.
         overwrite: make stages anew whose folder was made from other settings, and drop what was in it.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from textenv.agents.config import Config
 from textenv.agents.policy_options import PolicyOptions
 from textenv.agents.ppo import PPOConfig
-from textenv.agents.reward_model import RewardModelConfig
+from textenv.agents.reward_models.agent import RewardModelConfig
 from textenv.agents.sft import SFTConfig
 
 STAGES = ("sft", "reward-model", "judge", "rl")

@@ -31,7 +31,7 @@ BUILTIN: dict[str, str] = {
     "ppo": "textenv.agents.ppo:PPO",
     "reinforce": "textenv.agents.reinforce:Reinforce",
     "reinforce++": "textenv.agents.reinforce:ReinforcePlusPlus",
-    "reward-model": "textenv.agents.reward_model:RewardModelAgent",
+    "reward-model": "textenv.agents.reward_models.agent:RewardModelAgent",
     "rft": "textenv.agents.rft:RFT",
     "rloo": "textenv.agents.rloo:RLOO",
     "rwr": "textenv.agents.rwr:RWR",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from textenv.agents import distributed
 from textenv.agents.checkpoint import CorruptCheckpointError, data_sizes, read_trainer, restore, verify
-from textenv.agents.loggers_jsonl import read_metrics
+from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.random_state import set_random_state
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.sharding import whole

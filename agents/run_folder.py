@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from textenv.agents.config import Config
-from textenv.agents.loggers_jsonl import METRICS_FILE
+from textenv.agents.loggers.jsonl import METRICS_FILE
 from textenv.atomic import atomic_file, atomic_folder
 
 MARKER = "checkpoint.json"

@@ -73,7 +73,7 @@ def train(
         run_dir: folder for metrics, samples and checkpoints; None leaves no files.
         resume: go on with the run in ``run_dir`` from its newest whole checkpoint; everything else is given
             as it was at first. "auto" starts anew where there is none, so one command serves both.
-        loggers: see ``textenv.agents.loggers.make_loggers``.
+        loggers: see ``textenv.agents.loggers.registry.make_loggers``.
         callbacks: see ``textenv.agents.callbacks.make_callbacks``.
         metric_fn: further evaluation metrics, see ``textenv.agents.evaluation.evaluate``.
         rollouts: who plays an online agent's episodes, see ``textenv.agents.ray_rollouts``.

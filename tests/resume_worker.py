@@ -169,7 +169,7 @@ def _in_update(fuse: _Fuse) -> None:
 
 
 def _in_log(fuse: _Fuse) -> None:
-    from textenv.agents.loggers_jsonl import JSONLLogger
+    from textenv.agents.loggers.jsonl import JSONLLogger
 
     def half_a_line(file: Any, row: dict[str, Any]) -> None:
         file.write(json.dumps(row)[:20])

@@ -16,8 +16,8 @@ import yaml
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from textenv.agents import catalog, registry
-from textenv.agents.cli import COMMANDS, main
-from textenv.agents.loggers_jsonl import read_metrics
+from textenv.agents.cli.main import COMMANDS, main
+from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.ppo import PPOConfig
 from textenv.agents.run_folder import RunFolder
 from textenv.rewards import registry as rewards
@@ -99,7 +99,7 @@ def reward_file(tmp_path: Path) -> Path:
 def test_help_and_lists_come_at_once() -> None:
     for command in ([], ["agents"], ["tasks"], ["rewards"]):
         code = (
-            "import sys; from textenv.agents.cli import main; code = main(sys.argv[1:]); "
+            "import sys; from textenv.agents.cli.main import main; code = main(sys.argv[1:]); "
             "heavy = {'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules); "
             "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
         )

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from textenv.agents import distributed
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.config import OnlineConfig
-from textenv.agents.reward_data import RewardBatch
+from textenv.agents.reward_models.data import RewardBatch
 from textenv.agents.sharding import asked_for
 from textenv.agents.shares import check_shares, gather_episodes, parts_of, rows_of, spread
 from textenv.episodes import EpisodeBatch

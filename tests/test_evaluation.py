@@ -14,10 +14,10 @@ import pytest
 import torch
 from rich.console import Console
 
-import textenv.agents.text_metrics as text_metrics_module
+import textenv.agents.metrics.text as text_metrics_module
 from textenv import collect
 from textenv.agents.evaluation import Evaluation, evaluate, user_metrics
-from textenv.agents.text_metrics import distinct_n, repetition_n
+from textenv.agents.metrics.text import distinct_n, repetition_n
 from textenv.episodes import EpisodeBatch
 from textenv.hashing import uniform
 from textenv.rewards.term import RewardTerm

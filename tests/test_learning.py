@@ -65,8 +65,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rwr": ("rwr", "probe-copy", {**_OFFLINE, "steps": 80, "temperature": 0.2}),
     "simpo": ("simpo", "probe-copy", {**_OFFLINE, "steps": 120, "gamma": 2.0}),
 }
-"""Test id -> (agent, task, settings). ``probe-end`` pays for stopping at once; offline ones learn to copy from random
-responses."""
+"""Test id -> (agent, task, settings). ``probe-end`` pays for stopping at once; offline agents learn to copy
+from random responses."""
 UNPAID = {"sft", "reward-model"}
 """Agents that learn from no reward."""
 

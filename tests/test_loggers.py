@@ -16,12 +16,12 @@ import pytest
 import torch
 from rich.console import Console
 
-import textenv.agents.loggers as loggers_module
+import textenv.agents.loggers.registry as loggers_module
 import textenv.agents.text_display as text_display_module
 from textenv.agents.config import OnlineConfig
-from textenv.agents.loggers import LOGGERS, Logger, RunInfo, make_loggers, register_logger
-from textenv.agents.loggers_jsonl import JSONLLogger, read_metrics
-from textenv.agents.loggers_rich import RichLogger
+from textenv.agents.loggers.jsonl import JSONLLogger, read_metrics
+from textenv.agents.loggers.registry import LOGGERS, Logger, RunInfo, make_loggers, register_logger
+from textenv.agents.loggers.rich import RichLogger
 
 
 class Recorder:

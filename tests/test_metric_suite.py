@@ -18,12 +18,12 @@ from transformers import BertConfig, BertModel, GPT2Config, PreTrainedTokenizerF
 
 from textenv.agents.evaluation import evaluate
 from textenv.agents.ilql import ILQLPolicy
-from textenv.agents.metric_registry import METRICS, Generated, register_metric
-from textenv.agents.metric_suite import check_metrics, measure
-from textenv.agents.perplexity import perplexity
+from textenv.agents.metrics.perplexity import perplexity
+from textenv.agents.metrics.registry import METRICS, Generated, register_metric
+from textenv.agents.metrics.suite import check_metrics, measure
+from textenv.agents.metrics.text import entropy_n, msttr
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.sweeps import evaluate_sweep
-from textenv.agents.text_metrics import entropy_n, msttr
 from textenv.episodes import EpisodeBatch
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_vec_env

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 import textenv
-from textenv.agents.cli import main
+from textenv.agents.cli.main import main
 from textenv.agents.model_card import TRAINING_STATE, export_model, model_card, push_to_hub
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.ppo import PPO

@@ -25,7 +25,11 @@ PACKAGES = {
     "rewards": "textenv.rewards",
     "tasks": "textenv.tasks",
     "agents": "textenv.agents",
+    "agents/cli": "textenv.agents.cli",
+    "agents/loggers": "textenv.agents.loggers",
+    "agents/metrics": "textenv.agents.metrics",
     "agents/reports": "textenv.agents.reports",
+    "agents/reward_models": "textenv.agents.reward_models",
     "agents/study": "textenv.agents.study",
 }
 """Folder -> package, lowest floor first: a package may import those before it; subfolders share a floor."""

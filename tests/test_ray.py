@@ -558,7 +558,7 @@ def test_settings_that_do_not_go_together(actors: list[Any]) -> None:
 
 def test_rollouts_from_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from textenv.agents import training
-    from textenv.agents.cli import main
+    from textenv.agents.cli.main import main
 
     given: list[Any] = []
 

@@ -21,8 +21,8 @@ from transformers import GPT2Config
 
 import textenv
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.cli import main
-from textenv.agents.loggers_jsonl import read_metrics
+from textenv.agents.cli.main import main
+from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.reports import frontier, headline, record, tokens
 from textenv.agents.reports.page import CONTENT_SECURITY_POLICY, environment, render, visible
 from textenv.agents.reports.report import write_report

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from textenv.agents.loggers_jsonl import read_metrics
+from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.run_folder import RunFolder
 
 STEPS = 4

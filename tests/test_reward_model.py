@@ -15,10 +15,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from textenv.agents.callbacks import make_callbacks
 from textenv.agents.registry import make_agent
-from textenv.agents.reward_data import RewardBatch, as_reward_batch, drop_tokens, end_rows
-from textenv.agents.reward_losses import bradley_terry_loss, centering_loss, rating_loss
-from textenv.agents.reward_model import RewardModelAgent, RewardModelConfig
-from textenv.agents.reward_model_eval import pair_metrics, rating_metrics, reliability
+from textenv.agents.reward_models.agent import RewardModelAgent, RewardModelConfig
+from textenv.agents.reward_models.data import RewardBatch, as_reward_batch, drop_tokens, end_rows
+from textenv.agents.reward_models.evaluation import pair_metrics, rating_metrics, reliability
+from textenv.agents.reward_models.losses import bradley_terry_loss, centering_loss, rating_loss
 from textenv.agents.scorer import Scorer
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch

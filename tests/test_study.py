@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from tests.study_helpers import OFFLINE, ONLINE, tiny
-from textenv.agents import cli
-from textenv.agents.loggers_jsonl import read_metrics
+from textenv.agents.cli import main as cli
+from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.registry import AGENTS
 from textenv.agents.study.config import AgentSetup, Budget, StudyConfig
 from textenv.agents.study.outputs import write_outputs

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from textenv.agents.loggers_jsonl import read_metrics
+from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.pipeline_config import STAGES
 from textenv.agents.reports.tokens import TokenView, load_views
 from textenv.agents.run_folder import RunFolder

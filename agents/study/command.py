@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from textenv.agents.cli_errors import UsageError
-from textenv.agents.cli_parser import build, make_parser, parse
+from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.parser import build, make_parser, parse
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.text_display import text_table
 
 if TYPE_CHECKING:
-    from textenv.agents.cli import Flags
+    from textenv.agents.cli.main import Flags
 
 PRINT = ("--print_config", "--print-config")
 LABELLED = ("agents", "tasks")

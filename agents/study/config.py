@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from textenv.agents.cli_options import EnvOptions
+from textenv.agents.cli.options import EnvOptions
 from textenv.agents.config import AgentConfig, Config
 from textenv.agents.policy_options import PolicyOptions
 from textenv.agents.registry import get_agent

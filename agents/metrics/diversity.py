@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from textenv.agents.metric_registry import Found, Generated, Units, register_metric
-from textenv.agents.perplexity import perplexity
-from textenv.agents.text_metrics import distinct_n, entropy_n, msttr
+from textenv.agents.metrics.perplexity import perplexity
+from textenv.agents.metrics.registry import Found, Generated, Units, register_metric
+from textenv.agents.metrics.text import distinct_n, entropy_n, msttr
 from textenv.episodes import EpisodeBatch
 
 

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from textenv.agents.loggers import RunInfo
+from textenv.agents.loggers.registry import RunInfo
 from textenv.agents.text_display import number, shorten, text_table
 
 KEY_METRICS = (

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
-from textenv.agents.cli_errors import UsageError
+from textenv.agents.cli.errors import UsageError
 from textenv.agents.config import Config, field_docs
 
 C = TypeVar("C", bound=Config)

@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from textenv.agents import metrics_diversity, metrics_reference  # noqa: F401 - they register their metrics
-from textenv.agents.metric_registry import METRICS, Generated
+from textenv.agents.metrics import diversity, reference  # noqa: F401 - they register their metrics
+from textenv.agents.metrics.registry import METRICS, Generated
 from textenv.names import nearest
 
 MetricSpec = str | Sequence[Any]

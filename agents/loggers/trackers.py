@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.loggers import RunInfo
+from textenv.agents.loggers.registry import RunInfo
 
 if TYPE_CHECKING:
     import wandb

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from textenv.agents.cli_errors import UsageError
-from textenv.agents.cli_parser import build, make_parser, parse
+from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.parser import build, make_parser, parse
 from textenv.agents.config import Config
 
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from textenv.agents import catalog
-from textenv.agents.cli_errors import UsageError
+from textenv.agents.cli.errors import UsageError
 from textenv.agents.config import nearest
 
 

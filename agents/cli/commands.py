@@ -9,16 +9,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.cli_errors import UsageError
-from textenv.agents.cli_options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
-from textenv.agents.cli_parser import build, config_files, make_parser, parse
+from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
+from textenv.agents.cli.parser import build, config_files, make_parser, parse
 from textenv.agents.config import nearest
 from textenv.agents.registry import agent_names
 from textenv.agents.resume import model_folder
 from textenv.agents.user_code import import_rewards
 
 if TYPE_CHECKING:
-    from textenv.agents.cli import Flags
+    from textenv.agents.cli.main import Flags
     from textenv.agents.policy import LanguagePolicy
 
 

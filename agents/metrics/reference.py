@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from textenv.agents.metric_registry import Found, Generated, register_metric
+from textenv.agents.metrics.registry import Found, Generated, register_metric
 
 
 @register_metric("rouge")

@@ -49,9 +49,9 @@ class RunInfo:
 LoggerFactory = Callable[..., Logger]
 
 LOGGERS: dict[str, LoggerFactory | str] = {
-    "rich": "textenv.agents.loggers_rich:RichLogger",
-    "wandb": "textenv.agents.loggers_trackers:WandbLogger",
-    "tensorboard": "textenv.agents.loggers_trackers:TensorBoardLogger",
+    "rich": "textenv.agents.loggers.rich:RichLogger",
+    "wandb": "textenv.agents.loggers.trackers:WandbLogger",
+    "tensorboard": "textenv.agents.loggers.trackers:TensorBoardLogger",
 }
 """Name -> factory(info: RunInfo, **kwargs), or ``"module:attribute"`` to import it when it is first used."""
 
@@ -172,7 +172,7 @@ def make_loggers(
     loggers = Loggers()
     try:
         if folder is not None:
-            from textenv.agents.loggers_jsonl import JSONLLogger
+            from textenv.agents.loggers.jsonl import JSONLLogger
 
             loggers.append(JSONLLogger(folder, resume_step=resume_step))
         for spec in specs:

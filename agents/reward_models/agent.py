@@ -18,9 +18,14 @@ from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.registry import register_agent
-from textenv.agents.reward_data import RewardBatch, as_reward_batch, drop_tokens, end_rows
-from textenv.agents.reward_losses import bradley_terry_loss, centering_loss, rating_loss
-from textenv.agents.reward_model_eval import RewardEvaluation, pair_metrics, rating_metrics, reliability
+from textenv.agents.reward_models.data import RewardBatch, as_reward_batch, drop_tokens, end_rows
+from textenv.agents.reward_models.evaluation import (
+    RewardEvaluation,
+    pair_metrics,
+    rating_metrics,
+    reliability,
+)
+from textenv.agents.reward_models.losses import bradley_terry_loss, centering_loss, rating_loss
 from textenv.agents.scorer import Scorer
 from textenv.hashing import hash_key, uniform
 

@@ -1,4 +1,4 @@
-"""The command ``textenv``: finds the command and tells errors; what commands do is in ``cli_commands``.
+"""The command ``textenv``: finds the command and tells errors; what commands do is in ``commands``.
 
 Nothing heavy is imported before a command needs it, so help and lists come at once.
 """
@@ -103,7 +103,7 @@ def _run(flags: Flags) -> int:
     if command not in COMMANDS:
         import difflib
 
-        from textenv.agents.cli_errors import UsageError
+        from textenv.agents.cli.errors import UsageError
 
         close = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
@@ -113,26 +113,26 @@ def _run(flags: Flags) -> int:
 
         import_module_or_file(name)
     if command in ("tasks", "agents", "rewards"):
-        from textenv.agents import cli_lists
+        from textenv.agents.cli import lists
 
-        return cli_lists.run(command, rest)
+        return lists.run(command, rest)
     if command in ("report", "push"):
-        from textenv.agents import cli_reports
+        from textenv.agents.cli import reports
 
-        return cli_reports.run(command, list(rest))
+        return reports.run(command, list(rest))
     if command == "compare":
         from textenv.agents.study.command import compare
 
         return compare(rest, flags)
-    from textenv.agents import cli_commands
+    from textenv.agents.cli import commands
 
-    run: Callable[[list[str], Flags], int] = getattr(cli_commands, command.replace("-", "_"))
+    run: Callable[[list[str], Flags], int] = getattr(commands, command.replace("-", "_"))
     return run(list(rest), flags)
 
 
 def _flags(argv: Sequence[str]) -> Flags:
     """Take the flags out of a command line, wherever they stand."""
-    from textenv.agents.cli_errors import UsageError
+    from textenv.agents.cli.errors import UsageError
 
     rest: list[str] = []
     imports: list[str] = []

@@ -1,0 +1,1 @@
+"""Metrics of generated texts, by name: diversity, likeness to references, perplexity."""

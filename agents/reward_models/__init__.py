@@ -1,0 +1,1 @@
+"""Reward models: their data, losses, training and evaluation."""
