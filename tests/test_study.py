@@ -179,8 +179,9 @@ def test_the_command_prints_and_writes_everything(done: Any, tmp_path: Path, cap
     page = (folder / "report.html").read_text()
     assert "Content-Security-Policy" in page and "<script" not in page and "data:image/png" in page
     assert "http" not in page.replace("http-equiv", "")
-    table = (folder / "table.md").read_text()
+    table = (folder / "report.md").read_text()
     assert "| ppo " in table and "best of 4" in table and "gradient tokens" in table
+    assert "](plots/scores.png)" in table and "| versions " in table and "torch 2." in table
     assert r"\toprule" in (folder / "table.tex").read_text()
     assert (folder / "results.csv").read_text().count("\n") == 7
     summary = json.loads((folder / "results.json").read_text())
@@ -263,5 +264,5 @@ def test_an_agent_of_ones_own_takes_part(tmp_path: Path) -> None:
     finally:
         AGENTS.pop("best-half", None)
         sys.modules.pop("custom_agent", None)
-    table = (folder / "table.md").read_text()
+    table = (folder / "report.md").read_text()
     assert "| best-half " in table and "| sft " in table

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from textenv.agents.reports.page import render
+from textenv.agents.reports.plots import Plot
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.pictures import axis, pictures
 from textenv.agents.study.plan import write_json
@@ -47,7 +50,7 @@ class Outputs:
 
 
 def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Outputs:
-    """Write results.csv, results.json, table.md, table.tex, plots/ and report.html.
+    """Write results.csv, results.json, report.md, table.tex, plots/ and report.html.
 
     Nothing runs; the same results give the same files.
 
@@ -67,7 +70,6 @@ def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Output
     }
     tables = {name: table for name, table in tables.items() if table[1]}
     _write(folder / "results.csv", run_csv(results))
-    _write(folder / "table.md", "\n".join(f"## {name}\n\n{markdown(*t)}" for name, t in tables.items()))
     _write(folder / "table.tex", "\n".join(f"% {name}\n{latex(*t)}" for name, t in tables.items()))
     summary = {
         "title": config.title,
@@ -81,7 +83,8 @@ def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Output
         "runs": [{**run.spec.to_dict(), "status": run.status, **run.figures} for run in results.runs],
     }
     write_json(folder / "results.json", _explicit(summary))
-    plots = pictures(results, folder / "plots")
+    plots, facts = pictures(results, folder / "plots"), _facts(config, results)
+    _write(folder / "report.md", markdown_page(config, words, tables, plots, facts))
     report = render(
         "study.html",
         folder / REPORT,
@@ -89,7 +92,7 @@ def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Output
         verdict=words,
         tables=tables,
         plots=plots,
-        facts=_facts(config, results),
+        facts=facts,
         settings=config.to_dict(),
     )
     return Outputs(
@@ -130,6 +133,23 @@ def pair_table(pairs: list[Comparison]) -> tuple[list[str], list[list[str]]]:
     return columns, cells
 
 
+def markdown_page(
+    config: StudyConfig,
+    verdict: list[str],
+    tables: Mapping[str, tuple[list[str], list[list[str]]]],
+    plots: list[Plot],
+    facts: list[tuple[str, str]],
+) -> str:
+    """The report in Markdown, with links to the pictures in plots/."""
+    parts = [f"# {config.title[:1].upper()}{config.title[1:]}", *verdict]
+    for name, table in tables.items():
+        parts += [f"## {name}", markdown(*table).rstrip()]
+    parts += [f"![{plot.alt}](plots/{plot.path.name})" for plot in plots]
+    parts += ["## The study", markdown(["", ""], facts).rstrip()]
+    settings = yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip()
+    return "\n\n".join([*parts, f"```yaml\n{settings}\n```"]) + "\n"
+
+
 def _facts(config: StudyConfig, results: Results) -> list[tuple[str, str]]:
     done = sum(run.status == "done" for run in results.runs)
     limits = ", ".join(f"{limit:g} {name}" for name, limit in config.budget.limits().items())
@@ -142,6 +162,7 @@ def _facts(config: StudyConfig, results: Results) -> list[tuple[str, str]]:
         ("budget of a run", limits or "as the agents' settings say"),
         ("compared by", axis(results)),
         ("evaluation", f"{config.eval_episodes} episodes, the same prompts and noise for all"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in results.versions.items())),
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from textenv.agents.run_folder import RunFolder
 from textenv.agents.study.config import START, StudyConfig
 from textenv.agents.study.plan import RunSpec, plan
 from textenv.agents.study.run import figures
@@ -55,6 +56,13 @@ class Results:
         self.notes: list[str] = []
         """What a reader must know about the numbers."""
         self._scales = {task: self._scale(task) for task in config.tasks}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Package -> version, as the first finished run noted it; {} if none has."""
+        folders = (RunFolder(run.spec.folder(self.folder)) for run in self.done.values())
+        infos = (folder.read_info() for folder in folders if folder.info_path.is_file())
+        return dict(next(infos, {}).get("versions", {}))
 
     @property
     def judged(self) -> bool:
