@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import textenv
 from tests.online_helpers import StopAfter
 from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig, extremes
 from textenv.agents.policy import LanguagePolicy
@@ -199,21 +198,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     assert resumed.iteration == 2
     resumed.learn()
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
-
-
-def test_train_makes_an_environment_that_deals_pairs() -> None:
-    result = textenv.train(
-        "online-dpo",
-        task="probe-end",
-        samples_per_prompt=4,
-        iterations=1,
-        episodes_per_iteration=16,
-        minibatches=1,
-        eval_episodes=8,
-        loggers=(),
-    )
-    assert result.agent.envs.unwrapped.samples_per_prompt == 4
-    assert result.agent.eval_envs.unwrapped.samples_per_prompt == 1
 
 
 @pytest.mark.parametrize(

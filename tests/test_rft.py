@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import textenv
 from tests.online_helpers import StopAfter
 from textenv.agents.rft import RFT, RFTConfig, best_rows, distinct_rows
 from textenv.episodes import EpisodeBatch
@@ -172,20 +171,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(kept: int | None, tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     assert whole.pool is not None and resumed.pool is not None
     assert torch.equal(whole.pool["returns"], resumed.pool["returns"])
-
-
-def test_train_makes_an_environment_that_deals_groups() -> None:
-    result = textenv.train(
-        "rft",
-        task="probe-end",
-        samples_per_prompt=4,
-        iterations=1,
-        episodes_per_iteration=16,
-        eval_episodes=8,
-        loggers=(),
-    )
-    assert result.agent.envs.unwrapped.samples_per_prompt == 4
-    assert result.agent.eval_envs.unwrapped.samples_per_prompt == 1
 
 
 @pytest.mark.parametrize(

@@ -238,3 +238,19 @@ def test_evaluating_changes_nothing_in_a_real_training() -> None:
     for row, other in zip(often, rarely, strict=True):
         learnt = [{k: repr(v) for k, v in r.items() if not k.startswith(timed)} for r in (row, other)]
         assert learnt[0] == learnt[1]  # written out, for NaN is not equal to itself
+
+
+@pytest.mark.parametrize("name", ["grpo", "online-dpo", "rft", "rloo"])
+def test_it_makes_an_environment_that_deals_what_the_agent_compares(name: str) -> None:
+    result = textenv.train(
+        name,
+        task="probe-end",
+        samples_per_prompt=4,
+        iterations=1,
+        episodes_per_iteration=16,
+        minibatches=1,
+        eval_episodes=8,
+        loggers=(),
+    )
+    assert result.agent.envs.unwrapped.samples_per_prompt == 4
+    assert result.agent.eval_envs.unwrapped.samples_per_prompt == 1
