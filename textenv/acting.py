@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from textenv.decoding import DecodeOutput, Decoder
+from textenv.host_rows import HostRows, to_device
 from textenv.legality import Legality
 from textenv.masks import UnsupportedModelError
-from textenv.model_split import eval_mode, split_model, text_config
+from textenv.model_split import text_config
 from textenv.prompt_stock import Coming
+from textenv.row_memo import RowMemo
 from textenv.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
+from textenv.uncached import uncached_logits
 from textenv.weight_changes import WeightChanges, note_weight_change, tracked
 
 if TYPE_CHECKING:
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 
 LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (n, V), hidden (n, d), t (n,)) -> logits (n, V); may work in place."""
-
-_UNCACHED_TOKENS = 16_384
 
 
 class DecodingPolicy:
@@ -96,14 +97,14 @@ class DecodingPolicy:
         self.cuda_graphs = cuda_graphs
         self.legality: Legality | None = None
         self._upcoming: Coming | None = None
+        self._host_rows: HostRows | None = None
         self._decoder: Decoder | None = None
         self._shape: tuple[int, int] | None = None
         self._base = WeightChanges.count
         self._version = 0
         self._seen: tuple[int, int] | None = None
         self._parameters = tracked(model)
-        self._memo = torch.empty(0, 0, dtype=torch.int64)
-        self._memo_lengths = torch.empty(0, dtype=torch.int64)
+        self._memo = RowMemo(0, 0)
         self._every_row = np.arange(0)
         register = getattr(model, "register_load_state_dict_post_hook", None)
         if register is not None:
@@ -115,8 +116,9 @@ class DecodingPolicy:
         """Learn an environment's size and legality; another size forgets what was cached.
 
         Args:
-            env: the unwrapped environment: ``legality``, ``num_envs``, ``max_length``; if it has it,
-                ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` lets prompts be prefilled ahead.
+            env: the unwrapped environment: ``legality``, ``num_envs``, ``max_length``; if it has them,
+                ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` lets prompts be prefilled ahead, and
+                ``host_rows`` spares a look at the device at every token.
 
         Raises:
             ValueError: if the model has fewer logits than the tokenizer has tokens, or fewer positions than
@@ -129,6 +131,7 @@ class DecodingPolicy:
             legality.apply(torch.empty(0, width), torch.empty(0))
         self.legality = legality
         self._upcoming = getattr(env, "upcoming_prompts", None)
+        self._host_rows = getattr(env, "host_rows", None)
         self._prepare(int(env.num_envs), int(env.max_length))
         if self.nucleus is not None:
             self.nucleus.decoding.attach(env)
@@ -153,9 +156,9 @@ class DecodingPolicy:
                 )
                 self.cached = False
         self._shape = (rows, length)
-        self._memo = torch.zeros(rows, length, dtype=torch.int64)
+        self._length = length
+        self._memo = RowMemo(rows, length)
         self._every_row = np.arange(rows)
-        self._memo_lengths = torch.zeros(rows, dtype=torch.int64)
 
     @property
     def weights_version(self) -> int:
@@ -188,7 +191,7 @@ class DecodingPolicy:
             self._forget()
 
     def _forget(self) -> None:
-        self._memo_lengths = torch.zeros_like(self._memo_lengths)
+        self._memo.forget()
         if self._decoder is not None:
             self._decoder.invalidate()
 
@@ -223,11 +226,13 @@ class DecodingPolicy:
 
         ids, lengths = read(obs["input_ids"]), read(obs["attention_mask"]).sum(-1, dtype=torch.int64)
         acting = None if active is None else read(active).to(ids.device, torch.bool)
-        rows, logits, hidden = self.next_logits(ids, lengths, acting)
+        host = self._host_rows
+        known = host if host is not None and host.describe(obs, active) else None
+        rows, logits, hidden = self.next_logits(ids, lengths, acting, known)
         theirs = None if self.nucleus is None else self.nucleus.next_logits(rows, ids, lengths, acting)
         if len(logits) == 0:
             return self._nothing(ids, as_numpy)
-        index = None if rows is None else rows.to(logits.device)
+        index = None if rows is None else to_device(rows, logits.device)
 
         def pick(tensor: Tensor) -> Tensor:
             tensor = tensor.to(logits.device)
@@ -249,7 +254,7 @@ class DecodingPolicy:
         return result.pop("action"), result
 
     def next_logits(
-        self, ids: Tensor, lengths: Tensor, acting: Tensor | None
+        self, ids: Tensor, lengths: Tensor, acting: Tensor | None, known: HostRows | None = None
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """What the model says about the next token of the rows that act.
 
@@ -257,6 +262,7 @@ class DecodingPolicy:
             ids: (N, L) int64, right-padded.
             lengths: (N,) int64.
             acting: (N,) bool, None = all.
+            known: what the host knows of just this observation, if it does.
 
         Returns:
             Rows in the order of the logits (None = 0..N-1), logits (n, W), and the LM head's input (n, d).
@@ -264,9 +270,9 @@ class DecodingPolicy:
         self._prepare(*ids.shape)
         self._forget_if_changed()
         if self._decoder is None:
-            return self._recompute(ids, lengths, acting)
+            return uncached_logits(self.model, ids, lengths, acting)
         try:
-            return self._decode(self._decoder, ids, lengths, acting)
+            return self._decode(self._decoder, ids, lengths, acting, known)
         except BaseException:
             self._forget()
             raise
@@ -283,7 +289,7 @@ class DecodingPolicy:
         """Prompts of the next tickets as the decoder caches them, without the last token."""
         assert self._upcoming is not None
         tokens, lengths = self._upcoming(count)
-        return tokens, (lengths - 1).clamp_max(self._memo.shape[1] - 1)
+        return tokens, (lengths - 1).clamp_max(self._length - 1)
 
     def _exposed(self, hidden: Tensor | None) -> Tensor:
         """The LM head's input, which value heads and processors read."""
@@ -323,65 +329,36 @@ class DecodingPolicy:
         return sample_with_log_prob(logits, key)
 
     def _decode(
-        self, decoder: Decoder, ids: Tensor, lengths: Tensor, acting: Tensor | None
+        self,
+        decoder: Decoder,
+        ids: Tensor,
+        lengths: Tensor,
+        acting: Tensor | None,
+        known: HostRows | None,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """The same by the cache."""
-        if self._memo.device != ids.device:
-            self._memo, self._memo_lengths = self._memo.to(ids.device), self._memo_lengths.to(ids.device)
-        memo_lengths = self._memo_lengths
-        columns = torch.arange(ids.shape[1], device=ids.device)
-        differs = (ids != self._memo).logical_and_(columns < memo_lengths.unsqueeze(-1)).any(-1)
-        stale = differs.logical_or_(memo_lengths != lengths - 1)
-        # One look at the device per step: which rows act, which need a prefill, and how long they are.
-        told = torch.stack([stale, stale if acting is None else acting, lengths]).cpu().numpy()
-        acts = np.ones(len(ids), dtype=bool) if acting is None else told[1].astype(bool)
-        if acts.any() and told[2][acts].min() < 1:
+        facts = self._memo.compare(ids, lengths, acting, known)
+        acts = facts.acts
+        if acts.any() and facts.lengths[acts].min() < 1:
             raise ValueError(
-                f"every observation must hold at least one token, got lengths {told[2][acts].tolist()}"
+                f"every observation must hold at least one token, got lengths {facts.lengths[acts].tolist()}"
             )
         parked = decoder.live & ~acts
         if parked.any():
             decoder.release(torch.from_numpy(parked.nonzero()[0]))
         # A fresh row of one token has nothing cached and nothing to cache, yet it needs a slot.
-        refill = ((told[0].astype(bool) | ~decoder.live) & acts).nonzero()[0]
+        refill = ((facts.stale | ~decoder.live) & acts).nonzero()[0]
         if len(refill):
-            ends = told[2][refill] - 1
-            refill_ = torch.from_numpy(refill)
-            texts = ids[refill_.to(ids.device), : max(int(ends.max()), 1)]
+            ends = facts.lengths[refill] - 1
+            texts = ids[to_device(refill, ids.device), : max(int(ends.max()), 1)]
             coming = None if self._upcoming is None else self._coming
-            decoder.prefill(refill_, texts, torch.from_numpy(ends), coming=coming)
+            decoder.prefill(torch.from_numpy(refill), texts, torch.from_numpy(ends), coming=coming)
         last = ids.gather(1, (lengths - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
         rows = decoder.rows
         in_order = len(rows) == len(ids) and np.array_equal(rows.numpy(), self._every_row)
         if len(rows):
-            output = decoder.decode(rows, last if in_order else last[rows.to(ids.device)])
+            output = decoder.decode(rows, last if in_order else last[to_device(rows, ids.device)])
         else:
             output = DecodeOutput(*(torch.empty(0, 0, device=decoder.device) for _ in range(2)))
-        self._memo.copy_(ids)
-        self._memo_lengths = lengths if acting is None else lengths * acting
+        self._memo.keep(ids, lengths, acting, facts, known)
         return None if in_order else rows, *output
-
-    def _recompute(
-        self, ids: Tensor, lengths: Tensor, acting: Tensor | None
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """The same without a cache: the plain forward over every acting row."""
-        split = split_model(self.model)
-        device = next(self.model.parameters()).device
-        rows = torch.arange(len(ids)) if acting is None else acting.nonzero().squeeze(-1).cpu()
-        ids, lengths = ids[rows.to(ids.device)].to(device), lengths[rows.to(lengths.device)].to(device)
-        width = int(lengths.max()) if len(rows) else 1
-        ids = ids[:, :width]
-        mask = (torch.arange(width, device=device) < lengths.unsqueeze(-1)).long()
-        found_logits, found_hidden = [], []
-        with eval_mode(list(self.model.modules())):
-            for part in torch.arange(len(rows), device=device).split(max(1, _UNCACHED_TOKENS // width)):
-                last = lengths[part] - 1
-                here = torch.arange(len(part), device=device)
-                if split.output is None:
-                    found_logits.append(split.logits(ids[part], mask[part])[here, last])
-                else:
-                    hidden = split.backbone(ids[part], mask[part])[here, last]
-                    found_hidden.append(hidden)
-                    found_logits.append(split.head(hidden))
-        logits = torch.cat(found_logits) if found_logits else torch.empty(0, 1, device=device)
-        return None if acting is None else rows, logits, torch.cat(found_hidden) if found_hidden else None

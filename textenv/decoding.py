@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.decoder_check import verify_decoder
+from textenv.host_rows import to_device
 from textenv.masks import SlotMasks, UnsupportedModelError, attention_windows, causal_masks
 from textenv.model_split import catch_head_input, eval_mode, output_head
 from textenv.prompt_stock import Coming, PromptStock
@@ -206,7 +207,7 @@ class Decoder:
             self._graphs.refresh()
 
     def _to_device(self, indices: np.ndarray) -> Tensor:
-        return torch.from_numpy(indices).to(self.device, non_blocking=True)
+        return to_device(indices, self.device)
 
     # -- computing -------------------------------------------------------------------------------------------
 
@@ -243,10 +244,8 @@ class Decoder:
         if coming is None:
             self._fill(self._cache, slots_, tokens, ends)
         elif ends.any():
-            filled = ends > 0
-            source = self._stock.find(
-                tokens[torch.from_numpy(filled).to(tokens.device)], ends[filled], coming
-            )
+            filled = ends.nonzero()[0]
+            source = self._stock.find(tokens[to_device(filled, tokens.device)], ends[filled], coming)
             self._cache.copy_from(self._stock.cache, source, slots_[self._to_device(filled)], int(ends.max()))
 
     def _fill(self, cache: SlotCache, slots: Tensor, tokens: Tensor, ends: np.ndarray) -> None:

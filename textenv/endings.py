@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +22,8 @@ class Verdict(NamedTuple):
     """A stop token or stop string ends the text."""
     truncated: Tensor
     """The budget is used up, and nothing else ended the text."""
-    any_done: bool
-    """Whether a text ended at all."""
+    done_rows: np.ndarray
+    """(F,) int64: the rows whose text ended, on the host."""
 
 
 class Endings:
@@ -68,15 +69,15 @@ class Endings:
             maybe = acting & (kind == _MAYBE)
             checks.append(maybe if late is None else maybe & late)
         # The one place in a step where the host waits for the device.
-        outside, any_done, *candidates = torch.stack(checks).any(1).tolist()
-        if outside:
+        told = torch.stack(checks).cpu().numpy()
+        if told[0].any():
             self._refuse(chosen, checks[0])
-        if candidates and candidates[0]:
+        done = told[1]
+        if len(told) > 2 and told[2].any():
             completed = self._completed(chosen, checks[2], rows)
             if len(completed):
-                terminated[completed] = True
-                any_done = True
-        return Verdict(terminated, out_of_budget & ~terminated, any_done)
+                terminated[completed] = done[completed] = True
+        return Verdict(terminated, out_of_budget & ~terminated, done.nonzero()[0])
 
     def _completed(self, chosen: Tensor, candidates: Tensor, rows: Rows) -> list[int]:
         """Rows among ``candidates`` (N,) bool whose response completes a stop string by this token."""

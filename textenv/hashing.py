@@ -56,16 +56,17 @@ def hash_key(*parts: Tensor | int) -> Tensor:
     >>> bool(hash_key(torch.tensor(1), 2) == hash_key(torch.tensor(2), 1))
     False
     """
-    key: Tensor = torch.zeros((), dtype=torch.int64)
+    # Numbers are filled in on the device: sending them there would make the host wait.
+    device = next((part.device for part in parts if isinstance(part, Tensor)), torch.device("cpu"))
+    key: Tensor = torch.zeros((), dtype=torch.int64, device=device)
     for part in parts:
         if isinstance(part, Tensor):
             if key.device != part.device:
                 key = key.to(part.device)
             key = mix64((key + _GOLDEN) ^ mix64(part.to(torch.int64) + _GOLDEN))
         else:
-            key = mix64(
-                (key + _GOLDEN) ^ mix64(torch.tensor(part, dtype=torch.int64, device=key.device) + _GOLDEN)
-            )
+            number = torch.full((), part, dtype=torch.int64, device=key.device)
+            key = mix64((key + _GOLDEN) ^ mix64(number + _GOLDEN))
     return key
 
 

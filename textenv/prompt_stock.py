@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from textenv.host_rows import to_device
 from textenv.slot_cache import SlotCache
 
 Coming = Callable[[int], tuple[Tensor, Tensor]]
@@ -57,16 +57,18 @@ class PromptStock:
         if any(text not in self._slots for text in wanted):
             self.clear()  # before the new batch is computed, so that the two are never in memory together
             more, more_lengths = coming(_AHEAD)
-            ends = np.concatenate([lengths, more_lengths.cpu().numpy().astype(np.int64)])
+            ends = np.concatenate([lengths, more_lengths.numpy().astype(np.int64)])
             width = int(ends.max())
             together = tokens.new_zeros(len(ends), width)
             together[: len(tokens), : tokens.shape[1]] = tokens[:, :width]
-            together[len(tokens) :, : more.shape[1]] = more[:, :width].to(tokens.device)
-            texts = wanted + _texts(together[len(tokens) :], ends[len(tokens) :])
+            together[len(tokens) :, : more.shape[1]] = to_device(more[:, :width], tokens.device)
+            texts = wanted + _texts(more, more_lengths.numpy())
             first = {text: i for i, text in reversed(list(enumerate(texts))) if text}
-            self._cache = self._compute(together[list(first.values())], ends[list(first.values())])
+            chosen = np.array(list(first.values()), dtype=np.int64)
+            self._cache = self._compute(together[to_device(chosen, tokens.device)], ends[chosen])
             self._slots = {text: slot for slot, text in enumerate(first)}
-        return torch.tensor([self._slots[text] for text in wanted], device=tokens.device)
+        slots = np.array([self._slots[text] for text in wanted], dtype=np.int64)
+        return to_device(slots, tokens.device)
 
 
 def _texts(tokens: Tensor, lengths: np.ndarray) -> list[bytes]:

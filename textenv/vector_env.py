@@ -22,6 +22,7 @@ from textenv.books import Books
 from textenv.checks import as_row_mask, as_token_ids, check_at_least, check_choice
 from textenv.clock import EpisodeClock
 from textenv.endings import Endings
+from textenv.host_rows import HostRows, to_device
 from textenv.ledger import Finished
 from textenv.legality import Legality, vocabulary_size
 from textenv.prompts import PromptSet
@@ -161,6 +162,8 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
         # Tickets and clocks live on the CPU: they decide what comes next, before anything runs on the device.
         self._dealer = Dealer(num_envs, len(prompts), samples_per_prompt=samples_per_prompt, shuffle=shuffle)
         self._clock = EpisodeClock(num_envs)
+        self.host_rows = HostRows(num_envs)
+        """What the host knows of the rows, so that policies need not ask the device."""
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._pad = 0 if pad is None or not 0 <= pad < vocab_size else pad
         self._rows = Rows(num_envs, self.max_length, max_new_tokens, self._pad, self.device)
@@ -218,17 +221,19 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
             else:
                 self._dealer.close_queue()
             self._rows.clear()
+            self.host_rows.clear()
             self._ledger.clear()
             self._waiting = rows[:0]
         else:
             self._rows.active[torch.from_numpy(mask).to(self.device)] = False
+            self.host_rows.park(mask)
             self._waiting = np.setdiff1d(self._waiting, rows)
         self._ready = True
         self._begin_page()
         self._deal(rows)
         if self.render_mode == "human":
             self.render()
-        return self._observe(), self._info()
+        return self.host_rows.show(self._observe(), self._info())
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Append one token to every active row.
@@ -252,21 +257,22 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
             raise ResetNeeded("step() was called before reset(); call envs.reset(seed=...) first")
         chosen = as_token_ids(actions, self.num_envs, self.device)
         rows, acting = self._rows, self._rows.active.clone()
-        terminated, truncated, any_done = self._endings.judge(chosen, rows)
+        terminated, truncated, ended_rows = self._endings.judge(chosen, rows)
         rows.append(chosen, acting)
+        self.host_rows.step(ended_rows)
         self._turn_page(acting, terminated, truncated)
 
         waiting, self._waiting = self._waiting, self._waiting[:0]
-        ended = self._finish(terminated | truncated) if any_done else {}
+        ended = self._finish(terminated | truncated, ended_rows) if len(ended_rows) else {}
         if self.render_mode == "human":
             self.render()  # before the next prompts take the place of what was just finished
-        if any_done and self.autoreset == "same_step":
-            self._last.replaced = self._deal(self._last.finished_rows.cpu().numpy())
+        if len(ended_rows) and self.autoreset == "same_step":
+            self._last.replaced = self._deal(ended_rows)
         if len(waiting):
             self._deal(waiting)
-        info = {**self._info(), **ended}
+        obs, info = self.host_rows.show(self._observe(), {**self._info(), **ended})
         rewards = torch.zeros(self.num_envs, device=self.device)
-        return self._observe(), self._out(rewards), self._out(terminated), self._out(truncated), info
+        return obs, self._out(rewards), self._out(terminated), self._out(truncated), info
 
     def render(self) -> tuple[str, ...] | None:
         """The rows as text: N strings in mode "ansi"; printed in mode "human".
@@ -319,10 +325,9 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
 
     # -- inside -----
 
-    def _finish(self, done: Tensor) -> dict[str, Any]:
-        """Retire the rows that are ``done`` (N,), and return what info says about their episodes."""
-        index = done.nonzero().squeeze(-1)
-        last, rows = self._last, index.cpu().numpy()
+    def _finish(self, done: Tensor, rows: np.ndarray) -> dict[str, Any]:
+        """Retire the ``rows`` that are ``done`` (N,), and return what info says about their episodes."""
+        last, index = self._last, to_device(rows, self.device)
         last.finished = Finished.take(index, self._rows, last.terminated, last.truncated, self._ledger)
         self._rows.active &= ~done
         ended: dict[str, Any] = {}
@@ -333,7 +338,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
                 # The tensor itself: wrappers pay for this step after it was handed out.
                 "r": self._out(last.finished.returns),
                 "l": self._out(self._rows.steps * done),
-                "t": elapsed if self.arrays == "numpy" else torch.from_numpy(elapsed).to(self.device),
+                "t": elapsed if self.arrays == "numpy" else to_device(elapsed, self.device),
             }
             if self.arrays == "numpy":
                 last.shown_returns = statistics["r"]
@@ -352,17 +357,19 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
     def _deal(self, rows: np.ndarray) -> Tensor:
         """Give each of ``rows`` its next ticket, and return which got one; the others are parked."""
         hand = self._dealer.deal(rows)
-        index = torch.from_numpy(hand.rows).to(self.device)
+        index = to_device(hand.rows, self.device)
         if len(hand.rows):
             ids, attention_mask, lengths = self.prompts.rows(hand.prompts, self._pad)
-            state = {
+            state: dict[str, np.ndarray | Tensor] = {
+                "ids": ids,
+                "attention_mask": attention_mask,
                 "prompt_lengths": lengths,
-                "tickets": torch.from_numpy(hand.tickets),
-                "prompt_index": torch.from_numpy(hand.prompts),
-                "keys": torch.from_numpy(noise_keys(hand.noise, self.max_new_tokens + 1)),
+                "tickets": hand.tickets,
+                "prompt_index": hand.prompts,
+                "keys": noise_keys(hand.noise, self.max_new_tokens + 1),
             }
-            on_device = {name: value.to(self.device) for name, value in state.items()}
-            self._rows.place(index, ids.to(self.device), attention_mask.to(self.device), **on_device)
+            self._rows.place(index, **{name: to_device(value, self.device) for name, value in state.items()})
+            self.host_rows.start(hand.rows, lengths.numpy())
             self._ledger.forget(index)
             self._clock.start(hand.rows)
         return index
