@@ -64,17 +64,24 @@ class SeparateCritic(nn.Module):
         episodes = episodes.to(next(self.parameters()).device)
         parts, order = [], []
         length = episodes.input_ids.shape[1]
+        last = torch.arange(length, device=episodes.device) == episodes.lengths.unsqueeze(-1) - 1
+        read = nn.functional.pad(episodes.action_mask[:, 1:], (0, 1)) | last
         if packing:
-            row, column = episodes.attention_mask.nonzero(as_tuple=True)
-            hidden, layout = packed_states(split, episodes.input_ids, episodes.attention_mask)
+            row, column = read.nonzero(as_tuple=True)
+            hidden, layout = packed_states(
+                split, episodes.input_ids, episodes.attention_mask, read=(row, column)
+            )
             after = self.value_head(hidden[layout.place(row, column)])
             states = after.new_zeros(len(episodes), length + 1).index_put((row, column + 1), after)
             return self._state_values(states, episodes)
         for index, width in length_groups(episodes.lengths, self._GROUP_TOKENS):
             ids = episodes.input_ids[index, :width]
+            row, column = read[index].nonzero(as_tuple=True)
             # Causal attention never looks at the padding on the right, so no mask has to hide it.
-            after = self.value_head(split.backbone(ids, torch.ones_like(ids)))
-            parts.append(nn.functional.pad(after, (1, length - width)))
+            hidden = split.backbone(ids, torch.ones_like(ids), read=row * width + column)
+            after = self.value_head(hidden[row, column])
+            states = after.new_zeros(len(index), length + 1).index_put((row, column + 1), after)
+            parts.append(states)
             order.append(index)
         return self._state_values(torch.cat(parts)[torch.cat(order).argsort()], episodes)
 

@@ -316,3 +316,60 @@ def test_length_groups_cover_every_row_once_at_least_cost(overhead: int) -> None
     cost = sum(len(rows) * width + overhead for rows, width in groups)
     assert cost <= 7 * 30 + overhead
     assert len(groups) == {0: 6, 10_000: 1}.get(overhead, len(groups))
+
+
+@pytest.mark.parametrize(
+    ("model", "spared"),
+    [
+        (gpt2(), {"mlp", "c_proj"}),
+        (LlamaForCausalLM(LlamaConfig(**SIZES)).double(), {"mlp", "o_proj"}),
+        # Its feed-forward layer takes the residual as well.
+        (BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=16, n_layer=2, n_head=2)).double(), set()),
+    ],
+    ids=["gpt2", "llama", "bloom"],
+)
+def test_the_last_blocks_position_wise_layers_run_where_actions_are_emitted(
+    model: nn.Module, spared: set[str]
+) -> None:
+    names = split_model(model).position_wise
+    assert {name.rsplit(".", 1)[-1] for name in names} == spared
+    assert all(".1." in name for name in names)
+    batch = episodes()
+    seen: list[int] = []
+    for name in names:
+        model.get_submodule(name).register_forward_hook(
+            lambda _, args, out: seen.append(out.shape[:-1].numel())
+        )
+    sparing = token_log_probs(model, batch).log_probs
+    assert seen == [int(batch.action_mask.sum())] * len(names)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    right = plain(model, batch)[0]
+    torch.testing.assert_close(sparing, right, atol=1e-10, rtol=0)
+    assert_same_gradients(model, weigh(sparing), weigh(right), 1e-10)
+
+
+def test_where_the_backward_pass_runs_blocks_again_nothing_is_spared() -> None:
+    model, batch = gpt2().train(), episodes()
+    wanted = gradients(model, weigh(plain(model, batch)[0]))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = gradients(model, weigh(token_log_probs(model, batch).log_probs))
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-10, rtol=0, msg=name)
+
+
+def test_a_layer_that_mixes_positions_is_not_spared() -> None:
+    model = gpt2()
+
+    class Shifted(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return self.inner(hidden + nn.functional.pad(hidden, (0, 0, 1, 0))[..., :-1, :])
+
+    model.transformer.h[1].mlp = Shifted(model.transformer.h[1].mlp)
+    assert split_model(model).position_wise == ()
+    torch.testing.assert_close(
+        token_log_probs(model, episodes()).log_probs, plain(model, episodes())[0], atol=1e-10, rtol=0
+    )

@@ -10,6 +10,7 @@ model, d width of the LM head's input.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,8 +108,7 @@ def token_log_probs(
     steps = episodes.action_steps
     rows, columns, inputs, states = [], [], [], []
     needed = episodes.lengths if with_hidden else _needed(episodes)
-    for index, hidden, at in _forward(split, episodes, needed, packing):
-        row, column = episodes.action_mask[index].nonzero(as_tuple=True)
+    for index, row, column, hidden, at in _forward(split, episodes, needed, packing, whole=with_hidden):
         rows.append(index[row])
         columns.append(column)
         inputs.append(hidden[at(row, column - 1)])
@@ -152,32 +152,45 @@ def _needed(episodes: EpisodeBatch) -> Tensor:
 
 
 def _forward(
-    split: SplitModel, episodes: EpisodeBatch, needed: Tensor, packing: bool
-) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]]:
+    split: SplitModel, episodes: EpisodeBatch, needed: Tensor, packing: bool, *, whole: bool = False
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]]:
     """Run the backbone over parts of the episodes, each as far as its first ``needed`` (B,) tokens.
 
+    States count where actions are emitted, and with ``whole`` everywhere.
+
     Yields:
-        Indices of the part's episodes (b,); states (rows, columns, d), or logits where the model cannot be
-        split; and where in the states the part's token at (row, column) is.
+        Indices of the part's episodes (b,); rows among them and columns of their actions (a,); states (rows,
+        columns, d), or logits where the model cannot be split; and where in the states the part's token at
+        (row, column) is.
     """
     if packing:
         columns = torch.arange(episodes.input_ids.shape[1], device=episodes.device)
-        states, layout = packed_states(split, episodes.input_ids, columns < needed.unsqueeze(-1))
-        yield torch.arange(len(episodes), device=episodes.device), states, layout.place
+        row, column = episodes.action_mask.nonzero(as_tuple=True)
+        states, layout = packed_states(
+            split,
+            episodes.input_ids,
+            columns < needed.unsqueeze(-1),
+            read=None if whole else (row, column - 1),
+        )
+        yield torch.arange(len(episodes), device=episodes.device), row, column, states, layout.place
         return
-    run = split.logits if split.output is None else split.backbone
     for index, width in length_groups(needed, _GROUP_TOKENS.get(episodes.device.type, 1024)):
         ids = episodes.input_ids[index, :width]
+        row, column = episodes.action_mask[index].nonzero(as_tuple=True)
         # Causal attention never looks at the padding on the right, so no mask has to hide it.
-        yield index, run(ids, torch.ones_like(ids)), lambda row, column: (row, column)
+        if split.output is None:
+            states = split.logits(ids, torch.ones_like(ids))
+        else:
+            read = None if whole else row * width + column - 1
+            states = split.backbone(ids, torch.ones_like(ids), read=read)
+        yield index, row, column, states, lambda row, column: (row, column)
 
 
 @torch.no_grad()
 def _states_at_actions(model: nn.Module, episodes: EpisodeBatch, needed: Tensor, packing: bool) -> Tensor:
     """Another model's input of the LM head where actions are emitted, in the order of the parts: (A, d)."""
     found = []
-    for index, hidden, at in _forward(split_model(model), episodes, needed, packing):
-        row, column = episodes.action_mask[index].nonzero(as_tuple=True)
+    for _, row, column, hidden, at in _forward(split_model(model), episodes, needed, packing):
         found.append(hidden[at(row, column - 1)])
     return torch.cat(found)
 
@@ -188,8 +201,27 @@ def _in_order(states: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.cat([state for _, state in states])[order.argsort()]
 
 
+_undivided = False
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Within the block rows of unlike length are one group.
+
+    For passes that several processes make in step: however their rows differ, they must make as many.
+    """
+    global _undivided
+    before, _undivided = _undivided, True
+    try:
+        yield
+    finally:
+        _undivided = before
+
+
 def length_groups(lengths: Tensor, overhead: int) -> Iterator[tuple[Tensor, int]]:
     """Split rows into groups of like length so that padded tokens plus ``overhead`` a group are fewest.
+
+    Within ``undivided`` all rows are one group.
 
     Args:
         lengths: (B,) int64, tokens of each row.
@@ -202,6 +234,9 @@ def length_groups(lengths: Tensor, overhead: int) -> Iterator[tuple[Tensor, int]
         >>> [(rows.tolist(), width) for rows, width in length_groups(torch.tensor([9, 2, 2, 9]), 4)]
         [([0, 3], 9), ([1, 2], 2)]
     """
+    if _undivided:
+        yield torch.arange(len(lengths), device=lengths.device), max(int(lengths.amax()), 1)
+        return
     order = torch.argsort(lengths, descending=True, stable=True)
     sizes = lengths[order].cpu().numpy().astype(np.int64)
     count = len(sizes)

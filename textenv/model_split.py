@@ -9,13 +9,21 @@ head's input, W logits.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from textenv.last_block import only_at, position_wise_modules, recomputes, worthwhile
+
+
+TRUNKS: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor, Any, Tensor | None], Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Model -> what runs in place of its backbone, (ids, mask, positions) -> (B, L, d); see ``compile_trunk``."""
 
 
 @contextmanager
@@ -92,9 +100,16 @@ class SplitModel:
     linear: bool
     """Whether the logits are exactly ``output``, an ordinary ``nn.Linear``, applied to the backbone's
     output."""
+    position_wise: tuple[str, ...] = ()
+    """Names of the last block's modules that need not run where nothing is read."""
 
     def backbone(
-        self, input_ids: Tensor, attention_mask: Any = None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        *,
+        read: Tensor | None = None,
     ) -> Tensor:
         """Input of the LM head at every position: (B, L) -> (B, L, d).
 
@@ -103,16 +118,29 @@ class SplitModel:
             attention_mask: whatever the model's own forward takes: (B, L), or additive (B, 1, L, L), also by
                 layer type.
             position_ids: (B, L) int64; None = 0, 1, 2, ...
+            read: (n,) int64, where in 0..B L - 1 the result will be read; elsewhere it holds numbers without
+                meaning. None = everywhere.
 
         Raises:
             ValueError: if the model cannot be split.
         """
         if self.output is None:
             raise ValueError(f"{type(self.model).__name__} has no LM head module whose input could be read")
-        with catch_head_input(self.output, skip=True) as caught:
+        if (trunk := TRUNKS.get(self.model)) is not None:
+            return trunk(input_ids, attention_mask, position_ids)
+        with catch_head_input(self.output, skip=True) as caught, self._reading(read, input_ids.shape):
             self._run(input_ids, attention_mask, position_ids)
         assert caught.hidden is not None
         return caught.hidden
+
+    def _reading(self, read: Tensor | None, size: torch.Size) -> AbstractContextManager[None]:
+        """Spare the last block what is not read, where that pays and the forward runs once."""
+        if read is None or not self.position_wise or not worthwhile(len(read), (size[0], size[1])):
+            return nullcontext()
+        modules = [self.model.get_submodule(name) for name in self.position_wise]
+        if recomputes(self.model):
+            return nullcontext()
+        return only_at(modules, read, (size[0], size[1]))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of selected positions, with all that the model does after its LM head: (A, d) -> (A, W).
@@ -145,7 +173,9 @@ class SplitModel:
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
 
 
-_SPLITS: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool, bool]] = weakref.WeakKeyDictionary()
+_SPLITS: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool, bool, tuple[str, ...]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def split_model(model: nn.Module) -> SplitModel:
@@ -164,13 +194,13 @@ def split_model(model: nn.Module) -> SplitModel:
     if known is None or known[0] != id(output):
         known = (id(output), *_check(model, output))
         _SPLITS[model] = known
-    _, works, linear = known
-    return SplitModel(model, output if works else None, works and linear)
+    _, works, linear, position_wise = known
+    return SplitModel(model, output if works else None, works and linear, position_wise)
 
 
 @torch.no_grad()
-def _check(model: nn.Module, output: nn.Module) -> tuple[bool, bool]:
-    """Whether the split works at all, and whether the head is nothing but a linear layer."""
+def _check(model: nn.Module, output: nn.Module) -> tuple[bool, bool, tuple[str, ...]]:
+    """Whether the split works at all, whether the head is a mere linear layer, and what may be spared."""
     device = next(model.parameters()).device
     ids = torch.arange(6, device=device).view(2, 3) % vocabulary_size(model, 6)
     ones = torch.ones_like(ids)
@@ -178,15 +208,25 @@ def _check(model: nn.Module, output: nn.Module) -> tuple[bool, bool]:
         with catch_head_input(output) as caught:
             logits = model(input_ids=ids, attention_mask=ones, use_cache=False).logits
         if caught.calls != 1 or caught.hidden is None or caught.hidden.shape[:2] != ids.shape:
-            return False, False
+            return False, False, ()
         hidden = caught.hidden
         linear = type(output) is nn.Linear and torch.equal(output(hidden), logits)
         general = SplitModel(model, output, linear)
         try:
             again = general.head(general.backbone(ids, ones).flatten(0, 1)).unflatten(0, ids.shape)
         except (RuntimeError, ValueError, IndexError, TypeError):
-            return False, False
-    return logits_agree(again, logits), linear
+            return False, False, ()
+        read = torch.tensor([1, 5], device=device)
+        config = text_config(model)
+        names = position_wise_modules(model, int(getattr(config, "num_hidden_layers", 0)))
+        sparing = replace(general, position_wise=names)
+        try:
+            some = sparing.backbone(ids, ones, read=read).flatten(0, 1)[read]
+        except (RuntimeError, ValueError, TypeError, AttributeError):
+            names = ()
+        else:
+            names = names if logits_agree(some, hidden.flatten(0, 1)[read]) else ()
+    return logits_agree(again, logits), linear, names
 
 
 def logits_agree(actual: Tensor, expected: Tensor) -> bool:

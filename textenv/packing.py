@@ -74,7 +74,12 @@ def pack(lengths: Tensor, *, max_width: int | None = None) -> Packing:
 
 
 def packed_states(
-    split: SplitModel, ids: Tensor, mask: Tensor, packing: Packing | None = None
+    split: SplitModel,
+    ids: Tensor,
+    mask: Tensor,
+    packing: Packing | None = None,
+    *,
+    read: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Packing]:
     """Input of the LM head at every token, by packed rows.
 
@@ -83,6 +88,7 @@ def packed_states(
         ids: (B, L) int64, right-padded.
         mask: (B, L), nonzero at the tokens.
         packing: where to put each episode; None = the best place that ``pack`` finds.
+        read: rows and columns of ``ids``, both (n,), whose states will be read; None = all.
 
     Returns:
         (R, W, d), or the logits where the model cannot be split; and where each episode is in it.
@@ -98,8 +104,13 @@ def packed_states(
     episode = torch.full_like(packed, -1).index_put(place, row)
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     masks = packed_masks(attention_windows(text_config(model)), episode, dtype)
-    run = split.logits if split.output is None else split.backbone
-    return run(packed, masks, positions), packing
+    if split.output is None:
+        return split.logits(packed, masks, positions), packing
+    flat = None
+    if read is not None:
+        rows, columns = packing.place(*read)
+        flat = rows * packing.width + columns
+    return split.backbone(packed, masks, positions, read=flat), packing
 
 
 _VERDICTS: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()

@@ -1,0 +1,89 @@
+"""The last block of a causal LM at the positions whose states are read, and nowhere else.
+
+Above the last block's attention nothing mixes positions. So its output projection and its feed-forward layer
+need not run on prompts and padding, whose states nobody reads: three quarters of the block's work on them.
+Forward hooks on these modules gather the positions and put the results back; what is not read stays what it
+was before the block. Shape letters: B rows, L tokens, n positions, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NAMES = ("mlp", "attn.c_proj", "self_attn.o_proj", "self_attn.dense", "attention.dense")
+"""Modules that work on each position by itself, as transformers' architectures call them in a block."""
+_WORTHWHILE = 0.9
+"""With a larger share of positions that are read, gathering them costs more than it saves."""
+
+
+def position_wise_modules(model: nn.Module, count: int) -> tuple[str, ...]:
+    """Names of the last block's modules that may run at some positions only; () if there are none.
+
+    Args:
+        model: a causal LM.
+        count: blocks that it has by its config.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            last = module[-1]
+            inside = {inner for inner, _ in last.named_modules()}
+            return tuple(f"{name}.{count - 1}.{inner}" for inner in _NAMES if inner in inside)
+    return ()
+
+
+@contextmanager
+def only_at(modules: Sequence[nn.Module], positions: Tensor, size: tuple[int, int]) -> Iterator[None]:
+    """While the block runs, these modules compute at some positions; elsewhere their output is 0.
+
+    Args:
+        modules: each takes one tensor (B, L, d) and works on each position by itself.
+        positions: (n,) int64, distinct, in 0..B L - 1.
+        size: (B, L).
+
+    Raises:
+        ValueError: if a module is given something else, or makes something else of it.
+
+    Example:
+        >>> layer, x = nn.Linear(3, 2), torch.randn(1, 4, 3)
+        >>> with only_at([layer], torch.tensor([0, 2]), (1, 4)):
+        ...     some = layer(x)
+        >>> bool((some[0, [0, 2]] == layer(x)[0, [0, 2]]).all()), some[0, [1, 3]].tolist()
+        (True, [[0.0, 0.0], [0.0, 0.0]])
+    """
+    count = size[0] * size[1]
+
+    def gather(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs or len(args) != 1 or args[0].shape[:2] != size:
+            raise ValueError(f"{type(module).__name__} takes more than one tensor (B, L, d)")
+        return (args[0].flatten(0, 1).index_select(0, positions).unsqueeze(0),), kwargs
+
+    def scatter(module: nn.Module, args: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor) or output.shape[:2] != (1, len(positions)):
+            raise ValueError(f"{type(module).__name__} does not make one tensor (B, L, d)")
+        whole = output.new_zeros(count, *output.shape[2:])
+        return whole.index_copy(0, positions, output[0]).unflatten(0, size)
+
+    handles = [module.register_forward_pre_hook(gather, with_kwargs=True) for module in modules]
+    handles += [module.register_forward_hook(scatter) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def worthwhile(read: int, size: tuple[int, int]) -> bool:
+    """Whether running at so many positions of (B, L) is cheaper than running at all."""
+    return read <= _WORTHWHILE * size[0] * size[1]
+
+
+def recomputes(module: nn.Module) -> bool:
+    """Whether the backward pass will run some part of a module again, when hooks of the forward are gone."""
+    return torch.is_grad_enabled() and any(
+        getattr(part, "gradient_checkpointing", False) for part in module.modules()
+    )
