@@ -206,8 +206,9 @@ class PolicyGradientAgent(OnlineAgent):
         return [w for w in scorer.reward_wrappers(self.envs) if isinstance(w.term, KLPenalty)]
 
     def collect(self) -> EpisodeBatch:
-        """Play; a first step on the whole batch is served by the pass for the old log-probs."""
-        episodes = super().collect()
+        """Play; a first step on the whole batch is served by the pass for the old log-probs and values."""
+        with self.policy.decoding.without_values():
+            episodes = super().collect()
         if self.config.minibatches == 1 and not self.config.entropy_coef and distributed.alone():
             self.policy.expect_step(episodes)
         return episodes

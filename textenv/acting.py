@@ -9,7 +9,8 @@ d hidden width.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,6 +199,15 @@ class DecodingPolicy:
     def free(self) -> None:
         """Give the cache's memory back; the next ``act`` allocates it again."""
         self._decoder, self._shape = None, None
+
+    @contextmanager
+    def without_values(self) -> Iterator[None]:
+        """Within the block ``act`` tells no values, for those who ask about whole episodes afterwards anyway."""
+        head, self.value_head = self.value_head, None
+        try:
+            yield
+        finally:
+            self.value_head = head
 
     # -- acting ----------------------------------------------------------------------------------------------
 
