@@ -66,9 +66,9 @@ _PPO = {**_ONLINE, "epochs": 4, "minibatches": 2, "adam_betas": (0.9, 0.999), **
 _LOGGED: dict[str, Any] = {"lr_schedule": "cosine", "batch_size": 100, "steps": 200}
 # 50 pairs are 100 episodes.
 _PAIRS: dict[str, Any] = {**_LOGGED, "batch_size": 50, "learning_rate": 1e-4}
-# The same on every graph, chosen on graph seed 1000: rate, decay and KL penalty of the online agents with PPO on
-# agent seeds 10 to 13, ILQL's on 0 and 1; of the others a few were tried on seeds 10 and 11, and for most agents
-# just one. Best-of-n is missing, for no exact value is known of it.
+# The same on every graph, chosen on graph seed 1000: rate, decay and KL penalty of the online agents with PPO
+# on agent seeds 10 to 13, ILQL's on 0 and 1; for others a few were tried on seeds 10 and 11, for most one.
+# Best-of-n is missing, for no exact value is known of it.
 CONFIGS: dict[str, dict[str, Any]] = {
     "ppo": _PPO,
     "nlpo": {**_PPO, "mask_top_p": 0.9, "mask_min_tokens": 2, "mask_update_iterations": 5},
