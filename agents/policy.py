@@ -29,6 +29,7 @@ from textenv.agents.model_setup import (
 )
 from textenv.agents.references import Reference, ReferenceMode, lightest_mode
 from textenv.agents.teacher_forced import Autocast, TeacherForced
+from textenv.compiled import compile_trunk
 from textenv.legality import Legality, vocabulary_size
 from textenv.model_split import output_head
 
@@ -60,6 +61,7 @@ class LanguagePolicy(TeacherForced):
         lora: train low-rank adapters only: True, keyword arguments of ``peft.LoraConfig``, or a peft config.
         train_layers: train only so many top blocks and what follows them.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        compile: run the trunks of teacher-forced passes by ``torch.compile``: True, or the name of a backend.
         autocast: number format of matrix products in teacher-forced passes; weights keep their own.
         dtype: of the weights where they are loaded here.
         device: where to put the model; None leaves it.
@@ -71,7 +73,8 @@ class LanguagePolicy(TeacherForced):
 
     Raises:
         TypeError: if ``model`` is none of these.
-        ValueError: for an argument out of its range, or ``lora`` together with ``train_layers``.
+        ValueError: for an argument out of its range, ``lora`` together with ``train_layers``, or a model
+            whose trunk can't be compiled, with ``compile``.
         ImportError: for ``lora`` without peft.
 
     Example:
@@ -101,6 +104,7 @@ class LanguagePolicy(TeacherForced):
         lora: bool | Mapping[str, Any] | Any = False,
         train_layers: int | None = None,
         gradient_checkpointing: bool = False,
+        compile: bool | str = False,
         autocast: Autocast = "float32",
         dtype: torch.dtype = torch.float32,
         device: str | torch.device | None = None,
@@ -129,6 +133,9 @@ class LanguagePolicy(TeacherForced):
         if gradient_checkpointing:
             checkpoint_activations(self.model)
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile_backend: str | None = "inductor" if compile is True else compile or None
+        if self.compile_backend is not None:
+            compile_trunk(self.model, backend=self.compile_backend)
         self.tokenizer = tokenizer
         self.train_layers = train_layers
         self.legality = legality
@@ -192,6 +199,8 @@ class LanguagePolicy(TeacherForced):
                 self.value_head = self.decoding.value_head = head
             else:
                 self.critic = SeparateCritic(self.model, self.hidden_size, kind=self.head_kind)
+                if self.compile_backend is not None:
+                    compile_trunk(self.critic.trunk, backend=self.compile_backend)
 
     # -- acting ----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ class PolicyOptions(Config):
     """Train only so many top blocks and what follows them."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+    compile: bool | str = False
+    """Run teacher-forced passes by torch.compile: true, or the name of one of its backends."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the weights."""
     device: str | None = None

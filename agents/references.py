@@ -43,7 +43,8 @@ def lightest_mode(policy: LanguagePolicy) -> ReferenceMode:
     """Adapters off while they change nothing, else the shared trunk if layers are frozen, else a copy."""
     if policy.peft is not None and adapters_change_nothing(policy.model):
         return "adapters-off"
-    return "shared-trunk" if frozen_blocks(policy.model) else "copy"
+    # Compiled code does not call the hook by which a reference reads off the policy's trunk.
+    return "shared-trunk" if policy.compile_backend is None and frozen_blocks(policy.model) else "copy"
 
 
 class Reference:
@@ -77,6 +78,10 @@ class Reference:
             return
         self._copy = frozen_copy(policy.model)
         if mode == "shared-trunk":
+            if policy.compile_backend is not None:
+                raise ValueError(
+                    "reference mode 'shared-trunk' hooks into the trunk, which compile=... forbids"
+                )
             count = frozen_blocks(policy.model)
             if not count:
                 raise ValueError("reference mode 'shared-trunk' needs frozen bottom layers (train_layers=)")

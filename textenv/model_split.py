@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from textenv.last_block import only_at, position_wise_modules, recomputes, worthwhile
 
-
 TRUNKS: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor, Any, Tensor | None], Tensor]] = (
     weakref.WeakKeyDictionary()
 )
