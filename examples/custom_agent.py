@@ -13,6 +13,7 @@ import torch
 from textenv.agents import OnlineAgent, OnlineConfig, register_agent
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.losses import sft_loss
+from textenv.agents.study import StudyConfig, run_study, write_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,6 @@ class BestHalfConfig(OnlineConfig):
 
     share: float = 0.5
     """Share of the episodes, the best by return, that is imitated."""
-
-    def validate(self):
-        """Check the ranges."""
-        super().validate()
-        self.check(share="(0, 1]")
 
 
 @register_agent("best-half")
@@ -42,20 +38,15 @@ class BestHalf(OnlineAgent):
     def loss(self, batch, totals):
         """Likelihood of the chosen episodes' tokens, and statistics."""
         mask = batch.mask & (batch["chosen"] > 0).unsqueeze(-1)
-        log_probs = self.policy(batch.episodes).log_probs
-        loss = sft_loss(log_probs, mask, denominator=totals.tokens)
+        loss = sft_loss(self.policy(batch.episodes).log_probs, mask, denominator=totals.tokens)
         return loss, {"best-half/nll": loss.detach()}
 
 
-def main():
-    """Compare it with PPO on a probe, in a folder that is thrown away."""
-    from textenv.agents.study import StudyConfig, run_study, write_outputs
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Compare an agent of one's own with PPO on a probe.")
     parser.add_argument("--seeds", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=10, help="(default: %(default)s)")
     args = parser.parse_args()
-
     shared = {"iterations": args.iterations, "episodes_per_iteration": 64, "learning_rate": 2e-3}
     study = StudyConfig(
         agents={"best-half": {"settings": shared}, "ppo": {"settings": {**shared, "kl_coef": 0.0}}},
@@ -65,7 +56,3 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         run_study(study, folder, tell=print)
         print("\n".join(write_outputs(study, folder).verdict))
-
-
-if __name__ == "__main__":
-    main()
