@@ -23,6 +23,7 @@ from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.callbacks import make_callbacks
 from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
+from textenv.agents.deepspeed_engine import start_engine
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
 from textenv.agents.loggers.registry import Loggers, make_loggers
@@ -143,6 +144,7 @@ class Agent:
             weight_decay=config.weight_decay,
             betas=config.adam_betas,
             eps=config.adam_eps,
+            kind=config.optimizer,
         )
         self.schedule = make_schedule(
             self.optimizer,
@@ -151,6 +153,7 @@ class Agent:
             warmup_steps=config.warmup_steps,
         )
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.engine = start_engine(self)
         # float16 gradients underflow unless the loss is scaled up; everywhere else the scaler passes through.
         half = config.autocast == "float16"
         self.scaler = torch.amp.GradScaler(self.policy.device.type, enabled=half)
@@ -359,7 +362,7 @@ class Agent:
         if envs is None:
             raise ValueError("evaluate needs envs=, got None and the agent has no eval_envs")
         options = {"metric_fn": self.metric_fn, "reference": self.reference, **options}
-        with gathered(self.policy):
+        with gathered(self):
             return evaluate(self.policy, envs, episodes or self.config.eval_episodes, **options)
 
     def first_evaluation(self) -> Evaluation:

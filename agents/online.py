@@ -41,7 +41,7 @@ class OnlineAgent(Agent):
             while self.iteration < total:
                 self.iteration += 1
                 clock, played, trained = Clock(), self.env_tokens, self.gradient_tokens
-                with gathered(self.policy):
+                with gathered(self):
                     episodes = self.collect()
                     clock.lap("rollout")
                     self.score(episodes)

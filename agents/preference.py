@@ -178,7 +178,7 @@ class PreferenceAgent(OfflineAgent):
         precompute = isinstance(cfg, ReferenceConfig) and cfg.precompute_reference
         if precompute and "reference" not in self.dataset.tensors:
             episodes = spread(self.dataset.episodes)
-            with gathered(self.policy):
+            with gathered(self):
                 found = self.reference.log_prob(episodes.to(self.policy.device)).to(episodes.device)
             self.dataset.tensors["reference"] = response_log_probs(found, episodes.action_mask)
         return self.dataset.select(index)
@@ -334,7 +334,7 @@ class KTO(PreferenceAgent):
         own, other = batch.first(), batch.second()
         spread(other.episodes)
         reference = other.tensors.get("reference")
-        with gathered(self.policy):
+        with gathered(self):
             if reference is None:
                 reference = response_log_probs(self.reference.log_prob(other.episodes), other.mask)
             mismatch = response_log_probs(self.policy.log_prob(other.episodes), other.mask) - reference
