@@ -163,7 +163,8 @@ def restore(agent: Agent, path: str | os.PathLike[str]) -> None:
     trainer = read_trainer(folder)
     state = _nested(load_file(folder / "optimizer.safetensors"), trainer["optimizer"])
     for own, saved in zip(agent.optimizer.param_groups, state["param_groups"], strict=True):
-        saved |= {name: own[name] for name in ("fused", "foreach")}  # how it computes here, not there
+        # How it computes here, not there.
+        saved |= {name: own[name] for name in ("fused", "foreach") if name in own}
     agent.optimizer.load_state_dict(state)
     agent.schedule.load_state_dict(trainer["schedule"])
     agent.set_counters(trainer["counters"])

@@ -122,6 +122,8 @@ class AgentConfig(Config):
     """Decay rates of AdamW's first and second moment."""
     adam_eps: float = 1e-8
     """Term added to AdamW's denominator."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW, or AdamW with moments of 8 bits (a fourth of their memory), by the extra "quantized"."""
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this L2 norm over all parameters; None leaves them as they are."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"

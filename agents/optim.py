@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from textenv.agents.distributed import is_sharded, whole_tensor
+
+OptimizerKind = Literal["adamw", "adamw_8bit"]
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float = 0.0) -> list[dict[str, object]]:
@@ -36,16 +39,44 @@ def make_optimizer(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-) -> torch.optim.AdamW:
+    kind: OptimizerKind = "adamw",
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) over the trainable parameters, fused where torch has a kernel.
 
+    Args:
+        module: whose parameters are trained.
+        learning_rate: of the first step.
+        weight_decay: of matrices; vectors do not decay.
+        betas: decay rates of the moments.
+        eps: added to the denominator.
+        kind: "adamw", or "adamw_8bit" with moments in blocks of 8-bit numbers (Dettmers et al. 2022, "8-bit
+            optimizers via block-wise quantization"), for parameters of 4,096 numbers and more.
+
     Raises:
-        ValueError: if nothing is trainable or ``learning_rate`` is negative.
+        ValueError: if nothing is trainable, ``learning_rate`` is negative, ``kind`` is unknown, or 8-bit
+            moments are asked for sharded weights or a device that has no kernels for them.
+        ImportError: for "adamw_8bit" without bitsandbytes.
     """
     if learning_rate < 0:
         raise ValueError(f"learning_rate must be >= 0, got {learning_rate}")
+    if kind not in get_args(OptimizerKind):
+        raise ValueError(f"optimizer must be one of {list(get_args(OptimizerKind))}, got {kind!r}")
     groups = parameter_groups(module, weight_decay=weight_decay)
     devices = {p.device.type for p in module.parameters() if p.requires_grad}
+    if kind == "adamw_8bit":
+        if any(is_sharded(p) for p in module.parameters()):
+            raise ValueError("optimizer must be 'adamw' with sharded weights, got 'adamw_8bit'")
+        if not devices <= {"cpu", "cuda", "xpu"}:
+            raise ValueError(
+                f"optimizer 'adamw_8bit' needs cpu, cuda or xpu, got weights on {sorted(devices)}"
+            )
+        try:
+            from textenv.agents.adamw_8bit import AdamW8bit
+        except ImportError as error:
+            raise ImportError(
+                "optimizer='adamw_8bit' needs bitsandbytes: pip install 'textenv[quantized]'"
+            ) from error
+        return AdamW8bit(groups, lr=learning_rate, betas=betas, eps=eps)
     fused: bool | None = devices <= {"cpu", "cuda", "mps", "xpu"}
     foreach = None
     if any(is_sharded(p) for p in module.parameters()):
