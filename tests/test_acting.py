@@ -155,7 +155,7 @@ def test_without_a_key_draws_vary() -> None:
 def forwards(model: nn.Module) -> list[tuple[int, int]]:
     """Shapes (rows, tokens) of the model's forward passes from now on."""
     shapes: list[tuple[int, int]] = []
-    model.register_forward_pre_hook(
+    model.base_model.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     return shapes

@@ -202,7 +202,7 @@ class DecodingPolicy:
 
     @contextmanager
     def without_values(self) -> Iterator[None]:
-        """Within the block ``act`` tells no values, for those who ask about whole episodes afterwards anyway."""
+        """Within the block ``act`` tells no values, for those who ask about whole episodes afterwards."""
         head, self.value_head = self.value_head, None
         try:
             yield

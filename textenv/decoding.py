@@ -8,6 +8,7 @@ letters: n rows or live slots, P prompt tokens, W logits of the model, d width o
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from textenv.decoder_check import verify_decoder
 from textenv.host_rows import to_device
 from textenv.masks import SlotMasks, UnsupportedModelError, attention_windows, causal_masks
-from textenv.model_split import catch_head_input, eval_mode, output_head
+from textenv.model_split import catch_head_input, eval_mode, output_head, split_model
 from textenv.prompt_stock import Coming, PromptStock
 from textenv.slot_cache import SlotCache
 
@@ -92,12 +93,13 @@ class Decoder:
                 f"{attention} attention takes no mask of its own for each row; load the model with "
                 "attn_implementation='sdpa' (or 'eager')"
             )
-        self._head = head
+        self._head, self._trunk = head, split_model(model).trunk
+        body = model if self._trunk is None else self._trunk
         self._modules = list(model.modules())
         parameter = next(model.parameters())
         self.device = parameter.device
         self._dtype: torch.dtype = getattr(model, "dtype", parameter.dtype)
-        parameters = inspect.signature(model.forward).parameters.values()
+        parameters = inspect.signature(body.forward).parameters.values()
         self._takes_positions = any(
             p.name == "position_ids" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters
         )
@@ -261,7 +263,7 @@ class Decoder:
                 masks = causal_masks(self.windows, len(batch), longest, self._dtype, self.device)
                 positions = torch.arange(longest, device=self.device).expand(len(batch), longest)
                 cache.prefill(slots[chosen])
-                with catch_head_input(self._head, skip=True):
+                with nullcontext() if self._trunk is not None else catch_head_input(self._head, skip=True):
                     self._forward(padded, masks, positions, cache)
 
     @torch.no_grad()
@@ -322,21 +324,22 @@ class Decoder:
         slots, positions = self._all_slots[:live], self._positions[:live]
         self._masks.advance(slots, positions)
         self._cache.decode(slots, positions, width)
+        step = tokens.unsqueeze(1), self._masks.view(live, width), positions.unsqueeze(1), self._cache
+        if self._trunk is not None:
+            hidden = self._forward(*step).last_hidden_state[:, -1]
+            return DecodeOutput(self._head(hidden), hidden)
         with catch_head_input(self._head) as caught:
-            masks = self._masks.view(live, width)
-            logits = self._forward(tokens.unsqueeze(1), masks, positions.unsqueeze(1), self._cache)
+            logits = self._forward(*step).logits
         if caught.hidden is None:
             raise UnsupportedModelError("the forward pass does not call the LM head")
         return DecodeOutput(logits[:, -1], caught.hidden[:, -1])
 
     def _forward(
         self, input_ids: Tensor, masks: Tensor | dict[str, Tensor], positions: Tensor, cache: SlotCache
-    ) -> Tensor:
+    ) -> Any:
         extra = {"position_ids": positions} if self._takes_positions else {}
-        output = self.model(
-            input_ids=input_ids, attention_mask=masks, past_key_values=cache, use_cache=True, **extra
-        )
-        return output.logits
+        body = self.model if self._trunk is None else self._trunk
+        return body(input_ids=input_ids, attention_mask=masks, past_key_values=cache, use_cache=True, **extra)
 
     def _stock_up(self, tokens: Tensor, ends: np.ndarray) -> SlotCache:
         """Keys and values of texts (m, P) that no row asked for yet."""

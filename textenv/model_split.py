@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,9 @@ class SplitModel:
     linear: bool
     """Whether the logits are exactly ``output``, an ordinary ``nn.Linear``, applied to the backbone's
     output."""
+    trunk: nn.Module | None = None
+    """The module below the LM head, if the logits are exactly ``output`` of its ``last_hidden_state``: then
+    neither needs the forward of the whole."""
     position_wise: tuple[str, ...] = ()
     """Names of the last block's modules that need not run where nothing is read."""
 
@@ -127,8 +130,11 @@ class SplitModel:
             raise ValueError(f"{type(self.model).__name__} has no LM head module whose input could be read")
         if (trunk := TRUNKS.get(self.model)) is not None:
             return trunk(input_ids, attention_mask, position_ids)
-        with catch_head_input(self.output, skip=True) as caught, self._reading(read, input_ids.shape):
-            self._run(input_ids, attention_mask, position_ids)
+        with self._reading(read, input_ids.shape):
+            if self.trunk is not None:
+                return self._run(self.trunk, input_ids, attention_mask, position_ids).last_hidden_state
+            with catch_head_input(self.output, skip=True) as caught:
+                self._run(self.model, input_ids, attention_mask, position_ids)
         assert caught.hidden is not None
         return caught.hidden
 
@@ -164,17 +170,26 @@ class SplitModel:
         self, input_ids: Tensor, attention_mask: Any = None, position_ids: Tensor | None = None
     ) -> Tensor:
         """Logits of every position by the plain forward, arguments as ``backbone``'s: (B, L) -> (B, L, W)."""
-        return self._run(input_ids, attention_mask, position_ids).logits
+        return self._run(self.model, input_ids, attention_mask, position_ids).logits
 
-    def _run(self, input_ids: Tensor, attention_mask: Any, position_ids: Tensor | None) -> Any:
+    @staticmethod
+    def _run(module: nn.Module, input_ids: Tensor, attention_mask: Any, position_ids: Tensor | None) -> Any:
         # Not every model knows position_ids, so they are named only where there are any.
         positions = {} if position_ids is None else {"position_ids": position_ids}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+        return module(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
 
 
-_SPLITS: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool, bool, tuple[str, ...]]] = (
-    weakref.WeakKeyDictionary()
-)
+class _Found(NamedTuple):
+    """What is known about the split of a model; no module is kept alive by it."""
+
+    works: bool = False
+    linear: bool = False
+    direct: bool = False
+    """Whether ``base_model`` and the head are all of it."""
+    position_wise: tuple[str, ...] = ()
+
+
+_SPLITS: weakref.WeakKeyDictionary[nn.Module, tuple[int, _Found]] = weakref.WeakKeyDictionary()
 
 
 def split_model(model: nn.Module) -> SplitModel:
@@ -191,15 +206,26 @@ def split_model(model: nn.Module) -> SplitModel:
         return SplitModel(model, None, False)
     known = _SPLITS.get(model)
     if known is None or known[0] != id(output):
-        known = (id(output), *_check(model, output))
+        known = (id(output), _check(model, output))
         _SPLITS[model] = known
-    _, works, linear, position_wise = known
-    return SplitModel(model, output if works else None, works and linear, position_wise)
+    found = known[1]
+    if not found.works:
+        return SplitModel(model, None, False)
+    # Whoever hooked the model wants its forward to run.
+    hooked = model._forward_hooks or model._forward_pre_hooks
+    trunk = _base_model(model) if found.direct and not hooked else None
+    return SplitModel(model, output, found.linear, trunk, found.position_wise)
+
+
+def _base_model(model: nn.Module) -> nn.Module | None:
+    """What transformers says is below the head, if it is anything but the model itself."""
+    base = getattr(model, "base_model", None)
+    return base if isinstance(base, nn.Module) and base is not model else None
 
 
 @torch.no_grad()
-def _check(model: nn.Module, output: nn.Module) -> tuple[bool, bool, tuple[str, ...]]:
-    """Whether the split works at all, whether the head is a mere linear layer, and what may be spared."""
+def _check(model: nn.Module, output: nn.Module) -> _Found:
+    """Try the split on a few tokens."""
     device = next(model.parameters()).device
     ids = torch.arange(6, device=device).view(2, 3) % vocabulary_size(model, 6)
     ones = torch.ones_like(ids)
@@ -207,25 +233,35 @@ def _check(model: nn.Module, output: nn.Module) -> tuple[bool, bool, tuple[str, 
         with catch_head_input(output) as caught:
             logits = model(input_ids=ids, attention_mask=ones, use_cache=False).logits
         if caught.calls != 1 or caught.hidden is None or caught.hidden.shape[:2] != ids.shape:
-            return False, False, ()
+            return _Found()
         hidden = caught.hidden
         linear = type(output) is nn.Linear and torch.equal(output(hidden), logits)
         general = SplitModel(model, output, linear)
         try:
             again = general.head(general.backbone(ids, ones).flatten(0, 1)).unflatten(0, ids.shape)
         except (RuntimeError, ValueError, IndexError, TypeError):
-            return False, False, ()
+            return _Found()
+        if not logits_agree(again, logits):
+            return _Found()
+        trunk = _base_model(model) if linear else None
+        if trunk is not None:
+            try:
+                states = SplitModel._run(trunk, ids, ones, None).last_hidden_state
+            except (RuntimeError, ValueError, TypeError, AttributeError):
+                trunk = None
+            else:
+                trunk = trunk if torch.equal(states, hidden) else None
         read = torch.tensor([1, 5], device=device)
         config = text_config(model)
         names = position_wise_modules(model, int(getattr(config, "num_hidden_layers", 0)))
-        sparing = replace(general, position_wise=names)
+        sparing = replace(general, trunk=trunk, position_wise=names)
         try:
             some = sparing.backbone(ids, ones, read=read).flatten(0, 1)[read]
         except (RuntimeError, ValueError, TypeError, AttributeError):
             names = ()
         else:
             names = names if logits_agree(some, hidden.flatten(0, 1)[read]) else ()
-    return logits_agree(again, logits), linear, names
+    return _Found(True, linear, trunk is not None, names)
 
 
 def logits_agree(actual: Tensor, expected: Tensor) -> bool:
