@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "online-dpo": (
         "online-dpo",
         "probe-end",
-        {**_ONLINE, "iterations": 20, "epochs": 2, "learning_rate": 3e-3},
+        {**_ONLINE, "iterations": 20, "epochs": 2, "learning_rate": 5e-3},
     ),
     "orpo": ("orpo", "probe-copy", {**_OFFLINE, "steps": 40, "beta": 1.0}),
     "ppo": ("ppo", "probe-end", _CRITIC),
