@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from textenv.agents.best_of_n import BestOfN, BestOfNConfig
     from textenv.agents.callbacks import BestCheckpoint, Callback, EarlyStop
     from textenv.agents.config import AgentConfig, Config, OfflineConfig, OnlineConfig
+    from textenv.agents.engine_rollouts import EngineCollector
+    from textenv.agents.engine_settings import EngineRollouts
     from textenv.agents.evaluation import Evaluation, evaluate
     from textenv.agents.grpo import GRPO, GRPOConfig
     from textenv.agents.ilql import ILQL, ILQLConfig
@@ -81,6 +83,8 @@ _HOME = {
     "DPO": "preference",
     "DPOConfig": "preference",
     "EarlyStop": "callbacks",
+    "EngineCollector": "engine_rollouts",
+    "EngineRollouts": "engine_settings",
     "Evaluation": "evaluation",
     "FilteredBC": "sft",
     "FilteredBCConfig": "sft",
@@ -169,6 +173,8 @@ __all__ = [
     "Config",
     "DPOConfig",
     "EarlyStop",
+    "EngineCollector",
+    "EngineRollouts",
     "Evaluation",
     "FilteredBC",
     "FilteredBCConfig",

@@ -24,6 +24,8 @@ from textenv.agents.callbacks import make_callbacks
 from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.deepspeed_engine import start_engine
+from textenv.agents.engine_rollouts import EngineCollector
+from textenv.agents.engine_settings import EngineRollouts
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
 from textenv.agents.loggers.registry import Loggers, make_loggers
@@ -63,7 +65,8 @@ class Agent:
             ``run_dir``.
         run_dir: folder of this run, None keeps nothing.
         metric_fn: further evaluation metrics, ``(prompts, completions, **columns) -> {name: float or list}``.
-        rollouts: who plays an online agent's episodes (``RayRollouts``); None is the agent's own process.
+        rollouts: who plays an online agent's episodes (``RayRollouts``, ``EngineRollouts``); None is the
+            agent's own process.
 
     Raises:
         TypeError: if ``config`` is not of the agent's class.
@@ -93,7 +96,7 @@ class Agent:
         loggers: Sequence[Any] = (),
         run_dir: str | os.PathLike[str] | None = None,
         metric_fn: Any = None,
-        rollouts: RayRollouts | RayCollector | None = None,
+        rollouts: RayRollouts | RayCollector | EngineRollouts | EngineCollector | None = None,
     ) -> None:
         distributed.start()
         config = self.config_class() if config is None else config

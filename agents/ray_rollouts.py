@@ -18,6 +18,8 @@ import torch
 
 from textenv import scoring as scorer
 from textenv.agents import distributed
+from textenv.agents.engine_rollouts import EngineCollector
+from textenv.agents.engine_settings import EngineRollouts
 from textenv.agents.ray_settings import RayRollouts
 from textenv.episodes import EpisodeBatch
 from textenv.ray_session import connect, gather, start_actors, stop_actors
@@ -27,16 +29,23 @@ if TYPE_CHECKING:
     from textenv.agents.ray_actors import Played
 
 
-def as_collector(rollouts: RayRollouts | RayCollector | None) -> RayCollector | None:
+def as_collector(
+    rollouts: RayRollouts | RayCollector | EngineRollouts | EngineCollector | None,
+) -> RayCollector | EngineCollector | None:
     """What plays for an agent; None is the agent's own process.
 
     Raises:
         TypeError: if ``rollouts`` is something else.
     """
-    if rollouts is None or isinstance(rollouts, RayCollector):
+    if rollouts is None or isinstance(rollouts, RayCollector | EngineCollector):
         return rollouts
+    if isinstance(rollouts, EngineRollouts):
+        return EngineCollector(rollouts)
     if not isinstance(rollouts, RayRollouts):
-        raise TypeError(f"rollouts must be RayRollouts or RayCollector, got {type(rollouts).__name__}")
+        raise TypeError(
+            "rollouts must be RayRollouts, RayCollector, EngineRollouts or EngineCollector, "
+            f"got {type(rollouts).__name__}"
+        )
     return RayCollector(rollouts) if rollouts.num_actors else None
 
 

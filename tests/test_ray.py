@@ -551,7 +551,7 @@ def test_settings_that_do_not_go_together(actors: list[Any]) -> None:
         make(actors, episodes_per_iteration=1, minibatches=1).collect()
     with pytest.raises(ValueError, match=r"SFT learns offline, rollouts must be None"):
         SFT(config(), dataset=EpisodeBatch.from_ids([[1]], [[2]]), rollouts=RayRollouts())
-    with pytest.raises(TypeError, match="rollouts must be RayRollouts or RayCollector, got int"):
+    with pytest.raises(TypeError, match=r"rollouts must be RayRollouts, .* got int"):
         PPO(config(), envs=make_vec(2), rollouts=2)  # type: ignore[arg-type]
     assert as_collector(RayRollouts(num_actors=0)) is None
 

@@ -1,0 +1,194 @@
+"""Rollouts by a generation engine: whole responses from outside, judged by the environment.
+
+An engine (vLLM, or any object with its few methods) writes a response to each of an iteration's prompts; the
+environment reads them token by token, so endings, tickets and rewards are what they are for any policy. The
+engine's log-probs become the episodes' behaviour log-probs. The policy recomputes its own, and
+``importance_correction`` makes up for the difference between the two computations.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from textenv import scoring as scorer
+from textenv.agents import distributed
+from textenv.agents.config import OnlineConfig
+from textenv.agents.engine_settings import EngineRollouts
+from textenv.agents.engines import EngineSampling, GenerationEngine, Response, VLLMEngine
+from textenv.model_split import vocabulary_size
+from textenv.replay import Replay
+from textenv.rollout import collect
+from textenv.tickets import noise_base, prompt_index
+from textenv.vector_env import TextVectorEnv
+
+if TYPE_CHECKING:
+    from textenv.agents.base import Agent
+    from textenv.agents.policy import LanguagePolicy
+    from textenv.episodes import EpisodeBatch
+
+
+class EngineCollector:
+    """Plays for an online agent: what ``textenv.rollout.collect`` does, with responses from an engine.
+
+    Args:
+        settings: see ``EngineRollouts``.
+        engine: an engine to use, which outlives this object. None starts the one that the settings name at
+            the first ``collect`` and stops it in ``close``.
+    """
+
+    def __init__(
+        self, settings: EngineRollouts | None = None, engine: GenerationEngine | None = None
+    ) -> None:
+        self.settings = EngineRollouts() if settings is None else settings
+        self.metrics: dict[str, float] = {}
+        """Of the last ``collect``: seconds of generation and of handing over weights, tokens that came after
+        the environment had ended a text."""
+        self._given = engine
+        self._engine: GenerationEngine | None = None
+        self._version: int | None = None
+
+    def collect(self, agent: Agent, first_ticket: int) -> EpisodeBatch:
+        """The agent's next ``episodes_per_iteration`` tickets from ``first_ticket`` on, in ticket order.
+
+        Raises:
+            ImportError: without the engine's package.
+            ValueError: if the environment does more than to have a prompt answered, or the policy acts in a
+                way that no engine knows; if the engine's responses do not fit the environment.
+        """
+        envs, policy, seed = agent.envs, agent.policy, agent.config.seed
+        size = cast(OnlineConfig, agent.config).episodes_per_iteration
+        base = envs.unwrapped
+        if self._engine is None:
+            check_playable(agent)
+        started = time.perf_counter()
+        engine = self._ready(policy, base.max_length)
+        loaded = time.perf_counter()
+        tickets = np.arange(first_ticket, first_ticket + size)
+        seeds = np.full_like(tickets, seed)
+        index = prompt_index(
+            seeds,
+            tickets,
+            len(base.prompts),
+            samples_per_prompt=base.samples_per_prompt,
+            shuffle=base.shuffle,
+        )
+        ids, _, lengths = base.prompts.rows(index)
+        prompts = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+        # Half of a ticket's 64 bits of noise: as many as engines take for a seed without a sign.
+        noise = tuple((noise_base(seeds, tickets) >> np.uint64(33)).tolist())
+        responses = engine.generate(prompts, engine_sampling(policy, base, noise))
+        generated = time.perf_counter()
+        if self.settings.sleep:
+            engine.sleep()
+        replay = Replay(
+            seed=seed,
+            tickets=tickets,
+            responses=[response.tokens for response in responses],
+            log_probs=[response.log_probs for response in responses],
+            max_new_tokens=base.max_new_tokens,
+            sampling={**policy.sampling(), "engine": type(engine).__name__},
+        )
+        episodes = collect(envs, replay, size, seed=seed, first_ticket=first_ticket, score=False)
+        self.metrics = {
+            "rollout/generate": generated - loaded,
+            "rollout/load_weights": loaded - started,
+            "rollout/tokens_dropped": float(_tokens(responses) - int(episodes.response_lengths.sum())),
+        }
+        return episodes
+
+    def close(self) -> None:
+        """Stop an engine that was started here."""
+        if self._given is None and self._engine is not None:
+            self._engine.close()
+        self._engine, self._version = None, None
+
+    def _ready(self, policy: LanguagePolicy, max_length: int) -> GenerationEngine:
+        """The engine with the policy's weights as they are now."""
+        awake = self._engine is None or not self.settings.sleep
+        if not awake and self._engine is not None:
+            self._engine.wake()
+        if self._engine is not None and policy.weights_version == self._version:
+            return self._engine
+        with _checkpoint(policy, self.settings.weights_dir) as folder:
+            if self._engine is None and self._given is None:
+                options = {"sleep": self.settings.sleep, **(self.settings.engine_kwargs or {})}
+                self._engine = VLLMEngine(folder, max_length=max_length, **options)
+            else:
+                self._engine = self._given if self._engine is None else self._engine
+                assert self._engine is not None
+                self._engine.load_weights(folder)
+        self._version = policy.weights_version
+        return self._engine
+
+
+def check_playable(agent: Agent) -> None:
+    """Make sure that an engine can play for the agent.
+
+    Raises:
+        ValueError: for several learning processes; an environment of another class, or with wrappers that are
+            no rewards, whose observations may be more than a prompt and its response (several turns); and a
+            policy with a logits processor or nucleus.
+    """
+    from textenv.tasks.make import MadeTextVectorEnv
+
+    base, policy = agent.envs.unwrapped, agent.policy
+    if not distributed.alone():
+        raise ValueError(f"rollouts by an engine need one learning process, got {distributed.world_size()}")
+    if type(base) not in (TextVectorEnv, MadeTextVectorEnv):
+        raise ValueError(
+            "an engine answers a prompt once, so envs must be TextVectorEnv, "
+            f"got {type(base).__name__}, which may have several turns"
+        )
+    layers = [layer for layer in scorer.walk(agent.envs) if layer is not base and not hasattr(layer, "term")]
+    if layers:
+        raise ValueError(
+            f"an engine does not see what the wrapper {type(layers[0]).__name__} makes of observations and "
+            "rewards; use reward terms (rewards=[...]) or play without an engine"
+        )
+    if policy.decoding.logits_processor is not None or policy.decoding.nucleus is not None:
+        raise ValueError("an engine can't act with a logits processor or a nucleus; play without rollouts=")
+    if getattr(agent.config, "importance_correction", "") == "none":
+        warnings.warn(
+            "an engine's log-probs differ from the policy's by its own rounding, which nothing makes up for; "
+            "set importance_correction='token' or 'sequence'",
+            stacklevel=4,
+        )
+
+
+def engine_sampling(policy: LanguagePolicy, base: TextVectorEnv, seeds: tuple[int, ...]) -> EngineSampling:
+    """How the policy acts in the environment, in an engine's words."""
+    decoding, legality = policy.decoding, base.legality
+    allowed = None
+    if legality.suppressed_tokens or vocabulary_size(policy.model, 0) != legality.vocab_size:
+        allowed = tuple(sorted(set(range(legality.vocab_size)) - set(legality.suppressed_tokens)))
+    return EngineSampling(
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        greedy=decoding.greedy,
+        max_new_tokens=base.max_new_tokens,
+        min_new_tokens=legality.min_new_tokens,
+        stop_token_ids=legality.stop_token_ids,
+        allowed_token_ids=allowed,
+        seeds=seeds,
+    )
+
+
+@contextmanager
+def _checkpoint(policy: LanguagePolicy, parent: str | None) -> Iterator[Path]:
+    """The weights as a plain transformers checkpoint, adapters merged in, for as long as the block runs."""
+    with tempfile.TemporaryDirectory(prefix="textenv-weights-", dir=parent) as folder:
+        policy.save(folder)
+        yield Path(folder)
+
+
+def _tokens(responses: list[Response]) -> int:
+    return sum(len(response.tokens) for response in responses)
