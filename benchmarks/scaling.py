@@ -4,9 +4,12 @@ Over processes: tokens a second of rollout and update with the same episodes in 
 number of processes (strong scaling), each number in fresh processes with one thread apiece; on a machine with
 GPUs a process has one of its own. The best of the iterations after the first counts.
 
-Over model sizes and vocabularies, on one GPU: decoded tokens a second and the share of the time that reading
-weights and KV cache once a step would take at the measured memory bandwidth; the update's share of the
-measured matmul rate; peak memory; how an iteration's time is split. Skipped, with the reason, without a GPU.
+On one GPU, everything in bfloat16 with 256 rows, prompts of 64 and responses of 128 tokens. Decoding with the
+shape of GPT-2 small: tokens a second of a rollout and of ``transformers`` generate, and the share of the time
+that reading weights and KV cache once a step would take at the measured memory bandwidth. PPO over model
+sizes and vocabularies: the same of its rollout, the update's share of the measured matmul rate, peak memory,
+how an iteration's time is split. Without a GPU this is skipped, but for ``--quick``, which runs all of it on
+the processor with a tiny model in float32: a check that it runs, no measurement.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import decoding
 from benchmarks.common import arguments, one_thread, print_table, seconds, write_json
 from benchmarks.models import ModelShape
 from benchmarks.textenv_contender import build_agent, update_flops
@@ -39,16 +43,26 @@ SIZES = (
 """0.1, 0.4 and 1.3 billion weights; the smallest with a small and a large vocabulary."""
 PARTS = ("rollout", "score", "update")
 RATES = ("rollout_tokens_s", "train_tokens_s", "samples_s")
+NO_GPU = "it needs a GPU and this machine has none"
 
 
-def make_case(shape: ModelShape, *, rows: int, episodes: int, new_tokens: int) -> dict[str, Any]:
+def make_case(
+    shape: ModelShape,
+    *,
+    rows: int,
+    episodes: int,
+    new_tokens: int,
+    prompt_tokens: int = 16,
+    dtype: str = "float32",
+) -> dict[str, Any]:
     """What ``build_agent`` takes; ``rows`` are one process's, ``episodes`` those of all."""
     return {
-        "model": asdict(replace(shape, positions=16 + new_tokens)),
+        "model": asdict(replace(shape, positions=prompt_tokens + new_tokens)),
+        "dtype": dtype,
         "batch": rows,
         "episodes": episodes,
         "prompts": 256,
-        "prompt_tokens": 16,
+        "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "epochs": 2,
         "minibatches": 2,
@@ -163,18 +177,43 @@ def on_device(case: Mapping[str, Any], device: str, limit: Mapping[str, float]) 
     shape, tokens = ModelShape(**case["model"]), case["episodes"] * case["new_tokens"]
     steps = tokens / case["batch"]
     mean_length = case["prompt_tokens"] + case["new_tokens"] / 2
-    needed = step_bytes(shape, rows=case["batch"], length=mean_length, width=4) * steps / limit["bandwidth"]
+    width = getattr(torch, case["dtype"]).itemsize
+    step = step_bytes(shape, rows=case["batch"], length=mean_length, width=width)
+    needed = step * steps / limit["bandwidth"]
     flops = update_flops(agent, tokens + case["episodes"] * case["prompt_tokens"], tokens, case["epochs"])
+    weights = sum(p.numel() for p in agent.policy.model.parameters())
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else None
     total = sum(best.values())
+    del agent
     return {
-        "weights": sum(p.numel() for p in agent.policy.model.parameters()),
+        "weights": weights,
         "vocab": shape.vocab,
         "decode_tokens_s": tokens / best["rollout"],
         "share_of_bandwidth": needed / best["rollout"],
         "share_of_matmul": flops / best["update"] / limit["matmul_flops"],
         "peak_gb": peak,
         **{f"share_{part}": best[part] / total for part in PARTS},
+    }
+
+
+def one_device(device: str, *, quick: bool) -> dict[str, Any]:
+    """Everything that is measured on one device; ``quick``: tiny, in float32."""
+    if quick:
+        dtype, shapes = torch.float32, (SMALL,)
+        size = {"rows": 16, "prompt_tokens": 16, "new_tokens": 32}
+    else:
+        dtype, shapes = torch.bfloat16, SIZES
+        size = {"rows": 256, "prompt_tokens": 64, "new_tokens": 128}
+    limit = limits(device, dtype, size=512 if quick else 8192)
+    name = str(dtype).removeprefix("torch.")
+    cases = [make_case(shape, episodes=2 * size["rows"], dtype=name, **size) for shape in shapes]
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "repeats": 2 if quick else 5}
+    return {
+        "device": device,
+        "dtype": name,
+        "limits": limit,
+        "decoding": decoding.both_workloads(shapes[0], bandwidth=limit["bandwidth"], **size, **options),
+        "sizes": [on_device(case, device, limit) for case in cases],
     }
 
 
@@ -193,13 +232,21 @@ def report(figures: Mapping[str, Any]) -> None:
         "the first row.",
     )
     if isinstance(figures["device"], str):
-        print(f"Model sizes and vocabularies on one GPU: skipped, {figures['device']}.")
+        print(f"Decoding, model sizes and vocabularies on one GPU: skipped, {figures['device']}.")
         return
+    found = figures["device"]
+    limit, where = found["limits"], f"{found['device']}, {found['dtype']}"
+    names = ("decode_tokens_s", "generate_tokens_s", "ratio", "share_of_bandwidth", "peak_gb")
+    print_table(
+        f"Decoding on {where}",
+        ("responses", "rollout tokens/s", "generate tokens/s", "ratio", "of the bandwidth", "peak GB"),
+        [(title, *(row[name] for name in names)) for title, row in found["decoding"].items()],
+        f"{limit['bandwidth'] / 1e9:,.0f} GB/s of a copy, {limit['matmul_flops'] / 1e12:,.3g} TFLOP/s of a "
+        "matrix product.",
+    )
     columns = ("weights", "vocab", "decode_tokens_s", "share_of_bandwidth", "share_of_matmul", "peak_gb")
     columns += tuple(f"share_{part}" for part in PARTS)
-    print_table(
-        "PPO on one device", columns, [[row[name] for name in columns] for row in figures["device"]["sizes"]]
-    )
+    print_table(f"PPO on {where}", columns, [[row[name] for name in columns] for row in found["sizes"]])
 
 
 def main() -> None:
@@ -218,12 +265,11 @@ def main() -> None:
     figures: dict[str, Any] = {
         "episodes": case["episodes"],
         "processes": over_processes(case, options.processes, iterations),
-        "device": "it needs a GPU and this machine has none",
+        "device": NO_GPU,
     }
-    if torch.cuda.is_available():
-        limit = limits("cuda", torch.float32, size=8192)
-        cases = [make_case(shape, rows=128, episodes=256, new_tokens=128) for shape in SIZES]
-        figures["device"] = {"limits": limit, "sizes": [on_device(case, "cuda", limit) for case in cases]}
+    if torch.cuda.is_available() or options.quick:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        figures["device"] = one_device(device, quick=options.quick)
     report(figures)
     write_json(options.json, figures)
 

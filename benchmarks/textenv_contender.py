@@ -46,7 +46,7 @@ def build_agent(case: Mapping[str, Any], callbacks: list[Any], *, device: str = 
         kl_coef=0.05,
         packing=case["packing"],
     )
-    model = language_model(shape).to(device)
+    model = language_model(shape).to(device, getattr(torch, case.get("dtype", "float32")))
     return PPO(model, envs=reward.wrap(envs), config=config.replace(**changes), callbacks=callbacks)
 
 
