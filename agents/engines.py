@@ -84,7 +84,11 @@ class VLLMEngine:
                 "rollouts by vLLM need vllm: pip install 'textenv[vllm]' (Linux with a GPU)"
             ) from error
         self._vllm: Any = vllm
-        defaults = {"skip_tokenizer_init": True, "max_model_len": max_length, "enable_sleep_mode": sleep}
+        defaults: dict[str, Any] = {
+            "skip_tokenizer_init": True,
+            "max_model_len": max_length,
+            "enable_sleep_mode": sleep,
+        }
         # Log-probs after temperature and filters: of the distribution that a token is drawn from.
         defaults["logprobs_mode"] = "processed_logprobs"
         self._llm: Any = vllm.LLM(model=str(folder), **{**defaults, **options})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.env_helpers import EOS, V, vector_env
 from tests.policy_helpers import episodes, gpt2_config, llama_config, make_policy
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.policy_options import PolicyOptions
+from textenv.agents.sharding import trunks
 from textenv.compiled import compile_trunk
 from textenv.masks import UnsupportedModelError
 from textenv.rollout import collect
@@ -93,6 +95,9 @@ def test_refusals() -> None:
         compile_trunk(nn.Linear(1, 1))
     policy = LanguagePolicy(gpt2_config(), compile="eager", train_layers=1)
     assert policy.reference().mode == "copy"
+    agent: Any = SimpleNamespace(policy=LanguagePolicy(gpt2_config(), compile="eager"))
+    with pytest.raises(ValueError, match="compile must be off with sharded weights"):
+        trunks(agent)
     policy = LanguagePolicy(gpt2_config(), compile="eager", train_layers=1)
     with pytest.raises(ValueError, match="hooks into the trunk"):
         policy.reference("shared-trunk")
