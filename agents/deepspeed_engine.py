@@ -45,7 +45,8 @@ class ZeroEngine:
         stage: ZeRO's stage, 1 to 3.
 
     Raises:
-        ValueError: if the policy is not in float32, or needs a scaler of losses.
+        ValueError: if the policy is not in float32 or needs a scaler of losses, for another optimizer than
+            AdamW, and in stage 3 for what ``textenv.agents.sharding.trunks`` refuses.
     """
 
     def __init__(self, agent: Agent, stage: int) -> None:
@@ -53,12 +54,15 @@ class ZeroEngine:
 
         kinds = {parameter.dtype for parameter in agent.policy.parameters()}
         if kinds != {torch.float32}:
-            raise ValueError(f"dtype must be float32 with DeepSpeed's engine, got {sorted(map(str, kinds))}")
+            raise ValueError(f"dtype must be float32 with DeepSpeed, got {sorted(map(str, kinds))}")
         if agent.config.autocast == "float16":
             raise ValueError("autocast must be 'float32' or 'bfloat16' with DeepSpeed, got 'float16'")
+        if type(agent.optimizer) is not torch.optim.AdamW:
+            raise ValueError(f"optimizer must be 'adamw' with DeepSpeed, got {agent.config.optimizer!r}")
         models = trunks(agent) if stage == 3 else []
         self.agent, self.policy, self.optimizer = agent, agent.policy, agent.optimizer
         self.stage = stage
+        self.parameters: list[Any] = list(agent.policy.parameters())
         self.members = [list(group["params"]) for group in agent.optimizer.param_groups]
         self.root = _Root(agent.policy)
         self.engine: Any = deepspeed.initialize(
@@ -79,10 +83,12 @@ class ZeroEngine:
     def _keep_whole(self, inside: set[int]) -> None:
         """Let every process have all parameters but those of the blocks, which are ``inside``."""
         kept = self.zero.persistent_parameters
-        for parameter in self.policy.parameters():
-            if id(parameter) not in inside and not parameter.ds_persist:
-                parameter.ds_persist = True
-                kept.append(parameter)
+        for parameter in self.parameters:
+            if id(parameter) not in inside:
+                if not parameter.ds_persist:
+                    parameter.ds_persist = True
+                    kept.append(parameter)
+                parameter.is_external_param = True  # else it is let go as long as the engine traces passes
         self._gather(kept)
         self.frozen = {p: p._version for p in kept if not p.requires_grad}
 
@@ -97,7 +103,13 @@ class ZeroEngine:
             found.append(stats)
             return loss
 
-        return self.engine(run), found[0]
+        # With autocast's cache of cast weights stage 3 lets go of weights that the backward pass still needs.
+        cache = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            return self.engine(run), found[0]
+        finally:
+            torch.set_autocast_cache_enabled(cache)
 
     def backward(self, loss: Tensor) -> None:
         """Add up gradients; the engine averages over processes what has to be summed."""
@@ -144,7 +156,7 @@ class ZeroEngine:
 
         offload = self.zero.parameter_offload
         self._gather(self.zero.persistent_parameters)
-        parts = [p for p in self.policy.parameters() if not p.ds_persist]
+        parts = [p for p in self.parameters if not p.ds_persist]
         with GatheredParameters(parts):
             offload._remove_module_hooks()
             offload.forward_hooks, offload.backward_hooks = [], []
@@ -167,9 +179,9 @@ class ZeroEngine:
             finally:
                 self.agent.optimizer = self.optimizer
                 if write and self.stage == 3:
-                    self._write_back(list(self.policy.parameters()))
+                    self._write_back(self.parameters)
             if write and self.stage == 3:
-                self._gather(list(self.policy.parameters()))
+                self._gather(self.parameters)
         if write:
             self.zero.refresh_fp32_params()
             self._take(plain)
@@ -193,13 +205,16 @@ class ZeroEngine:
 
     def _take(self, plain: torch.optim.Optimizer) -> None:
         """Spread settings and moments of an optimizer over whole weights."""
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         for own, group in zip(self.optimizer.param_groups, plain.param_groups, strict=True):
             own.update({name: value for name, value in group.items() if name != "params"})
         for parameter, state in plain.state.items():
             for name in MOMENTS:
-                safe_set_full_optimizer_state(parameter, state[name], name)
+                if self.stage < 3:
+                    safe_set_full_optimizer_state(parameter, state[name], name)
+                else:
+                    safe_set_local_optimizer_state(parameter, _own_part(state[name], parameter), name)
             for part in self.parts:
                 self.optimizer.state[part]["step"].copy_(state["step"])
 
@@ -234,6 +249,13 @@ class _Root(nn.Module):
 
     def forward(self, run: Callable[[], Tensor]) -> Tensor:
         return run()
+
+
+def _own_part(whole: Tensor, parameter: Any) -> Tensor:
+    """What stage 3 keeps of a tensor like ``parameter`` in this process, padded with zeros: (n,)."""
+    size = parameter.ds_tensor.numel()
+    padded = nn.functional.pad(whole.flatten(), (0, size * distributed.world_size() - whole.numel()))
+    return padded[distributed.rank() * size :][:size]
 
 
 def _settings(agent: Agent) -> dict[str, Any]:

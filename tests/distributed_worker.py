@@ -19,6 +19,12 @@ HERE = Path(__file__)
 LETTERS = "abcdefgh"
 PAIRS = [{"prompt": "ab", "chosen": "a" * n, "rejected": "cd"[: 1 + n % 2]} for n in range(1, 12)]
 TEXTS = [{"prompt": "ab", "completion": "abcdefgh"[:n], "reward": float(n % 3)} for n in range(1, 8)]
+UNLIKE: dict[str, Any] = {
+    "dataset": [{"prompt": "ab", "completion": ("abcdefgh" * 10)[:n]} for n in (80, 10, 9, 8)],
+    "batch_size": 4,
+    "max_tokens_per_microbatch": 1000,
+}
+"""Rows that, shared out, are two groups of like length in one process and a single one in the other."""
 SETTINGS: dict[str, dict[str, Any]] = {
     # All that is computed over a whole batch: whitened advantages, adaptive KL, running scales, early stop.
     "ppo": {
@@ -42,6 +48,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 """What ``accelerate launch`` says to its processes where the configuration asks for FSDP2."""
+
+
+def zero(stage: int) -> dict[str, str]:
+    """The same for DeepSpeed; no parameter is so small that stage 3 would leave it whole for that."""
+    settings = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    config = {"zero_optimization": settings, "train_micro_batch_size_per_gpu": "auto"}
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": json.dumps(config),
+        "ACCELERATE_CONFIG_DS_FIELDS": "",  # what accelerate's own file had said, instead of DeepSpeed's
+    }
 
 
 def launch(
@@ -155,21 +172,47 @@ def train_all(folder: Path) -> dict[str, Any]:
 
 def train_sharded(folder: Path) -> dict[str, Any]:
     """Train agents on sharded weights, where there are such, and save them."""
+    changes = {"ppo": {"ema_decay": None}, "ilql": {}, "dpo": {}, "kto": {}, "sft": UNLIKE}
+    return {name: trained(name, folder / name, **changed) for name, changed in changes.items()}
+
+
+def trained(name: str, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Train an agent, save it, and tell how much of it this process holds."""
     from textenv.agents.training import train
 
+    result = train(**arguments(name, **changes))
+    agent = result.agent
+    agent.save(folder)
+    parameters = list(agent.policy.parameters())
+    engine: Any = agent.engine
+    return {
+        "sharded": agent.sharded,
+        "loss": [row["loss"] for row in result.history],
+        "norm": [row["grad_norm"] for row in result.history],
+        # DeepSpeed leaves nothing of a parameter in its own place, where it is split.
+        "held": sum(getattr(p, "_local_tensor", p).numel() or p.ds_tensor.numel() for p in parameters),
+        "all": sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
+        "trains": sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad),
+        "moments": None if engine is None else sum(part.numel() for part in engine.parts),
+    }
+
+
+def train_zero(folder: Path) -> dict[str, Any]:
+    """The same agents by DeepSpeed's engine, in each of its stages."""
     found = {}
-    for name in ("ppo", "ilql", "dpo", "kto"):
-        changes = {"ema_decay": None} if name == "ppo" else {}
-        result = train(**arguments(name, **changes))
-        agent = result.agent
-        agent.save(folder / name)
-        held = sum(getattr(p, "_local_tensor", p).numel() for p in agent.policy.parameters())
-        found[name] = {
-            "sharded": agent.sharded,
-            "loss": [row["loss"] for row in result.history],
-            "held": held,
-            "all": sum(p.numel() for p in agent.policy.parameters()),
-        }
+    for stage in (1, 2, 3):
+        os.environ.update(zero(stage))
+        found[str(stage)] = train_sharded(folder / str(stage))
+    found["bfloat16"] = trained("sft", folder / "bfloat16", **UNLIKE, autocast="bfloat16")
+    return found
+
+
+def rest_zero(folder: Path) -> dict[str, Any]:
+    """The rest of two runs that one process began, by DeepSpeed's engine."""
+    found = {}
+    for stage in (2, 3):
+        os.environ.update(zero(stage))
+        found[str(stage)] = rest(folder / str(stage))
     return found
 
 
@@ -302,6 +345,11 @@ def main(folder: Path, scenarios: Sequence[str]) -> None:
     torch.set_num_threads(1)
     from textenv.agents import distributed
 
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        import deepspeed
+
+        # An extension in C++ that it would compile first, which takes minutes; nothing here needs it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     distributed.start()
     found = {name: globals()[name](folder) for name in scenarios}
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(found))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,18 @@ from textenv.agents import distributed
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.config import OnlineConfig
 from textenv.agents.reward_models.data import RewardBatch
-from textenv.agents.sharding import asked_for
+from textenv.agents.sharding import asked_for, zero_stage
 from textenv.agents.shares import check_shares, gather_episodes, parts_of, rows_of, spread
 from textenv.episodes import EpisodeBatch
+from textenv.log_probs import length_groups, undivided
 from textenv.preferences import PreferenceBatch
 from textenv.tickets import Dealer, TicketQueue
 
 pytestmark = pytest.mark.timeout(600)
 Found = tuple[Path, list[dict[str, Any]]]
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'textenv[deepspeed]'"
+)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -66,6 +72,15 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Found:
     results = worker.accelerate_launch("fsdp2.yaml", folder / "two", *scenarios, timeout=500)
     (folder / "one").mkdir()
     return folder, [{"train_sharded": worker.train_sharded(folder / "one")}, *results]
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """DeepSpeed's engine between two processes: process 0, process 1."""
+    folder = tmp_path_factory.mktemp("zero")
+    # The first scenario runs by the configuration as it is, the second one changes it.
+    scenarios = ("half", "train_zero", "refused", "nan_loss")
+    return folder, worker.accelerate_launch("deepspeed_zero3.yaml", folder / "two", *scenarios, timeout=500)
 
 
 @pytest.fixture(scope="module")
@@ -166,27 +181,75 @@ class TestSharded:
             assert "ema_decay must be None" in result["refused"]["average"]["said"]
             assert "adapters can't be trained on sharded weights" in result["refused"]["adapters"]["said"]
 
+    def test_the_first_fsdp_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(distributed, "alone", lambda: False)
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "1")
+        with pytest.raises(ValueError, match="fsdp_version must be 2, got 1"):
+            asked_for()
+
+
+class TestZero:
+    """DeepSpeed's engine on the CPU: the same training again, in each of ZeRO's stages."""
+
+    @needs_deepspeed
+    @pytest.mark.parametrize("stage", [1, 2, 3])
+    def test_it_trains_as_one_process_does(self, sharded: Found, zero: Found, stage: int) -> None:
+        one, two = sharded[0] / "one", zero[0] / "two" / str(stage)
+        for name, expected in sharded[1][0]["train_sharded"].items():
+            for result in zero[1]:
+                found = result["train_zero"][str(stage)][name]
+                assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+                assert found["norm"] == pytest.approx(expected["norm"], abs=1e-5, rel=1e-5)
+                assert found["moments"] < 0.6 * found["trains"], "each process has its half, and some padding"
+                assert (found["held"] < 0.8 * found["all"]) == (stage == 3)
+            assert_close(one / name, two / name)
+            AutoModelForCausalLM.from_pretrained(two / name)
+
+    @needs_deepspeed
+    def test_products_in_bfloat16(self, sharded: Found, zero: Found) -> None:
+        exact = sharded[1][0]["train_sharded"]["sft"]["loss"]
+        for result in zero[1]:
+            assert result["train_zero"]["bfloat16"]["loss"] == pytest.approx(exact, rel=0.02)
+
+    @needs_deepspeed
+    def test_what_does_not_go_together_with_stage_3_is_refused(self, zero: Found) -> None:
+        for result in zero[1]:
+            assert "ema_decay must be None" in result["refused"]["average"]["said"]
+            assert "adapters can't be trained on sharded weights" in result["refused"]["adapters"]["said"]
+
+    @needs_deepspeed
+    def test_a_nan_in_one_process_stops_all(self, zero: Found) -> None:
+        for result in zero[1]:
+            assert "loss is not finite in iteration 2" in result["nan_loss"]["said"]
+            assert result["nan_loss"]["steps"] == 1
+
     @pytest.mark.parametrize(
         ("name", "value", "said"),
         [
-            ("ACCELERATE_USE_DEEPSPEED", "true", "got DEEPSPEED; FSDP with"),
-            ("FSDP_VERSION", "1", "fsdp_version must be 2, got 1"),
+            ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0", "zero_stage must be 1, 2 or 3, got 0"),
+            (
+                "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+                "cpu",
+                "offload_optimizer_device must be none with DeepSpeed, got cpu",
+            ),
         ],
     )
-    def test_other_engines_are_refused(
+    def test_what_is_not_used_here_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
     ) -> None:
         monkeypatch.setattr(distributed, "alone", lambda: False)
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        assert zero_stage() == 2
         monkeypatch.setenv(name, value)
         with pytest.raises(ValueError, match=said):
-            asked_for()
+            zero_stage()
 
 
 class TestResume:
     """A run goes on in another number of processes, and with whole weights or sharded ones."""
 
-    @pytest.mark.parametrize("before", ["troubled", "sharded"])
+    @pytest.mark.parametrize("before", ["troubled", "sharded", pytest.param("zero", marks=needs_deepspeed)])
     def test_from_two_processes_to_one(
         self, request: pytest.FixtureRequest, uninterrupted: Path, before: str
     ) -> None:
@@ -201,18 +264,29 @@ class TestResume:
             assert result["rest"] == {"tickets": 48, "rows": 4}
         assert_close(uninterrupted, tmp_path / "resumed")
 
+    @needs_deepspeed
+    def test_from_one_process_to_two_of_deepspeed(self, tmp_path: Path, uninterrupted: Path) -> None:
+        worker.half(tmp_path / "2")
+        shutil.copytree(tmp_path / "2", tmp_path / "3")
+        for result in worker.launch(tmp_path, "rest_zero", variables=worker.zero(2), timeout=500):
+            assert result["rest_zero"] == {stage: {"tickets": 48, "rows": 4} for stage in ("2", "3")}
+        for stage in ("2", "3"):
+            assert_close(uninterrupted, tmp_path / stage / "resumed")
+
 
 @pytest.mark.parametrize(
-    ("name", "kind", "processes", "reshards"),
+    ("name", "kind", "processes", "reshards", "stage"),
     [
-        ("ddp", "MULTI_GPU", 8, None),
-        ("ddp_cpu", "MULTI_GPU", 2, None),
-        ("fsdp2", "FSDP", 8, True),
-        ("fsdp2_zero2", "FSDP", 8, False),
+        ("ddp", "MULTI_GPU", 8, None, None),
+        ("ddp_cpu", "MULTI_GPU", 2, None, None),
+        ("fsdp2", "FSDP", 8, True, None),
+        ("fsdp2_zero2", "FSDP", 8, False, None),
+        ("deepspeed_zero2", "DEEPSPEED", 8, None, 2),
+        ("deepspeed_zero3", "DEEPSPEED", 8, None, 3),
     ],
 )
 def test_accelerate_reads_the_configurations(
-    name: str, kind: str, processes: int, reshards: bool | None
+    name: str, kind: str, processes: int, reshards: bool | None, stage: int | None
 ) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -221,6 +295,7 @@ def test_accelerate_reads_the_configurations(
     assert found.mixed_precision == "no"
     assert found.fsdp_config.get("fsdp_reshard_after_forward") == reshards
     assert reshards is None or found.fsdp_config["fsdp_version"] == 2
+    assert found.deepspeed_config.get("zero_stage") == stage
 
 
 class TestAlone:
@@ -256,6 +331,13 @@ class TestShares:
         lengths = torch.tensor([3, 9, 1, 7, 5])
         assert rows_of(0, lengths).tolist() == [1, 4, 2]  # 9 + 5 + 1 tokens
         assert rows_of(1, lengths).tolist() == [3, 0]  # 7 + 3
+
+    def test_a_pass_in_step_with_others_is_not_divided(self) -> None:
+        lengths = torch.tensor([9, 2, 2, 9])
+        with undivided():
+            ((rows, width),) = length_groups(lengths, 4)
+        assert rows.tolist() == [0, 1, 2, 3] and width == 9
+        assert len(list(length_groups(lengths, 4))) == 2
 
     def test_minibatches_need_a_row_for_every_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(distributed, "world_size", lambda: 4)
