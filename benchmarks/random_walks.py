@@ -1,7 +1,7 @@
 """Learning on random walks: mean optimality over agent seeds, exact, against episodes and optimizer steps.
 
     python -m benchmarks.random_walks --agent ppo --seeds 5 [--graph-seed 1000] [--json FILE]
-    python -m benchmarks.random_walks --all --seeds 5
+    python -m benchmarks.random_walks --all --seeds 5 [--starts FOLDER]
 
 Online agents start from a language model pretrained briefly on the 1,000 walks, offline ones from random
 weights. The figures are expected values of the sampling policy (no sampling noise), see
@@ -11,10 +11,9 @@ weights. The figures are expected values of the sampling policy (no sampling noi
 from __future__ import annotations
 
 import argparse
-import copy
-import functools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
@@ -32,6 +32,7 @@ from textenv.agents.callbacks import Callback
 from textenv.agents.registry import get_agent
 from textenv.agents.sft import SFT, SFTConfig
 from textenv.agents.study.statistics import interval
+from textenv.atomic import atomic_folder
 from textenv.tasks.registry import make_task
 from textenv.tasks.walk_values import exact_optimality
 
@@ -135,9 +136,8 @@ def new_model(task: Any, seed: int) -> Any:
     return AutoModelForCausalLM.from_config(task.model_config())
 
 
-@functools.cache
-def _pretraining(graph_seed: int, seed: int) -> Any:
-    """The model after a short next-token pretraining on the walks: made once for all agents."""
+def _pretrain(graph_seed: int, seed: int) -> Any:
+    """The task's model after a short next-token pretraining on the walks."""
     task = make_task("random-walks").build(seed=graph_seed)
     model = new_model(task, seed)
     agent = SFT(
@@ -150,9 +150,15 @@ def _pretraining(graph_seed: int, seed: int) -> Any:
     return model
 
 
-def pretrained(graph_seed: int, seed: int) -> Any:
-    """The pretrained model, to be trained further."""
-    return copy.deepcopy(_pretraining(graph_seed, seed))
+def pretrained(graph_seed: int, seed: int, starts: Path) -> Any:
+    """The pretrained model, to be trained further: made once, and kept in ``starts`` for all agents."""
+    folder = starts / f"graph-{graph_seed}-seed-{seed}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            with atomic_folder(folder, marker="config.json") as temporary:
+                _pretrain(graph_seed, seed).save_pretrained(temporary)
+    return AutoModelForCausalLM.from_pretrained(folder)
 
 
 class Curve(Callback):
@@ -186,7 +192,7 @@ class Curve(Callback):
 
 
 def run(
-    name: str, graph_seed: int, seed: int, *, overrides: dict[str, Any], curve_every: int
+    name: str, graph_seed: int, seed: int, *, overrides: dict[str, Any], curve_every: int, starts: Path
 ) -> dict[str, Any]:
     """One agent, one seed."""
     task = make_task("random-walks").build(seed=graph_seed)
@@ -198,7 +204,7 @@ def run(
     betas = BETAS if name == "ilql" else None
     curve = Curve(graph_seed, curve_every, betas)
     if cls.online:
-        model = pretrained(graph_seed, seed)
+        model = pretrained(graph_seed, seed, starts)
         group = cls.group_size(config)
         envs = gym.make_vec(
             "TextRLHF-v0", num_envs=128, task_kwargs={"seed": graph_seed}, samples_per_prompt=group
@@ -206,7 +212,7 @@ def run(
         agent = cls(model, envs=envs, config=config, callbacks=[curve])
     else:
         agent = cls(
-            pretrained(graph_seed, seed) if name in FINE_TUNED else new_model(task, seed),
+            pretrained(graph_seed, seed, starts) if name in FINE_TUNED else new_model(task, seed),
             dataset=task.demonstrations,
             tokenizer=task.tokenizer,
             config=config,
@@ -232,16 +238,14 @@ def run(
     }
 
 
-def measure(
-    name: str, graph_seed: int, seeds: Sequence[int], *, overrides: dict[str, Any], curve_every: int
-) -> dict[str, Any]:
+def measure(name: str, graph_seed: int, seeds: Sequence[int], **options: Any) -> dict[str, Any]:
     """One agent, all seeds."""
-    runs = [run(name, graph_seed, seed, overrides=overrides, curve_every=curve_every) for seed in seeds]
+    runs = [run(name, graph_seed, seed, **options) for seed in seeds]
     scores = [one["optimality"] for one in runs]
     result = {
         "agent": name,
         "graph_seed": graph_seed,
-        "settings": {**CONFIGS.get(name, {}), **overrides},
+        "settings": {**CONFIGS.get(name, {}), **options["overrides"]},
         "pretraining": PRETRAINING if get_agent(name).online or name in FINE_TUNED else None,
         "optimality": {"mean": statistics.mean(scores), "min": min(scores), "per_seed": scores},
         **{cost: statistics.mean(one[cost] for one in runs) for cost in COSTS},
@@ -259,7 +263,7 @@ def main() -> None:
     """Run the seeds and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--agent", default="ppo")
+    which.add_argument("--agent", nargs="+", default=["ppo"])
     which.add_argument("--all", action="store_true", help="every agent with settings here, in one table")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -268,6 +272,7 @@ def main() -> None:
         "--curve-every", type=int, default=10**9, help="iterations between points of the curve"
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="settings of the agent")
+    parser.add_argument("--starts", type=Path, help="folder that keeps the pretrained models for other runs")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     one_thread()
@@ -276,15 +281,24 @@ def main() -> None:
         field, _, value = item.partition("=")
         overrides[field] = json.loads(value) if value[:1] in "-0123456789tfn[" else value
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    names = list(CONFIGS) if args.all else [args.agent]
+    names = list(CONFIGS) if args.all else args.agent
     found = []
-    for name in names:
-        found.append(measure(name, args.graph_seed, seeds, overrides=overrides, curve_every=args.curve_every))
-        write_json(args.json, {"agents": found} if args.all else found[0])
-    if args.all:
-        _print_all(found, args.graph_seed)
-    else:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            result = measure(
+                name,
+                args.graph_seed,
+                seeds,
+                overrides=overrides,
+                curve_every=args.curve_every,
+                starts=args.starts or Path(folder),
+            )
+            found.append(result)
+            write_json(args.json, found[0] if len(names) == 1 else {"agents": found})
+    if len(names) == 1:
         _print(found[0])
+    else:
+        _print_all(found, args.graph_seed)
 
 
 def _print_all(found: Sequence[dict[str, Any]], graph_seed: int) -> None:
