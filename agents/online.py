@@ -60,12 +60,13 @@ class OnlineAgent(Agent):
     def play(self, first_ticket: int) -> EpisodeBatch:
         """Play ``episodes_per_iteration`` tickets from this one on, unpaid; the cost is counted.
 
-        Each process plays its share of them; all get all episodes. With ``rollouts`` actors play instead.
+        Each process plays its share of them; all get all episodes. With ``rollouts`` actors play instead. No
+        values are recorded: ``policy.values`` gives those of whole episodes at a fraction of the cost.
         """
         if self.rollouts is not None:
             episodes = self.rollouts.collect(self, first_ticket)
         else:
-            with distributed.joined("a rollout"):
+            with distributed.joined("a rollout"), self.policy.decoding.without_values():
                 own = collect(
                     self.envs,
                     self.policy,

@@ -207,8 +207,7 @@ class PolicyGradientAgent(OnlineAgent):
 
     def collect(self) -> EpisodeBatch:
         """Play; a first step on the whole batch is served by the pass for the old log-probs and values."""
-        with self.policy.decoding.without_values():
-            episodes = super().collect()
+        episodes = super().collect()
         if self.config.minibatches == 1 and not self.config.entropy_coef and distributed.alone():
             self.policy.expect_step(episodes)
         return episodes

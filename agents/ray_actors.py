@@ -295,17 +295,18 @@ class RolloutActor:
             self._weights = work.weights
         for name, value in work.sampling.items():
             setattr(self._policy.decoding, name, value)
-        episodes = collect(
-            self._envs,
-            self._policy,
-            work.episodes,
-            scoring="deferred",
-            seed=work.seed,
-            first_ticket=work.first_ticket,
-            rank=work.rank,
-            world_size=work.world_size,
-            score=False,
-        )
+        with self._policy.decoding.without_values():
+            episodes = collect(
+                self._envs,
+                self._policy,
+                work.episodes,
+                scoring="deferred",
+                seed=work.seed,
+                first_ticket=work.first_ticket,
+                rank=work.rank,
+                world_size=work.world_size,
+                score=False,
+            )
         episodes.sampling["weights_version"] = work.version
         if work.reward_state is not None:
             wrappers = scorer.reward_wrappers(self._envs)

@@ -12,10 +12,12 @@ if __name__ == "__main__":
     times = json.loads(sys.argv[1])["times"]
     pipe.imported()
     count = 0
+    held = []
 
     def cycle() -> dict[str, int]:
         global count
         count += 1
+        held.append(b"x" * (8 << 20))  # so that the peak moves
         print("noise that must not reach the parent")
         return {"value": count * times}
 
