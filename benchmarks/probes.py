@@ -74,7 +74,7 @@ TASK_KWARGS: dict[tuple[str, str], dict[str, Any]] = {
 # The longest prompts are found late: more and smaller steps, with some entropy left to find them.
 _COUNT = {"learning_rate": 1e-3, "warmup_steps": 20, "iterations": 130, "entropy_coef": 0.003}
 TASK_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    ("ppo", "probe-count"): {**_COUNT, "minibatches": 4, "center_by_prompt": False, "entropy_coef": 0.01},
+    ("ppo", "probe-count"): {**_COUNT, "minibatches": 4, "center_by_prompt": False, "entropy_coef": 0.03},
     ("a2c", "probe-count"): {**_COUNT, "minibatches": 8},
     ("reinforce", "probe-count"): {**_COUNT, "minibatches": 8},
     ("reinforce++", "probe-count"): {**_COUNT, "minibatches": 4},
