@@ -112,8 +112,7 @@ class EngineCollector:
 
     def _ready(self, policy: LanguagePolicy, max_length: int) -> GenerationEngine:
         """The engine with the policy's weights as they are now."""
-        awake = self._engine is None or not self.settings.sleep
-        if not awake and self._engine is not None:
+        if self._engine is not None and self.settings.sleep:
             self._engine.wake()
         if self._engine is not None and policy.weights_version == self._version:
             return self._engine

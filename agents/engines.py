@@ -88,9 +88,9 @@ class VLLMEngine:
             "skip_tokenizer_init": True,
             "max_model_len": max_length,
             "enable_sleep_mode": sleep,
+            # Log-probs after temperature and filters: of the distribution that a token is drawn from.
+            "logprobs_mode": "processed_logprobs",
         }
-        # Log-probs after temperature and filters: of the distribution that a token is drawn from.
-        defaults["logprobs_mode"] = "processed_logprobs"
         self._llm: Any = vllm.LLM(model=str(folder), **{**defaults, **options})
 
     def load_weights(self, folder: Path) -> None:
