@@ -268,6 +268,7 @@ def test_mistakes_are_told_in_one_line(say: Say, argv: list[str], code: int, mes
         ("settings:\n  lr: 3\n  epoch: 2\n", "line 2: unknown key 'settings.lr'"),
         ("env:\n  max_tokens: 3\n", "did you mean env.max_new_tokens"),
         ("- a\n", "c.yaml must hold options, name: value; got a seq"),
+        ("# nothing yet\n", "c.yaml is empty; it must hold options, name: value"),
         ("a: [\n", "c.yaml is not YAML"),
         ("settings: {epochs: x}\n", "settings.epochs must be int, got x"),
         ("settings: {gamma: 2}\n", "settings.gamma must be in [0, 1], got 2"),

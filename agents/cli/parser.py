@@ -111,7 +111,7 @@ def check_keys(path: Path, known: set[str]) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if node is None:
-        return
+        raise UsageError(f"{path} is empty; it must hold options, name: value")
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path} must hold options, name: value; got a {node.tag.rpartition(':')[2]}")
     for key, line in _keys(node, "", known):
