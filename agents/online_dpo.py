@@ -17,9 +17,9 @@ from textenv.agents.config import OnlineConfig
 from textenv.agents.groups import SampleChooser, check_whole_groups, group_rows
 from textenv.agents.losses import masked_mean, masked_sum
 from textenv.agents.outcome import kl_row
-from textenv.agents.preference import Responses, reward_stats
-from textenv.agents.preference_data import PairedBatch
-from textenv.agents.preference_losses import SMOOTHED, DPOKind, dpo_loss, response_log_probs
+from textenv.agents.preferences.agents import Responses, reward_stats
+from textenv.agents.preferences.data import PairedBatch
+from textenv.agents.preferences.losses import SMOOTHED, DPOKind, dpo_loss, response_log_probs
 from textenv.agents.registry import register_agent
 from textenv.episodes import EpisodeBatch
 

@@ -18,16 +18,16 @@ AgentClass = TypeVar("AgentClass", bound="type[Agent]")
 BUILTIN: dict[str, str] = {
     "a2c": "textenv.agents.a2c:A2C",
     "best-of-n": "textenv.agents.best_of_n:BestOfN",
-    "cpo": "textenv.agents.preference:CPO",
-    "dpo": "textenv.agents.preference:DPO",
+    "cpo": "textenv.agents.preferences.agents:CPO",
+    "dpo": "textenv.agents.preferences.agents:DPO",
     "filtered-bc": "textenv.agents.sft:FilteredBC",
     "grpo": "textenv.agents.grpo:GRPO",
     "ilql": "textenv.agents.ilql:ILQL",
-    "kto": "textenv.agents.preference:KTO",
+    "kto": "textenv.agents.preferences.agents:KTO",
     "monte-carlo": "textenv.agents.monte_carlo:MonteCarloCritic",
     "nlpo": "textenv.agents.nlpo:NLPO",
     "online-dpo": "textenv.agents.online_dpo:OnlineDPO",
-    "orpo": "textenv.agents.preference:ORPO",
+    "orpo": "textenv.agents.preferences.agents:ORPO",
     "ppo": "textenv.agents.ppo:PPO",
     "reinforce": "textenv.agents.reinforce:Reinforce",
     "reinforce++": "textenv.agents.reinforce:ReinforcePlusPlus",
@@ -36,7 +36,7 @@ BUILTIN: dict[str, str] = {
     "rloo": "textenv.agents.rloo:RLOO",
     "rwr": "textenv.agents.rwr:RWR",
     "sft": "textenv.agents.sft:SFT",
-    "simpo": "textenv.agents.preference:SimPO",
+    "simpo": "textenv.agents.preferences.agents:SimPO",
 }
 """Name -> ``"module:class"`` of the agents that come with the library, imported when they are first used."""
 

@@ -21,7 +21,7 @@ from textenv.agents.config import OnlineConfig
 from textenv.agents.groups import SampleChooser, check_whole_groups
 from textenv.agents.losses import sft_loss
 from textenv.agents.outcome import mean_row
-from textenv.agents.preference_data import tokens_and_rule
+from textenv.agents.preferences.data import tokens_and_rule
 from textenv.agents.registry import register_agent
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.kl import KLPenalty

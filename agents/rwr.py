@@ -14,7 +14,7 @@ from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_episodes
 from textenv.agents.losses import masked_mean, sft_loss
 from textenv.agents.offline import OfflineAgent
-from textenv.agents.preference_data import rows_by_prompt
+from textenv.agents.preferences.data import rows_by_prompt
 from textenv.agents.registry import register_agent
 
 

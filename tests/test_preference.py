@@ -15,8 +15,8 @@ from torch.nn.functional import logsigmoid
 import textenv
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.policy import LanguagePolicy
-from textenv.agents.preference import DPO, KTO, DPOConfig, KTOConfig, SimPOConfig
-from textenv.agents.preference_data import (
+from textenv.agents.preferences.agents import DPO, KTO, DPOConfig, KTOConfig, SimPOConfig
+from textenv.agents.preferences.data import (
     PairedBatch,
     as_labelled,
     as_pairs,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from textenv.agents.preference_losses import (
+from textenv.agents.preferences.losses import (
     cpo_loss,
     dpo_loss,
     kto_baseline,

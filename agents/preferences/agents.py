@@ -12,8 +12,8 @@ from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
 from textenv.agents.offline import OfflineAgent
-from textenv.agents.preference_data import PairedBatch, as_labelled, as_pairs, mismatched
-from textenv.agents.preference_losses import (
+from textenv.agents.preferences.data import PairedBatch, as_labelled, as_pairs, mismatched
+from textenv.agents.preferences.losses import (
     SMOOTHED,
     DPOKind,
     cpo_loss,
@@ -200,7 +200,7 @@ class PairAgent(PreferenceAgent):
     """A preference agent that learns from pairs."""
 
     def load_dataset(self, dataset: Any) -> PairedBatch:
-        """Pairs of whatever was given; see ``textenv.agents.preference_data.as_pairs``."""
+        """Pairs of whatever was given; see ``textenv.agents.preferences.data.as_pairs``."""
         if isinstance(dataset, PairedBatch):
             return PairedBatch(dataset.episodes, dict(dataset.tensors))
         return PairedBatch.of_pairs(as_pairs(dataset, self.tokenizer, max_length=self.config.max_length))

@@ -1,11 +1,11 @@
 """Losses of preference learning, as pure functions of the log-probs of whole responses.
 
 Shape letters: P pairs, B episodes, L tokens. D is the log ratio of a response, the sum over its own tokens of
-log pi - log pi_ref. As in ``losses``, every loss is a sum divided by a denominator: pass that of the whole
-optimizer step, and the losses of its micro-batches add up. Pairs may carry a ``margin`` (P,) that the
-preferred side should win by, in units of the sigmoid's argument (Amini et al. 2024, "Direct preference
-optimization with an offset"), and a ``label`` (P,) in [0, 1], the probability that the preference is right;
-then the loss is the expected one (Mitchell 2023, "A note on DPO with noisy preferences").
+log pi - log pi_ref. As in ``textenv.agents.losses``, every loss is a sum divided by a denominator: pass that
+of the whole optimizer step, and the losses of its micro-batches add up. Pairs may carry a ``margin`` (P,)
+that the preferred side should win by, in units of the sigmoid's argument (Amini et al. 2024, "Direct
+preference optimization with an offset"), and a ``label`` (P,) in [0, 1], the probability that the preference
+is right; then the loss is the expected one (Mitchell 2023, "A note on DPO with noisy preferences").
 """
 
 from __future__ import annotations
