@@ -350,11 +350,22 @@ def test_the_last_blocks_position_wise_layers_run_where_actions_are_emitted(
 
 def test_where_the_backward_pass_runs_blocks_again_nothing_is_spared() -> None:
     model, batch = gpt2().train(), episodes()
+    split_model(model)
+    positions: list[int] = []
+    model.transformer.h[-1].mlp.register_forward_hook(
+        lambda _, args, out: positions.append(out.shape[:-1].numel())
+    )
     wanted = gradients(model, weigh(plain(model, batch)[0]))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    found = gradients(model, weigh(token_log_probs(model, batch).log_probs))
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-10, rtol=0, msg=name)
+    for checkpointing in (False, True, False):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
+        positions.clear()
+        found = gradients(model, weigh(token_log_probs(model, batch).log_probs))
+        assert (positions[0] > batch.action_mask.sum()) == checkpointing
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-10, rtol=0, msg=name)
 
 
 def test_a_layer_that_mixes_positions_is_not_spared() -> None:

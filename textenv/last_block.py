@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -82,8 +83,17 @@ def worthwhile(read: int, size: tuple[int, int]) -> bool:
     return read <= _WORTHWHILE * size[0] * size[1]
 
 
-def recomputes(module: nn.Module) -> bool:
-    """Whether the backward pass will run some part of a module again, when hooks of the forward are gone."""
+def recomputed(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether the backward pass will run some of these modules again, when hooks of the forward are gone.
+
+    Checkpointing runs a module again with all that it holds. So it is enough to ask the holders of these
+    modules, which is cheap enough to see a switch at any pass.
+
+    Args:
+        model: holds the modules.
+        names: of the modules, as in ``named_modules``.
+    """
+    paths = {"", *(path for name in names for path in accumulate(name.split("."), "{}.{}".format))}
     return torch.is_grad_enabled() and any(
-        getattr(part, "gradient_checkpointing", False) for part in module.modules()
+        getattr(model.get_submodule(path), "gradient_checkpointing", False) for path in paths
     )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from textenv.last_block import only_at, position_wise_modules, recomputes, worthwhile
+from textenv.last_block import only_at, position_wise_modules, recomputed, worthwhile
 
 TRUNKS: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor, Any, Tensor | None], Tensor]] = (
     weakref.WeakKeyDictionary()
@@ -142,9 +142,9 @@ class SplitModel:
         """Spare the last block what is not read, where that pays and the forward runs once."""
         if read is None or not self.position_wise or not worthwhile(len(read), (size[0], size[1])):
             return nullcontext()
-        modules = [self.model.get_submodule(name) for name in self.position_wise]
-        if recomputes(self.model):
+        if recomputed(self.model, self.position_wise):
             return nullcontext()
+        modules = [self.model.get_submodule(name) for name in self.position_wise]
         return only_at(modules, read, (size[0], size[1]))
 
     def head(self, hidden: Tensor) -> Tensor:
