@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from transformers import GPT2LMHeadModel
 
 from tests.env_helpers import EOS, V, vector_env
 from tests.policy_helpers import episodes, gpt2_config, llama_config, make_policy
@@ -88,11 +89,25 @@ def test_decoding_is_left_alone() -> None:
     assert torch.equal(ours.input_ids, theirs.input_ids) and torch.equal(ours.log_probs, theirs.log_probs)
 
 
+def test_hooks_on_the_model_have_its_own_forward_run() -> None:
+    plain, compiled = pair(gpt2_config(n_layer=1), "eager")
+    batch, calls = episodes(3), []
+    for policy in (plain, compiled):
+        policy.model.register_forward_hook(lambda *_: calls.append(1))
+    before = graphs()
+    torch.testing.assert_close(compiled(batch).log_probs, plain(batch).log_probs, atol=1e-10, rtol=0)
+    assert len(calls) >= 2 and graphs() == before
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"compile must be True or one of torch's backends .*, got 'gcc'"):
         LanguagePolicy(gpt2_config(), compile="gcc")
-    with pytest.raises(UnsupportedModelError, match="has no trunk apart from its LM head"):
+    with pytest.raises(UnsupportedModelError, match="has no trunk whose output its LM head takes as it is"):
         compile_trunk(nn.Linear(1, 1))
+    model = GPT2LMHeadModel(gpt2_config(n_layer=1))
+    model.lm_head.register_forward_pre_hook(lambda _, args: (2.0 * args[0],))
+    with pytest.raises(UnsupportedModelError, match="has no trunk whose output its LM head takes as it is"):
+        compile_trunk(model)
     policy = LanguagePolicy(gpt2_config(), compile="eager", train_layers=1)
     assert policy.reference().mode == "copy"
     agent: Any = SimpleNamespace(policy=LanguagePolicy(gpt2_config(), compile="eager"))

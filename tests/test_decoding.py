@@ -311,6 +311,23 @@ def test_the_models_hooks_are_left_as_they_were() -> None:
     assert not model.lm_head._forward_pre_hooks
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_hooks_on_the_model_are_called_whenever_they_came(name: str) -> None:
+    replay = Replay(build(CONFIGS[name]), slots=2)
+    model, calls = replay.model, []
+    replay.start({0: 3, 1: 5})
+    replay.step(2)
+    before = model.register_forward_pre_hook(lambda _, args: calls.append("before"))
+    after = model.register_forward_hook(lambda _, args, out: calls.append(tuple(out.logits.shape)))
+    replay.step(2)
+    assert calls == ["before", (2, 1, V)] * 2
+    before.remove()
+    after.remove()
+    replay.step(2)
+    assert len(calls) == 4
+    assert replay.error < 1e-4
+
+
 def test_the_self_check_runs_once_per_model_and_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     check = decoder_check._check

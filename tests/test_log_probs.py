@@ -166,6 +166,7 @@ def test_softcapped_and_scaled_heads_are_not_taken_for_linear_ones() -> None:
     torch.manual_seed(0)
     capped = Gemma2ForCausalLM(Gemma2Config(**SIZES, num_key_value_heads=1, head_dim=8))
     assert not split_model(capped).linear and split_model(capped).output is not None
+    assert split_model(capped).trunk is capped.model
     assert split_model(gpt2()).linear
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.masks import UnsupportedModelError
-from textenv.model_split import TRUNKS, eval_mode, logits_agree, split_model, vocabulary_size
+from textenv.model_split import TRUNKS, split_model
 
 _NUMBERS = itertools.count()
 
@@ -33,23 +33,17 @@ def compile_trunk(model: nn.Module, *, backend: str = "inductor") -> None:
 
     Raises:
         ValueError: if torch has no such backend.
-        UnsupportedModelError: if the trunk cannot be told from the rest of the model.
+        UnsupportedModelError: if the LM head is given something else than its ``last_hidden_state``.
     """
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
         raise ValueError(f"compile must be True or one of torch's backends {known}, got {backend!r}")
-    base: Any = getattr(model, "base_model", model)
-    split = split_model(model)
-    if base is model or split.output is None:
-        raise UnsupportedModelError(f"{type(model).__name__} has no trunk apart from its LM head to compile")
-    ids = torch.arange(6, device=next(model.parameters()).device).view(2, 3) % vocabulary_size(model, 6)
-    with torch.no_grad(), eval_mode(list(model.modules())):
-        ones = torch.ones_like(ids)
-        states = base(input_ids=ids, attention_mask=ones, use_cache=False).last_hidden_state
-        if not logits_agree(states, split.backbone(ids, ones)):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} changes its trunk's output before the LM head, so it can't compile"
-            )
+    trunk = split_model(model).trunk
+    if trunk is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no trunk whose output its LM head takes as it is, "
+            "so it can't be compiled"
+        )
 
     def run(ids: Tensor, attention_mask: Any, position_ids: Tensor | None) -> Tensor:
         # Padding on the right needs no mask, and without one attention takes its causal kernel.
@@ -57,7 +51,7 @@ def compile_trunk(model: nn.Module, *, backend: str = "inductor") -> None:
         options = {} if position_ids is None else {"position_ids": position_ids}
         if masked:
             options["attention_mask"] = attention_mask
-        return base(input_ids=ids, use_cache=False, **options).last_hidden_state
+        return trunk(input_ids=ids, use_cache=False, **options).last_hidden_state
 
     TRUNKS[model] = torch.compile(_with_own_code(run), dynamic=True, backend=backend)
 

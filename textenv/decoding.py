@@ -48,7 +48,8 @@ class Decoder:
         model: a transformers causal LM.
         slots: rows 0..slots-1 may be live.
         max_length: longest row in tokens.
-        cuda_graphs: replay decode steps as CUDA graphs; None = where the model is on CUDA.
+        cuda_graphs: replay decode steps as CUDA graphs; None = where the model is on CUDA. A replay calls no
+            hooks: with forward hooks on the model itself there is none, for hooks inside it say False.
         verify: compare a few steps with the plain forward (once per model and kind of check).
 
     Raises:
@@ -93,16 +94,13 @@ class Decoder:
                 f"{attention} attention takes no mask of its own for each row; load the model with "
                 "attn_implementation='sdpa' (or 'eager')"
             )
-        self._head, self._trunk = head, split_model(model).trunk
-        body = model if self._trunk is None else self._trunk
+        self._head, self._split = head, split_model(model)
         self._modules = list(model.modules())
         parameter = next(model.parameters())
         self.device = parameter.device
         self._dtype: torch.dtype = getattr(model, "dtype", parameter.dtype)
-        parameters = inspect.signature(body.forward).parameters.values()
-        self._takes_positions = any(
-            p.name == "position_ids" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters
-        )
+        bodies = [model] if self._split.trunk is None else [model, self._split.trunk]
+        self._take_positions = {body for body in bodies if _takes_positions(body)}
         self._layers = int(text.num_hidden_layers)
         self._bucket = 128 if self.device.type == "cuda" else 16
         self._graphs: Any = None
@@ -211,6 +209,11 @@ class Decoder:
     def _to_device(self, indices: np.ndarray) -> Tensor:
         return to_device(indices, self.device)
 
+    @property
+    def _trunk(self) -> nn.Module | None:
+        """What runs in place of the model, where its logits are no more than the head of it."""
+        return self._split.direct if self._split.linear else None
+
     # -- computing -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -299,7 +302,8 @@ class Decoder:
             raise ValueError(f"a row already has max_length={self.max_length} tokens")
         width = self._reserve(longest + 1)
         with eval_mode(self._modules):
-            output = self._graphs.step(tokens, live, width) if self._graphs is not None else None
+            graphs = None if self._split.hooked else self._graphs
+            output = None if graphs is None else graphs.step(tokens, live, width)
             if output is None:
                 output = self.compute(tokens, live, width)
         self._positions[:live] += 1
@@ -337,8 +341,9 @@ class Decoder:
     def _forward(
         self, input_ids: Tensor, masks: Tensor | dict[str, Tensor], positions: Tensor, cache: SlotCache
     ) -> Any:
-        extra = {"position_ids": positions} if self._takes_positions else {}
-        body = self.model if self._trunk is None else self._trunk
+        trunk = self._trunk
+        body = self.model if trunk is None else trunk
+        extra = {"position_ids": positions} if body in self._take_positions else {}
         return body(input_ids=input_ids, attention_mask=masks, past_key_values=cache, use_cache=True, **extra)
 
     def _stock_up(self, tokens: Tensor, ends: np.ndarray) -> SlotCache:
@@ -346,3 +351,8 @@ class Decoder:
         cache = SlotCache(self._layers, len(ends), tokens.shape[1])
         self._fill(cache, torch.arange(len(ends), device=self.device), tokens, ends)
         return cache
+
+
+def _takes_positions(module: nn.Module) -> bool:
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(p.name == "position_ids" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

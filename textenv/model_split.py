@@ -100,10 +100,19 @@ class SplitModel:
     """Whether the logits are exactly ``output``, an ordinary ``nn.Linear``, applied to the backbone's
     output."""
     trunk: nn.Module | None = None
-    """The module below the LM head, if the logits are exactly ``output`` of its ``last_hidden_state``: then
-    neither needs the forward of the whole."""
+    """The module below the LM head, if its ``last_hidden_state`` is exactly the backbone's output."""
     position_wise: tuple[str, ...] = ()
     """Names of the last block's modules that need not run where nothing is read."""
+
+    @property
+    def hooked(self) -> bool:
+        """Whether the whole model has forward hooks, whoever put them there and whenever."""
+        return bool(self.model._forward_hooks or self.model._forward_pre_hooks)
+
+    @property
+    def direct(self) -> nn.Module | None:
+        """``trunk``, if it may run in place of the model: hooks on the model want its own forward to run."""
+        return None if self.hooked else self.trunk
 
     def backbone(
         self,
@@ -128,11 +137,12 @@ class SplitModel:
         """
         if self.output is None:
             raise ValueError(f"{type(self.model).__name__} has no LM head module whose input could be read")
-        if (trunk := TRUNKS.get(self.model)) is not None:
-            return trunk(input_ids, attention_mask, position_ids)
+        direct = self.direct
+        if direct is not None and (compiled := TRUNKS.get(self.model)) is not None:
+            return compiled(input_ids, attention_mask, position_ids)
         with self._reading(read, input_ids.shape):
-            if self.trunk is not None:
-                return self._run(self.trunk, input_ids, attention_mask, position_ids).last_hidden_state
+            if direct is not None:
+                return self._run(direct, input_ids, attention_mask, position_ids).last_hidden_state
             with catch_head_input(self.output, skip=True) as caught:
                 self._run(self.model, input_ids, attention_mask, position_ids)
         assert caught.hidden is not None
@@ -184,8 +194,8 @@ class _Found(NamedTuple):
 
     works: bool = False
     linear: bool = False
-    direct: bool = False
-    """Whether ``base_model`` and the head are all of it."""
+    trunk: bool = False
+    """Whether ``base_model`` is all that is below the head."""
     position_wise: tuple[str, ...] = ()
 
 
@@ -211,9 +221,7 @@ def split_model(model: nn.Module) -> SplitModel:
     found = known[1]
     if not found.works:
         return SplitModel(model, None, False)
-    # Whoever hooked the model wants its forward to run.
-    hooked = model._forward_hooks or model._forward_pre_hooks
-    trunk = _base_model(model) if found.direct and not hooked else None
+    trunk = _base_model(model) if found.trunk else None
     return SplitModel(model, output, found.linear, trunk, found.position_wise)
 
 
@@ -243,7 +251,7 @@ def _check(model: nn.Module, output: nn.Module) -> _Found:
             return _Found()
         if not logits_agree(again, logits):
             return _Found()
-        trunk = _base_model(model) if linear else None
+        trunk = _base_model(model)
         if trunk is not None:
             try:
                 states = SplitModel._run(trunk, ids, ones, None).last_hidden_state
