@@ -108,7 +108,7 @@ def test_specs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'jsonl' needs a run_dir"):
         make_loggers(["jsonl"])
     assert make_loggers() == []
-    with make_loggers(["jsonl"], tmp_path) as loggers:
+    with make_loggers(["jsonl", ["jsonl", {}]], tmp_path) as loggers:
         assert [type(logger) for logger in loggers] == [JSONLLogger]
 
 
@@ -128,7 +128,9 @@ def test_a_logger_of_ones_own_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (logger.size, logger.info.name, logger.info.total_steps) == (5, "x", 3)
     assert logger.info.config == config.to_dict()
     with pytest.raises(ValueError, match="logger 'memory' is already registered"):
-        register_logger("memory")(Memory)
+        register_logger("memory")
+    with pytest.raises(ValueError, match="logger 'jsonl' is already registered"):
+        register_logger("jsonl")
 
 
 def test_what_was_made_is_closed_when_a_later_one_fails(tmp_path: Path) -> None:

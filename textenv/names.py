@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def registrar(kind: str, name: str, known: dict[str, T]) -> Callable[[T], T]:
+def registrar(kind: str, name: str, known: dict[str, Any]) -> Callable[[T], T]:
     """Decorator: enter what it decorates into the registry ``known`` under ``name``.
 
     Args:

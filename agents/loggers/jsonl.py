@@ -8,9 +8,12 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from textenv.atomic import atomic_file
+
+if TYPE_CHECKING:
+    from textenv.agents.loggers.registry import RunInfo
 
 METRICS_FILE = "metrics.jsonl"
 TABLES_FOLDER = "tables"
@@ -85,6 +88,18 @@ class JSONLLogger:
     def _write(file: IO[str], row: Mapping[str, Any]) -> None:
         file.write(json.dumps(_explicit(row), allow_nan=False) + "\n")
         file.flush()
+
+
+def jsonl_logger(info: RunInfo) -> JSONLLogger:
+    """The logger that writes in the folder of a run.
+
+    Raises:
+        ValueError: if the run has no folder.
+        FileExistsError: if a fresh run's folder already holds metrics.
+    """
+    if info.run_dir is None:
+        raise ValueError("the logger 'jsonl' needs a run_dir, got None")
+    return JSONLLogger(info.run_dir, resume_step=info.resume_step)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

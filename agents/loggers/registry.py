@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from textenv.agents.config import Config, nearest
+from textenv.agents.config import Config
+from textenv.names import nearest, registrar
 
 
 @runtime_checkable
@@ -49,6 +50,7 @@ class RunInfo:
 LoggerFactory = Callable[..., Logger]
 
 LOGGERS: dict[str, LoggerFactory | str] = {
+    "jsonl": "textenv.agents.loggers.jsonl:jsonl_logger",
     "rich": "textenv.agents.loggers.rich:RichLogger",
     "wandb": "textenv.agents.loggers.trackers:WandbLogger",
     "tensorboard": "textenv.agents.loggers.trackers:TensorBoardLogger",
@@ -62,14 +64,7 @@ def register_logger(name: str) -> Callable[[LoggerFactory], LoggerFactory]:
     Raises:
         ValueError: if the name is taken.
     """
-
-    def register(factory: LoggerFactory) -> LoggerFactory:
-        if name in LOGGERS or name == "jsonl":
-            raise ValueError(f"logger {name!r} is already registered")
-        LOGGERS[name] = factory
-        return factory
-
-    return register
+    return registrar("logger", name, LOGGERS)
 
 
 class Loggers(list[Logger]):
@@ -172,15 +167,10 @@ def make_loggers(
     loggers = Loggers()
     try:
         if folder is not None:
-            from textenv.agents.loggers.jsonl import JSONLLogger
-
-            loggers.append(JSONLLogger(folder, resume_step=resume_step))
+            loggers.append(_make_logger("jsonl", info))
         for spec in specs:
-            if spec == "jsonl":
-                if folder is None:
-                    raise ValueError("the logger 'jsonl' needs a run_dir, got None")
-                continue
-            loggers.append(_make_logger(spec, info))
+            if folder is None or spec not in ("jsonl", ["jsonl", {}]):
+                loggers.append(_make_logger(spec, info))
     except BaseException:
         loggers.close()
         raise
@@ -192,7 +182,7 @@ def _make_logger(spec: str | Sequence[Any] | Logger, info: RunInfo) -> Logger:
         return spec
     name, kwargs = (spec, {}) if isinstance(spec, str) else _split(spec)
     if name not in LOGGERS:
-        raise ValueError(f"unknown logger {name!r}; {nearest(name, [*LOGGERS, 'jsonl'])}")
+        raise ValueError(f"unknown logger {name!r}; {nearest(name, LOGGERS)}")
     factory = LOGGERS[name]
     if isinstance(factory, str):
         module, attribute = factory.split(":")
