@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from textenv.agents.best_of_n import BestOfN, BestOfNConfig
     from textenv.agents.callbacks import BestCheckpoint, Callback, EarlyStop
     from textenv.agents.config import AgentConfig, Config, OfflineConfig, OnlineConfig
-    from textenv.agents.engine_rollouts import EngineCollector
-    from textenv.agents.engine_settings import EngineRollouts
     from textenv.agents.evaluation import Evaluation, evaluate
     from textenv.agents.grpo import GRPO, GRPOConfig
     from textenv.agents.ilql import ILQL, ILQLConfig
@@ -49,8 +47,6 @@ if TYPE_CHECKING:
         SimPO,
         SimPOConfig,
     )
-    from textenv.agents.ray_rollouts import RayCollector
-    from textenv.agents.ray_settings import RayRollouts
     from textenv.agents.registry import agent_names, describe, make_agent, register_agent
     from textenv.agents.reinforce import (
         Reinforce,
@@ -61,6 +57,10 @@ if TYPE_CHECKING:
     from textenv.agents.reward_models.agent import RewardModelAgent, RewardModelConfig
     from textenv.agents.rft import RFT, RFTConfig
     from textenv.agents.rloo import RLOO, RLOOConfig
+    from textenv.agents.rollouts.engine_collector import EngineCollector
+    from textenv.agents.rollouts.engine_settings import EngineRollouts
+    from textenv.agents.rollouts.ray_collector import RayCollector, start_rollout_actors
+    from textenv.agents.rollouts.ray_settings import RayRollouts
     from textenv.agents.run_folder import RunFolder
     from textenv.agents.rwr import RWR, RWRConfig
     from textenv.agents.sb3 import LMActorCriticPolicy, TextVecEnv, sb3_agent
@@ -83,8 +83,8 @@ _HOME = {
     "DPO": "preferences.agents",
     "DPOConfig": "preferences.agents",
     "EarlyStop": "callbacks",
-    "EngineCollector": "engine_rollouts",
-    "EngineRollouts": "engine_settings",
+    "EngineCollector": "rollouts.engine_collector",
+    "EngineRollouts": "rollouts.engine_settings",
     "Evaluation": "evaluation",
     "FilteredBC": "sft",
     "FilteredBCConfig": "sft",
@@ -117,8 +117,8 @@ _HOME = {
     "RLOOConfig": "rloo",
     "RWR": "rwr",
     "RWRConfig": "rwr",
-    "RayCollector": "ray_rollouts",
-    "RayRollouts": "ray_settings",
+    "RayCollector": "rollouts.ray_collector",
+    "RayRollouts": "rollouts.ray_settings",
     "Reinforce": "reinforce",
     "ReinforceConfig": "reinforce",
     "ReinforcePlusPlus": "reinforce",
@@ -144,6 +144,7 @@ _HOME = {
     "register_aggregation": "aggregations",
     "register_logger": "loggers.registry",
     "sb3_agent": "sb3",
+    "start_rollout_actors": "rollouts.ray_collector",
     "train": "training",
 }
 """Public name -> the module of this package that it lives in."""
@@ -224,6 +225,7 @@ __all__ = [
     "register_aggregation",
     "register_logger",
     "sb3_agent",
+    "start_rollout_actors",
     "train",
 ]
 

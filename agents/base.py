@@ -24,8 +24,6 @@ from textenv.agents.callbacks import make_callbacks
 from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.deepspeed_engine import start_engine
-from textenv.agents.engine_rollouts import EngineCollector
-from textenv.agents.engine_settings import EngineRollouts
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
 from textenv.agents.loggers.registry import Loggers, make_loggers
@@ -34,10 +32,13 @@ from textenv.agents.optimizer_step import optimizer_step
 from textenv.agents.outcome import TrainResult
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.policy_files import restore_policy
-from textenv.agents.ray_rollouts import RayCollector, as_collector
-from textenv.agents.ray_settings import RayRollouts
 from textenv.agents.reports.record import RunRecord
 from textenv.agents.resume import earlier_rows, resume_agent
+from textenv.agents.rollouts.collectors import as_collector
+from textenv.agents.rollouts.engine_collector import EngineCollector
+from textenv.agents.rollouts.engine_settings import EngineRollouts
+from textenv.agents.rollouts.ray_collector import RayCollector
+from textenv.agents.rollouts.ray_settings import RayRollouts
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.sharding import gathered, shard
 from textenv.episodes import EpisodeBatch

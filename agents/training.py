@@ -16,8 +16,8 @@ from textenv.agents.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent, TrainResult
-    from textenv.agents.engine_settings import EngineRollouts
-    from textenv.agents.ray_settings import RayRollouts
+    from textenv.agents.rollouts.engine_settings import EngineRollouts
+    from textenv.agents.rollouts.ray_settings import RayRollouts
     from textenv.episodes import EpisodeBatch
     from textenv.preferences import PreferenceBatch
     from textenv.tasks.task import TaskData
@@ -77,8 +77,7 @@ def train(
         loggers: see ``textenv.agents.loggers.registry.make_loggers``.
         callbacks: see ``textenv.agents.callbacks.make_callbacks``.
         metric_fn: further evaluation metrics, see ``textenv.agents.evaluation.evaluate``.
-        rollouts: who plays an online agent's episodes, see ``textenv.agents.ray_rollouts`` and
-            ``textenv.agents.engine_rollouts``.
+        rollouts: who plays an online agent's episodes, see ``textenv.agents.rollouts``.
         seed: changes ``config.seed``.
         config_overrides: fields of the agent's settings, such as ``learning_rate=1e-5``.
 

@@ -21,8 +21,8 @@ from typing import Any, Literal
 from benchmarks.common import arguments, interleave, one_thread, print_table, seconds, write_json
 from benchmarks.models import ModelShape, language_model, random_prompts, word_tokenizer
 from textenv.agents.ppo import PPO, PPOConfig
-from textenv.agents.ray_rollouts import RayCollector, start_rollout_actors
-from textenv.agents.ray_settings import RayRollouts
+from textenv.agents.rollouts.ray_collector import RayCollector, start_rollout_actors
+from textenv.agents.rollouts.ray_settings import RayRollouts
 from textenv.prompts import PromptSet
 from textenv.tasks.make import make_vec_env
 

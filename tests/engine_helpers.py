@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from textenv.agents.engines import EngineSampling, Response
+from textenv.agents.rollouts.engines import EngineSampling, Response
 
 
 class TransformersEngine:

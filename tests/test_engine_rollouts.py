@@ -15,8 +15,8 @@ from transformers import GPT2Config
 from tests.engine_helpers import TransformersEngine
 from tests.env_helpers import EOS, TOKENIZER, V, make_vec, vector_env
 from textenv.agents import PPO, EngineCollector, EngineRollouts, PPOConfig, Reinforce, ReinforceConfig
-from textenv.agents.engines import EngineSampling, Response, VLLMEngine
 from textenv.agents.nlpo import NLPO, NLPOConfig
+from textenv.agents.rollouts.engines import EngineSampling, Response, VLLMEngine
 from textenv.replay import Replay
 from textenv.rollout import collect
 from textenv.vector_env import TextVectorEnv

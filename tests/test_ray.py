@@ -19,14 +19,15 @@ import torch
 from env_helpers import PROMPTS, REWARDS, TOKENIZER, make_vec
 from torch import Tensor
 
-from textenv.agents import ray_actors
 from textenv.agents.callbacks import make_callbacks
 from textenv.agents.policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
-from textenv.agents.ray_actors import RolloutActor, Work, env_recipe, pack, policy_recipe, unpack
-from textenv.agents.ray_rollouts import RayCollector, as_collector, start_rollout_actors
-from textenv.agents.ray_settings import RayRollouts
 from textenv.agents.registry import make_agent
+from textenv.agents.rollouts import ray_actors
+from textenv.agents.rollouts.collectors import as_collector
+from textenv.agents.rollouts.ray_actors import RolloutActor, Work, env_recipe, pack, policy_recipe, unpack
+from textenv.agents.rollouts.ray_collector import RayCollector, start_rollout_actors
+from textenv.agents.rollouts.ray_settings import RayRollouts
 from textenv.agents.sft import SFT
 from textenv.episodes import EpisodeBatch
 from textenv.prompts import PromptSet

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from textenv.agents.config import Config
 from textenv.agents.policy_options import PolicyOptions
-from textenv.agents.ray_settings import RayRollouts
+from textenv.agents.rollouts.ray_settings import RayRollouts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Settings of rollouts by a generation engine (``textenv.agents.engine_rollouts``)."""
+"""Settings of rollouts by a generation engine (``textenv.agents.rollouts.engine_collector``)."""
 
 from __future__ import annotations
 

@@ -18,35 +18,13 @@ import torch
 
 from textenv import scoring as scorer
 from textenv.agents import distributed
-from textenv.agents.engine_rollouts import EngineCollector
-from textenv.agents.engine_settings import EngineRollouts
-from textenv.agents.ray_settings import RayRollouts
+from textenv.agents.rollouts.ray_settings import RayRollouts
 from textenv.episodes import EpisodeBatch
 from textenv.ray_session import connect, gather, start_actors, stop_actors
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
-    from textenv.agents.ray_actors import Played
-
-
-def as_collector(
-    rollouts: RayRollouts | RayCollector | EngineRollouts | EngineCollector | None,
-) -> RayCollector | EngineCollector | None:
-    """What plays for an agent; None is the agent's own process.
-
-    Raises:
-        TypeError: if ``rollouts`` is something else.
-    """
-    if rollouts is None or isinstance(rollouts, RayCollector | EngineCollector):
-        return rollouts
-    if isinstance(rollouts, EngineRollouts):
-        return EngineCollector(rollouts)
-    if not isinstance(rollouts, RayRollouts):
-        raise TypeError(
-            "rollouts must be RayRollouts, RayCollector, EngineRollouts or EngineCollector, "
-            f"got {type(rollouts).__name__}"
-        )
-    return RayCollector(rollouts) if rollouts.num_actors else None
+    from textenv.agents.rollouts.ray_actors import Played
 
 
 @dataclass
@@ -142,7 +120,7 @@ class RayCollector:
 
     def _send(self, agent: Agent, first_ticket: int, episodes: int) -> _Round:
         """Send off the calls of one iteration with the weights as they are now."""
-        from textenv.agents.ray_actors import SAMPLING, Work, pack
+        from textenv.agents.rollouts.ray_actors import SAMPLING, Work, pack
 
         policy = agent.policy
         if policy.weights_version != self._version:
@@ -181,7 +159,7 @@ class RayCollector:
                 stacklevel=4,
             )
         self._ray = ray = connect(settings.address)
-        from textenv.agents.ray_actors import env_recipe, policy_recipe
+        from textenv.agents.rollouts.ray_actors import env_recipe, policy_recipe
 
         terms = [wrapper.term for wrapper in scorer.reward_wrappers(agent.envs)]
         recipes = {
@@ -202,7 +180,7 @@ def start_rollout_actors(settings: RayRollouts) -> list[Any]:
         TimeoutError: if the cluster has no room for them.
     """
     ray = connect(settings.address)
-    from textenv.agents.ray_actors import RolloutActor
+    from textenv.agents.rollouts.ray_actors import RolloutActor
 
     return start_actors(
         ray,
@@ -219,7 +197,7 @@ def _put(ray: Any, recipe: Any, what: str) -> Any:
     try:
         return ray.put(recipe)
     except Exception as error:
-        from textenv.agents.ray_actors import HINT
+        from textenv.agents.rollouts.ray_actors import HINT
 
         # Ray quotes the whole object; what went wrong is in the cause.
         reason, hint = error.__cause__ or error, f"; {HINT}" if what == "environment" else ""

@@ -21,8 +21,8 @@ import numpy as np
 from textenv import scoring as scorer
 from textenv.agents import distributed
 from textenv.agents.config import OnlineConfig
-from textenv.agents.engine_settings import EngineRollouts
-from textenv.agents.engines import EngineSampling, GenerationEngine, Response, VLLMEngine
+from textenv.agents.rollouts.engine_settings import EngineRollouts
+from textenv.agents.rollouts.engines import EngineSampling, GenerationEngine, Response, VLLMEngine
 from textenv.model_split import vocabulary_size
 from textenv.replay import Replay
 from textenv.rollout import collect

@@ -1,4 +1,4 @@
-"""Settings of rollouts by Ray actors (``textenv.agents.ray_rollouts``); importing them is light."""
+"""Settings of rollouts by Ray actors (``textenv.agents.rollouts.ray_collector``); importing them is light."""
 
 from __future__ import annotations
 

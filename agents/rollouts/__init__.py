@@ -1,0 +1,4 @@
+"""Rollouts by others than the agent's own process, its argument ``rollouts``.
+
+``RayRollouts`` lets Ray actors play, ``EngineRollouts`` a generation engine write.
+"""
