@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from textenv.names import nearest_first, registrar
+from textenv.names import nearest, registrar
 
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]
 
@@ -36,11 +36,11 @@ def get_advantage(name: str) -> AdvantageFunction:
     """The estimator called ``name``.
 
     Raises:
-        ValueError: if there is none; the error lists the known ones, nearest first.
+        ValueError: if there is none; the error lists the known ones, the nearest first.
     """
     if name in ADVANTAGES:
         return ADVANTAGES[name]
-    raise ValueError(f"advantage must be one of {nearest_first(name, ADVANTAGES)}, got {name!r}")
+    raise ValueError(f"unknown advantage {name!r}; {nearest(name, ADVANTAGES)}")
 
 
 def discounted_sums(steps: Tensor, mask: Tensor, factor: float, tail: Tensor | None = None) -> Tensor:

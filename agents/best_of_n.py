@@ -18,6 +18,7 @@ from textenv.agents.evaluation import Evaluation
 from textenv.agents.groups import check_groups, group_rows
 from textenv.agents.registry import register_agent
 from textenv.episodes import EpisodeBatch
+from textenv.names import nearest
 
 
 def best_of_n_kl(n: int) -> float:
@@ -142,10 +143,8 @@ class BestOfN(Agent):
         rows = group_rows(episodes, self.config.n)
         returns, name = episodes.returns, self.config.choose_by
         if name is not None and name not in episodes.reward_terms:
-            known = ", ".join(sorted(episodes.reward_terms)) or "none"
-            raise ValueError(
-                f"choose_by must be a reward term of the environment, got {name!r}; it has {known}"
-            )
+            known = nearest(name, episodes.reward_terms)
+            raise ValueError(f"choose_by must be a reward term of the environment, got {name!r}; {known}")
         scores = (returns if name is None else episodes.reward_terms[name].sum(-1))[rows]
         chosen = rows.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
         return episodes.select(chosen), best_of_k(scores, returns[rows])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from textenv.agents.config import nearest
+from textenv.names import nearest
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent, TrainResult

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from textenv.agents import distributed
 from textenv.agents.callbacks import Callback
-from textenv.agents.config import nearest
 from textenv.agents.text_display import text_table
+from textenv.names import nearest
 from textenv.rewards.registry import make_reward
 from textenv.rewards.term import RewardTerm
 

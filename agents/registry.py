@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from textenv.agents.config import nearest
+from textenv.names import nearest
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent

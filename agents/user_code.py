@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from textenv.names import nearest
+
 
 def import_module_or_file(name: str) -> ModuleType:
     """Import a module, also from the working folder, or a ``.py`` file.
@@ -53,8 +55,8 @@ def import_attribute(place: str) -> Any:
     name, _, attribute = place.rpartition(":")
     module = import_module_or_file(name)
     if not hasattr(module, attribute):
-        known = ", ".join(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
-        raise ImportError(f"{name} has no {attribute!r}; it has {known or 'no function'}")
+        known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise ImportError(f"{name} has no {attribute!r}; {nearest(attribute, known)}")
     return getattr(module, attribute)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from textenv.episodes import EpisodeBatch
+from textenv.names import nearest
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
 
@@ -65,8 +66,9 @@ class FunctionReward(RewardTerm):
                     f"reward {self.name!r}: {key!r} is filled in for each batch and can't be an argument"
                 )
             if key not in self._parameters and not self._takes_all:
-                known = ", ".join(self._parameters) or "none"
-                raise ValueError(f"reward {self.name!r} has no argument {key!r}; it takes {known}")
+                raise ValueError(
+                    f"reward {self.name!r} has no argument {key!r}; {nearest(key, self._parameters)}"
+                )
 
     def arguments(self) -> dict[str, Any]:
         """The constant arguments."""

@@ -246,9 +246,7 @@ def _check_arguments(target: type[RewardTerm], name: str, arguments: Mapping[str
     known = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     for key in arguments:
         if key not in known:
-            raise ValueError(
-                f"reward {name!r} has no argument {key!r}; it takes {', '.join(known) or 'none'}"
-            )
+            raise ValueError(f"reward {name!r} has no argument {key!r}; {nearest(key, known)}")
     for p in parameters:
         required = p.default is inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_POSITIONAL
         if known and required and p.name not in arguments:

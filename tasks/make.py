@@ -15,7 +15,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from textenv.env import TextEnv
-from textenv.names import nearest_first
+from textenv.names import nearest
 from textenv.prompts import PromptSet
 from textenv.rewards.registry import make_reward, normalize_reward_specs
 from textenv.rewards.term import RewardTerm
@@ -282,5 +282,4 @@ def _refuse_unknown(unknown: Mapping[str, Any], function: Any) -> None:
     if unknown:
         known = [name for name in inspect.signature(function).parameters if name != "unknown"]
         name = next(iter(unknown))
-        near = nearest_first(name, known)
-        raise TypeError(f"unknown argument {name!r}; did you mean {near[0]!r}? Known: {', '.join(known)}")
+        raise TypeError(f"unknown argument {name!r}; {nearest(name, known)}")

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from textenv.names import nearest_first
+from textenv.names import nearest
 from textenv.tasks.task import Task, TaskData
 
 _BUILT_IN = ("random_walks", "reviews", "prompts", "probes")
@@ -70,15 +70,13 @@ def make_task(name: str | Task) -> Task:
         >>> make_task("random-walk")
         Traceback (most recent call last):
         ...
-        ValueError: unknown task 'random-walk'; known, nearest first: random-walks, ...
+        ValueError: unknown task 'random-walk'; known: random-walks, ...
     """
     if isinstance(name, Task):
         return name
     _load_built_in()
     if name not in _TASKS:
-        raise ValueError(
-            f"unknown task {name!r}; known, nearest first: {', '.join(nearest_first(name, _TASKS))}"
-        )
+        raise ValueError(f"unknown task {name!r}; {nearest(name, _TASKS)}")
     return _TASKS[name]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from textenv.names import nearest_first
+from textenv.names import nearest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -57,10 +57,8 @@ class Task:
         """
         for name in task_kwargs:
             if not self.takes(name):
-                raise TypeError(
-                    f"task {self.name!r} has no argument {name!r}, nearest first it takes "
-                    f"{', '.join(nearest_first(name, self.arguments)) or 'none'}"
-                )
+                known = nearest(name, self.arguments)
+                raise TypeError(f"task {self.name!r} has no argument {name!r}; {known}")
         data = self.builder(split=split, **task_kwargs)
         if not isinstance(data, TaskData):
             raise TypeError(f"task {self.name!r} must return a TaskData, got {type(data).__name__}")

@@ -160,7 +160,7 @@ def test_a_reward_term_may_choose() -> None:
     assert not torch.equal(by_term, by_return)
     assert torch.equal(found.episodes.episode_id, by_term + 4 * torch.arange(16))
     with pytest.raises(
-        ValueError, match=r"choose_by must be a reward term .*got 'quality'; it has length, probe-end"
+        ValueError, match=r"choose_by must be a reward term .*got 'quality'; known: length, probe-end"
     ):
         make(envs, choose_by="quality").evaluate()
 

@@ -233,7 +233,7 @@ def test_an_agent_and_a_task_of_ones_own(say: Say, tmp_path: Path, model: Path) 
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (["trian", "ppo"], 2, "unknown command 'trian'; did you mean train?"),
+        (["trian", "ppo"], 2, "unknown command 'trian'; known: train, "),
         (["train"], 2, "name the agent: textenv train AGENT; known: "),
         (["train", "pp"], 2, "unknown agent 'pp'; known: ppo"),
         (["train", "ppo", "--learning_rate=1"], 2, "did you mean --settings.learning_rate?"),
@@ -290,7 +290,7 @@ def test_mistakes_in_data_and_rewards(
     code, _, errors = say(*given, "--prompts=bad.jsonl", "--reward=length")
     assert (code, "bad.jsonl:2 has no column 'prompt'" in errors) == (1, True)
     code, _, errors = say(*given, "--prompts", prompts, "--reward=my_own_rewards:count_b")
-    assert (code, "has no 'count_b'; it has count_a, broken" in errors) == (1, True)
+    assert (code, "has no 'count_b'; known: count_a, broken" in errors) == (1, True)
     code, _, errors = say(*given, "--prompts", prompts, "--reward=lenght")
     assert (code, "unknown reward 'lenght'; known: length" in errors) == (1, True)
     assert not Path("run").exists()

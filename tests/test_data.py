@@ -119,9 +119,7 @@ def test_splits_of_folders_by_file_and_folder_name(tmp_path: Path) -> None:
     write_lines(tmp_path / "test" / "part.jsonl", [{"text": "c"}])
     assert load_columns(tmp_path).to_columns() == {"text": ["a", "b"]}
     assert load_columns(tmp_path, split="test").to_columns() == {"text": ["c"]}
-    with pytest.raises(
-        ValueError, match=r"no split 'tests' \(did you mean 'test'\?\); its splits: \['test', 'train'\]"
-    ):
+    with pytest.raises(ValueError, match=r"no split 'tests'; its splits: test, train"):
         load_columns(tmp_path, split="tests")
     assert list(load_columns(tmp_path / "test", split="train")) == [{"text": "c"}]
 
@@ -142,9 +140,7 @@ def test_splits_of_datasets(tmp_path: Path) -> None:
 def test_columns_can_be_renamed() -> None:
     records = load_columns([{"question": "one", "a": 1}], rename={"question": "prompt"})
     assert list(records) == [{"prompt": "one", "a": 1}]
-    with pytest.raises(
-        ValueError, match=r"rename: the list has no column 'questoin' \(did you mean 'question'\?\)"
-    ):
+    with pytest.raises(ValueError, match=r"rename: the list has no column 'questoin'; its columns: question"):
         load_columns([{"question": "one"}], rename={"questoin": "prompt"})
     with pytest.raises(ValueError, match="gives two columns of the list the same name"):
         load_columns([{"question": "one", "prompt": "x"}], rename={"question": "prompt"})
@@ -208,7 +204,7 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, messa
         (
             {"promt": "x"},
             ValueError,
-            r"no column 'prompt' \(did you mean 'promt'\?\); its columns: \['promt'\]",
+            r"no column 'prompt'; its columns: promt",
         ),
         ({"prompt": "x", "completion": None}, ValueError, "completion is null"),
         (
@@ -273,13 +269,9 @@ def test_a_bad_record_is_named(
 
 
 def test_missing_columns_list_what_is_there() -> None:
-    with pytest.raises(
-        ValueError, match=r"no column 'completion' \(did you mean 'completions'\?\); its columns"
-    ):
+    with pytest.raises(ValueError, match=r"no column 'completion'; its columns: completions, "):
         load_columns([{"prompt": "x", "completions": "y"}], columns=["prompt", "completion"])
-    with pytest.raises(
-        ValueError, match=r"none of the known columns .* \(did you mean 'promt'\?\); its columns: \['promt'\]"
-    ):
+    with pytest.raises(ValueError, match=r"none of the known columns.*; its columns: promt"):
         load_columns([{"promt": "x"}])
     with pytest.raises(ValueError, match=r"the list has no column 'chosen'"):
         load_columns(ROWS).require("chosen")

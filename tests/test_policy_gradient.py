@@ -184,7 +184,7 @@ def test_settings_of_the_ratio_need_a_clip(name: str) -> None:
 def test_names_that_are_none() -> None:
     with pytest.raises(ValueError, match="unknown aggregation 'mean'; known: "):
         make("grpo", aggregation="mean")
-    with pytest.raises(ValueError, match=r"advantage must be one of \['rloo', .*got 'rlo'"):
+    with pytest.raises(ValueError, match="unknown advantage 'rlo'; known: rloo, "):
         make("rloo", advantage="rlo")
     with pytest.raises(ValueError, match="baseline must be one of 'none', 'batch', 'greedy', got 'mean'"):
         make("reinforce", baseline="mean")

@@ -15,7 +15,7 @@ from torch import Tensor
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.callbacks import Callback
 from textenv.agents.failure import Diverged
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.running import RunningStd
 from textenv.episodes import EpisodeBatch
@@ -523,7 +523,7 @@ def test_metric_names() -> None:
     [
         ({"clip_range": 1.5}, "clip_range must be in"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
-        ({"advantage": "gea"}, "advantage must be one of"),
+        ({"advantage": "gea"}, "unknown advantage 'gea'; known: gae, "),
         ({"dual_clip": 1.0}, "dual_clip must be > 1"),
         ({"value_model": "other"}, "value_model must be one of"),
     ],

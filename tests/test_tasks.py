@@ -74,7 +74,7 @@ def test_register_as_decorator_and_plainly(own_task):
 
 
 def test_unknown_tasks_get_the_nearest_first():
-    with pytest.raises(ValueError, match="unknown task 'probe-cuont'; known, nearest first: probe-count, "):
+    with pytest.raises(ValueError, match="unknown task 'probe-cuont'; known: probe-count, "):
         make_task("probe-cuont")
 
 
@@ -92,9 +92,7 @@ def test_a_name_belongs_to_one_builder(own_task):
 
 
 def test_unknown_task_arguments(own_task):
-    with pytest.raises(
-        TypeError, match="task 'own-for-test' has no argument 'leter', nearest first it takes letter"
-    ):
+    with pytest.raises(TypeError, match="task 'own-for-test' has no argument 'leter'; known: letter"):
         make_task(own_task).build(leter="c")
 
 
@@ -194,12 +192,12 @@ def test_steps_and_tokens_are_one_number(own_task):
 
 @pytest.mark.parametrize("make", [make_env, make_vec_env])
 def test_unknown_arguments_get_the_nearest(make):
-    with pytest.raises(TypeError, match="unknown argument 'max_tokens'; did you mean 'max_new_tokens'"):
+    with pytest.raises(TypeError, match="unknown argument 'max_tokens'; known: max_new_tokens, "):
         make(max_tokens=3)
 
 
 def test_unknown_arguments_through_gymnasium():
-    with pytest.raises(TypeError, match="unknown argument 'reward'; did you mean 'rewards'"):
+    with pytest.raises(TypeError, match="unknown argument 'reward'; known: rewards, "):
         gym.make("TextRLHF-v0", reward=[])
 
 

@@ -8,14 +8,15 @@ file is the exception).
 from __future__ import annotations
 
 import csv
-import difflib
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from textenv.names import nearest
 
 if TYPE_CHECKING:
     import datasets
@@ -75,12 +76,6 @@ def open_source(data: DataLike, *, split: str | None = None, config: str | None 
     )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' where a known name is close, else ''."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def is_untyped(place: str) -> bool:
     """Whether the row stands in a CSV file, where numbers are text."""
     return re.search(r"\.csv:\d+$", place, re.IGNORECASE) is not None
@@ -115,9 +110,7 @@ def _pick_split(names: Sequence[str], split: str | None, where: str) -> str:
     if split is None:
         split = names[0] if len(names) == 1 else "train"
     if split not in names:
-        raise ValueError(
-            f"{where} has no split {split!r}{nearest(split, names)}; its splits: {sorted(names)}"
-        )
+        raise ValueError(f"{where} has no split {split!r}; {nearest(split, names, 'its splits')}")
     return split
 
 

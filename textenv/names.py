@@ -39,21 +39,34 @@ def registrar(kind: str, name: str, known: dict[str, Any]) -> Callable[[T], T]:
     return register
 
 
-def nearest_first(name: Any, known: Iterable[str]) -> list[str]:
-    """Known names: the three that look most like ``name``, then the others by the alphabet.
+def close_names(name: Any, known: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Known names that look most like ``name``, the nearest first; upper case counts as lower.
 
-    >>> nearest_first("cat", ["dog", "bat"])
-    ['bat', 'dog']
+    Args:
+        name: what was asked for.
+        known: names to choose from.
+        count: how many at most.
+        cutoff: how alike they must be, 0 to 1.
+
+    >>> close_names("Bad", ["dog", "bat", "bag", "zoo"])
+    ['bat', 'bag']
     """
-    names = sorted(known)
-    close = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.0)
-    return [*close, *(other for other in names if other not in close)]
+    lowered = {other.lower(): other for other in sorted(known)}
+    close = difflib.get_close_matches(str(name).lower(), lowered, n=count, cutoff=cutoff)
+    return [lowered[word] for word in close]
 
 
-def nearest(name: Any, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the known names, the nearest first.
+def nearest(name: Any, known: Iterable[str], what: str = "known") -> str:
+    """The end of an error about an unknown name: the three nearest, then the others by the alphabet.
+
+    Args:
+        name: what was asked for.
+        known: what there is.
+        what: to call that.
 
     >>> nearest("clip", ["epochs", "clip_range"])
     'known: clip_range, epochs'
     """
-    return f"known: {', '.join(nearest_first(name, known)) or 'none'}"
+    names = sorted(map(str, known))
+    close = close_names(name, names, cutoff=0.0)
+    return f"{what}: {', '.join([*close, *(other for other in names if other not in close)]) or 'none'}"

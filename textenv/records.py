@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from textenv.chat import check_messages
-from textenv.data_sources import DataLike, Row, Source, is_untyped, nearest, open_source
+from textenv.data_sources import DataLike, Row, Source, is_untyped, open_source
+from textenv.names import nearest
 
 FORMATS = (
     ("prompt", "chosen", "rejected"),
@@ -155,15 +156,13 @@ def load_columns(
         columns = next((form for form in FORMATS if set(form) <= set(found)), None)
     if columns is None:
         known = " | ".join(", ".join(form) for form in FORMATS)
-        hint = next((text for form in FORMATS if (text := nearest(form[0], found))), "")
-        raise ValueError(
-            f"{name} has none of the known columns ({known}){hint}; its columns: {sorted(found)}"
-        )
+        there = nearest(FORMATS[0][0], found, "its columns")
+        raise ValueError(f"{name} has none of the known columns ({known}); {there}")
     return records.require(*columns)
 
 
 def _no_column(where: str, name: str, columns: Sequence[str] | Mapping[str, Any]) -> str:
-    return f"{where} has no column {name!r}{nearest(name, columns)}; its columns: {sorted(columns)}"
+    return f"{where} has no column {name!r}; {nearest(name, columns, 'its columns')}"
 
 
 def _checked(name: str, value: Any, place: str) -> Any:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
 from textenv.agents.cli.parser import build, config_files, make_parser, parse
-from textenv.agents.config import nearest
 from textenv.agents.registry import agent_names
 from textenv.agents.resume import model_folder
 from textenv.agents.user_code import import_rewards
+from textenv.names import nearest
 
 if TYPE_CHECKING:
     from textenv.agents.cli.main import Flags
-    from textenv.agents.policy import LanguagePolicy
+    from textenv.agents.policies.language_policy import LanguagePolicy
 
 
 def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
@@ -139,7 +139,7 @@ def evaluate(argv: list[str], flags: Flags) -> int:
 
     from textenv.agents.evaluation import EVAL_SEED
     from textenv.agents.evaluation import evaluate as measure
-    from textenv.agents.policy import LanguagePolicy
+    from textenv.agents.policies.language_policy import LanguagePolicy
 
     envs = _envs(policy, options, rewards=_rewards(options.reward, flags))
     reference = None if options.reference is None else LanguagePolicy(_local(options.reference))
@@ -200,7 +200,7 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     Raises:
         UsageError: if the folder is a reward model's.
     """
-    from textenv.agents.policy import LanguagePolicy
+    from textenv.agents.policies.language_policy import LanguagePolicy
     from textenv.agents.registry import get_agent
     from textenv.agents.training import tokenizer_of
     from textenv.tasks.prompts import load_tokenizer

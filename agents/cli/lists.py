@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from textenv.agents import catalog
 from textenv.agents.cli.errors import UsageError
-from textenv.agents.config import nearest
+from textenv.names import nearest
 
 
 def run(what: str, argv: Sequence[str]) -> int:

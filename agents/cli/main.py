@@ -101,13 +101,10 @@ def _run(flags: Flags) -> int:
         print(f"textenv {version('textenv')}")
         return 0
     if command not in COMMANDS:
-        import difflib
-
         from textenv.agents.cli.errors import UsageError
+        from textenv.names import nearest
 
-        close = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
-        raise UsageError(f"unknown command {command!r}; {hint}")
+        raise UsageError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
     for name in flags.imports:
         from textenv.agents.user_code import import_module_or_file
 

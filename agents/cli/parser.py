@@ -6,7 +6,6 @@ here before.
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import yaml
 
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.config import Config, field_docs
+from textenv.names import close_names, nearest
 
 C = TypeVar("C", bound=Config)
 _OWN = ("help", "config", "print_config")
@@ -242,14 +242,10 @@ def _is_group(name: str, known: set[str]) -> bool:
 def _nearest(name: str, known: set[str], mark: str) -> str:
     """A word on the nearest known names; the last part of the name counts, whatever group it was put in."""
     last = {key.rpartition(".")[2]: key for key in sorted(known, reverse=True)}
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-    close += [
-        last[word] for word in difflib.get_close_matches(name.rpartition(".")[2], last, n=2, cutoff=0.6)
-    ]
-    close = list(dict.fromkeys(close))[:2]
+    close = [*close_names(name, known), *(last[word] for word in close_names(name.rpartition(".")[2], last))]
     if close:
-        return f"did you mean {' or '.join(mark + key for key in close)}?"
-    return f"known: {', '.join(mark + key for key in sorted(known) if '.' not in key)}"
+        return f"did you mean {' or '.join(mark + key for key in list(dict.fromkeys(close))[:2])}?"
+    return nearest(mark + name, [mark + key for key in known if "." not in key])
 
 
 def _plain(message: str) -> str:

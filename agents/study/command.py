@@ -14,6 +14,7 @@ from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.parser import build, make_parser, parse
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.text_display import text_table
+from textenv.names import nearest
 
 if TYPE_CHECKING:
     from textenv.agents.cli.main import Flags
@@ -126,7 +127,7 @@ def change(values: dict[str, Any], group: str, name: str, value: Any) -> None:
         (known for known in sorted(settings, key=len, reverse=True) if name.startswith(f"{known}.")), None
     )
     if label is None:
-        raise UsageError(f"--{group}.{name}: no such label; known: {', '.join(settings) or 'none'}")
+        raise UsageError(f"--{group}.{name}: no such label; {nearest(name, settings)}")
     place = settings[label] = dict(settings[label] or {})
     *inner, last = name.removeprefix(f"{label}.").replace("-", "_").split(".")
     for key in inner:
