@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from textenv.agents.online import OnlineAgent
     from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig
     from textenv.agents.outcome import TrainResult
-    from textenv.agents.policy import LanguagePolicy
+    from textenv.agents.policies.language_policy import LanguagePolicy
     from textenv.agents.ppo import PPO, PPOConfig
     from textenv.agents.preferences.agents import (
         CPO,
@@ -95,7 +95,7 @@ _HOME = {
     "KTO": "preferences.agents",
     "KTOConfig": "preferences.agents",
     "LMActorCriticPolicy": "sb3",
-    "LanguagePolicy": "policy",
+    "LanguagePolicy": "policies.language_policy",
     "Logger": "loggers.registry",
     "MonteCarloConfig": "monte_carlo",
     "MonteCarloCritic": "monte_carlo",

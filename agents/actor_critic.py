@@ -15,9 +15,9 @@ from textenv.agents.advantages import get_advantage
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.losses import explained_variance, masked_center, ppo_value_loss
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
-from textenv.agents.teacher_forced import Evaluation as PolicyOutput
 from textenv.episodes import EpisodeBatch
 
 

@@ -30,8 +30,8 @@ from textenv.agents.loggers.registry import Loggers, make_loggers
 from textenv.agents.optim import make_optimizer, make_schedule
 from textenv.agents.optimizer_step import optimizer_step
 from textenv.agents.outcome import TrainResult
-from textenv.agents.policy import LanguagePolicy
-from textenv.agents.policy_files import restore_policy
+from textenv.agents.policies.files import restore_policy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.reports.record import RunRecord
 from textenv.agents.resume import earlier_rows, resume_agent
 from textenv.agents.rollouts.collectors import as_collector

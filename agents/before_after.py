@@ -15,7 +15,7 @@ from torch import Tensor
 
 from textenv.agents.evaluation import evaluate
 from textenv.agents.metrics.text import distinct_n, repetition_n
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.text_display import text_table
 from textenv.atomic import atomic_file
 from textenv.episodes import EpisodeBatch

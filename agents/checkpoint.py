@@ -1,6 +1,6 @@
 """An agent on disk: its policy's folder, and beside it everything that training needs to go on exactly.
 
-    (policy files)              see ``policy_files``; plain transformers loads the folder
+    (policy files)              see ``textenv.agents.policies.files``; plain transformers loads the folder
     trainer.json                agent, settings, counters, schedule, reward terms, callbacks, extra state
     optimizer.safetensors       moments, by parameter index
     trainer.safetensors         further tensors of the agent, if it has any

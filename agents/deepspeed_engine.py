@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.agents import distributed
-from textenv.agents.model_setup import transformer_blocks
+from textenv.agents.policies.model_setup import transformer_blocks
 from textenv.agents.sharding import trunks, zero_stage
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch import Tensor
 from textenv.agents.advantages import get_advantage, group_moments
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.groups import check_groups, check_whole_groups
+from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
-from textenv.agents.teacher_forced import Evaluation as PolicyOutput
 from textenv.episodes import EpisodeBatch
 
 GROUP_SIZE = 8

@@ -17,7 +17,6 @@ from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_episodes
 from textenv.agents.evaluation import Evaluation as Played
-from textenv.agents.heads import HeadKind, ILQLHeads, head_dtype
 from textenv.agents.ilql_losses import (
     ilql_awac_loss,
     ilql_cql_loss,
@@ -26,9 +25,10 @@ from textenv.agents.ilql_losses import (
     ilql_value_loss,
 )
 from textenv.agents.offline import OfflineAgent
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.heads import HeadKind, ILQLHeads, head_dtype
+from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.registry import register_agent
-from textenv.agents.teacher_forced import Evaluation
 from textenv.episodes import EpisodeBatch
 
 

@@ -21,11 +21,11 @@ from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.losses import masked_sum
 from textenv.agents.outcome import kl_row
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.policies.references import frozen_copy
+from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.ppo import PPO, PPOConfig
-from textenv.agents.references import frozen_copy
 from textenv.agents.registry import register_agent
-from textenv.agents.teacher_forced import Evaluation
 from textenv.episodes import EpisodeBatch
 from textenv.nucleus import Nucleus
 

@@ -27,8 +27,8 @@ from textenv.agents.before_after import BeforeAfter, compare
 from textenv.agents.config import Config
 from textenv.agents.hacking_watch import BEST, RewardHackingWatch
 from textenv.agents.pipeline_config import STAGES, DataConfig, PipelineConfig
-from textenv.agents.policy import LanguagePolicy
-from textenv.agents.policy_options import PolicyOptions
+from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.ppo import PPO
 from textenv.agents.reports.record import report_at_end
 from textenv.agents.reward_models.agent import RewardModelAgent

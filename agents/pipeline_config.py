@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from textenv.agents.config import Config
-from textenv.agents.policy_options import PolicyOptions
+from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.ppo import PPOConfig
 from textenv.agents.reward_models.agent import RewardModelConfig
 from textenv.agents.sft import SFTConfig

@@ -40,8 +40,8 @@ from textenv.agents.losses import (
 )
 from textenv.agents.online import OnlineAgent
 from textenv.agents.outcome import kl_row
+from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.running import RunningStd, WeightAverage
-from textenv.agents.teacher_forced import Evaluation as PolicyOutput
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.kl import KLPenalty
 

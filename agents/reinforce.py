@@ -12,10 +12,10 @@ from torch import Tensor
 
 from textenv.agents.advantages import discounted_sums, get_advantage
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
 from textenv.agents.registry import register_agent
-from textenv.agents.teacher_forced import Evaluation as PolicyOutput
 from textenv.episodes import EpisodeBatch
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 
 
 class RunningStd:

@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.sb3_buffer import SequenceRolloutBuffer
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality

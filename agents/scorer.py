@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from textenv.agents.model_setup import disable_dropout, dropout_restored
+from textenv.agents.policies.model_setup import disable_dropout, dropout_restored
 from textenv.episodes import EpisodeBatch
 from textenv.model_split import eval_mode
 from textenv.rewards.pooling import ScoreReader

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.agents import distributed
-from textenv.agents.model_setup import transformer_blocks
+from textenv.agents.policies.model_setup import transformer_blocks
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.episodes import EpisodeBatch
 
 VOCAB = 50

@@ -157,7 +157,7 @@ def _before(place: Any, name: str, fuse: _Fuse, damage: Callable[..., None] = la
 
 
 def _in_rollout(fuse: _Fuse) -> None:
-    from textenv.agents.policy import LanguagePolicy
+    from textenv.agents.policies.language_policy import LanguagePolicy
 
     _before(LanguagePolicy, "act", fuse)
 

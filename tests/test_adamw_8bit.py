@@ -13,7 +13,7 @@ from transformers import GPT2Config
 
 import textenv
 from textenv.agents.optim import make_optimizer
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.sft import SFT, SFTConfig
 from textenv.tasks.letters import letter_tokenizer

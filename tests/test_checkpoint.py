@@ -22,7 +22,7 @@ import textenv
 import textenv.agents.checkpoint as checkpoint
 from textenv.agents.callbacks import EarlyStop
 from textenv.agents.checkpoint import CorruptCheckpointError
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.random_state import random_state, set_random_state
 from textenv.agents.resume import latest_whole

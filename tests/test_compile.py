@@ -13,8 +13,8 @@ from transformers import GPT2LMHeadModel
 
 from tests.env_helpers import EOS, V, vector_env
 from tests.policy_helpers import episodes, gpt2_config, llama_config, make_policy
-from textenv.agents.policy import LanguagePolicy
-from textenv.agents.policy_options import PolicyOptions
+from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.sharding import trunks
 from textenv.compiled import compile_trunk
 from textenv.masks import UnsupportedModelError

@@ -12,8 +12,8 @@ import textenv
 from tests.online_helpers import TOKENIZER, make, make_envs, rollout, tiny, weights
 from textenv.agents.advantages import get_advantage, group_moments
 from textenv.agents.grpo import GRPOConfig
+from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.rloo import RLOOConfig
-from textenv.agents.teacher_forced import Evaluation
 from textenv.episodes import EpisodeBatch
 
 

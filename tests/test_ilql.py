@@ -14,7 +14,7 @@ from textenv import collect
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.datasets import as_episodes, from_preferences
 from textenv.agents.ilql import ILQL, ILQLConfig, ILQLPolicy
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
 from textenv.tasks.letters import letter_tokenizer

@@ -22,7 +22,7 @@ from textenv.agents.metrics.perplexity import perplexity
 from textenv.agents.metrics.registry import METRICS, Generated, register_metric
 from textenv.agents.metrics.suite import check_metrics, measure
 from textenv.agents.metrics.text import entropy_n, msttr
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.sweeps import evaluate_sweep
 from textenv.episodes import EpisodeBatch
 from textenv.tasks.letters import letter_tokenizer

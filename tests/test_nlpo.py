@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.online_helpers import StopAfter
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.nlpo import NLPO, NLPOConfig, NucleusPolicy
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.online_helpers import StopAfter
 from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig, extremes
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.preferences.data import PairedBatch
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.critics import SeparateCritic
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.critics import SeparateCritic
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.sft import SFT, SFTConfig
 from textenv.episodes import EpisodeBatch

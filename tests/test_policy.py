@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from textenv.agents.advantages import gae
-from textenv.agents.heads import ILQLHeads, ValueHead
 from textenv.agents.losses import entropy_loss, ppo_policy_loss, ppo_value_loss
 from textenv.agents.optim import clip_gradients, make_optimizer, make_schedule
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.heads import ILQLHeads, ValueHead
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 

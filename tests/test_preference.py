@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 import textenv
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.preferences.agents import DPO, KTO, DPOConfig, KTOConfig, SimPOConfig
 from textenv.agents.preferences.data import (
     PairedBatch,

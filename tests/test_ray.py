@@ -20,7 +20,7 @@ from env_helpers import PROMPTS, REWARDS, TOKENIZER, make_vec
 from torch import Tensor
 
 from textenv.agents.callbacks import make_callbacks
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.registry import make_agent
 from textenv.agents.rollouts import ray_actors

@@ -17,8 +17,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from textenv.agents.model_setup import frozen_blocks, transformer_blocks
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.policies.model_setup import frozen_blocks, transformer_blocks
 
 SMALL = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": VOCAB}
 TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.online_helpers import make, make_envs, rollout
+from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.reinforce import ReinforceConfig, acting_greedily, first_own
 from textenv.agents.rollouts.collectors import as_collector
 from textenv.agents.rollouts.ray_settings import RayRollouts
 from textenv.agents.running import RunningStd
-from textenv.agents.teacher_forced import Evaluation
 from textenv.episodes import EpisodeBatch
 
 # Two episodes on prompts of one token: own tokens in columns 1-3 and in column 1.

@@ -21,7 +21,7 @@ from reward_helpers import (
 )
 
 import textenv  # noqa: F401 - registers the environments
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.env import TextEnv
 from textenv.episodes import EpisodeBatch
 from textenv.prompts import PromptSet

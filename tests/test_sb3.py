@@ -19,7 +19,7 @@ from torch import Tensor
 import textenv
 from benchmarks.models import ModelShape
 from benchmarks.sb3 import contender, measure
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.sb3 import LMActorCriticPolicy, TextVecEnv, sb3_agent
 from textenv.agents.sb3_buffer import SequenceRolloutBuffer
 from textenv.tasks.models import small_gpt2

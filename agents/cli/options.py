@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from textenv.agents.config import Config
-from textenv.agents.policy_options import PolicyOptions
+from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.rollouts.ray_settings import RayRollouts
 
 

@@ -115,7 +115,7 @@ def _of_texts(generated: Generated, lm: Any, texts: Sequence[str], prompts: Sequ
     """Perplexity of texts under a model that shares the policy's tokenizer, or is named and has its own."""
     tokenizer = generated.tokenizer
     if isinstance(lm, str):
-        from textenv.agents.policy import LanguagePolicy
+        from textenv.agents.policies.language_policy import LanguagePolicy
         from textenv.tasks.prompts import load_tokenizer
 
         lm, tokenizer = LanguagePolicy(lm), load_tokenizer(lm)

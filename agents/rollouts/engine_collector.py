@@ -31,7 +31,7 @@ from textenv.vector_env import TextVectorEnv
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
-    from textenv.agents.policy import LanguagePolicy
+    from textenv.agents.policies.language_policy import LanguagePolicy
     from textenv.episodes import EpisodeBatch
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import textenv  # noqa: F401 - registers the environment
 from textenv import scoring as scorer
-from textenv.agents.heads import ValueHead
-from textenv.agents.policy_files import head_tensors, settings_of
+from textenv.agents.policies.files import head_tensors, settings_of
+from textenv.agents.policies.heads import ValueHead
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.registry import make_reward
 from textenv.rewards.remote import own_targets, register_targets
@@ -30,7 +30,7 @@ from textenv.tasks.make import MadeTextVectorEnv
 from textenv.vector_env import TextVectorEnv
 
 if TYPE_CHECKING:
-    from textenv.agents.policy import LanguagePolicy
+    from textenv.agents.policies.language_policy import LanguagePolicy
 
 PackedWeights = dict[str, np.ndarray]
 """Name -> the tensor's bytes, (n,) uint8, which Ray's object store hands on without copies."""

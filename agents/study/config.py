@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from textenv.agents.cli.options import EnvOptions
 from textenv.agents.config import AgentConfig, Config
-from textenv.agents.policy_options import PolicyOptions
+from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.registry import get_agent
 from textenv.agents.sft import SFTConfig
 

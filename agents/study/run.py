@@ -15,7 +15,7 @@ import torch
 from textenv.agents.best_of_n import best_of_k, best_of_n_kl
 from textenv.agents.evaluation import EVAL_SEED, evaluate
 from textenv.agents.loggers.jsonl import JSONLLogger, read_metrics
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.registry import get_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.study.config import StudyConfig, TaskSetup

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from textenv.agents.policy import LanguagePolicy
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.sft import SFT
 from textenv.agents.study.config import TaskSetup
 from textenv.agents.study.plan import given, write_json

@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from textenv.agents.heads import ValueHead
-from textenv.agents.model_setup import dropout_restored, load_causal_lm
+from textenv.agents.policies.heads import ValueHead
+from textenv.agents.policies.model_setup import dropout_restored, load_causal_lm
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from textenv.agents.policy import LanguagePolicy
+    from textenv.agents.policies.language_policy import LanguagePolicy
 
     Policy = TypeVar("Policy", bound=LanguagePolicy)
 

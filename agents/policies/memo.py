@@ -10,7 +10,7 @@ from torch import Tensor
 from textenv.episodes import EpisodeBatch
 
 if TYPE_CHECKING:
-    from textenv.agents.teacher_forced import Evaluation
+    from textenv.agents.policies.teacher_forced import Evaluation
 
 
 class Memo:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from textenv.acting import DecodingPolicy
-from textenv.agents.critics import SeparateCritic, final_states
-from textenv.agents.memo import Memo
+from textenv.agents.policies.critics import SeparateCritic, final_states
+from textenv.agents.policies.memo import Memo
 from textenv.agents.shares import Share, share_of
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
@@ -26,7 +26,7 @@ from textenv.nucleus import Nucleus
 from textenv.packing import check_packing
 
 if TYPE_CHECKING:
-    from textenv.agents.references import Reference, ReferenceMode
+    from textenv.agents.policies.references import Reference, ReferenceMode
 
 Autocast = Literal["float32", "bfloat16", "float16"]
 

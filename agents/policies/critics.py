@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from textenv.agents.heads import HeadKind, ValueHead, head_dtype
+from textenv.agents.policies.heads import HeadKind, ValueHead, head_dtype
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import length_groups
 from textenv.model_split import output_head, split_model

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from textenv.acting import DecodingPolicy, LogitsProcessor
-from textenv.agents.critics import SeparateCritic
-from textenv.agents.heads import HeadKind, ValueHead, checked_head, head_dtype
-from textenv.agents.memo import Memo
-from textenv.agents.model_setup import (
+from textenv.agents.policies.critics import SeparateCritic
+from textenv.agents.policies.heads import HeadKind, ValueHead, checked_head, head_dtype
+from textenv.agents.policies.memo import Memo
+from textenv.agents.policies.model_setup import (
     add_lora,
     as_peft,
     checkpoint_activations,
@@ -27,8 +27,8 @@ from textenv.agents.model_setup import (
     load_causal_lm,
     train_top_layers,
 )
-from textenv.agents.references import Reference, ReferenceMode, lightest_mode
-from textenv.agents.teacher_forced import Autocast, TeacherForced
+from textenv.agents.policies.references import Reference, ReferenceMode, lightest_mode
+from textenv.agents.policies.teacher_forced import Autocast, TeacherForced
 from textenv.compiled import compile_trunk
 from textenv.legality import Legality, vocabulary_size
 from textenv.model_split import output_head
@@ -283,13 +283,13 @@ class LanguagePolicy(TeacherForced):
             path: folder.
             reference: also the reference's own weights, so that training can go on.
         """
-        from textenv.agents.policy_files import save_policy
+        from textenv.agents.policies.files import save_policy
 
         save_policy(self, path, reference=reference)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> Self:
         """Rebuild a policy from ``save``'s folder; ``options`` come before what was saved."""
-        from textenv.agents.policy_files import load_policy
+        from textenv.agents.policies.files import load_policy
 
         return load_policy(cls, path, **options)
