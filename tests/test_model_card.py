@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 import textenv
 from textenv.agents.cli.main import main
-from textenv.agents.model_card import TRAINING_STATE, export_model, model_card, push_to_hub
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO
+from textenv.agents.reports.model_card import TRAINING_STATE, export_model, model_card, push_to_hub
 
 
 class Hub:

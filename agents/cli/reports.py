@@ -91,7 +91,7 @@ def push(argv: list[str]) -> int:
         raise UsageError(f"{source}: no such folder")
     options = build(PushOptions, values)
 
-    from textenv.agents.model_card import export_model, push_to_hub
+    from textenv.agents.reports.model_card import export_model, push_to_hub
 
     said = {name: getattr(options, name) for name in ("base_model", "license", "training_state")}
     if options.out is not None:

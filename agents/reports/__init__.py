@@ -1,1 +1,1 @@
-"""Reports of runs as one HTML page, without scripts or network; imported as ``textenv.agents.reports``."""
+"""Reports of runs as one HTML page, without scripts or network, and cards of models on the hub."""
