@@ -18,18 +18,19 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from textenv.agents import distributed
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.callbacks import make_callbacks
 from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
-from textenv.agents.deepspeed_engine import start_engine
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
 from textenv.agents.loggers.registry import Loggers, make_loggers
 from textenv.agents.optim import make_optimizer, make_schedule
 from textenv.agents.optimizer_step import optimizer_step
 from textenv.agents.outcome import TrainResult
+from textenv.agents.parallel import distributed
+from textenv.agents.parallel.deepspeed_engine import start_engine
+from textenv.agents.parallel.sharding import gathered, shard
 from textenv.agents.policies.files import restore_policy
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.reports.record import RunRecord
@@ -40,7 +41,6 @@ from textenv.agents.rollouts.engine_settings import EngineRollouts
 from textenv.agents.rollouts.ray_collector import RayCollector
 from textenv.agents.rollouts.ray_settings import RayRollouts
 from textenv.agents.run_folder import RunFolder
-from textenv.agents.sharding import gathered, shard
 from textenv.episodes import EpisodeBatch
 from textenv.host_memory import keep_freed_memory
 

@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textenv import scoring as scorer
-from textenv.agents import distributed
+from textenv.agents.parallel import distributed
+from textenv.agents.parallel.sharding import whole
 from textenv.agents.random_state import random_state
 from textenv.agents.run_folder import RunFolder, RunFolderError
-from textenv.agents.sharding import whole
 from textenv.atomic import atomic_folder
 
 if TYPE_CHECKING:

@@ -20,12 +20,12 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from textenv.agents import distributed
 from textenv.agents.metrics.registry import Generated
 from textenv.agents.metrics.suite import MetricSpec, check_metrics, measure
 from textenv.agents.metrics.text import distinct_n, repetition_n
 from textenv.agents.outcome import kl_row
-from textenv.agents.shares import by_itself, gather_episodes, share_of, spread
+from textenv.agents.parallel import distributed
+from textenv.agents.parallel.shares import by_itself, gather_episodes, share_of, spread
 from textenv.agents.text_display import number, text_table
 from textenv.episodes import EpisodeBatch
 from textenv.rollout import collect

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from textenv.agents import distributed
+from textenv.agents.parallel import distributed
 from textenv.episodes import EpisodeBatch
 
 

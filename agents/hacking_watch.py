@@ -13,8 +13,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from textenv.agents import distributed
 from textenv.agents.callbacks import Callback
+from textenv.agents.parallel import distributed
 from textenv.agents.text_display import text_table
 from textenv.names import nearest
 from textenv.rewards.registry import make_reward

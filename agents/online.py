@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from contextlib import closing, nullcontext
 
 from textenv import scoring as scorer
-from textenv.agents import distributed
 from textenv.agents.base import Agent
 from textenv.agents.batch import TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
 from textenv.agents.failure import save_failure
 from textenv.agents.outcome import Clock, mean_row
-from textenv.agents.sharding import gathered
-from textenv.agents.shares import check_shares, gather_episodes, score_share, spread
+from textenv.agents.parallel import distributed
+from textenv.agents.parallel.sharding import gathered
+from textenv.agents.parallel.shares import check_shares, gather_episodes, score_share, spread
 from textenv.episodes import EpisodeBatch
 from textenv.rollout import collect
 

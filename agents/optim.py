@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 
-from textenv.agents.distributed import is_sharded, whole_tensor
+from textenv.agents.parallel.distributed import is_sharded, whole_tensor
 
 OptimizerKind = Literal["adamw", "adamw_8bit"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from textenv.agents import distributed
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.optim import clip_gradients
-from textenv.agents.shares import parts_of
+from textenv.agents.parallel import distributed
+from textenv.agents.parallel.shares import parts_of
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import undivided
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents import distributed
 from textenv.agents.before_after import BeforeAfter, compare
 from textenv.agents.config import Config
 from textenv.agents.hacking_watch import BEST, RewardHackingWatch
+from textenv.agents.parallel import distributed
 from textenv.agents.pipeline_config import STAGES, DataConfig, PipelineConfig
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.options import PolicyOptions

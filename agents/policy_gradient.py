@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from textenv import scoring as scorer
-from textenv.agents import distributed
 from textenv.agents.aggregations import get_aggregation
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch, epoch_order
@@ -40,6 +39,7 @@ from textenv.agents.losses import (
 )
 from textenv.agents.online import OnlineAgent
 from textenv.agents.outcome import kl_row
+from textenv.agents.parallel import distributed
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.running import RunningStd, WeightAverage
 from textenv.episodes import EpisodeBatch

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import load_file
 
-from textenv.agents import distributed
 from textenv.agents.checkpoint import CorruptCheckpointError, data_sizes, read_trainer, restore, verify
 from textenv.agents.loggers.jsonl import read_metrics
+from textenv.agents.parallel import distributed
+from textenv.agents.parallel.sharding import whole
 from textenv.agents.random_state import set_random_state
 from textenv.agents.run_folder import RunFolder
-from textenv.agents.sharding import whole
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent

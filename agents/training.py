@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from textenv.agents import distributed
 from textenv.agents.callbacks import BestCheckpoint
 from textenv.agents.config import AgentConfig
+from textenv.agents.parallel import distributed
 from textenv.agents.registry import get_agent, make_agent
 from textenv.agents.run_folder import RunFolder
 

@@ -228,7 +228,7 @@ def refused(folder: Path) -> dict[str, Any]:
 
 def unlike_lengths(folder: Path) -> dict[str, Any]:
     """PPO where one process's responses end at once and the others' never do."""
-    from textenv.agents import distributed
+    from textenv.agents.parallel import distributed
     from textenv.agents.training import train
 
     eos = arguments("ppo")["tokenizer"].eos_token_id
@@ -249,7 +249,7 @@ def unlike_lengths(folder: Path) -> dict[str, Any]:
 
 def nan_reward(folder: Path) -> dict[str, Any]:
     """A reward that is NaN in process 1 alone."""
-    from textenv.agents import distributed
+    from textenv.agents.parallel import distributed
     from textenv.agents.training import train
 
     def broken(completions: list[str], **columns: Any) -> list[float]:
@@ -260,7 +260,7 @@ def nan_reward(folder: Path) -> dict[str, Any]:
 
 def nan_loss(folder: Path) -> dict[str, Any]:
     """A loss that is NaN in process 1 alone, in its second step."""
-    from textenv.agents import distributed
+    from textenv.agents.parallel import distributed
     from textenv.agents.sft import SFT, SFTConfig
 
     class Broken(SFT):
@@ -282,7 +282,7 @@ def nan_loss(folder: Path) -> dict[str, Any]:
 
 def stop(folder: Path) -> dict[str, Any]:
     """A callback that stops in process 1 alone; evaluation, checkpoints and logs."""
-    from textenv.agents import distributed
+    from textenv.agents.parallel import distributed
     from textenv.agents.training import train
 
     def after_two(agent: Any, metrics: Any) -> bool:
@@ -324,7 +324,7 @@ def rest(folder: Path) -> dict[str, Any]:
 
 def own_folder(folder: Path, name: str) -> Path:
     """A run's folder that no other process is told of: what stands there afterwards, this process wrote."""
-    from textenv.agents import distributed
+    from textenv.agents.parallel import distributed
 
     return folder / f"{name}-{distributed.rank()}"
 
@@ -343,7 +343,7 @@ def main(folder: Path, scenarios: Sequence[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from textenv.agents import distributed
+    from textenv.agents.parallel import distributed
 
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         import deepspeed

@@ -13,9 +13,9 @@ from transformers import GPT2LMHeadModel
 
 from tests.env_helpers import EOS, V, vector_env
 from tests.policy_helpers import episodes, gpt2_config, llama_config, make_policy
+from textenv.agents.parallel.sharding import trunks
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.options import PolicyOptions
-from textenv.agents.sharding import trunks
 from textenv.compiled import compile_trunk
 from textenv.masks import UnsupportedModelError
 from textenv.rollout import collect

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from textenv.agents import distributed
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.config import OnlineConfig
+from textenv.agents.parallel import distributed
+from textenv.agents.parallel.sharding import asked_for, zero_stage
+from textenv.agents.parallel.shares import check_shares, gather_episodes, parts_of, rows_of, spread
 from textenv.agents.reward_models.data import RewardBatch
-from textenv.agents.sharding import asked_for, zero_stage
-from textenv.agents.shares import check_shares, gather_episodes, parts_of, rows_of, spread
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import length_groups, undivided
 from textenv.preferences import PreferenceBatch

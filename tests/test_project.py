@@ -28,6 +28,7 @@ PACKAGES = {
     "agents/cli": "textenv.agents.cli",
     "agents/loggers": "textenv.agents.loggers",
     "agents/metrics": "textenv.agents.metrics",
+    "agents/parallel": "textenv.agents.parallel",
     "agents/policies": "textenv.agents.policies",
     "agents/preferences": "textenv.agents.preferences",
     "agents/reports": "textenv.agents.reports",

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from textenv.agents.parallel.shares import share_of
 from textenv.agents.policies.memo import Memo
 from textenv.agents.policies.model_setup import adapters_change_nothing, frozen_blocks, transformer_blocks
 from textenv.agents.policies.teacher_forced import Evaluation, in_parts, joined_evaluation
-from textenv.agents.shares import share_of
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import TokenLogProbs
 from textenv.model_split import split_model

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from textenv.acting import DecodingPolicy
+from textenv.agents.parallel.shares import Share, share_of
 from textenv.agents.policies.critics import SeparateCritic, final_states
 from textenv.agents.policies.memo import Memo
-from textenv.agents.shares import Share, share_of
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 from textenv.log_probs import TokenLogProbs, token_log_probs
@@ -193,7 +193,7 @@ class TeacherForced(nn.Module):
     ) -> Evaluation:
         """One pass without gradient, in length-sorted parts of at most ``max_tokens`` padded tokens.
 
-        Of a batch that all processes hold (``textenv.agents.shares``) each passes over its own rows.
+        Of a batch that all processes hold (``textenv.agents.parallel.shares``) each passes over its own rows.
 
         The last evaluation is remembered: asked again about the same episodes before any weight has moved, it
         is given again. Do not change it in place.

@@ -12,6 +12,8 @@ from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
 from textenv.agents.offline import OfflineAgent
+from textenv.agents.parallel.sharding import gathered
+from textenv.agents.parallel.shares import spread
 from textenv.agents.preferences.data import PairedBatch, as_labelled, as_pairs, mismatched
 from textenv.agents.preferences.losses import (
     SMOOTHED,
@@ -25,8 +27,6 @@ from textenv.agents.preferences.losses import (
     simpo_loss,
 )
 from textenv.agents.registry import register_agent
-from textenv.agents.sharding import gathered
-from textenv.agents.shares import spread
 from textenv.episodes import EpisodeBatch
 
 

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents import distributed
 from textenv.agents.callbacks import Callback
+from textenv.agents.parallel import distributed
 from textenv.atomic import atomic_file
 
 if TYPE_CHECKING:

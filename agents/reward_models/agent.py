@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from textenv.agents import distributed
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
 from textenv.agents.offline import OfflineAgent
+from textenv.agents.parallel import distributed
 from textenv.agents.registry import register_agent
 from textenv.agents.reward_models.data import RewardBatch, as_reward_batch, drop_tokens, end_rows
 from textenv.agents.reward_models.evaluation import (

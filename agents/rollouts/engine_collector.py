@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from textenv import scoring as scorer
-from textenv.agents import distributed
 from textenv.agents.config import OnlineConfig
+from textenv.agents.parallel import distributed
 from textenv.agents.rollouts.engine_settings import EngineRollouts
 from textenv.agents.rollouts.engines import EngineSampling, GenerationEngine, Response, VLLMEngine
 from textenv.model_split import vocabulary_size

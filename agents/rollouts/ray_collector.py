@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from textenv import scoring as scorer
-from textenv.agents import distributed
+from textenv.agents.parallel import distributed
 from textenv.agents.rollouts.ray_settings import RayRollouts
 from textenv.episodes import EpisodeBatch
 from textenv.ray_session import connect, gather, start_actors, stop_actors

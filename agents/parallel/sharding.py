@@ -1,9 +1,9 @@
 """Weights in parts: each process keeps a part of every block of the model, and of its moments.
 
 ``accelerate launch`` with an FSDP2 configuration asks for it, or one with DeepSpeed's ZeRO
-(``textenv.agents.deepspeed_engine``). Blocks are sharded, by ``fully_shard`` or by the engine; what lies
-around them (embeddings, final norm, heads) stays whole in every process, and with FSDP2 its gradients are
-summed like those of an unsharded model. A rollout gathers the blocks once and plays on whole weights:
+(``textenv.agents.parallel.deepspeed_engine``). Blocks are sharded, by ``fully_shard`` or by the engine; what
+lies around them (embeddings, final norm, heads) stays whole in every process, and with FSDP2 its gradients
+are summed like those of an unsharded model. A rollout gathers the blocks once and plays on whole weights:
 decoding through sharded layers would ask the other processes at every token, and they may be done already.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.agents import distributed
+from textenv.agents.parallel import distributed
 from textenv.agents.policies.model_setup import transformer_blocks
 
 if TYPE_CHECKING:

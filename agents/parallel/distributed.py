@@ -1,8 +1,8 @@
 """Several processes as one: a few primitives, each of which does nothing in a process that is alone.
 
-``accelerate launch`` (or ``torchrun``) starts W processes that run the same script. They hold the same
-batch and the same weights and take the same decisions; what is expensive (playing, scoring, forward and
-backward passes) each does for its share of the rows (``textenv.agents.shares``). Tensors of the model travel
+``accelerate launch`` (or ``torchrun``) starts W processes that run the same script. They hold the same batch
+and the same weights and take the same decisions; what is expensive (playing, scoring, forward and backward
+passes) each does for its share of the rows (``textenv.agents.parallel.shares``). Tensors of the model travel
 by accelerate's backend, NCCL between GPUs; everything else through the processors' memory, by gloo.
 """
 

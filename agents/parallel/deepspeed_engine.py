@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.agents import distributed
+from textenv.agents.parallel import distributed
+from textenv.agents.parallel.sharding import trunks, zero_stage
 from textenv.agents.policies.model_setup import transformer_blocks
-from textenv.agents.sharding import trunks, zero_stage
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent, Stats
@@ -46,7 +46,7 @@ class ZeroEngine:
 
     Raises:
         ValueError: if the policy is not in float32 or needs a scaler of losses, for another optimizer than
-            AdamW, and in stage 3 for what ``textenv.agents.sharding.trunks`` refuses.
+            AdamW, and in stage 3 for what ``textenv.agents.parallel.sharding.trunks`` refuses.
     """
 
     def __init__(self, agent: Agent, stage: int) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from textenv import scoring as scorer
-from textenv.agents import distributed
 from textenv.agents.batch import TrainingBatch
 from textenv.agents.config import OnlineConfig
+from textenv.agents.parallel import distributed
 from textenv.episodes import EpisodeBatch
 
 
