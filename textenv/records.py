@@ -136,7 +136,7 @@ def load_columns(
         >>> load_columns([{"promt": "1 + 1 ="}], columns=["prompt"])
         Traceback (most recent call last):
             ...
-        ValueError: the list has no column 'prompt' (did you mean 'promt'?); its columns: ['promt']
+        ValueError: the list has no column 'prompt'; its columns: promt
     """
     if isinstance(columns, str):
         raise TypeError(f"columns must be a list of names, got the string {columns!r}")
