@@ -1,8 +1,7 @@
 """The common face of all agents: optimizer step, logging, evaluation, checkpoints, once for all of them.
 
 An agent is an ``OnlineAgent`` or an ``OfflineAgent`` (the two loops, in ``online`` and ``offline``) and
-supplies what is
-its own: ``advantages(episodes)`` (online) and ``loss(batch, totals)``.
+supplies what is its own: ``advantages(episodes)`` (online) and ``loss(batch, totals)``.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from textenv.agents.optim import make_optimizer, make_schedule
 from textenv.agents.optimizer_step import optimizer_step
 from textenv.agents.outcome import TrainResult
 from textenv.agents.parallel import distributed
-from textenv.agents.parallel.deepspeed_engine import start_engine
-from textenv.agents.parallel.sharding import gathered, shard
+from textenv.agents.parallel.engine import start_engine
+from textenv.agents.parallel.sharding import shard
 from textenv.agents.policies.files import restore_policy
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.reports.record import RunRecord
@@ -158,9 +157,6 @@ class Agent:
         )
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.engine = start_engine(self)
-        # float16 gradients underflow unless the loss is scaled up; everywhere else the scaler passes through.
-        half = config.autocast == "float16"
-        self.scaler = torch.amp.GradScaler(self.policy.device.type, enabled=half)
 
     # -- what an agent may supply ----------------------------------------------------------------------------
 
@@ -366,7 +362,7 @@ class Agent:
         if envs is None:
             raise ValueError("evaluate needs envs=, got None and the agent has no eval_envs")
         options = {"metric_fn": self.metric_fn, "reference": self.reference, **options}
-        with gathered(self):
+        with self.engine.gathered():
             return evaluate(self.policy, envs, episodes or self.config.eval_episodes, **options)
 
     def first_evaluation(self) -> Evaluation:

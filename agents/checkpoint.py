@@ -27,7 +27,6 @@ from torch import Tensor
 
 from textenv import scoring as scorer
 from textenv.agents.parallel import distributed
-from textenv.agents.parallel.sharding import whole
 from textenv.agents.random_state import random_state
 from textenv.agents.run_folder import RunFolder, RunFolderError
 from textenv.atomic import atomic_folder
@@ -51,7 +50,7 @@ def save_agent(agent: Agent, path: str | os.PathLike[str]) -> None:
         RunFolderError: if it can't be written; what was at ``path`` is still there.
         FileExistsError: if ``path`` holds something else than an agent.
     """
-    with distributed.joined("saving"), whole(agent):
+    with distributed.joined("saving"), agent.engine.whole():
         if distributed.is_main():
             with _explained(Path(path)), atomic_folder(path, marker=TRAINER) as folder:
                 write_agent(agent, folder)
@@ -65,7 +64,7 @@ def save_checkpoint(agent: Agent, run_dir: str | os.PathLike[str]) -> Path:
     """
     folder = RunFolder(run_dir)
     final = folder.checkpoint_dir(agent.iteration)
-    with distributed.joined("saving a checkpoint"), whole(agent):
+    with distributed.joined("saving a checkpoint"), agent.engine.whole():
         if distributed.is_main():
             with _explained(final, folder), folder.checkpoint(agent.iteration) as path:
                 write_agent(agent, path)
@@ -91,6 +90,7 @@ def write_agent(agent: Agent, folder: Path) -> None:
         "counters": agent.counters(),
         "optimizer": plain,
         "schedule": {k: v for k, v in agent.schedule.state_dict().items() if _is_json(v)},
+        "scaler": agent.engine.scaler.state_dict(),
         "reward_terms": scorer.state_dict(wrappers),
         "callbacks": agent.callbacks.state_dict(),
         "state": agent.state_values(),
@@ -152,7 +152,7 @@ def load_agent(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> A
     config = kwargs.pop("config", None) or kind.config_class.from_dict(trainer["config"])
     policy = kind.policy_class.load(folder)
     agent = kind(policy, config=config, **kwargs)
-    with whole(agent, write=True):
+    with agent.engine.whole(write=True):
         restore(agent, folder)
     return agent
 
@@ -167,6 +167,7 @@ def restore(agent: Agent, path: str | os.PathLike[str]) -> None:
         saved |= {name: own[name] for name in ("fused", "foreach") if name in own}
     agent.optimizer.load_state_dict(state)
     agent.schedule.load_state_dict(trainer["schedule"])
+    agent.engine.scaler.load_state_dict(trainer["scaler"])
     agent.set_counters(trainer["counters"])
     if agent.envs is not None:
         scorer.load_state_dict(scorer.reward_wrappers(agent.envs), trainer["reward_terms"])

@@ -12,7 +12,6 @@ from textenv.agents.config import OnlineConfig
 from textenv.agents.failure import save_failure
 from textenv.agents.outcome import Clock, mean_row
 from textenv.agents.parallel import distributed
-from textenv.agents.parallel.sharding import gathered
 from textenv.agents.parallel.shares import check_shares, gather_episodes, score_share, spread
 from textenv.episodes import EpisodeBatch
 from textenv.rollout import collect
@@ -41,7 +40,7 @@ class OnlineAgent(Agent):
             while self.iteration < total:
                 self.iteration += 1
                 clock, played, trained = Clock(), self.env_tokens, self.gradient_tokens
-                with gathered(self):
+                with self.engine.gathered():
                     episodes = self.collect()
                     clock.lap("rollout")
                     self.score(episodes)

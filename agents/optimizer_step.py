@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.optim import clip_gradients
 from textenv.agents.parallel import distributed
 from textenv.agents.parallel.shares import parts_of
 from textenv.episodes import EpisodeBatch
@@ -37,13 +36,12 @@ def optimizer_step(agent: Agent, batch: TrainingBatch) -> dict[str, float]:
     """
     batch = batch.to(agent.policy.device)
     totals, engine = agent.totals(batch), agent.engine
-    run = agent.loss if engine is None else engine.loss
     sums: Stats = {}
     bad: Bad | None = None
     agent.policy.train()
     for part, counts in parts_of(batch, agent.config.max_tokens_per_microbatch, in_step=agent.sharded):
         with undivided() if agent.sharded else nullcontext():
-            loss, stats = run(part, totals)
+            loss, stats = engine.loss(part, totals)
         stats = {"loss": loss.detach(), **stats}
         if not counts:
             loss, stats = loss * 0.0, {name: torch.zeros_like(value) for name, value in stats.items()}
@@ -53,52 +51,22 @@ def optimizer_step(agent: Agent, batch: TrainingBatch) -> dict[str, float]:
             bad = {k: float(v) for k, v in stats.items()}, part.episodes
             if distributed.alone():
                 break
-        if engine is None:
-            agent.scaler.scale(loss).backward()
-        else:
-            engine.backward(loss)
-    if distributed.reduce_gradients(() if engine is not None else agent.parameters, bad is not None):
-        _drop_gradients(agent)
+        engine.backward(loss)
+    if engine.reduce(bad is not None):
+        engine.drop()
         values, episodes = _first(bad)
         raise agent.failure("loss", values, episodes)
     try:
-        norm = _move(agent) if engine is None else engine.step()
+        norm = engine.step()
     except ValueError as error:
-        _drop_gradients(agent)
+        engine.drop()
         raise agent.failure("gradient", _read(sums), batch.episodes) from error
     agent.schedule.step()
-    _drop_gradients(agent)
+    engine.drop()
     agent.optimizer_steps += 1
     agent.after_step()
-    if engine is not None:
-        engine.keep()
+    engine.keep()
     return _read(sums, grad_norm=norm)
-
-
-def _move(agent: Agent) -> Tensor:
-    """Clip the gradients and move the weights; the norm before, which is NaN where the scaler skips a step.
-
-    Raises:
-        ValueError: if the norm is NaN or infinite and no scaler is in use.
-    """
-    agent.scaler.unscale_(agent.optimizer)
-    try:
-        norm = clip_gradients(agent.parameters, agent.config.max_grad_norm)
-    except ValueError:
-        if not agent.scaler.is_enabled():
-            raise
-        # Too large a scale: the scaler skips the step and lowers it.
-        norm = torch.tensor(torch.nan, device=agent.policy.device)
-    agent.scaler.step(agent.optimizer)
-    agent.scaler.update()
-    return norm
-
-
-def _drop_gradients(agent: Agent) -> None:
-    if agent.engine is None:
-        agent.optimizer.zero_grad(set_to_none=True)
-    else:
-        agent.engine.drop()
 
 
 def _read(stats: Stats, **same: Tensor) -> dict[str, float]:

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from textenv.agents.checkpoint import CorruptCheckpointError, data_sizes, read_trainer, restore, verify
 from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.parallel import distributed
-from textenv.agents.parallel.sharding import whole
 from textenv.agents.random_state import set_random_state
 from textenv.agents.run_folder import RunFolder
 
@@ -99,7 +98,7 @@ def resume_agent(
         warnings.warn(f"{problem}; {instead}", stacklevel=3)
     if found is not None:
         trainer = read_trainer(found)
-        with whole(agent, write=True):
+        with agent.engine.whole(write=True):
             agent.restore_policy(found)
             restore(agent, found)
         agent.stopped = bool(trainer["stopped"])

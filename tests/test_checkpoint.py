@@ -101,6 +101,15 @@ def test_an_agent_loads_where_it_was_saved(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
+def test_the_scale_of_float16_losses_goes_on(tmp_path: Path) -> None:
+    agent = train(autocast="float16")
+    state = agent.engine.scaler.state_dict()
+    assert state != torch.amp.GradScaler("cpu").state_dict()
+    agent.save(tmp_path / "saved")
+    loaded = SFT.load(tmp_path / "saved", dataset=ROWS, tokenizer=TOKENIZER)
+    assert loaded.engine.scaler.state_dict() == state
+
+
 def test_global_random_states_go_on() -> None:
     import random
 

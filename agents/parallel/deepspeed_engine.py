@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from textenv.agents.parallel import distributed
-from textenv.agents.parallel.sharding import trunks, zero_stage
+from textenv.agents.parallel.engine import Engine
+from textenv.agents.parallel.sharding import trunks
 from textenv.agents.policies.model_setup import transformer_blocks
 
 if TYPE_CHECKING:
@@ -27,17 +28,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's tensors of a weight's shape."""
 
 
-def start_engine(agent: Agent) -> ZeroEngine | None:
-    """Hand an agent whose optimizer was just made to DeepSpeed, if the launcher's configuration asks for it.
-
-    Raises:
-        ValueError: for settings that do not go together with it.
-    """
-    stage = zero_stage()
-    return ZeroEngine(agent, stage) if stage else None
-
-
-class ZeroEngine:
+class ZeroEngine(Engine):
     """An agent's policy and optimizer in the engine's hands.
 
     Args:
@@ -60,7 +51,8 @@ class ZeroEngine:
         if type(agent.optimizer) is not torch.optim.AdamW:
             raise ValueError(f"optimizer must be 'adamw' with DeepSpeed, got {agent.config.optimizer!r}")
         models = trunks(agent) if stage == 3 else []
-        self.agent, self.policy, self.optimizer = agent, agent.policy, agent.optimizer
+        super().__init__(agent)
+        self.policy, self.optimizer = agent.policy, agent.optimizer
         self.stage = stage
         self.parameters: list[Any] = list(agent.policy.parameters())
         self.members = [list(group["params"]) for group in agent.optimizer.param_groups]
@@ -115,6 +107,10 @@ class ZeroEngine:
         """Add up gradients; the engine averages over processes what has to be summed."""
         self.engine.backward(loss * distributed.world_size())
 
+    def reduce(self, bad: bool) -> bool:
+        """Whether any process found something wrong; the engine sums the gradients in the backward pass."""
+        return distributed.reduce_gradients((), bad)
+
     def step(self) -> Tensor:
         """Clip the gradients and move the weights.
 
@@ -166,7 +162,7 @@ class ZeroEngine:
                 offload.setup_zero_stage3_hooks()
 
     @contextmanager
-    def whole(self, *, write: bool) -> Iterator[None]:
+    def whole(self, *, write: bool = False) -> Iterator[None]:
         """Within the block the agent's parameters and moments are ordinary tensors, to be saved or loaded.
 
         Args:

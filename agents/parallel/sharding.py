@@ -10,13 +10,9 @@ decoding through sharded layers would ask the other processes at every token, an
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from textenv.agents.parallel import distributed
 from textenv.agents.policies.model_setup import transformer_blocks
@@ -115,99 +111,3 @@ def shard(agent: Agent) -> bool:
             part.reshards = options["reshard_after_forward"]
     agent.policy.invalidate()
     return True
-
-
-@contextmanager
-def gathered(agent: Agent) -> Iterator[None]:
-    """Within the block every process has all weights, for passes without gradient that it makes by itself."""
-    if agent.engine is not None:
-        with agent.engine.gathered():
-            yield
-        return
-    parts = _parts(agent.policy)
-    for part in parts:
-        part.set_reshard_after_forward(False)
-        part.unshard()
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.set_reshard_after_forward(part.reshards)
-            part.reshard()
-
-
-@contextmanager
-def whole(agent: Agent, *, write: bool = False) -> Iterator[None]:
-    """Within the block an agent's parameters and moments are ordinary tensors, to be saved or loaded.
-
-    Every process enters it. Its policy can't be called in there.
-
-    Args:
-        agent: an agent, sharded or not.
-        write: put what the tensors are at the end of the block into the shards.
-    """
-    if agent.engine is not None:
-        with agent.engine.whole(write=write):
-            yield
-        return
-    if not agent.sharded:
-        yield
-        return
-    places = [
-        (module, name, parameter)
-        for module in agent.policy.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None and distributed.is_sharded(parameter)
-    ]
-    # After loading, FSDP's hooks look for the shards, which are not in place before the end of the block.
-    hooks = {module: module._load_state_dict_post_hooks for module, _, _ in places}
-    for module in hooks:
-        module._load_state_dict_post_hooks = OrderedDict()
-    state = agent.optimizer.state
-    kept: list[tuple[Any, dict[str, Any]]] = []
-    for module, name, parameter in places:
-        full = distributed.whole_tensor(parameter.detach())
-        module._parameters[name] = nn.Parameter(full, requires_grad=parameter.requires_grad)
-        kept.append((parameter, dict(state[parameter]) if parameter in state else {}))
-        for key, value in kept[-1][1].items():
-            state[parameter][key] = distributed.whole_tensor(value) if isinstance(value, Tensor) else value
-    try:
-        yield
-    finally:
-        state = agent.optimizer.state  # loading makes a new one
-        for (module, name, parameter), (_, before) in zip(places, kept, strict=True):
-            loaded: Any = module._parameters[name]
-            module._parameters[name] = parameter
-            if write:
-                _put(parameter, loaded)
-                for key, value in state[parameter].items() if parameter in state else ():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        state[parameter][key] = _like(value, parameter)
-            elif before:
-                state[parameter] = before
-        for module, own in hooks.items():
-            module._load_state_dict_post_hooks = own
-        if write:
-            agent.policy.invalidate()
-
-
-def _parts(module: nn.Module) -> list[Any]:
-    if distributed.alone():
-        return []
-    from torch.distributed.fsdp import FSDPModule
-
-    return [part for part in module.modules() if isinstance(part, FSDPModule)]
-
-
-def _like(full: Tensor, parameter: Any) -> Tensor:
-    """This process's part of a tensor that every process has."""
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(
-        full.detach().to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
-
-
-@torch.no_grad()
-def _put(parameter: Any, full: Any) -> None:
-    parameter.copy_(_like(full, parameter))

@@ -12,7 +12,6 @@ from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
 from textenv.agents.offline import OfflineAgent
-from textenv.agents.parallel.sharding import gathered
 from textenv.agents.parallel.shares import spread
 from textenv.agents.preferences.data import PairedBatch, as_labelled, as_pairs, mismatched
 from textenv.agents.preferences.losses import (
@@ -178,7 +177,7 @@ class PreferenceAgent(OfflineAgent):
         precompute = isinstance(cfg, ReferenceConfig) and cfg.precompute_reference
         if precompute and "reference" not in self.dataset.tensors:
             episodes = spread(self.dataset.episodes)
-            with gathered(self):
+            with self.engine.gathered():
                 found = self.reference.log_prob(episodes.to(self.policy.device)).to(episodes.device)
             self.dataset.tensors["reference"] = response_log_probs(found, episodes.action_mask)
         return self.dataset.select(index)
@@ -334,7 +333,7 @@ class KTO(PreferenceAgent):
         own, other = batch.first(), batch.second()
         spread(other.episodes)
         reference = other.tensors.get("reference")
-        with gathered(self):
+        with self.engine.gathered():
             if reference is None:
                 reference = response_log_probs(self.reference.log_prob(other.episodes), other.mask)
             mismatch = response_log_probs(self.policy.log_prob(other.episodes), other.mask) - reference

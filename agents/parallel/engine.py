@@ -1,0 +1,120 @@
+"""What makes an optimizer step of a loss: gradients, clipping, moving the weights.
+
+One face for the three ways in which weights lie in processes: whole in each (``Engine``, here), in parts by
+FSDP2 (``sharding.ShardedEngine``) or in parts by DeepSpeed (``deepspeed_engine.ZeroEngine``).
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from textenv.agents.optim import clip_gradients
+from textenv.agents.parallel import distributed
+from textenv.agents.parallel.sharding import zero_stage
+
+if TYPE_CHECKING:
+    from textenv.agents.base import Agent, Stats
+    from textenv.agents.batch import Totals, TrainingBatch
+
+
+class Engine:
+    """Steps on weights that every process has whole.
+
+    Args:
+        agent: an agent whose optimizer was just made.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        # Not a cycle: an agent's weights and files go when it goes, not when the garbage collector comes.
+        self.agent: Agent = weakref.proxy(agent)
+        # float16 gradients underflow unless the loss is scaled up; everywhere else the scaler passes through.
+        half = agent.config.autocast == "float16"
+        self.scaler = torch.amp.GradScaler(agent.policy.device.type, enabled=half)
+
+    # -- a step ----------------------------------------------------------------------------------------------
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """The agent's loss of a micro-batch, and statistics."""
+        return self.agent.loss(batch, totals)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add up gradients."""
+        self.scaler.scale(loss).backward()
+
+    def reduce(self, bad: bool) -> bool:
+        """Sum the gradients over the processes.
+
+        Args:
+            bad: whether this process found something wrong.
+
+        Returns:
+            Whether any process did.
+        """
+        return distributed.reduce_gradients(self.agent.parameters, bad)
+
+    def step(self) -> Tensor:
+        """Clip the gradients and move the weights.
+
+        Returns:
+            The gradient's norm before, a scalar tensor; NaN where the scaler skips a step.
+
+        Raises:
+            ValueError: if the norm is NaN or infinite and no scaler is in use; the weights are as they were.
+        """
+        agent = self.agent
+        self.scaler.unscale_(agent.optimizer)
+        try:
+            norm = clip_gradients(agent.parameters, agent.config.max_grad_norm)
+        except ValueError:
+            if not self.scaler.is_enabled():
+                raise
+            # Too large a scale: the scaler skips the step and lowers it.
+            norm = torch.tensor(torch.nan, device=agent.policy.device)
+        self.scaler.step(agent.optimizer)
+        self.scaler.update()
+        return norm
+
+    def drop(self) -> None:
+        """Forget the gradients."""
+        self.agent.optimizer.zero_grad(set_to_none=True)
+
+    def keep(self) -> None:
+        """Take over weights that were moved outside of the optimizer (target heads)."""
+
+    # -- whole weights ---------------------------------------------------------------------------------------
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Within the block every process has all weights, for passes without gradient it makes by itself."""
+        return nullcontext()
+
+    def whole(self, *, write: bool = False) -> AbstractContextManager[None]:
+        """Within the block the agent's parameters and moments are ordinary tensors, to be saved or loaded.
+
+        Every process enters it. The policy can't be called in there where weights are in parts.
+
+        Args:
+            write: put what the tensors are at the end of the block into the parts.
+        """
+        return nullcontext()
+
+
+def start_engine(agent: Agent) -> Engine:
+    """The engine that the launcher's configuration asks for, for an agent whose optimizer was just made.
+
+    Raises:
+        ValueError: for settings that do not go together with it.
+    """
+    if stage := zero_stage():
+        from textenv.agents.parallel.deepspeed_engine import ZeroEngine
+
+        return ZeroEngine(agent, stage)
+    if agent.sharded:
+        from textenv.agents.parallel.sharded_engine import ShardedEngine
+
+        return ShardedEngine(agent)
+    return Engine(agent)
