@@ -184,7 +184,6 @@ def trained(name: str, folder: Path, **changes: Any) -> dict[str, Any]:
     agent = result.agent
     agent.save(folder)
     parameters = list(agent.policy.parameters())
-    engine: Any = agent.engine
     return {
         "sharded": agent.sharded,
         "loss": [row["loss"] for row in result.history],
@@ -193,7 +192,7 @@ def trained(name: str, folder: Path, **changes: Any) -> dict[str, Any]:
         "held": sum(getattr(p, "_local_tensor", p).numel() or p.ds_tensor.numel() for p in parameters),
         "all": sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
         "trains": sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad),
-        "moments": None if engine is None else sum(part.numel() for part in engine.parts),
+        "moments": sum(part.numel() for part in getattr(agent.engine, "parts", ())),
     }
 
 
