@@ -204,7 +204,7 @@ def test_every_registered_estimator_takes_the_same_call() -> None:
 
 
 def test_registry_errors() -> None:
-    with pytest.raises(ValueError, match=r"must be one of \['gae', .*got 'gea'"):
+    with pytest.raises(ValueError, match="unknown advantage 'gea'; known: gae, "):
         get_advantage("gea")
     with pytest.raises(ValueError, match="already registered"):
         register_advantage("gae")(gae)
