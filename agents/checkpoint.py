@@ -167,7 +167,8 @@ def restore(agent: Agent, path: str | os.PathLike[str]) -> None:
         saved |= {name: own[name] for name in ("fused", "foreach") if name in own}
     agent.optimizer.load_state_dict(state)
     agent.schedule.load_state_dict(trainer["schedule"])
-    agent.engine.scaler.load_state_dict(trainer["scaler"])
+    scaler = agent.engine.scaler
+    scaler.load_state_dict(trainer.get("scaler", scaler.state_dict()))  # the oldest checkpoints have none
     agent.set_counters(trainer["counters"])
     if agent.envs is not None:
         scorer.load_state_dict(scorer.reward_wrappers(agent.envs), trainer["reward_terms"])

@@ -110,6 +110,21 @@ def test_the_scale_of_float16_losses_goes_on(tmp_path: Path) -> None:
     assert loaded.engine.scaler.state_dict() == state
 
 
+@pytest.mark.parametrize("autocast", ["float32", "float16"])
+def test_a_checkpoint_of_before_scales_were_saved_is_read(autocast: str, tmp_path: Path) -> None:
+    agent = train(autocast=autocast)
+    agent.save(tmp_path / "saved")
+    file = tmp_path / "saved" / checkpoint.TRAINER
+    trainer = json.loads(file.read_text())
+    del trainer["scaler"]
+    file.write_text(json.dumps(trainer))
+    other = train(autocast=autocast, seed=1, steps=1)
+    scale = other.engine.scaler.state_dict()
+    checkpoint.restore(other, tmp_path / "saved")
+    assert other.optimizer_steps == agent.optimizer_steps
+    assert other.engine.scaler.state_dict() == scale
+
+
 def test_global_random_states_go_on() -> None:
     import random
 

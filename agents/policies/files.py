@@ -89,12 +89,7 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
     if saved["adapters"]:
         model = _with_adapters(model, folder)
     policy = cls(model, **settings)
-    if saved["heads"]:
-        load_heads(policy, folder)
-    if saved["reference"] is not None:
-        reference = policy.reference(saved["reference"])
-        if (folder / "reference.safetensors").is_file():
-            reference.load_state_dict(load_file(folder / "reference.safetensors"))
+    _load_beside(policy, folder, saved)
     return policy
 
 
@@ -118,13 +113,18 @@ def restore_policy(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None
         policy.model.load_state_dict(model.state_dict())
     except RuntimeError as error:
         raise ValueError(f"the policy must be made as the saved one in {folder}: {error}") from error
+    _load_beside(policy, folder, saved)
+    policy.invalidate()
+
+
+def _load_beside(policy: LanguagePolicy, folder: Path, saved: dict[str, Any]) -> None:
+    """Heads and reference, which lie beside the model."""
     if saved["heads"]:
         load_heads(policy, folder)
     if saved["reference"] is not None:
         reference = policy.reference(saved["reference"])
         if (folder / "reference.safetensors").is_file():
             reference.load_state_dict(load_file(folder / "reference.safetensors"))
-    policy.invalidate()
 
 
 def settings_of(policy: LanguagePolicy) -> dict[str, Any]:
