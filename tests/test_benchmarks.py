@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import random_walks, rollout
+from benchmarks import mutation, random_walks, rollout
 from benchmarks.common import interleave, matmul_flops, write_json
 from benchmarks.models import ModelShape, language_model, random_prompts, sequence_classifier, word_tokenizer
+from benchmarks.mutation_operators import mutations_of
 from benchmarks.ppo_cycle import CASES, contender, contenders_of, expected_tokens, ratios, run_case
 from benchmarks.worker import Worker, memory_mb
 
@@ -156,3 +157,37 @@ def test_the_table_of_walks_has_a_row_for_each_agent(
     found = json.loads(file.read_text())["agents"]
     assert [one["agent"] for one in found] == list(random_walks.CONFIGS)
     assert found[0]["optimality"]["per_seed"] == pytest.approx([0.9, 0.91, 0.92, 0.93, 0.94])
+
+
+def test_mutations_are_single_faults_that_python_can_read() -> None:
+    source = b"""
+def loss(a, mask, weight: float = 1.0):
+    if weight <= 0:
+        raise ValueError(f"weight must be > 0, got {weight - 1}")
+    kept = torch.where(mask, a[:, 1:] - a.detach(), 0.0)
+    return weight * kept.sum(dim=index) if a.min() < 0 else -kept
+"""
+    found = [
+        (m.operator, m.apply(source).decode().splitlines()[m.line - 1].strip())
+        for m in mutations_of("f", source)
+    ]
+    assert ("mask", "kept = (a[:, 1:] - a.detach())") in found
+    assert ("off-by-one", "kept = torch.where(mask, a[:, 2:] - a.detach(), 0.0)") in found
+    assert ("sign", "kept = torch.where(mask, a[:, 1:] + a.detach(), 0.0)") in found
+    assert ("detach", "kept = torch.where(mask, a[:, 1:] - a, 0.0)") in found
+    assert ("factor", "return kept.sum(dim=index) if a.min() < 0 else -kept") in found
+    assert ("keyword", "return weight * kept.sum() if a.min() < 0 else -kept") in found
+    assert ("comparison", "return weight * kept.sum(dim=index) if a.min() <= 0 else -kept") in found
+    assert ("extremum", "return weight * kept.sum(dim=index) if a.max() < 0 else -kept") in found
+    assert ("sign", "return weight * kept.sum(dim=index) if a.min() < 0 else kept") in found
+    assert not any("raise" in line or "def" in line for _, line in found)
+
+
+def test_a_draw_of_mutations_depends_on_the_seed_alone() -> None:
+    drawn = mutation.draw(mutation.ROOT, 20, seed=1)
+    assert drawn == mutation.draw(mutation.ROOT, 20, seed=1) != mutation.draw(mutation.ROOT, 20, seed=2)
+    assert len(set(drawn)) == 20
+    for found in drawn:
+        found.apply((mutation.ROOT / found.file).read_bytes())
+    with pytest.raises(ValueError, match="count must be at most"):
+        mutation.draw(mutation.ROOT, 10**6, seed=1)
