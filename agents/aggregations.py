@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from textenv.agents.batch import Totals
-from textenv.agents.losses import masked_sum
+from textenv.agents.losses import masked_sum, own
 from textenv.names import nearest, registrar
 
 
@@ -35,10 +34,11 @@ def register_aggregation(name: str) -> Callable[[AggregationFunction], Aggregati
         ValueError: if the name is taken.
 
     Example:
+        >>> import torch
         >>> @register_aggregation("square-root-of-length")
         ... def by_root(values, mask, totals):
         ...     lengths = mask.sum(-1).clamp_min(1)
-        ...     return ((values * mask).sum(-1) / lengths.sqrt()).sum() / totals.episodes
+        ...     return (own(values, mask).sum(-1) / lengths.sqrt()).sum() / totals.episodes
         >>> values, mask = torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool)
         >>> float(aggregate(values, mask, "square-root-of-length"))
         2.0
@@ -87,7 +87,7 @@ def token_mean(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
 def sequence_mean(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
     """Mean over episodes of the mean over their own tokens (GRPO, Shao et al. 2024, eq. 3)."""
     lengths = mask.sum(-1).clamp_min(1)
-    return (torch.where(mask, values, 0.0).sum(-1) / lengths).sum() / totals.episodes
+    return (own(values, mask).sum(-1) / lengths).sum() / totals.episodes
 
 
 @register_aggregation("dr_grpo")

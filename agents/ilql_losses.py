@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from textenv.agents.advantages import next_own_values
-from textenv.agents.losses import Stats, masked_mean
+from textenv.agents.losses import Stats, masked_mean, masked_squared_error, own
+from textenv.bounded_exp import bounded_exp
 
 
 def ilql_targets(rewards: Tensor, state_values: Tensor, mask: Tensor, *, gamma: float = 0.99) -> Tensor:
@@ -21,15 +22,14 @@ def ilql_targets(rewards: Tensor, state_values: Tensor, mask: Tensor, *, gamma: 
 
     The next state is the next OWN token's; tokens of others in between are skipped.
     """
-    return torch.where(mask, rewards + gamma * next_own_values(state_values.detach(), mask), 0.0)
+    return own(rewards + gamma * next_own_values(state_values.detach(), mask), mask)
 
 
 def ilql_q_loss(
     q_values: Sequence[Tensor], targets: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None
 ) -> Tensor:
     """Sum over the Q heads of the mean of (Q_i(s, a) - y)^2: each (B, L) -> scalar."""
-    losses = [masked_mean((q - targets.detach()).square(), mask, denominator) for q in q_values]
-    return torch.stack(losses).sum()
+    return torch.stack([masked_squared_error(q, targets, mask, denominator) for q in q_values]).sum()
 
 
 def ilql_value_loss(
@@ -54,7 +54,7 @@ def ilql_value_loss(
     """
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must lie in (0, 1), got {expectile}")
-    difference = target_q.detach() - state_values
+    difference = own(target_q.detach(), mask) - own(state_values, mask)
     weight = torch.where(difference < 0, 1.0 - expectile, expectile)
     return masked_mean(weight * difference.square(), mask, denominator)
 
@@ -84,6 +84,8 @@ def ilql_awac_loss(
 ) -> tuple[Tensor, Stats]:
     """Advantage-weighted cloning: mean of exp(beta (Qbar - V)) NLL, weights detached (Nair et al. 2020).
 
+    Above 20 the exponential goes on as its tangent (``bounded_exp``).
+
     Args:
         log_probs: (B, L) of the language model, with gradient.
         target_q: (B, L) Qbar.
@@ -96,9 +98,10 @@ def ilql_awac_loss(
     Returns:
         (scalar loss, statistics: ``weight`` the mean of the weights).
     """
-    weights = torch.where(mask, beta * (target_q - state_values).detach(), 0.0).exp()
+    advantages = own(target_q.detach(), mask) - own(state_values.detach(), mask)
+    weights = bounded_exp(beta * advantages)
     if max_weight is not None:
         weights = weights.clamp_max(max_weight)
-    return -masked_mean(weights * log_probs, mask, denominator), {
+    return -masked_mean(weights * own(log_probs, mask), mask, denominator), {
         "weight": masked_mean(weights, mask, denominator)
     }

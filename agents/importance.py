@@ -10,6 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from textenv.bounded_exp import bounded_exp
+
 ImportanceLevel = Literal["token", "sequence"]
 
 
@@ -49,9 +51,9 @@ def truncated_importance_weights(
     """
     if clip <= 0:
         raise ValueError(f"clip must be > 0, got {clip}")
-    difference = torch.where(mask, log_probs.detach() - behaviour_log_probs.to(log_probs), 0.0)
+    difference = torch.where(mask, log_probs.detach() - behaviour_log_probs.detach().to(log_probs), 0.0)
     if level == "sequence":
         difference = difference.sum(-1, keepdim=True).expand_as(difference)
     elif level != "token":
         raise ValueError(f"importance level must be one of {list(get_args(ImportanceLevel))}, got {level!r}")
-    return torch.where(mask, difference.exp().clamp_max(clip), 0.0)
+    return torch.where(mask, bounded_exp(difference).clamp_max(clip), 0.0)

@@ -3,8 +3,9 @@
 Every tensor is (B, L), aligned with ``input_ids`` and masked by the tokens that the policy chose (own
 tokens). Every loss and statistic is a sum divided by a denominator. Pass the denominator of the whole
 optimizer step and the micro-batches' losses and statistics ADD UP to those of the whole batch, however it was
-split; without it a call is taken to be the whole batch. Statistics are detached tensors on the device
-(reading them is left to the caller). Shape letters: B episodes, L tokens.
+split; without it a call is taken to be the whole batch. What stands off the mask, NaN and infinities too,
+changes neither values nor gradients: inputs are masked, not products (0 times NaN is NaN). Statistics are
+detached tensors on the device (reading them is left to the caller). Shape letters: B episodes, L tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from textenv.bounded_exp import bounded_exp
 from textenv.kl import kl_estimate
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
@@ -23,9 +25,17 @@ RatioLevel = Literal["token", "sequence"]
 Stats = dict[str, Tensor]
 
 
+def own(values: Tensor, mask: Tensor) -> Tensor:
+    """The values at own tokens, 0 (and no gradient) elsewhere: (B, L), (B, L) bool -> (B, L)."""
+    return torch.where(mask, values, 0.0)
+
+
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum over own tokens: (B, L), (B, L) bool -> scalar. What is off the mask (NaN too) has no part."""
-    return torch.where(mask, values, 0.0).sum()
+    """Sum over own tokens: (B, L), (B, L) bool -> scalar. What is off the mask (NaN too) has no part.
+
+    That is so for ``values`` themselves, not for what they were computed from: mask that before a product.
+    """
+    return own(values, mask).sum()
 
 
 def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
@@ -58,10 +68,11 @@ def masked_whiten(
     Call it on the whole batch, before it is split into minibatches. Off the mask the result is 0. Values that
     spread less than ``min_std`` are divided by that, so small differences stay small.
     """
+    values = own(values, mask)
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean).square(), mask).clamp_min(min_std**2)
     scaled = (values - mean) * torch.rsqrt(variance + eps)
-    return torch.where(mask, scaled if shift_mean else scaled + mean, 0.0)
+    return own(scaled if shift_mean else scaled + mean, mask)
 
 
 def masked_center(values: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
@@ -72,10 +83,10 @@ def masked_center(values: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     index = groups.unique(return_inverse=True)[1].to(values.device)
     sums = torch.zeros(len(values), dtype=values.dtype, device=values.device)
     counts = torch.zeros_like(sums)
-    sums.index_add_(0, index, torch.where(mask, values, 0.0).sum(-1))
+    sums.index_add_(0, index, own(values, mask).sum(-1))
     counts.index_add_(0, index, mask.sum(-1).to(counts.dtype))
     means = sums / counts.clamp_min(1)
-    return torch.where(mask, values - means[index].unsqueeze(-1), 0.0)
+    return own(values - means[index].unsqueeze(-1), mask)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
@@ -102,12 +113,12 @@ def log_ratio(
     Raises:
         ValueError: on an unknown ``level``.
     """
-    difference = torch.where(mask, log_probs - old_log_probs, 0.0)
+    difference = own(log_probs, mask) - own(old_log_probs, mask)
     if level == "token":
         return difference
     if level == "sequence":
         mean = difference.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp_min(1)
-        return torch.where(mask, mean, 0.0)
+        return own(mean.expand_as(difference), mask)
     raise ValueError(f"ratio level must be one of {list(get_args(RatioLevel))}, got {level!r}")
 
 
@@ -123,7 +134,8 @@ def ratio_stats(difference: Tensor, mask: Tensor, *, denominator: Tensor | float
     Returns:
         ``approx_kl``, the k3 estimate of KL(old || new) in nats a token, and ``ratio``, the mean ratio.
     """
-    ratio = difference.exp()
+    difference = own(difference, mask)
+    ratio = bounded_exp(difference)
     return {
         "approx_kl": masked_mean(ratio - 1.0 - difference, mask, denominator),
         "ratio": masked_mean(ratio, mask, denominator),
@@ -144,6 +156,9 @@ def ppo_policy_loss(
     denominator: Tensor | float | None = None,
 ) -> tuple[Tensor, Stats]:
     """Clipped surrogate: mean of max(-A rho, -A clip(rho, 1 - eps, 1 + eps_high)) (Schulman 2017, eq. 7).
+
+    rho is exp of the log-ratio up to 20 nats and goes on as its tangent (``bounded_exp``): a token with A < 0
+    that became that much likelier is still pushed down, by a finite gradient.
 
     Args:
         log_probs: (B, L) under the policy being trained, with gradient.
@@ -167,9 +182,9 @@ def ppo_policy_loss(
     """
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip must be > 1, got {dual_clip}")
-    advantages = advantages.detach()
+    advantages = own(advantages.detach(), mask)
     difference = log_ratio(log_probs, old_log_probs.detach(), mask, level=level)
-    ratio = difference.exp()
+    ratio = bounded_exp(difference)
     high = clip_range if clip_range_high is None else clip_range_high
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + high)
@@ -191,7 +206,14 @@ def reinforce_loss(
     denominator: Tensor | float | None = None,
 ) -> Tensor:
     """Score-function loss: mean of -A log pi (Williams 1992): (B, L) -> scalar."""
-    return _reduced(-advantages.detach() * log_probs, mask, reduce, denominator)
+    return _reduced(-own(advantages.detach(), mask) * own(log_probs, mask), mask, reduce, denominator)
+
+
+def masked_squared_error(
+    values: Tensor, targets: Tensor, mask: Tensor, denominator: Tensor | float | None = None
+) -> Tensor:
+    """Mean over own tokens of (x - y)^2, no gradient to the targets y: (B, L), (B, L), (B, L) -> scalar."""
+    return masked_mean((own(values, mask) - own(targets.detach(), mask)).square(), mask, denominator)
 
 
 def ppo_value_loss(
@@ -219,7 +241,8 @@ def ppo_value_loss(
         (scalar loss, statistics: ``clip_fraction`` of own tokens whose clipped error is the larger one,
         ``error`` the mean squared error before clipping).
     """
-    returns, old_values = returns.detach(), old_values.detach()
+    values, returns = own(values, mask), own(returns.detach(), mask)
+    old_values = own(old_values.detach(), mask)
     errors = (values - returns).square()
     losses = errors
     if clip_range is not None:
@@ -262,8 +285,7 @@ def kl_loss(
     Returns:
         A scalar in nats a token.
     """
-    kept = torch.where(mask, log_probs, 0.0)
-    estimates = kl_estimate(kept, torch.where(mask, ref_log_probs.detach(), 0.0), kind=kind)
+    estimates = kl_estimate(own(log_probs, mask), own(ref_log_probs.detach(), mask), kind=kind)
     return _reduced(estimates, mask, reduce, denominator)
 
 

@@ -16,7 +16,7 @@ from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.ilql import ILQL, ILQLConfig
 from textenv.agents.ilql_losses import ilql_awac_loss, ilql_cql_loss, ilql_q_loss
-from textenv.agents.losses import masked_mean
+from textenv.agents.losses import masked_squared_error
 from textenv.agents.registry import register_agent
 
 
@@ -61,7 +61,7 @@ class MonteCarloCritic(ILQL):
         returns = discounted_sums(batch.episodes.rewards, mask, cfg.gamma)
         state_values, target_q = spread(found.state_values), spread(found.target_q)
         q_loss = ilql_q_loss([spread(q) for q in found.q], returns, mask, denominator=tokens)
-        value_loss = masked_mean((state_values - returns).square(), mask, tokens)
+        value_loss = masked_squared_error(state_values, returns, mask, tokens)
         awac, _ = ilql_awac_loss(
             out.log_probs, target_q, state_values, mask, beta=cfg.awac_beta, denominator=tokens
         )

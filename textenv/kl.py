@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from textenv.bounded_exp import bounded_expm1
+
 KL_ESTIMATORS = ("k1", "k2", "k3")
 """The estimators that need only the log-probs of the sampled tokens."""
 
@@ -17,7 +19,8 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kind: str = "k1") -> T
 
     With d = log_probs - ref_log_probs (Schulman 2020, "Approximating KL divergence"):
     ``k1`` = d, unbiased, may be negative; ``k2`` = d^2 / 2, low variance, biased;
-    ``k3`` = exp(-d) - 1 + d, unbiased and never negative.
+    ``k3`` = exp(-d) - 1 + d, unbiased and never negative; where d < -20 the exponential goes on as its
+    tangent, so that it cannot overflow (``bounded_exp``).
 
     Args:
         log_probs: any shape, log-probs under the policy of tokens that were sampled from it.
@@ -48,7 +51,7 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kind: str = "k1") -> T
     if kind == "k2":
         return 0.5 * difference.square()
     # expm1 keeps k3 accurate near 0, where exp(-d) - 1 + d would cancel.
-    return torch.expm1(-difference) + difference
+    return bounded_expm1(-difference) + difference
 
 
 def kl_full(logits: Tensor, ref_logits: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
-"""Losses of reward models, as pure functions of scores. Shape letters: P pairs, R rated texts, K heads."""
+"""Losses of reward models, as pure functions of scores. Shape letters: P pairs, R rated texts, K heads.
+
+A score of weight 0 has no part, whatever it is (NaN too): neither in a loss nor in its gradient.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -17,7 +21,7 @@ def weighted_mean(
         denominator: rows of the whole optimizer step; by default P, or 1 if there are no rows.
     """
     if weights is not None:
-        values = values * weights
+        values = _weighted(values, weights) * weights
     if denominator is None:
         denominator = max(1, len(values))
     heads = 1 if values.dim() == 1 else values.shape[1]
@@ -58,6 +62,7 @@ def bradley_terry_loss(
     logits = chosen - rejected
     if margin is not None:
         logits = logits - _as_rows(margin, logits)
+    logits = _weighted(logits, weights)
     if label is None:
         losses = -logsigmoid(logits)
     else:
@@ -94,10 +99,16 @@ def rating_loss(
         weights: of the shape of ``scores``.
         denominator: rated texts of the whole optimizer step, by default R.
     """
-    return weighted_mean((scores - _as_rows(ratings, scores)).square(), weights, denominator)
+    errors = _weighted(scores - _as_rows(ratings, scores), weights)
+    return weighted_mean(errors.square(), weights, denominator)
 
 
 def _as_rows(values: Tensor, like: Tensor) -> Tensor:
     """(P,) beside (P, K), in the number format of ``like``."""
     values = values.to(like)
     return values.unsqueeze(-1) if like.dim() == 2 else values
+
+
+def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
+    """The values that count, 0 where their weight is 0: before a product, for 0 times NaN is NaN."""
+    return values if weights is None else torch.where(weights != 0, values, 0.0)
