@@ -164,7 +164,7 @@ def test_texts_are_written_for_the_reader(tmp_path: Path, form: str) -> None:
         row = datasets.load_from_disk(tmp_path / form)[0]
     else:
         row = json.loads((tmp_path / form).read_text(encoding="utf-8").splitlines()[0])
-    assert (row["prompt"], row["completion"]) == ("5 6", "1 2 3")
+    assert (row["prompt"], row["completion"]) == ("5 6", " 1 2 3")
     assert_same(batch, load_episodes(tmp_path / form))
 
 

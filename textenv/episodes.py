@@ -17,6 +17,7 @@ from torch import Tensor
 
 from textenv.row_index import row_index
 from textenv.text_pairs import encode_pairs
+from textenv.texts import split_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -365,21 +366,21 @@ class EpisodeBatch:
             yield index, self.select(index)
             start = stop
 
-    def prompt_texts(
+    def texts(
         self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True
-    ) -> list[str]:
-        """The B prompts as text."""
-        ids = [row[:n] for row, n in zip(self.input_ids.tolist(), self.prompt_lengths.tolist(), strict=True)]
-        return tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
-
-    def completion_texts(
-        self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True
-    ) -> list[str]:
-        """The B responses (everything after the first prompt) as text, by default without EOS and its kin."""
-        ends = self.lengths.tolist()
+    ) -> list[tuple[str, str]]:
+        """B pairs (prompt, completion) whose sum is the decoded row; see ``textenv.texts.split_texts``."""
+        ids = [row[:n] for row, n in zip(self.input_ids.tolist(), self.lengths.tolist(), strict=True)]
         starts = self.prompt_lengths.tolist()
-        ids = [row[a:b] for row, a, b in zip(self.input_ids.tolist(), starts, ends, strict=True)]
-        return tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
+        return split_texts(ids, starts, tokenizer, skip_special_tokens=skip_special_tokens)
+
+    def prompt_texts(self, tokenizer: PreTrainedTokenizerBase, **options: bool) -> list[str]:
+        """The B prompts as text; ``options`` are those of ``texts``."""
+        return [prompt for prompt, _ in self.texts(tokenizer, **options)]
+
+    def completion_texts(self, tokenizer: PreTrainedTokenizerBase, **options: bool) -> list[str]:
+        """The B responses (all behind the first prompt) as text; ``options`` are those of ``texts``."""
+        return [completion for _, completion in self.texts(tokenizer, **options)]
 
     def save(self, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write to ``path``: JSON lines if it ends in ``.jsonl``, else a ``datasets`` Arrow folder.

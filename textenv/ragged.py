@@ -113,7 +113,8 @@ class RaggedEpisodes:
                 _check_json(value, f"extras[{name!r}][{i}]")
         texts = {}
         if tokenizer is not None:
-            texts = {"prompt": batch.prompt_texts(tokenizer), "completion": batch.completion_texts(tokenizer)}
+            pairs = batch.texts(tokenizer)
+            texts = {"prompt": [pair[0] for pair in pairs], "completion": [pair[1] for pair in pairs]}
         return cls(
             lengths=lengths,
             columns={name: to_numpy(x[mask] if is_per_token(name) else x) for name, x in tensors.items()},

@@ -6,6 +6,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from textenv.rows import Rows
+from textenv.texts import split_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,8 @@ def render_row(
     if not split:
         return "(no episode)"
     ids = rows.tokens[row].tolist()
-    parts = tokenizer.batch_decode([ids[:split], ids[split : split + steps]])
+    ids = ids[: split + steps]
+    parts = split_texts([ids], [split], tokenizer, skip_special_tokens=False)[0]
     prompt, response = (printable(part) for part in parts)
     terms = "".join(f"  {name}={value:+.3f}" for name, value in reward_terms.items())
     state = "" if bool(rows.active[row]) else "  (over)"
