@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textenv.checks import check_at_least
-from textenv.records import Columns, Repeats, load_columns
+from textenv.columns import Column, Columns
+from textenv.records import Repeats, load_columns
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
 
@@ -71,7 +72,7 @@ def build_prompts(
     rename = {} if prompt_column is None else {prompt_column: "prompt"}
     records = load_columns(_rows_of_list(data), split=split, columns=[], rename=rename)
     name = "messages" if "prompt" not in records.columns and "messages" in records.columns else "prompt"
-    prompts: list[Any] = []
+    prompts = Column()
     others, seen = Columns(), Repeats(records.name, "prompt")
     for place, row in itertools.islice(records.require(name).rows(), limit):
         prompts.append(_open_prompt(row.pop(name), place))

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from textenv.columns import Column, Columns
 from textenv.data_sources import Row
 from textenv.encoding import PairEncoder, raise_at
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
 from textenv.prompts import PromptSet
-from textenv.records import FORMATS, Columns, Records, Repeats, load_columns
+from textenv.records import FORMATS, Records, Repeats, load_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +65,7 @@ def prompts_from_records(
         UserWarning: if prompts repeat, with their number.
     """
     by_messages = "prompt" not in records.columns and "messages" in records.columns
-    prompts: list[Any] = []
+    prompts = Column()
     columns, seen = Columns(), Repeats(records.name, "prompt")
     for place, row in records.require("messages" if by_messages else "prompt").rows():
         prompt = row.pop("messages" if by_messages else "prompt")
@@ -211,7 +212,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
     return iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
 
 
-def _joined(parts: list[EpisodeBatch], extras: Mapping[str, list[Any]]) -> EpisodeBatch:
+def _joined(parts: list[EpisodeBatch], extras: Mapping[str, Column]) -> EpisodeBatch:
     batch = EpisodeBatch.concat(parts)
     batch.episode_id = torch.arange(len(batch))
     batch.extras = {name: list(values) for name, values in extras.items()}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from textenv.chat import check_messages
+from textenv.columns import Column, Columns
 from textenv.data_sources import DataLike, Row, Source, is_untyped, open_source
 from textenv.names import nearest
 
@@ -50,7 +54,11 @@ class Records:
             TypeError: if a value has the wrong type.
         """
         for place, raw in self.source():
-            row = {self.rename.get(name, name): value for name, value in raw.items()}
+            row = (
+                {self.rename.get(name, name): value for name, value in raw.items()}
+                if self.rename
+                else dict(raw)
+            )
             for name in self.required:
                 if name not in row:
                     raise ValueError(_no_column(place, name, row))
@@ -94,7 +102,7 @@ class Records:
             rename={**self.rename, **{back.get(old, old): new for old, new in rename.items()}},
         )
 
-    def to_columns(self) -> dict[str, list[Any]]:
+    def to_columns(self) -> dict[str, Column]:
         """All records in memory: column -> values, None where a record lacks the column."""
         columns = Columns()
         for row in self:
@@ -204,32 +212,8 @@ def _number(value: Any, name: str, place: str) -> float | bool:
     return value
 
 
-class Columns:
-    """Rows collected into columns, None where a row lacks one.
-
-    >>> columns = Columns()
-    >>> columns.add({"a": 1})
-    >>> columns.add({"b": 2})
-    >>> columns.values
-    {'a': [1, None], 'b': [None, 2]}
-    """
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[Any]] = {}
-        self._count = 0
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append one row."""
-        for name in row:
-            if name not in self.values:
-                self.values[name] = [None] * self._count
-        for name, column in self.values.items():
-            column.append(row.get(name))
-        self._count += 1
-
-
 class Repeats:
-    """Counts records that were there before; it keeps a hash of each, not the record.
+    """Counts records that were there before; it keeps a hash of each, 8 bytes, not the record.
 
     Args:
         source: where the records come from, for the warning.
@@ -238,18 +222,17 @@ class Repeats:
 
     def __init__(self, source: str, what: str) -> None:
         self._source, self._what = source, what
-        self._hashes: set[int] = set()
-        self._count = 0
+        self._hashes = array("q")
 
     def add(self, content: object) -> None:
         """Note one record."""
-        self._hashes.add(hash(repr(content)))
-        self._count += 1
+        self._hashes.append(hash(content if isinstance(content, str) else repr(content)))
 
     def warn(self) -> None:
         """Warn if records repeat, with their number."""
-        if repeats := self._count - len(self._hashes):
+        count = len(self._hashes)
+        if repeats := count - len(np.unique(np.frombuffer(self._hashes, dtype=np.int64))):
             warnings.warn(
-                f"{self._source}: {repeats} of {self._count} records repeat an earlier one's {self._what}",
+                f"{self._source}: {repeats} of {count} records repeat an earlier one's {self._what}",
                 stacklevel=3,
             )
