@@ -23,6 +23,7 @@ from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
+from textenv.agents.fresh_start import starting
 from textenv.agents.loggers.registry import Loggers, make_loggers
 from textenv.agents.optim import make_optimizer, make_schedule
 from textenv.agents.optimizer_step import optimizer_step
@@ -298,7 +299,7 @@ class Agent:
         if self.policy.device.type == "cpu":
             keep_freed_memory()
         own = self.run_dir if distributed.is_main() else None
-        with nullcontext() if own is None else RunFolder(own).running():
+        with nullcontext() if own is None else starting(own):
             self.callbacks.on_start(self)
             if self.resumed and self.stopped:
                 warnings.warn(f"a callback ended this run in iteration {self.iteration}", stacklevel=2)

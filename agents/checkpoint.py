@@ -16,16 +16,19 @@ import errno
 import hashlib
 import json
 import os
+import re
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textenv import scoring as scorer
+from textenv.agents.json_files import read_object
 from textenv.agents.parallel import distributed
 from textenv.agents.random_state import random_state
 from textenv.agents.run_folder import RunFolder, RunFolderError
@@ -36,7 +39,23 @@ if TYPE_CHECKING:
 
 TRAINER = "trainer.json"
 MANIFEST = "files.json"
+ALWAYS = (TRAINER, "optimizer.safetensors", "random.safetensors")
+"""Files that every checkpoint has, whatever the agent."""
 FORMAT = 1
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "agent": str,
+    "config": dict,
+    "counters": dict,
+    "optimizer": dict,
+    "schedule": dict,
+    "callbacks": (dict, list),
+    "state": dict,
+    "stopped": bool,
+    "data": dict,
+}
+"""Fields of ``trainer.json`` and their types."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class CorruptCheckpointError(ValueError):
@@ -116,16 +135,40 @@ def verify(path: str | os.PathLike[str]) -> None:
     folder = Path(path)
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder} holds no {MANIFEST}, expected a folder that Agent.save wrote")
-    try:
-        written = json.loads((folder / MANIFEST).read_text())
-    except ValueError as error:
-        raise CorruptCheckpointError(f"{folder / MANIFEST} is not JSON: {error}") from error
-    for name, facts in written.items():
+    for name, facts in _read_manifest(folder / MANIFEST).items():
         file = folder / name
         if not file.is_file():
             raise CorruptCheckpointError(f"{file} is missing; the checkpoint was written with it")
         if file.stat().st_size != facts["size"] or _sha256(file) != facts["sha256"]:
             raise CorruptCheckpointError(f"{file} differs from what was written; the checkpoint is damaged")
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """The manifest of a checkpoint, checked for its form: file -> ``size`` and ``sha256``.
+
+    Raises:
+        CorruptCheckpointError: if it is not what ``_manifest`` writes, or lacks a file that every checkpoint
+            has.
+    """
+    written = read_object(path, error=CorruptCheckpointError)
+    for name, facts in written.items():
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+            raise CorruptCheckpointError(
+                f"{path} is damaged, a file's name must be a path in its folder, got {name!r}"
+            )
+        size, digest = (facts.get("size"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+        whole = type(size) is int and isinstance(digest, str) and _DIGEST.fullmatch(digest)
+        if not whole or set(facts) != {"size", "sha256"}:
+            raise CorruptCheckpointError(
+                f"{path} is damaged, {name!r} must have a size and a sha256, got {reprlib.repr(facts)}"
+            )
+    missing = [name for name in ALWAYS if name not in written]
+    if missing:
+        raise CorruptCheckpointError(
+            f"{path} is damaged, it must list {', '.join(ALWAYS)}, but lacks {missing[0]}"
+        )
+    return written
 
 
 def load_agent(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -193,8 +236,15 @@ def read_trainer(folder: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: if a newer version wrote them.
+        CorruptCheckpointError: if the file does not hold them.
     """
-    trainer = json.loads((folder / TRAINER).read_text())
+    trainer = read_object(folder / TRAINER, FIELDS, error=CorruptCheckpointError)
+    wrong = [name for name, value in trainer["counters"].items() if type(value) is not int or value < 0]
+    if wrong:
+        raise CorruptCheckpointError(
+            f"{folder / TRAINER} is damaged, the counter {wrong[0]} must be an integer >= 0, "
+            f"got {reprlib.repr(trainer['counters'][wrong[0]])}"
+        )
     if trainer["format"] > FORMAT:
         raise ValueError(
             f"{folder} has format {trainer['format']}, expected at most {FORMAT}; update textenv"

@@ -119,6 +119,8 @@ def _choose(agent: Agent, folder: RunFolder, missing: str) -> tuple[Path | None,
         for step, damaged in folder.step_folders():
             if found is None or damaged > found:
                 folder.set_aside(step)
+        if found is not None:  # a process that was killed before it pruned has left one too many
+            folder.prune(agent.config.keep_checkpoints)
     return found, problems
 
 

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from textenv.agents.config import Config
+from textenv.agents.json_files import read_object
 from textenv.agents.loggers.jsonl import METRICS_FILE
 from textenv.atomic import atomic_file, atomic_folder
 
+LOCK = ".lock"
+"""The file that the process that trains in a folder holds."""
 MARKER = "checkpoint.json"
 """The file that makes a folder a checkpoint; it is written last."""
 _PACKAGES = ("textenv", "torch", "transformers", "gymnasium", "datasets", "numpy")
@@ -46,10 +49,21 @@ class RunFolder:
 
     Args:
         path: the folder; nothing is made before something is written.
+
+    Raises:
+        TypeError: if ``path`` is no path.
+        ValueError: if it is empty or holds a null byte.
+        NotADirectoryError: if it is a file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"run_dir must be the path of a folder, got {path!r}")
+        if not os.fspath(path) or "\0" in os.fspath(path):
+            raise ValueError(f"run_dir must be the path of a folder, got {os.fspath(path)!r}")
         self.path = Path(path)
+        if self.path.is_file():
+            raise NotADirectoryError(f"run_dir must be a folder, {self.path} is a file")
 
     @property
     def metrics_path(self) -> Path:
@@ -122,7 +136,7 @@ class RunFolder:
         """
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.path / LOCK, timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -194,8 +208,9 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: if there is none.
+            ValueError: if it is damaged.
         """
-        return json.loads(self.info_path.read_text(encoding="utf-8"))
+        return read_object(self.info_path)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from textenv.agents.callbacks import BestCheckpoint
 from textenv.agents.config import AgentConfig
+from textenv.agents.fresh_start import fresh_start, has_begun
+from textenv.agents.loggers.registry import check_loggers
 from textenv.agents.parallel import distributed
 from textenv.agents.registry import get_agent, make_agent
 from textenv.agents.run_folder import RunFolder
@@ -101,12 +104,13 @@ def train(
 
     cls = get_agent(agent)
     folder = None if run_dir is None else RunFolder(run_dir)
-    if resume not in (True, False, "auto"):
+    if (isinstance(resume, int) and not isinstance(resume, bool)) or resume not in (True, False, "auto"):
         raise ValueError(f"resume must be True, False or 'auto', got {resume!r}")
     if resume and folder is None:
         raise ValueError(f"resume={resume!r} needs run_dir=, got None")
-    if folder is not None and not resume and folder.metrics_path.exists():
+    if folder is not None and not resume and has_begun(folder.path):
         raise FileExistsError(f"{folder.path} holds another run; say resume=True, or choose another run_dir")
+    check_loggers(loggers, run_dir)
     distributed.start()
     distributed.barrier()  # no process writes before all have looked
     shared = {"num_envs": num_envs, **(env_kwargs or {})}
@@ -161,18 +165,21 @@ def train(
         **{name: piece for name, piece in pieces.items() if piece is not None},
         **config_overrides,
     )
-    found = None
-    if folder is not None and resume:
-        found = resume_agent(learner, folder.path, missing="start" if resume == "auto" else "error")
-    if folder is not None and distributed.is_main():
-        with folder.running():
-            if found is not None:
-                folder.note_resume(learner.iteration)
-            else:
-                name = agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}"
-                start = os.fspath(model) if isinstance(model, str | os.PathLike) else None
-                folder.write_info(learner.config, agent=name, task=task, model=start, num_envs=num_envs)
-    return learner.learn()
+    if folder is None:
+        return learner.learn()
+    with fresh_start(folder.path) if distributed.is_main() else nullcontext():
+        found = None
+        if resume:
+            found = resume_agent(learner, folder.path, missing="start" if resume == "auto" else "error")
+        if distributed.is_main():
+            with folder.running():
+                if found is not None:
+                    folder.note_resume(learner.iteration)
+                else:
+                    name = agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}"
+                    start = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+                    folder.write_info(learner.config, agent=name, task=task, model=start, num_envs=num_envs)
+        return learner.learn()
 
 
 def _group_sizes(cls: type[Agent], config: Any, overrides: Mapping[str, Any]) -> tuple[int, int]:

@@ -161,7 +161,7 @@ def _flip(folder: Path) -> None:
         (_cut, "optimizer.safetensors differs from what was written"),
         (_flip, "model.safetensors differs from what was written"),
         (lambda folder: (folder / "trainer.json").unlink(), "trainer.json is missing"),
-        (lambda folder: (folder / "files.json").write_text("{"), "files.json is not JSON"),
+        (lambda folder: (folder / "files.json").write_text("{"), "files.json is damaged, it is not JSON"),
         (lambda folder: (folder / "files.json").unlink(), "holds no files.json"),
     ],
 )

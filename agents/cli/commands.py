@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.interrupts import advising, how_to_resume
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
 from textenv.agents.cli.parser import build, config_files, make_parser, parse
 from textenv.agents.registry import agent_names
@@ -57,22 +58,26 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     if options.resume and options.run_dir is None:
         raise UsageError("--resume needs --run_dir, the folder of the run to go on with")
     _check_there(options.model)
-    run_dir = options.run_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = options.run_dir
+    if run_dir is None:
+        run_dir = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     policy_kwargs = options.policy.kwargs() | ({"trust_remote_code": True} if flags.trust_remote_code else {})
     given = ("task", "tokenizer", "prompts", "eval_prompts", "dataset", "eval_dataset", "num_envs")
-    result = run_training(
-        name,
-        None if options.model is None else _local(options.model),
-        config=options.settings,
-        reward=_rewards(options.reward, flags),
-        env_kwargs=options.env.kwargs(),
-        policy_kwargs=policy_kwargs,
-        run_dir=run_dir,
-        resume=options.resume,
-        loggers=options.loggers,
-        rollouts=options.rollouts if options.rollouts.num_actors else None,
-        **{key: getattr(options, key) for key in given},
-    )
+    named, resume = options.run_dir is not None, options.resume
+    with advising(lambda: how_to_resume(run_dir, named=named, resume=resume)):
+        result = run_training(
+            name,
+            None if options.model is None else _local(options.model),
+            config=options.settings,
+            reward=_rewards(options.reward, flags),
+            env_kwargs=options.env.kwargs(),
+            policy_kwargs=policy_kwargs,
+            run_dir=run_dir,
+            resume=options.resume,
+            loggers=options.loggers,
+            rollouts=options.rollouts if options.rollouts.num_actors else None,
+            **{key: getattr(options, key) for key in given},
+        )
     found = result.evaluation.metrics if result.evaluation is not None else {}
     row = found or (result.history[-1] if result.history else {})
     if row:
@@ -114,9 +119,10 @@ def pipeline(argv: list[str], flags: Flags) -> int:
     options = build(PipelineOptions, parse(parser, argv))
     _quiet()
     own = {spec.name: getattr(options, spec.name) for spec in fields(PipelineConfig)}
-    result = run_pipeline(
-        PipelineConfig(**own), options.run_dir, loggers=options.loggers, overwrite=options.overwrite
-    )
+    with advising("the same command goes on: finished stages are reused, the interrupted one is resumed"):
+        result = run_pipeline(
+            PipelineConfig(**own), options.run_dir, loggers=options.loggers, overwrite=options.overwrite
+        )
     for name, figures in result.stages.items():
         took = "reused" if figures["reused"] else f"{figures['seconds']:.0f} s"
         print(f"{name}: {took}")
@@ -294,7 +300,7 @@ def _agent_in_file(argv: Sequence[str]) -> str | None:
     for path in config_files(argv):
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        except (OSError, yaml.YAMLError, ValueError, RecursionError):
             continue
         name = found.get("agent", name) if isinstance(found, dict) else name
     return name

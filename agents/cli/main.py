@@ -34,6 +34,8 @@ FLAGS = {
     "--traceback": "show where in the code an error came from",
     "--version": "show the version",
 }
+REWARD_OPTIONS = ("reward", "rewards", "judge")
+"""Options, or last parts of options with dots, whose value may name a reward to import."""
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, ImportError)
 """Told in one line; others are mistakes in code, the library's or the user's, and shown with their place."""
 
@@ -54,30 +56,48 @@ class Flags:
     """Whether errors show where they came from."""
 
     def may_import(self, place: str) -> bool:
-        """Whether ``module:name`` may be imported: it stands on the command line, or all may."""
-        return self.allow_imports or any(place in token for token in self.argv)
+        """Whether ``module:name`` may be imported: an option for rewards has it as a value, or all may.
+
+        What other options on the command line hold does not count, nor a part of a longer name.
+        """
+        if self.allow_imports:
+            return True
+        from textenv.agents.cli.values import named_in, option_values
+
+        return any(
+            place in named_in(value)
+            for name, value in option_values(self.argv)
+            if name.rpartition(".")[2] in REWARD_OPTIONS
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 done, 1 failed, 2 the command line or a configuration file is not as it should be, 130 interrupted.
+    0 done, 1 failed, 2 the command line or a configuration file is not as it should be, 130 interrupted by
+    Ctrl-C, 143 ended by SIGTERM.
     """
+    from textenv.agents.cli.interrupts import STOPS, terminable, told
+
     argv = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in argv
     previous, warnings.showwarning = warnings.showwarning, _show_warning
     try:
         flags = _flags(argv)
-        if os.environ.get("RANK", "0") == "0":
-            return _run(flags)
-        # One of several processes that a launcher started: the first one speaks.
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            return _run(flags)
+        with terminable():
+            if os.environ.get("RANK", "0") == "0":
+                return _run(flags)
+            # One of several processes that a launcher started: the first one speaks.
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                return _run(flags)
     except SystemExit as leaving:  # jsonargparse leaves so after --help and --print_config
+        if isinstance(leaving.code, str):  # as Python itself treats a text
+            print(leaving.code, file=sys.stderr)
+            return 1
         return int(leaving.code or 0)
-    except KeyboardInterrupt:
-        print("textenv: interrupted; --resume goes on from the newest checkpoint", file=sys.stderr)
-        return 130
+    except STOPS as stop:
+        print(f"textenv: {told(stop)}", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         return 1
@@ -96,6 +116,10 @@ def _run(flags: Flags) -> int:
         _print_help()
         return 0
     if command == "--version":
+        if rest:
+            from textenv.agents.cli.errors import UsageError
+
+            raise UsageError(f"--version takes nothing else, got {' '.join(rest)}")
         from importlib.metadata import version
 
         print(f"textenv {version('textenv')}")

@@ -17,6 +17,7 @@ import jsonargparse
 import yaml
 
 from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.values import check_no_repeats, option_values
 from textenv.agents.config import Config, field_docs
 from textenv.names import close_names, nearest
 
@@ -82,12 +83,16 @@ def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> dict[str,
             name = token[2:].split("=")[0].removesuffix("+")
             if not _is_known(name, known):
                 raise UsageError(f"unknown option --{name}; {_nearest(name, known, '--')}")
+    for name, value in option_values(argv):
+        _check_value(name, value)
     for path in config_files(argv):
-        check_keys(path, known)
+        check_keys(path, known, _numbers(parser))
     try:
         namespace = parser.parse_args(argv)
     except jsonargparse.ArgumentError as error:
         raise UsageError(_plain(str(error))) from error
+    except RecursionError as error:
+        raise UsageError("a value or a file is nested too deeply to be read") from error
     values = namespace.as_dict()
     values.pop("config", None)
     return values
@@ -98,8 +103,13 @@ def known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
     return {action.dest for action in parser._actions} | set(_OWN)
 
 
-def check_keys(path: Path, known: set[str]) -> None:
-    """Refuse a YAML file with a key that is no option.
+def check_keys(path: Path, known: set[str], numbers: Mapping[str, str] | None = None) -> None:
+    """Refuse a YAML file with a key that is no option or stands there twice.
+
+    Args:
+        path: the file.
+        known: every key, with dots.
+        numbers: key -> kind, of options that take no text: a number in quotes is none.
 
     Raises:
         UsageError: naming file, line and key, and the nearest known one.
@@ -108,16 +118,24 @@ def check_keys(path: Path, known: set[str]) -> None:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a path can hold a null byte, a text can be no UTF-8
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply to be read") from error
     if node is None:
         raise UsageError(f"{path} is empty; it must hold options, name: value")
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path} must hold options, name: value; got a {node.tag.rpartition(':')[2]}")
-    for key, line in _keys(node, "", known):
+    check_no_repeats(node, str(path))
+    for key, value, line in _keys(node, "", known):
         if not _is_known(key, known):
             near = _nearest(key, known - set(_OWN), "")
             raise UsageError(f"{path}, line {line}: unknown key {key!r}; {near}")
+        if isinstance(value, yaml.ScalarNode) and value.style in ("'", '"') and key in (numbers or {}):
+            raise UsageError(
+                f"{path}, line {line}: {key} must be {(numbers or {})[key]}, got the text {value.value!r}; "
+                "leave out the quotes"
+            )
 
 
 def build(
@@ -133,6 +151,9 @@ def build(
     """
     classes = {**_nested_classes(cls), **(nested or {})}
     own = {spec.name for spec in fields(cls)}
+    for name, value in values.items():
+        if name in classes and value is not None and not isinstance(value, Mapping | Config):
+            raise UsageError(f"{prefix}{name} must hold settings, name: value, got {value!r}")
     made = {
         name: build(classes[name], value, prefix=f"{prefix}{name}.")
         if name in classes and isinstance(value, Mapping)
@@ -219,14 +240,44 @@ def config_files(argv: Sequence[str]) -> Iterator[Path]:
             yield Path(argv[i + 1])
 
 
-def _keys(node: yaml.MappingNode, prefix: str, known: set[str]) -> Iterator[tuple[str, int]]:
-    """Every key with dots and its line; the inside of a value that is one option is not looked at."""
+def _check_value(name: str, text: str) -> None:
+    """Refuse a value on the command line that would be read as something else than what stands there.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if name == "config" and not text:
+        raise UsageError("--config must be the path of a YAML file, got ''")
+    if "{" not in text:
+        return
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError):  # a text that is no YAML is the parser's to judge
+        return
+    except RecursionError as error:
+        raise UsageError(f"--{name} is nested too deeply to be read") from error
+    check_no_repeats(node, f"--{name}")
+
+
+def _numbers(parser: jsonargparse.ArgumentParser) -> dict[str, str]:
+    """Key -> kind, of every option whose values are numbers or truth values and never text."""
+    found = {}
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        kinds = [one for one in (typing.get_args(hint) or (hint,)) if one is not type(None)]
+        if kinds and all(one in (int, float, bool) for one in kinds):
+            found[action.dest] = " or ".join(one.__name__ for one in kinds)
+    return found
+
+
+def _keys(node: yaml.MappingNode, prefix: str, known: set[str]) -> Iterator[tuple[str, yaml.Node, int]]:
+    """Every key with dots, its value and line; the inside of a value that is one option is not looked at."""
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         if isinstance(value, yaml.MappingNode) and name not in known and _is_group(name, known):
             yield from _keys(value, f"{name}.", known)
         else:
-            yield name, key.start_mark.line + 1
+            yield name, value, key.start_mark.line + 1
 
 
 def _is_known(name: str, known: set[str]) -> bool:

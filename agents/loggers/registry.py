@@ -6,12 +6,14 @@ name.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from textenv.agents.config import Config
 from textenv.names import nearest, registrar
@@ -56,6 +58,8 @@ LOGGERS: dict[str, LoggerFactory | str] = {
     "tensorboard": "textenv.agents.loggers.trackers:TensorBoardLogger",
 }
 """Name -> factory(info: RunInfo, **kwargs), or ``"module:attribute"`` to import it when it is first used."""
+_PACKAGES = {"tensorboard": "tensorboard"}
+"""Logger -> package that an extra of the same name installs."""
 
 
 def register_logger(name: str) -> Callable[[LoggerFactory], LoggerFactory]:
@@ -177,17 +181,50 @@ def make_loggers(
     return loggers
 
 
-def _make_logger(spec: str | Sequence[Any] | Logger, info: RunInfo) -> Logger:
-    if isinstance(spec, Logger):
-        return spec
-    name, kwargs = (spec, {}) if isinstance(spec, str) else _split(spec)
+def check_loggers(
+    specs: Iterable[str | Sequence[Any] | Logger], run_dir: str | os.PathLike[str] | None = None
+) -> None:
+    """Check what ``make_loggers`` will be given, before a run makes or writes anything.
+
+    Raises:
+        ValueError: if a name is unknown, or a logger needs a folder and there is none.
+        TypeError: if a spec is of none of the three kinds, or has an argument that its logger lacks.
+        ImportError: if a logger's package is not installed.
+    """
+    if isinstance(specs, str) or not isinstance(specs, Iterable):
+        what = f"the string {specs!r}; say [{specs!r}]" if isinstance(specs, str) else repr(specs)
+        raise TypeError(f"loggers must be a list of names or loggers, got {what}")
+    for spec in specs:
+        if isinstance(spec, Logger):
+            continue
+        name, kwargs = (spec, {}) if isinstance(spec, str) else _split(spec)
+        factory = _factory(name)
+        if name in ("jsonl", "tensorboard") and run_dir is None:
+            raise ValueError(f"the logger {name!r} needs a run_dir, got None")
+        package = _PACKAGES.get(name)
+        if package is not None and find_spec(package) is None:
+            raise ImportError(f"the logger {name!r} needs {package}: pip install 'textenv[{name}]'")
+        try:
+            inspect.signature(factory).bind(None, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"loggers: {name!r} does not take these arguments: {error}") from error
+
+
+def _factory(name: str) -> LoggerFactory:
     if name not in LOGGERS:
-        raise ValueError(f"unknown logger {name!r}; {nearest(name, LOGGERS)}")
+        raise ValueError(f"loggers: unknown logger {name!r}; {nearest(name, LOGGERS)}")
     factory = LOGGERS[name]
     if isinstance(factory, str):
         module, attribute = factory.split(":")
         factory = getattr(import_module(module), attribute)
-    return factory(info, **kwargs)
+    return cast(LoggerFactory, factory)
+
+
+def _make_logger(spec: str | Sequence[Any] | Logger, info: RunInfo) -> Logger:
+    if isinstance(spec, Logger):
+        return spec
+    name, kwargs = (spec, {}) if isinstance(spec, str) else _split(spec)
+    return _factory(name)(info, **kwargs)
 
 
 def _split(spec: Any) -> tuple[str, dict[str, Any]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from textenv.agents.cli.errors import UsageError
-from textenv.agents.cli.parser import build, make_parser, parse
+from textenv.agents.cli.interrupts import advising
+from textenv.agents.cli.parser import build, config_files, make_parser, parse
+from textenv.agents.run_folder import RunFolder
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.text_display import text_table
 from textenv.names import nearest
@@ -53,6 +53,8 @@ def compare(argv: Sequence[str], flags: Flags) -> int:
     if show and len(argv) > 1:
         argv = [token for token in argv if token not in PRINT]
     argv, changes = split_changes(argv)
+    if not show and not any(token.partition("=")[0] in ("--config", "--help", "-h") for token in argv):
+        raise UsageError("name the study's file: textenv compare STUDY.yaml")
     values = parse(parser, argv)
     for (group, name), value in changes:
         change(values, group, name, value)
@@ -61,13 +63,13 @@ def compare(argv: Sequence[str], flags: Flags) -> int:
         return 0
     options = build(StudyOptions, values)
     config = StudyConfig(**{spec.name: getattr(options, spec.name) for spec in fields(StudyConfig)})
-    folder = Path(options.run_dir or f"runs/{_name(argv)}")
+    folder = RunFolder(f"runs/{_name(argv)}" if options.run_dir is None else options.run_dir).path
 
     from textenv.agents.study.outputs import write_outputs
     from textenv.agents.study.runner import quiet, run_study
 
     quiet()
-    try:
+    with advising("the same command goes on with the study"):
         results = run_study(
             config,
             folder,
@@ -78,9 +80,6 @@ def compare(argv: Sequence[str], flags: Flags) -> int:
             trust_remote_code=flags.trust_remote_code,
             tell=lambda line: print(line, flush=True),
         )
-    except KeyboardInterrupt:
-        print("textenv: interrupted; the same command goes on with the study", file=sys.stderr)
-        return 130
     found = write_outputs(config, folder)
 
     import rich
@@ -153,6 +152,7 @@ def _value(text: str) -> Any:
 
 def _name(argv: Sequence[str]) -> str:
     """What a study's folder is called by default: as its file."""
-    if "--config" not in argv:
+    files = list(config_files(argv))
+    if not files:
         raise UsageError("name the study's file or its folder: textenv compare STUDY.yaml --run_dir FOLDER")
-    return Path(argv[argv.index("--config") + 1]).stem
+    return files[0].stem

@@ -1,0 +1,79 @@
+"""Ends of a command that somebody asked for: Ctrl-C and SIGTERM, and what to say about them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Terminated(BaseException):
+    """The process was asked to end by SIGTERM; like ``KeyboardInterrupt``, it is no error."""
+
+
+STOPS = (KeyboardInterrupt, Terminated)
+"""Exceptions by which somebody ends a command."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within the block SIGTERM raises ``Terminated``, so files and locks are let go as after an error.
+
+    Python runs handlers of signals in the main thread only; in others the block changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def advising(advice: Any) -> Iterator[None]:
+    """Give an interrupt that leaves the block a note on how to go on.
+
+    Args:
+        advice: a text, or what makes one when the interrupt comes.
+    """
+    try:
+        yield
+    except STOPS as stop:
+        stop.add_note(advice() if callable(advice) else advice)
+        raise
+
+
+def how_to_resume(run_dir: Path | str, *, named: bool, resume: Any) -> str:
+    """What is true about going on with a run of ``textenv train`` that was ended in its course.
+
+    Args:
+        run_dir: the run's folder.
+        named: whether the command line or its file names the folder.
+        resume: what it says about resuming.
+    """
+    from textenv.agents.resume import latest_whole
+
+    place = "" if named else f" --run_dir {run_dir}"
+    newest = latest_whole(run_dir)[0] if Path(run_dir).is_dir() else None
+    if newest is not None:
+        same = "the same command" if resume and named else f"the same command with{place} --resume"
+        return f"{same} goes on from {newest}"
+    if not Path(run_dir).is_dir():
+        return "nothing was saved, so there is nothing to go on from"
+    same = "the same command" if resume == "auto" and named else f"the same command with{place} --resume auto"
+    return f"no checkpoint was saved yet (see settings.checkpoint_every), so {same} begins anew in {run_dir}"
+
+
+def told(stop: BaseException) -> str:
+    """One line about an interrupt, with the notes it was given."""
+    what = "terminated" if isinstance(stop, Terminated) else "interrupted"
+    return "; ".join([what, *getattr(stop, "__notes__", [])])
