@@ -14,7 +14,7 @@ from torch import Tensor
 from textenv.episodes import EpisodeBatch
 from textenv.names import nearest
 from textenv.rewards.term import RewardTerm
-from textenv.scoring import RewardError, quote
+from textenv.scoring import FLOAT32_MAX, RewardError, quote
 
 _TEXT_INPUTS = ("prompts", "completions", "completion_ids")
 
@@ -92,7 +92,7 @@ class FunctionReward(RewardTerm):
         inputs = self._inputs(episodes)
         try:
             given = self.call(inputs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a function must not end the training unseen
             raise RewardError(self._blame(inputs, error)) from error
         values = self._as_list(given)
         if len(values) != len(episodes):
@@ -139,7 +139,7 @@ class FunctionReward(RewardTerm):
             inputs["completion_ids"] = [row[a:b] for row, a, b in zip(rows, starts, ends, strict=True)]
         return inputs
 
-    def _blame(self, inputs: Mapping[str, Any], error: Exception) -> str:
+    def _blame(self, inputs: Mapping[str, Any], error: BaseException) -> str:
         """Find the sample that fails on its own."""
         what = f"{type(error).__name__}: {error}"
         count = max((len(column) for column in inputs.values()), default=0)
@@ -147,7 +147,7 @@ class FunctionReward(RewardTerm):
             sample = {key: column[row : row + 1] for key, column in inputs.items()}
             try:
                 self.call(sample)
-            except Exception as alone:
+            except (Exception, SystemExit) as alone:
                 shown = ", ".join(f"{key.removesuffix('s')} {value[0]!r}" for key, value in sample.items())
                 return f"reward {self.name!r} raised {type(alone).__name__}: {alone} for {shown}"
         return (
@@ -170,7 +170,13 @@ class FunctionReward(RewardTerm):
             raise RewardError(
                 f"reward {self.name!r} gave {value!r}, not a number, for {quote(episodes, row, self)}"
             )
-        number = float(value)
-        if not math.isfinite(number):
-            raise RewardError(f"reward {self.name!r} gave {number} for {quote(episodes, row, self)}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not abs(number) <= FLOAT32_MAX:
+            finite = not isinstance(value, float) or math.isfinite(value)
+            shown = str(value) if isinstance(value, float) else "a number"  # an int may be too long to show
+            shown += ", beyond float32," if finite else ""
+            raise RewardError(f"reward {self.name!r} gave {shown} for {quote(episodes, row, self)}")
         return number

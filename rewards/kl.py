@@ -18,7 +18,7 @@ from textenv.ledger import RAW
 from textenv.legality import Legality
 from textenv.log_probs import token_log_probs
 from textenv.model_split import eval_mode
-from textenv.rewards.checks import check_number
+from textenv.rewards.checks import check_above, check_number
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
@@ -93,9 +93,7 @@ class KLPenalty(RewardTerm):
         check_choice("kl: controller", controller, CONTROLLERS)
         check_choice("kl: estimator", estimator, ESTIMATORS)
         for field, value in (("target", target), ("horizon", horizon)):
-            check_number(f"kl: {field}", value, 0)
-            if value == 0:
-                raise ValueError(f"kl: {field} must be > 0, got {value}")
+            check_above(f"kl: {field}", value, 0)
         check_at_least("kl: max_tokens", max_tokens, 1)
         self.coef = float(coef)
         self.controller, self.target, self.horizon = controller, target, horizon

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
-from textenv.rewards.checks import check_column, check_number, column
+from textenv.rewards.checks import check_column, check_flag, check_number, check_text, column
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
@@ -24,6 +24,7 @@ class ReferenceReward(RewardTerm):
     """
 
     def __init__(self, column: str = "reference") -> None:
+        check_text(f"{self.name}: column", column)
         self.column = column
 
     def bind(self, env: Any) -> None:
@@ -75,6 +76,7 @@ class ROUGE(ReferenceReward):
         check_choice("rouge: measure", measure, ("fmeasure", "precision", "recall"))
         known = ("rougeL", "rougeLsum", *(f"rouge{n}" for n in range(1, 10)))
         check_choice("rouge: variant", variant, known)
+        check_flag("rouge: stem", stem)
         self.variant, self.measure = variant, measure
         self._scorer = RougeScorer([variant], use_stemmer=stem)
 
@@ -109,6 +111,7 @@ class BLEU(_SacreBLEU):
 
         super().__init__(column)
         check_at_least("bleu: max_order", max_order, 1)
+        check_flag("bleu: lowercase", lowercase)
         # Effective order: a text shorter than four tokens is judged by the n-grams that it has.
         self.metric = Metric(max_ngram_order=max_order, lowercase=lowercase, effective_order=True)
 
@@ -128,6 +131,7 @@ class CHRF(_SacreBLEU):
 
         super().__init__(column)
         check_at_least("chrf: word_order", word_order, 0)
+        check_flag("chrf: lowercase", lowercase)
         self.metric = Metric(word_order=word_order, lowercase=lowercase)
 
 
@@ -149,6 +153,7 @@ class TER(_SacreBLEU):
         super().__init__(column)
         if clip is not None:
             check_number("ter: clip", clip, 0)
+        check_flag("ter: case_sensitive", case_sensitive)
         self.clip = clip
         self.metric = Metric(case_sensitive=case_sensitive)
 

@@ -14,6 +14,7 @@ from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
+from textenv.rewards.checks import check_flag
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.registry import register_reward
 from textenv.rewards.retokenize import check_template, load_tokenizer, rendered_ids, same_tokenizer
@@ -74,6 +75,7 @@ class RewardModel(RewardTerm):
         check_at_least("reward-model: max_tokens", max_tokens, 1)
         if max_length is not None:
             check_at_least("reward-model: max_length", max_length, 1)
+        check_flag("reward-model: append_eos", append_eos)
         if activation is not None:
             check_choice("reward-model: activation", activation, ACTIVATIONS)
         if template is not None:
@@ -214,5 +216,9 @@ def _load(name: str, device: str | torch.device | None, dtype: str | torch.dtype
     from transformers import AutoModelForSequenceClassification
 
     extra = {} if dtype is None else {"dtype": dtype}
-    model = AutoModelForSequenceClassification.from_pretrained(name, **extra).eval().requires_grad_(False)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(name, **extra)
+    except OSError as error:
+        raise ValueError(f"reward-model: model {name!r} can't be loaded: {error}") from error
+    model = model.eval().requires_grad_(False)
     return model if device is None else model.to(device)

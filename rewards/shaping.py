@@ -18,7 +18,7 @@ from torch import Tensor
 from textenv.checks import check_choice
 from textenv.episodes import EpisodeBatch
 from textenv.ledger import RAW
-from textenv.rewards.checks import check_number
+from textenv.rewards.checks import check_flag, check_number
 from textenv.rewards.registry import make_reward, register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import checked_parts, unique_name, with_raw_parts
@@ -162,6 +162,8 @@ class Normalized(Shaped):
         clip: float | None = None,
         epsilon: float = 1e-6,
     ) -> None:
+        check_flag("normalized: center", center)
+        check_flag("normalized: scale", scale)
         if clip is not None:
             check_number("normalized: clip", clip, 0)
         check_number("normalized: epsilon", epsilon, 0)
@@ -226,6 +228,9 @@ class Clipped(Shaped):
     def __init__(self, of: Any, low: float | None = None, high: float | None = None) -> None:
         if low is None and high is None:
             raise ValueError("clipped: needs low, high or both, got neither")
+        for field, value in (("low", low), ("high", high)):
+            if value is not None:
+                check_number(f"clipped: {field}", value)
         if low is not None and high is not None and not low <= high:
             raise ValueError(f"clipped: low must be <= high ({high}), got {low}")
         super().__init__([of])

@@ -49,6 +49,9 @@ class RewardTerm:
     nested: ClassVar[Mapping[str, str]] = {}
     """Constructor arguments that hold reward specs: name -> "one" or "many"."""
 
+    special_tokens: bool = False
+    """Whether ``completion_texts`` keeps special tokens, such as EOS or the marks of a chat template."""
+
     bound_tokenizer: PreTrainedTokenizerBase | None = None
     """The tokenizer of the environment that the term joined, or None."""
 
@@ -158,6 +161,14 @@ class RewardTerm:
     @tokenizer.setter
     def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.bound_tokenizer = tokenizer
+
+    def completion_texts(self, episodes: EpisodeBatch) -> list[str]:
+        """The B responses as text, with special tokens if ``special_tokens`` is set.
+
+        Raises:
+            RewardError: if the term has no tokenizer.
+        """
+        return episodes.completion_texts(self.tokenizer, skip_special_tokens=not self.special_tokens)
 
     def wrap(self, env: Any) -> RewardWrapper | VectorRewardWrapper:
         """Wrap an environment, single or vectorized, so that it pays this reward.

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
-from textenv.rewards.checks import check_column, check_number, check_pattern, column
+from textenv.rewards.checks import check_above, check_column, check_flag, check_number, check_text, column
+from textenv.rewards.patterns import TIME_LIMIT, Pattern
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
+from textenv.scoring import RewardError, quote
 
 
 def response_ids(episodes: EpisodeBatch) -> list[list[int]]:
@@ -63,6 +65,7 @@ class Length(RewardTerm):
         target: int | None = None,
         buffer: int | None = None,
     ) -> None:
+        check_number("length: coef", coef)
         check_choice("length: mode", mode, ("linear", "target", "overlong"))
         if (mode == "linear") != (target is None):
             needs = "takes no target" if mode == "linear" else "needs a target"
@@ -121,6 +124,8 @@ class Regex(RewardTerm):
         reward: paid for a match (times the number of matches with "count").
         otherwise: paid without a match.
         ignore_case: match letters of either case.
+        special_tokens: match the text with its special tokens, such as EOS.
+        timeout: seconds for one response; a pattern that takes longer is an error.
     """
 
     def __init__(
@@ -132,38 +137,66 @@ class Regex(RewardTerm):
         reward: float = 1.0,
         otherwise: float = 0.0,
         ignore_case: bool = False,
+        special_tokens: bool = False,
+        timeout: float = TIME_LIMIT,
     ) -> None:
         check_choice("regex: how", how, ("search", "match", "fullmatch", "count"))
         if (pattern is None) == (column is None):
             raise ValueError(
                 f"regex: give either pattern or column, got pattern={pattern!r} and column={column!r}"
             )
+        check_number("regex: reward", reward)
+        check_number("regex: otherwise", otherwise)
+        check_flag("regex: ignore_case", ignore_case)
+        check_flag("regex: special_tokens", special_tokens)
+        check_above("regex: timeout", timeout, 0)
+        if column is not None:
+            check_text("regex: column", column)
         self.flags = re.IGNORECASE if ignore_case else re.NOFLAG
-        if pattern is not None:
-            check_pattern("regex: pattern", pattern)
         self.pattern, self.column, self.how = pattern, column, how
         self.reward, self.otherwise = reward, otherwise
+        self.special_tokens, self.timeout = special_tokens, timeout
+        self._pattern = None if pattern is None else self._compile("regex: pattern", pattern)
 
     def bind(self, env: Any) -> None:
-        """Join an environment that offers the column."""
+        """Join an environment that offers the column.
+
+        Raises:
+            ValueError: if the task lacks the column.
+        """
         super().bind(env)
         if self.column is not None:
             check_column(env, self.column, self.name)
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
-        """(B,): ``reward`` or ``otherwise``."""
-        texts = episodes.completion_texts(self.tokenizer)
-        patterns = (
-            [self.pattern] * len(texts) if self.column is None else column(episodes, self.column, self.name)
-        )
-        counts = [self._count(pattern, text) for pattern, text in zip(patterns, texts, strict=True)]
+        """(B,): ``reward`` or ``otherwise``.
+
+        Raises:
+            RewardError: if the column does not hold a regular expression, or the time limit is over.
+        """
+        texts = self.completion_texts(episodes)
+        counts = [self._count(self._of(episodes, row), text) for row, text in enumerate(texts)]
         paid = [self.reward * count if count else self.otherwise for count in counts]
         return torch.tensor(paid, dtype=torch.float32, device=episodes.device)
 
-    def _count(self, pattern: Any, text: str) -> int:
+    def _compile(self, name: str, pattern: Any) -> Pattern:
+        return Pattern(name, pattern, flags=self.flags, timeout=self.timeout)
+
+    def _of(self, episodes: EpisodeBatch, row: int) -> Pattern:
+        """The pattern for the response of episode ``row``."""
+        if self._pattern is not None:
+            return self._pattern
+        assert self.column is not None
+        pattern = column(episodes, self.column, self.name)[row]
+        try:
+            return self._compile(f"reward {self.name!r}: column {self.column!r}", pattern)
+        except ValueError as error:
+            raise RewardError(f"{error} for {quote(episodes, row, self)}") from error
+
+    def _count(self, pattern: Pattern, text: str) -> int:
         if self.how == "count":
-            return sum(1 for _ in re.finditer(pattern, text, self.flags))
-        return int(getattr(re, self.how)(pattern, text, self.flags) is not None)
+            return sum(1 for _ in pattern.finditer(text))
+        return int(pattern.search(text, self.how) is not None)
 
 
 @register_reward("exact-match")
@@ -178,6 +211,8 @@ class ExactMatch(RewardTerm):
         strip: ignore blanks around response and answer.
         reward: paid for a right response.
         otherwise: paid for a wrong one.
+        special_tokens: compare the text with its special tokens, such as EOS.
+        timeout: seconds for the pattern on one response; a pattern that takes longer is an error.
     """
 
     def __init__(
@@ -189,12 +224,21 @@ class ExactMatch(RewardTerm):
         strip: bool = True,
         reward: float = 1.0,
         otherwise: float = 0.0,
+        special_tokens: bool = False,
+        timeout: float = TIME_LIMIT,
     ) -> None:
-        if pattern is not None:
-            check_pattern("exact-match: pattern", pattern)
+        check_text("exact-match: column", column)
+        check_number("exact-match: reward", reward)
+        check_number("exact-match: otherwise", otherwise)
+        check_above("exact-match: timeout", timeout, 0)
+        flags = {"ignore_case": ignore_case, "strip": strip, "special_tokens": special_tokens}
+        for field, value in flags.items():
+            check_flag(f"exact-match: {field}", value)
+        self._pattern = None if pattern is None else Pattern("exact-match: pattern", pattern, timeout=timeout)
         self.column, self.pattern = column, pattern
         self.ignore_case, self.strip = ignore_case, strip
         self.reward, self.otherwise = reward, otherwise
+        self.special_tokens = special_tokens
 
     def bind(self, env: Any) -> None:
         """Join an environment that offers the column."""
@@ -202,8 +246,12 @@ class ExactMatch(RewardTerm):
         check_column(env, self.column, self.name)
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
-        """(B,): ``reward`` or ``otherwise``."""
-        texts = episodes.completion_texts(self.tokenizer)
+        """(B,): ``reward`` or ``otherwise``.
+
+        Raises:
+            RewardError: if the pattern's time limit is over.
+        """
+        texts = self.completion_texts(episodes)
         answers = column(episodes, self.column, self.name)
         paid = [
             self.reward if self._is_right(text, answer) else self.otherwise
@@ -212,11 +260,11 @@ class ExactMatch(RewardTerm):
         return torch.tensor(paid, dtype=torch.float32, device=episodes.device)
 
     def _is_right(self, text: str, answer: Any) -> bool:
-        if self.pattern is not None:
-            found = list(re.finditer(self.pattern, text))
+        if self._pattern is not None:
+            found = list(self._pattern.finditer(text))
             if not found:
                 return False
-            text = found[-1].group(1 if found[-1].re.groups else 0) or ""
+            text = found[-1].group(1 if self._pattern.groups else 0) or ""
         accepted = answer if isinstance(answer, list | tuple) else [answer]
         return self._plain(text) in {self._plain(str(one)) for one in accepted}
 
@@ -242,6 +290,7 @@ class LexiconSentiment(RewardTerm):
 
         check_choice("lexicon-sentiment: scale", scale, ("compound", "valence"))
         check_choice("lexicon-sentiment: target", target, ("positive", "negative"))
+        check_flag("lexicon-sentiment: with_prompt", with_prompt)
         self.factor = (4.0 if scale == "valence" else 1.0) * (1.0 if target == "positive" else -1.0)
         self.with_prompt = with_prompt
         self._analyzer = SentimentIntensityAnalyzer()

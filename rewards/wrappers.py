@@ -21,8 +21,11 @@ from textenv.scoring import (
     SCORING_MODES,
     RewardError,
     checked_parts,
+    checked_values,
     quote,
+    raised_by,
     raw_part_names,
+    says_enough,
     unique_name,
     walk,
 )
@@ -104,7 +107,12 @@ class PaysReward:
         if not len(base.stepped_rows):
             nothing = torch.zeros(0)
             return nothing, {part: nothing for part in term.part_names}
-        quick = term.step_parts(base)
+        try:
+            quick = term.step_parts(base)
+        except Exception as error:
+            if says_enough(error):
+                raise
+            raise raised_by(term, error, f"at a step of {quote(base.stepped, 0, term)}") from error
         if quick is None:
             values, parts = checked_parts(term, base.stepped)
             last = base.stepped.last_action.unsqueeze(-1)
@@ -117,13 +125,9 @@ class PaysReward:
                     f"reward {term.name!r} must give shape ({len(base.stepped_rows)},) for a step, got "
                     f"{tuple(value.shape)} ({label})"
                 )
-            if not bool(value.isfinite().all()):
-                row = int((~value.isfinite()).nonzero()[0])
-                raise RewardError(
-                    f"reward {term.name!r} gave {float(value[row])} ({label}) for "
-                    f"{quote(base.stepped, row, term)}"
-                )
-        return values.float(), {part: value.float() for part, value in parts.items()}
+        episodes = base.stepped
+        clean = {part: checked_values(term, value, episodes, part) for part, value in parts.items()}
+        return checked_values(term, values, episodes, term.name), clean
 
 
 class RewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, PaysReward):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -53,6 +54,21 @@ def as_token_ids(actions: Any, num_envs: int, device: torch.device) -> Tensor:
     if tuple(actions.shape) != (num_envs,):
         raise ValueError(f"actions must have shape ({num_envs},), got {tuple(actions.shape)}")
     return actions.to(device, torch.int64)
+
+
+def as_rewards(values: Any, count: int) -> Tensor:
+    """One number for each of ``count`` episodes as (count,) float32.
+
+    Raises:
+        ValueError: if the shape differs, or a finite number is too large for float32.
+    """
+    paid = torch.as_tensor(values, dtype=torch.float32)
+    if tuple(paid.shape) != (count,):
+        raise ValueError(f"rewards must have shape ({count},), got {tuple(paid.shape)}")
+    for row in paid.isinf().nonzero().flatten().tolist():
+        if not math.isinf(values[row]):
+            raise ValueError(f"rewards[{row}] must be a number that float32 can hold, got {values[row]}")
+    return paid
 
 
 def as_row_mask(mask: Any, num_envs: int) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from textenv.checks import as_rewards
 from textenv.row_index import row_index
 from textenv.text_pairs import encode_pairs
 from textenv.texts import split_texts
@@ -214,10 +215,7 @@ class EpisodeBatch:
             **fields_,
         )
         if rewards is not None:
-            paid = torch.as_tensor(rewards, dtype=torch.float32)
-            if tuple(paid.shape) != (len(prompts),):
-                raise ValueError(f"rewards must have shape ({len(prompts)},), got {tuple(paid.shape)}")
-            batch.rewards = batch.at_last_action(paid)
+            batch.rewards = batch.at_last_action(as_rewards(rewards, len(prompts)))
         return batch
 
     @classmethod

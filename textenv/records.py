@@ -26,6 +26,8 @@ FORMATS = (
 """Columns that make a usable record; the first that a source has is required where the caller names none."""
 TEXT_COLUMNS = ("text", "prompt", "completion", "chosen", "rejected")
 """Columns of text or (but for ``text``) of messages."""
+FLOAT32_MAX = 3.4028234663852886e38
+"""Largest number that float32, in which rewards are kept, can hold."""
 NUMBER_COLUMNS = ("reward", "margin", "label")
 """Columns of numbers; a label may be a bool."""
 
@@ -207,8 +209,13 @@ def _number(value: Any, name: str, place: str) -> float | bool:
             raise ValueError(f"{where} must be a number, got {value!r}") from None
     if not isinstance(value, (bool, int, float)) or (isinstance(value, bool) and name != "label"):
         raise TypeError(f"{where} must be a number, got {type(value).__name__} {value!r}")
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} must be finite, got {value}")
+    if abs(value) > FLOAT32_MAX:
+        shown = value if isinstance(value, float) else "a larger one"
+        raise ValueError(
+            f"{where} must be a number up to {FLOAT32_MAX:.3g}, which float32 can hold, got {shown}"
+        )
     return value
 
 

@@ -7,6 +7,7 @@ so this module knows no particular reward. Shape letters: B episodes, L tokens.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from textenv.episodes import EpisodeBatch
-from textenv.ledger import RAW
+from textenv.ledger import RAW, counts
 
 SCORING_MODES = ("immediate", "deferred")
+FLOAT32_MAX = float(torch.finfo(torch.float32).max)
+"""Largest reward: rewards are kept as float32."""
 
 
 class RewardError(RuntimeError):
@@ -124,6 +127,10 @@ def score(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch:
         rewards = rewards + terms[name]
         for part, value in parts.items():
             terms[raw_names[part]] = placed(value, batch)
+    if not bool(rewards.isfinite().all()):
+        row = int((~rewards.isfinite()).any(-1).nonzero()[0])
+        names = ", ".join(name for name in terms if counts(name))
+        raise RewardError(f"the sum of the rewards {names} is beyond float32 for {quote(batch, row)}")
     batch.reward_terms = terms
     batch.rewards = rewards
     return batch
@@ -211,7 +218,7 @@ def checked_parts(term: Any, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, 
     if not len(episodes):
         empty = torch.zeros(expected, device=episodes.device)
         return empty, {part: empty for part in term.part_names}
-    values, parts = term.score_parts(episodes)
+    values, parts = _asked(term, episodes)
     if set(parts) != set(term.part_names):
         raise RewardError(
             f"reward {term.name!r} gave the parts {sorted(parts)}, "
@@ -236,18 +243,84 @@ def checked_parts(term: Any, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, 
     return _clean(term, values, episodes, term.name), clean
 
 
+def _asked(term: Any, episodes: EpisodeBatch) -> Any:
+    """What ``term.score_parts`` gives; an error of the term becomes one that names it and the episode."""
+    try:
+        return term.score_parts(episodes)
+    except Exception as error:
+        if says_enough(error):
+            raise
+        raise raised_by(term, error, _blamed(term, episodes)) from error
+
+
+def says_enough(error: Exception) -> bool:
+    """Whether an error of a term should pass as it is: the library's own ones, and a lack of memory."""
+    own = type(error).__module__.partition(".")[0] == "textenv"
+    return own or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def raised_by(term: Any, error: BaseException, where: str) -> RewardError:
+    """The error that names a term which raised another one."""
+    return RewardError(f"reward {term.name!r} raised {type(error).__name__}: {error} {where}")
+
+
+def _blamed(term: Any, episodes: EpisodeBatch) -> str:
+    """The episode at which a term fails, found by halving; or how many there were if no half fails."""
+    rows = list(range(len(episodes)))
+    while len(rows) > 1:
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            try:
+                term.score_parts(episodes.select(half))
+            except Exception:
+                rows = half
+                break
+        else:
+            return f"for a batch of {len(rows)} episodes, but for neither half of them"
+    return f"for {quote(episodes, rows[0], term)}"
+
+
 def _clean(term: Any, values: Tensor, episodes: EpisodeBatch, label: str) -> Tensor:
     """As float32 on the device, zero off the actions, finite."""
-    values = values.detach().to(episodes.device, torch.float32)
-    if values.dim() == 2:
-        values = torch.where(episodes.action_mask, values, 0.0)
-    if not bool(values.isfinite().all()):
-        place = (~values.isfinite()).nonzero()[0].tolist()
+    return checked_values(
+        term, values, episodes, label, where=episodes.action_mask if values.dim() == 2 else None
+    )
+
+
+def checked_values(
+    term: Any, values: Tensor, episodes: EpisodeBatch, label: str, *, where: Tensor | None = None
+) -> Tensor:
+    """Numbers of a term as float32 on the episodes' device.
+
+    Args:
+        term: the term that gave them.
+        values: (B,) or (B, L).
+        episodes: B episodes.
+        label: what the numbers are, for errors.
+        where: (B, L) bool: elsewhere the numbers become 0.
+
+    Raises:
+        RewardError: if a number is complex, NaN, infinite or beyond float32.
+    """
+    if values.is_complex():
         raise RewardError(
-            f"reward {term.name!r} gave {float(values[tuple(place)])} ({label})"
+            f"reward {term.name!r} must give real numbers, got {values.dtype} ({label}) "
+            f"for {quote(episodes, 0, term)}"
+        )
+    if values.is_meta:
+        raise RewardError(f"reward {term.name!r} gave a tensor on the meta device, without numbers ({label})")
+    values = values.detach()
+    exact = values if where is None else torch.where(where.to(values.device), values, 0)
+    clean = exact.to(episodes.device, torch.float32)
+    if not bool(clean.isfinite().all()):
+        place = (~clean.isfinite()).nonzero()[0].tolist()
+        given = float(exact[tuple(place)])
+        beyond = f", beyond float32 ({FLOAT32_MAX:.3g})" if math.isfinite(given) else ""
+        raise RewardError(
+            f"reward {term.name!r} gave {given}{beyond} ({label})"
             f"{f' at column {place[1]}' if len(place) > 1 else ''} for {quote(episodes, place[0], term)}"
         )
-    return values
+    return clean
 
 
 def placed(values: Tensor, episodes: EpisodeBatch) -> Tensor:
