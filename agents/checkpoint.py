@@ -2,7 +2,7 @@
 
     (policy files)              see ``textenv.agents.policies.files``; plain transformers loads the folder
     trainer.json                agent, settings, counters, schedule, reward terms, callbacks, extra state
-    optimizer.safetensors       moments, by parameter index
+    optimizer.safetensors       moments and, of 16-bit weights, float32 copies, by parameter index
     trainer.safetensors         further tensors of the agent, if it has any
     random.safetensors          state of the global random generators
     files.json                  size and sha256 of every file, written last: what makes a checkpoint whole
@@ -95,7 +95,7 @@ def write_agent(agent: Agent, folder: Path) -> None:
     """Fill a folder that becomes visible later (the caller renames it)."""
     agent.save_policy(folder)
     tensors, plain = _flat(agent.optimizer.state_dict())
-    save_file(tensors, folder / "optimizer.safetensors")
+    save_file(tensors | agent.engine.masters.tensors(), folder / "optimizer.safetensors")
     extra_tensors = {name: value.detach().cpu().contiguous() for name, value in agent.state_tensors().items()}
     if extra_tensors:
         save_file(extra_tensors, folder / "trainer.safetensors")
@@ -208,6 +208,7 @@ def restore(agent: Agent, path: str | os.PathLike[str]) -> None:
     for own, saved in zip(agent.optimizer.param_groups, state["param_groups"], strict=True):
         # How it computes here, not there.
         saved |= {name: own[name] for name in ("fused", "foreach") if name in own}
+    agent.engine.masters.load(state["state"])
     agent.optimizer.load_state_dict(state)
     agent.schedule.load_state_dict(trainer["schedule"])
     scaler = agent.engine.scaler

@@ -27,8 +27,10 @@ def optimizer_step(agent: Agent, batch: TrainingBatch) -> dict[str, float]:
     Every process holds the whole batch, passes over its own rows, and adds up gradients and statistics with
     the others: losses are divided by denominators of the whole batch.
 
+    A step that the float16 scaler skips leaves weights, schedule, averages and counters as they are.
+
     Returns:
-        The sum of each statistic over the micro-batches, and the gradient's norm.
+        The sum of each statistic over the micro-batches, and the gradient's norm; NaN for a skipped step.
 
     Raises:
         Diverged: on a NaN or infinite loss or gradient, in every process, before the weights change; the
@@ -61,8 +63,10 @@ def optimizer_step(agent: Agent, batch: TrainingBatch) -> dict[str, float]:
     except ValueError as error:
         engine.drop()
         raise agent.failure("gradient", _read(sums), batch.episodes) from error
-    agent.schedule.step()
     engine.drop()
+    if norm is None:  # no step was made, so none is counted
+        return _read(sums, grad_norm=torch.full((), torch.nan, device=agent.policy.device))
+    agent.schedule.step()
     agent.optimizer_steps += 1
     agent.after_step()
     engine.keep()

@@ -365,7 +365,7 @@ class PolicyGradientAgent(OnlineAgent):
 
     def state_tensors(self) -> dict[str, Tensor]:
         """With an average: the weights in training, for the policy's files hold the averaged ones."""
-        own = {} if self.average is None else self.average.training_weights()
+        own = {} if self.average is None else self.average.state_tensors()
         return {**super().state_tensors(), **own}
 
     def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from textenv.agents.master_weights import HALF, wider
 from textenv.agents.policies.language_policy import LanguagePolicy
 
 
@@ -57,6 +58,8 @@ class RunningStd:
 class WeightAverage:
     """Exponential average of a policy's trainable parameters, moved after each optimizer step.
 
+    Of 16-bit weights it is kept in float32, in which it moves by less than the weights can.
+
     Args:
         policy: whose parameters.
         decay: the average keeps this share of itself in each update.
@@ -69,13 +72,13 @@ class WeightAverage:
             if parameter.requires_grad:
                 self._names.append(name)
                 self._own.append(parameter)
-        self._average = [parameter.detach().clone() for parameter in self._own]
+        self._average = self._copies()
         self._move: Any = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights as they are now."""
-        self._move(self._average, [parameter.detach() for parameter in self._own], 0)
+        self._move(self._average, [wider(parameter) for parameter in self._own], 0)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -87,15 +90,30 @@ class WeightAverage:
         finally:
             self._put(kept)
 
-    def training_weights(self) -> dict[str, Tensor]:
-        """The weights in training by name, for a checkpoint whose policy files hold the average."""
-        return {f"training/{name}": own.detach() for name, own in zip(self._names, self._own, strict=True)}
+    def state_tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint whose policy files hold the average.
+
+        Returns:
+            The weights in training, by name, and the float32 averages of 16-bit weights, which those files
+            hold rounded.
+        """
+        tensors = {f"training/{name}": own.detach() for name, own in zip(self._names, self._own, strict=True)}
+        for name, own, average in zip(self._names, self._own, self._average, strict=True):
+            if own.dtype in HALF:
+                tensors[f"average/{name}"] = average
+        return tensors
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint: the policy as loaded is the average, ``tensors`` are its own weights."""
-        self._average = [parameter.detach().clone() for parameter in self._own]
+        self._average = self._copies()
+        for name, average in zip(self._names, self._average, strict=True):
+            if f"average/{name}" in tensors:
+                average.copy_(tensors[f"average/{name}"])
         self._put([tensors[f"training/{name}"] for name in self._names])
+
+    def _copies(self) -> list[Tensor]:
+        return [wider(parameter).clone() for parameter in self._own]
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from textenv.agents.master_weights import MasterWeights
 from textenv.agents.optim import clip_gradients
 from textenv.agents.parallel import distributed
 from textenv.agents.parallel.sharding import zero_stage
@@ -35,6 +36,7 @@ class Engine:
         # float16 gradients underflow unless the loss is scaled up; everywhere else the scaler passes through.
         half = agent.config.autocast == "float16"
         self.scaler = torch.amp.GradScaler(agent.policy.device.type, enabled=half)
+        self.masters = MasterWeights(agent.optimizer)
 
     # -- a step ----------------------------------------------------------------------------------------------
 
@@ -57,31 +59,36 @@ class Engine:
         """
         return distributed.reduce_gradients(self.agent.parameters, bad)
 
-    def step(self) -> Tensor:
+    def step(self) -> Tensor | None:
         """Clip the gradients and move the weights.
 
         Returns:
-            The gradient's norm before, a scalar tensor; NaN where the scaler skips a step.
+            The gradient's norm before, a scalar tensor; None where the weights stay, for the scaled gradients
+            overflowed float16, and the scale was lowered.
 
         Raises:
-            ValueError: if the norm is NaN or infinite and no scaler is in use; the weights are as they were.
+            ValueError: if the norm is NaN or infinite for another reason; the weights are as they were.
         """
         agent = self.agent
+        self.masters.take_gradients()
         self.scaler.unscale_(agent.optimizer)
         try:
-            norm = clip_gradients(agent.parameters, agent.config.max_grad_norm)
+            norm = clip_gradients(self.masters.moved(agent.parameters), agent.config.max_grad_norm)
         except ValueError:
-            if not self.scaler.is_enabled():
+            scale = self.scaler.get_scale()
+            self.scaler.update()
+            if self.scaler.get_scale() >= scale:
                 raise
-            # Too large a scale: the scaler skips the step and lowers it.
-            norm = torch.tensor(torch.nan, device=agent.policy.device)
+            return None
         self.scaler.step(agent.optimizer)
         self.scaler.update()
+        self.masters.give_weights()
         return norm
 
     def drop(self) -> None:
         """Forget the gradients."""
         self.agent.optimizer.zero_grad(set_to_none=True)
+        self.masters.drop_gradients()
 
     def keep(self) -> None:
         """Take over weights that were moved outside of the optimizer (target heads)."""

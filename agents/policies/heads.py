@@ -163,10 +163,15 @@ class ILQLHeads(nn.Module):
         """Move the targets: target <- alpha Q + (1 - alpha) target. Call it after optimizer steps; 1 copies.
 
         Raises:
-            ValueError: if ``alpha`` does not lie in [0, 1].
+            ValueError: if ``alpha`` does not lie in [0, 1], or the targets are in 16 bits, where they would
+                stand still.
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+        dtype = next(self.target_q_heads.parameters()).dtype
+        if dtype in (torch.bfloat16, torch.float16):
+            kind = str(dtype).removeprefix("torch.")
+            raise ValueError(f"target Q heads must be in float32, got {kind}; heads are made so on any model")
         torch._foreach_lerp_(list(self.target_q_heads.parameters()), list(self.q_heads.parameters()), alpha)
 
     def config(self) -> dict[str, int | str]:
