@@ -27,6 +27,8 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Tokenise prompts so that a response can follow: with BOS where the tokenizer adds one, no closing EOS.
 
+    A text that begins with BOS itself gets no second one.
+
     Args:
         texts: P strings.
         tokenizer: a transformers tokenizer.
@@ -44,7 +46,13 @@ def encode_prompts(
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
     front, back = _special_tokens(texts, tokenizer)
     encoded = [list(ids[: len(ids) - back]) for ids in encoded]
-    return [_cut(ids, i, front, max_prompt_tokens, truncation_side) for i, ids in enumerate(encoded)]
+    if front:  # texts may begin with BOS themselves, a chat template's for example
+        encoded = [ids[front:] if ids[:front] == ids[front : 2 * front] else ids for ids in encoded]
+    bos = [tokenizer.bos_token_id]
+    return [
+        _cut(ids, i, max(front, int(ids[:1] == bos)), max_prompt_tokens, truncation_side)
+        for i, ids in enumerate(encoded)
+    ]
 
 
 def _special_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from textenv.continuations import encode_continuations
 from textenv.prompts import encode_prompts
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ def encode_pairs(
     max_length: int | None = None,
 ) -> tuple[list[list[int]], list[list[int]], list[bool]]:
     """Tokenise B prompts and completions apart, so that the boundary is exact.
+
+    Together the ids read prompt + completion; see ``textenv.continuations``. A BOS in front of a completion
+    is dropped, unless it is EOS as well: BOS begins a prompt and nothing else.
 
     Args:
         prompts: B strings; an empty one becomes BOS (or EOS where the tokenizer has no BOS).
@@ -42,7 +46,7 @@ def encode_pairs(
     eos = eos_to_append(tokenizer) if append_eos else None
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     prompt_ids = encode_prompts(prompts, tokenizer)
-    encoded = tokenizer(list(completions), add_special_tokens=False)["input_ids"] if len(prompts) else []
+    encoded = encode_continuations(prompts, completions, tokenizer)
     response_ids, cut = [], []
     for i, (prompt, response) in enumerate(zip(prompt_ids, encoded, strict=True)):
         if not prompt:
@@ -51,6 +55,8 @@ def encode_pairs(
                     f"prompts[{i}] is empty and the tokenizer has neither bos_token nor eos_token"
                 )
             prompt.append(start)
+        if response[:1] == [tokenizer.bos_token_id] != [tokenizer.eos_token_id]:
+            response = response[1:]
         ended, was_cut = end_response(response, len(prompt), eos, max_length, f"prompts[{i}]")
         response_ids.append(ended)
         cut.append(was_cut)
