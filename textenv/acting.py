@@ -26,7 +26,7 @@ from textenv.prompt_stock import Coming
 from textenv.row_memo import RowMemo
 from textenv.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
 from textenv.uncached import uncached_logits
-from textenv.weight_changes import WeightChanges, note_weight_change, tracked
+from textenv.weight_changes import note_weight_change, watch_of
 
 if TYPE_CHECKING:
     from textenv.nucleus import Nucleus
@@ -38,8 +38,9 @@ LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
 class DecodingPolicy:
     """Samples tokens from a causal LM for the rows of a text environment.
 
-    Weights count as changed after any torch optimizer's step, ``load_state_dict`` on the model, a tracked
-    in-place edit of a parameter, and ``invalidate``.
+    Every change of the model that torch shows is noticed (see ``ModelWatch``): optimizer steps, loading,
+    edits in place, parameters and modules replaced or moved, adapters switched, scaled or merged. For
+    in-place edits through ``.data`` call ``invalidate``. Acting in several threads is safe: they take turns.
 
     Args:
         model: a transformers causal LM; it decodes in eval mode and gets its training mode back.
@@ -101,10 +102,9 @@ class DecodingPolicy:
         self._host_rows: HostRows | None = None
         self._decoder: Decoder | None = None
         self._shape: tuple[int, int] | None = None
-        self._base = WeightChanges.count
+        self._base, self._layout = watch_of(model).state()
         self._version = 0
         self._seen: tuple[int, int] | None = None
-        self._parameters = tracked(model)
         self._memo = RowMemo(0, 0)
         self._every_row = np.arange(0)
         register = getattr(model, "register_load_state_dict_post_hook", None)
@@ -164,7 +164,7 @@ class DecodingPolicy:
     @property
     def weights_version(self) -> int:
         """Moves whenever the weights may have changed; equal versions mean equal weights."""
-        return self._version + WeightChanges.count - self._base
+        return self._version + watch_of(self.model).state()[0] - self._base
 
     def invalidate(self) -> None:
         """Say that weights changed in a way the policy cannot see (custom optimizers, ``.data`` edits)."""
@@ -185,10 +185,12 @@ class DecodingPolicy:
         }
 
     def _forget_if_changed(self) -> None:
-        seen = (self.weights_version, sum([parameter._version for parameter in self._parameters]))
-        if seen != self._seen:
-            self._parameters = tracked(self.model)
-            self._seen = (self.weights_version, sum([parameter._version for parameter in self._parameters]))
+        version, layout = watch_of(self.model).state()
+        if layout != self._layout:  # buffers, masks and graphs of the decoder are for what is no more
+            self.free()
+            self._layout = layout
+        if (version, self._version) != self._seen:
+            self._seen = version, self._version
             self._forget()
 
     def _forget(self) -> None:
@@ -227,6 +229,11 @@ class DecodingPolicy:
             actions (N,) int64 and ``{"log_prob": (N,)}``, with ``"value": (N,)`` if there is a value head; 0
             at rows that do not act. Numpy in, numpy out. ``log_prob`` is under the distribution sampled from.
         """
+        with watch_of(self.model).lock:
+            return self._act(obs, key, active)
+
+    def _act(self, obs: Mapping[str, Any], key: Any, active: Any) -> tuple[Any, dict[str, Any]]:
+        """``act``, by the one thread that may."""
         as_numpy = not isinstance(obs["input_ids"], Tensor)
         single = len(obs["input_ids"].shape) == 1
 
@@ -277,8 +284,8 @@ class DecodingPolicy:
         Returns:
             Rows in the order of the logits (None = 0..N-1), logits (n, W), and the LM head's input (n, d).
         """
-        self._prepare(*ids.shape)
         self._forget_if_changed()
+        self._prepare(*ids.shape)
         if self._decoder is None:
             return uncached_logits(self.model, ids, lengths, acting)
         try:

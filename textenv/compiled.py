@@ -53,7 +53,7 @@ def compile_trunk(model: nn.Module, *, backend: str = "inductor") -> None:
             options["attention_mask"] = attention_mask
         return trunk(input_ids=ids, use_cache=False, **options).last_hidden_state
 
-    TRUNKS[model] = torch.compile(_with_own_code(run), dynamic=True, backend=backend)
+    TRUNKS[model] = trunk, torch.compile(_with_own_code(run), dynamic=True, backend=backend)
 
 
 def _with_own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -42,7 +42,8 @@ class DecodeGraphs:
         self._broken = False
 
     def _weight_addresses(self) -> tuple[int, ...]:
-        return tuple(parameter.data_ptr() for parameter in self.decoder.model.parameters())
+        model = self.decoder.model
+        return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
 
     def refresh(self) -> None:
         """Drop the graphs if weights live elsewhere now; weights changed in place need nothing."""

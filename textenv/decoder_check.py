@@ -14,6 +14,7 @@ from torch import nn
 
 from textenv.masks import UnsupportedModelError
 from textenv.model_split import eval_mode, logits_agree, vocabulary_size
+from textenv.weight_changes import watch_of
 
 if TYPE_CHECKING:
     from textenv.decoding import Decoder
@@ -43,7 +44,8 @@ def verify_decoder(model: nn.Module, max_length: int, make: Callable[..., Decode
     parameter = next(model.parameters())
     config: Any = model.config
     length = _check_length(config.get_text_config(), max_length)
-    key = (length, parameter.dtype, parameter.device, getattr(config, "_attn_implementation", None))
+    attention = getattr(config, "_attn_implementation", None)
+    key = (length, parameter.dtype, parameter.device, attention, watch_of(model).modules())
     verdicts = _VERIFIED.setdefault(model, {})
     if key not in verdicts:
         try:

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from textenv.last_block import only_at, position_wise_modules, recomputed, worthwhile
+from textenv.weight_changes import watch_of
 
-TRUNKS: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor, Any, Tensor | None], Tensor]] = (
-    weakref.WeakKeyDictionary()
-)
-"""Model -> what runs in place of its backbone, (ids, mask, positions) -> (B, L, d); see ``compile_trunk``."""
+CompiledTrunk = Callable[[Tensor, Any, Tensor | None], Tensor]
+"""(ids, mask, positions) -> (B, L, d)."""
+
+TRUNKS: weakref.WeakKeyDictionary[nn.Module, tuple[nn.Module, CompiledTrunk]] = weakref.WeakKeyDictionary()
+"""Model -> its backbone when it was compiled, and what runs in place of that; see ``compile_trunk``."""
 
 
 @contextmanager
@@ -138,8 +140,8 @@ class SplitModel:
         if self.output is None:
             raise ValueError(f"{type(self.model).__name__} has no LM head module whose input could be read")
         direct = self.direct
-        if direct is not None and (compiled := TRUNKS.get(self.model)) is not None:
-            return compiled(input_ids, attention_mask, position_ids)
+        if direct is not None and (compiled := TRUNKS.get(self.model)) is not None and compiled[0] is direct:
+            return compiled[1](input_ids, attention_mask, position_ids)
         with self._reading(read, input_ids.shape):
             if direct is not None:
                 return self._run(direct, input_ids, attention_mask, position_ids).last_hidden_state
@@ -214,9 +216,10 @@ def split_model(model: nn.Module) -> SplitModel:
     output = output_head(model)
     if output is None:
         return SplitModel(model, None, False)
+    modules = watch_of(model).modules()
     known = _SPLITS.get(model)
-    if known is None or known[0] != id(output):
-        known = (id(output), _check(model, output))
+    if known is None or known[0] != modules:
+        known = (modules, _check(model, output))
         _SPLITS[model] = known
     found = known[1]
     if not found.works:

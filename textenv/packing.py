@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from textenv.masks import UnsupportedModelError, attention_windows, packed_masks
 from textenv.model_split import SplitModel, eval_mode, logits_agree, text_config, vocabulary_size
+from textenv.weight_changes import watch_of
 
 _WIDENINGS = (1, 2, 4)
 """Widths of packed rows that are tried, in longest episodes."""
@@ -113,7 +114,8 @@ def packed_states(
     return split.backbone(packed, masks, positions, read=flat), packing
 
 
-_VERDICTS: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
+_VERDICTS: weakref.WeakKeyDictionary[nn.Module, tuple[int, str | None]] = weakref.WeakKeyDictionary()
+"""Model -> its modules' number (``ModelWatch.modules``) when it was checked, and what is wrong."""
 
 
 def check_packing(model: nn.Module) -> None:
@@ -122,15 +124,18 @@ def check_packing(model: nn.Module) -> None:
     Raises:
         UnsupportedModelError: if not: the model has a recurrent state, or makes positions or masks itself.
     """
-    if model not in _VERDICTS:
+    modules = watch_of(model).modules()
+    known = _VERDICTS.get(model)
+    if known is None or known[0] != modules:
         try:
-            _VERDICTS[model] = _disagreement(model)
+            reason = _disagreement(model)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-            _VERDICTS[model] = " ".join(f"{type(error).__name__}: {error}".split())
-    if (reason := _VERDICTS[model]) is not None:
-        raise UnsupportedModelError(f"{type(model).__name__} cannot be trained with packing=True: {reason}")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _VERDICTS[model] = known = modules, reason
+    if known[1] is not None:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be trained with packing=True: {known[1]}")
 
 
 @torch.no_grad()

@@ -1,10 +1,22 @@
-"""Noticing that weights may have changed, so that what was computed from them is computed again."""
+"""Noticing that a model may compute something else than before, so that what was computed is computed again.
+
+A watch compares, by identity and in C loops, what the model is made of with what it was made of when last
+asked: modules, parameters and buffers, their versions and the memory they lie in, and the state of adapters
+(which of them are active, disabled, merged, and how they are scaled). Optimizer steps are counted besides,
+because fused ones do not move a parameter's version.
+"""
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
@@ -21,7 +33,160 @@ def note_weight_change(*_: Any) -> None:
 
 register_optimizer_step_post_hook(note_weight_change)
 
+_END: dict[str, object] = {"end": object()}
+"""Closes the walk over a model, so that something appended to its last module shows, too."""
+_version = attrgetter("_version")
+_adapter_state = itemgetter("_disable_adapters", "_active_adapter")
 
-def tracked(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters whose in-place edits torch counts."""
-    return [parameter for parameter in model.parameters() if not parameter.is_inference()]
+
+class ModelWatch:
+    """What a model consists of, and how often that has changed; get it from ``watch_of``.
+
+    Not noticed are in-place edits through ``.data`` (``p.data.mul_(2)``, which torch does not count either)
+    and edits of memory outside torch.
+
+    Args:
+        model: any module; it is not kept alive.
+        count_steps: whether each optimizer step counts as a change. False for models of which no tensor is
+            in an optimizer.
+    """
+
+    def __init__(self, model: nn.Module, *, count_steps: bool = True) -> None:
+        self.lock = threading.RLock()
+        """Held by those who run the model, which is not safe in two threads at once."""
+        self._model = weakref.ref(model)
+        self._count_steps = count_steps
+        self._version = 0
+        self._layout = 0
+        self._modules_seen = 0
+        self._tree: _Walk | None = None
+        self._adapters_seen: list[tuple[Any, Any]] = []
+        self._look()
+        self._state = 0, WeightChanges.count, sum(map(_version, self._versioned))
+
+    def state(self) -> tuple[int, int]:
+        """Two numbers, the version and the layout.
+
+        The version moves if anything has changed since the last call; equal numbers mean an equal model.
+        The layout moves if something was replaced or moved in memory, or adapters were switched: buffers,
+        masks and CUDA graphs made for the model are then of no more use.
+        """
+        with self.lock:
+            self._poll()
+            return self._version, self._layout
+
+    def modules(self) -> int:
+        """Moves if a module was replaced, added or taken out: what was found out about its parts is void."""
+        with self.lock:
+            if self._tree is None or not self._tree.holds():
+                model = self._alive()
+                self._tree = _Walk([m._modules for m in model.modules() if m._modules])
+                self._modules_seen += 1
+            return self._modules_seen
+
+    def _alive(self) -> nn.Module:
+        model = self._model()
+        assert model is not None  # whoever asks holds the model
+        return model
+
+    def _poll(self) -> None:
+        if self._replaced or not self._walk.holds() or self._where() != self._addresses:
+            self._look()
+            self._layout += 1
+        elif self._adapters() != self._adapters_seen:
+            self._adapters_seen = _frozen(self._adapters())
+            self._layout += 1
+        state = self._layout, WeightChanges.count, sum(map(_version, self._versioned))
+        if state != self._state:
+            steps = state[1] - self._state[1] if self._count_steps else 0
+            same = state[0] == self._state[0] and state[2] == self._state[2]
+            self._version += steps if same else max(steps, 1)
+            self._state = state
+
+    def _look(self) -> None:
+        """Take down what the model consists of now."""
+        model = self._alive()
+        modules = list(model.modules())
+        adapters = [
+            vars(m) for m in modules if "_disable_adapters" in vars(m) and "_active_adapter" in vars(m)
+        ]
+        self._adapter_dicts = adapters
+        parts: list[Any] = [d for m in modules for d in (m._modules, m._parameters, m._buffers) if d]
+        parts += [d["scaling"] for d in adapters if isinstance(d.get("scaling"), dict)]
+        merged = [d["merged_adapters"] for d in adapters if isinstance(d.get("merged_adapters"), list)]
+        self._walk = _Walk(parts, merged)
+        tensors = list({id(t): t for t in chain(model.parameters(), model.buffers())}.values())
+        self._versioned = [t for t in tensors if not t.is_inference()]
+        self._placed = [t for t in tensors if _has_address(t)]
+        # A freed address may be used again, so an equal address alone does not tell an equal tensor.
+        replaced: list[Any] = []
+        self._replaced = replaced
+        self._storages = [weakref.ref(t.untyped_storage(), replaced.append) for t in self._placed]
+        self._addresses = self._where()
+        self._adapters_seen = _frozen(self._adapters())
+
+    def _where(self) -> list[int]:
+        return list(map(torch.Tensor.data_ptr, self._placed))
+
+    def _adapters(self) -> list[tuple[Any, Any]]:
+        return list(map(_adapter_state, self._adapter_dicts))
+
+
+class _Walk:
+    """The values of some dicts and lists, compared by identity with what they were."""
+
+    def __init__(self, dicts: Iterable[dict[str, Any]], lists: Iterable[list[Any]] = ()) -> None:
+        self._dicts, self._lists = [*dicts], list(lists)
+        self._seen = list(self._values())
+
+    def _values(self) -> Iterator[Any]:
+        return chain(
+            chain.from_iterable(self._lists),
+            chain.from_iterable(map(dict.values, self._dicts)),
+            _END.values(),
+        )
+
+    def holds(self) -> bool:
+        """Whether they hold the very same objects in the same order."""
+        return all(map(is_, self._values(), self._seen))
+
+
+def _frozen(states: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """The states of adapters, with copies of lists that may be changed in place."""
+    return [(off, list(active) if isinstance(active, list) else active) for off, active in states]
+
+
+def _has_address(tensor: Tensor) -> bool:
+    """Whether the tensor has memory of its own to point at (wrapper subclasses have none)."""
+    try:
+        tensor.data_ptr()
+        tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+_WATCHES: weakref.WeakKeyDictionary[nn.Module, ModelWatch] = weakref.WeakKeyDictionary()
+
+
+def watch_of(model: nn.Module) -> ModelWatch:
+    """The watch of a model, one for all who ask."""
+    watch = _WATCHES.get(model)
+    if watch is None:
+        watch = _WATCHES.setdefault(model, ModelWatch(model))
+    return watch
+
+
+def float_settings(model: nn.Module) -> tuple[tuple[str, float], ...]:
+    """Every number with a fraction that a module of the model keeps: dropout probabilities, scales, epsilons.
+
+    Where a dropout is on, also whether its module trains.
+    """
+    found: list[tuple[str, float]] = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if type(value) is float:
+                found.append((name, value))
+                if value > 0.0 and ("drop" in name or name == "p"):
+                    found.append(("training", float(module.training)))
+    return tuple(found)

@@ -8,7 +8,7 @@ letters: B episodes, L tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,6 +22,7 @@ from textenv.agents.policies.teacher_forced import Evaluation, in_parts, joined_
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import TokenLogProbs
 from textenv.model_split import split_model
+from textenv.weight_changes import ModelWatch, watch_of
 
 if TYPE_CHECKING:
     from textenv.agents.policies.language_policy import LanguagePolicy
@@ -68,7 +69,8 @@ class Reference:
         self.mode: ReferenceMode = mode
         self._copy: nn.Module | None = None
         self._trunk = _Trunk()
-        self._memo, self._edits = Memo(), 0
+        self._memo = Memo()
+        self._watch: ModelWatch | None = None
         if mode == "adapters-off":
             if policy.peft is None:
                 raise ValueError("reference mode 'adapters-off' needs a policy with adapters (lora=)")
@@ -77,6 +79,7 @@ class Reference:
                 raise ValueError(f"reference mode 'adapters-off' needs a frozen base, but {moving[0]} trains")
             return
         self._copy = frozen_copy(policy.model)
+        self._watch = ModelWatch(self._copy, count_steps=False)
         if mode == "shared-trunk":
             if policy.compile_backend is not None:
                 raise ValueError(
@@ -101,7 +104,7 @@ class Reference:
             yield self._copy
             return
         assert self.policy.peft is not None
-        with self.policy.peft.disable_adapter():
+        with watch_of(self.policy.model).lock, self.policy.peft.disable_adapter():
             yield self.policy.model
 
     def score(self, episodes: EpisodeBatch, *, entropy: bool = False) -> TokenLogProbs:
@@ -144,8 +147,13 @@ class Reference:
         finally:
             self._trunk.outputs.clear()
 
-    def _state(self) -> tuple[float | str, ...]:
-        return self.policy.temperature, self.policy.autocast, self.policy.packing, self._edits
+    def _state(self) -> Hashable:
+        policy = self.policy
+        rules = policy.temperature, policy.autocast, policy.packing, policy.legality
+        if self._watch is not None:
+            return rules, self._watch.state()
+        frozen = [p for p in policy.model.parameters() if not p.requires_grad]
+        return rules, tuple((id(p), p._version, p.data_ptr()) for p in frozen)
 
     # -- weights ---------------------------------------------------------------------------------------------
 
@@ -169,7 +177,6 @@ class Reference:
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(state[name])
-        self._edits += 1
         self.policy.invalidate()
 
 

@@ -24,6 +24,7 @@ from textenv.legality import Legality
 from textenv.log_probs import TokenLogProbs, token_log_probs
 from textenv.nucleus import Nucleus
 from textenv.packing import check_packing
+from textenv.weight_changes import float_settings, watch_of
 
 if TYPE_CHECKING:
     from textenv.agents.policies.references import Reference, ReferenceMode
@@ -168,7 +169,9 @@ class TeacherForced(nn.Module):
         if torch.is_grad_enabled():
             self.warn_of_filters(episodes.sampling)
             asked = {"values": values, "entropy": entropy, "hidden": hidden}
-            kept = self._memo.take_graph(episodes, self._state(), {name for name, on in asked.items() if on})
+            with watch_of(self).lock:
+                state, wanted = self._state(), {name for name, on in asked.items() if on}
+                kept = self._memo.take_graph(episodes, state, wanted)
             if kept is not None:
                 return kept
         return self._pass(episodes, values=values, entropy=entropy, hidden=hidden)
@@ -209,6 +212,13 @@ class TeacherForced(nn.Module):
             ValueError: if values are asked of a policy without a critic.
         """
         values = self._has_critic if values is None else values
+        with watch_of(self).lock:
+            return self._evaluate(episodes, values, entropy, final_values, reference)
+
+    def _evaluate(
+        self, episodes: EpisodeBatch, values: bool, entropy: bool, final_values: bool, reference: bool
+    ) -> Evaluation:
+        """``evaluate``, by the one thread that may."""
         asked = {
             "values": values,
             "entropy": entropy,
@@ -275,7 +285,7 @@ class TeacherForced(nn.Module):
     ) -> TokenLogProbs:
         """Teacher-forced pass of any causal LM under this policy's temperature, legality and precision."""
         legality = Legality.from_sampling(episodes.sampling) or self.legality
-        with self._precision():
+        with watch_of(model).lock, self._precision():
             return token_log_probs(
                 model,
                 episodes,
@@ -356,6 +366,6 @@ class TeacherForced(nn.Module):
 
     def _state(self) -> Hashable:
         """Equal as long as no pass can give anything else."""
-        edits = sum(parameter._version for parameter in self.parameters())
+        weights = self.decoding.weights_version, watch_of(self).state(), float_settings(self)
         rules = (self.temperature, self.autocast, self.packing, self.legality, self.decoding.logits_processor)
-        return self.decoding.weights_version, edits, rules, self._nucleus
+        return weights, rules, self._nucleus
