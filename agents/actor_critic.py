@@ -95,6 +95,7 @@ class ActorCriticAgent(PolicyGradientAgent):
             values=old.values,
             final_values=final,
             groups=episodes.prompt_index,
+            scores=self.judged_scores(episodes),
             gamma=cfg.gamma,
             gae_lambda=cfg.gae_lambda,
         )

@@ -18,7 +18,8 @@ from textenv.names import nearest, registrar
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]
 
 ADVANTAGES: dict[str, AdvantageFunction] = {}
-"""Name -> fn(rewards, mask, *, values, final_values, groups, gamma, gae_lambda) -> (advantages, returns)."""
+"""Name -> fn(rewards, mask, *, values, final_values, groups, scores, gamma, gae_lambda), which gives
+(advantages, returns). ``scores`` (B,) are the returns without a KL penalty."""
 
 
 def register_advantage(name: str) -> Callable[[AdvantageFunction], AdvantageFunction]:
@@ -204,14 +205,25 @@ def rloo(rewards: Tensor, mask: Tensor, *, groups: Tensor, **_: object) -> tuple
 
 @register_advantage("grpo")
 def grpo(
-    rewards: Tensor, mask: Tensor, *, groups: Tensor, scale: bool = True, eps: float = 1e-4, **_: object
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    groups: Tensor,
+    scores: Tensor | None = None,
+    scale: bool = True,
+    eps: float = 1e-4,
+    **_: object,
 ) -> tuple[Tensor, Tensor]:
     """Group-relative: (R_i - mean) / (std + eps), sample std, over the group (Shao et al. 2024, 4.1.2).
+
+    In a group whose scores are all equal the deviation is left as it is: it is 0, or with a KL penalty in the
+    rewards the noise of the KL, which a division would blow up to variance 1.
 
     Args:
         rewards: (B, L); R_i is their sum over own tokens.
         mask: (B, L) bool, own tokens.
         groups: (B,) int64, equal for episodes on the same prompt.
+        scores: (B,) returns without a KL penalty; None = R.
         scale: False leaves the division out (Dr. GRPO, Liu et al. 2025).
         eps: keeps a group without spread at advantage 0.
 
@@ -221,12 +233,16 @@ def grpo(
     Raises:
         ValueError: if a group has one episode.
     """
-    scores = torch.where(mask, _at_least_float32(rewards), 0.0).sum(-1)
-    above, sums, squares, counts = group_moments(scores, groups)
+    returns = torch.where(mask, _at_least_float32(rewards), 0.0).sum(-1)
+    above, sums, squares, counts = group_moments(returns, groups)
     advantages = above - sums / counts
     if scale:
-        advantages = advantages / ((squares / (counts - 1)).sqrt() + eps)
-    return _spread(advantages, mask), _spread(scores, mask)
+        divisors = (squares / (counts - 1)).sqrt() + eps
+        if scores is not None:
+            flat = group_moments(scores, groups)[2] == 0
+            divisors = torch.where(flat, 1.0, divisors)
+        advantages = advantages / divisors
+    return _spread(advantages, mask), _spread(returns, mask)
 
 
 @register_advantage("dr_grpo")

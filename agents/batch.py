@@ -98,3 +98,9 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> Tensor:
     """Order in which epoch ``epoch`` visits the rows: (rows,) int64, a function of its arguments alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(rows, generator=generator)
+
+
+def rows_of_step(rows: int, step: int, *, size: int, seed: int) -> Tensor:
+    """Rows of optimizer step 0, 1, ... of passes over a data set by ``size``: (at most size,) int64."""
+    epoch, position = divmod(step, -(-rows // size))
+    return epoch_order(rows, seed=seed, epoch=epoch)[position * size : (position + 1) * size]

@@ -15,6 +15,7 @@ from textenv.agents.batch import TrainingBatch
 from textenv.agents.groups import check_groups, check_whole_groups
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
+from textenv.agents.task_scores import task_scores
 from textenv.episodes import EpisodeBatch
 
 GROUP_SIZE = 8
@@ -73,24 +74,31 @@ class GroupBaselineAgent(PolicyGradientAgent):
         return episodes.episode_id // self.size
 
     def group_spread(self, episodes: EpisodeBatch) -> Tensor:
-        """(B,) sample standard deviation of the returns in each episode's group, 0 where all are equal."""
-        _, _, squares, counts = group_moments(episodes.returns.double(), self.groups(episodes))
+        """(B,) sample standard deviation of the scores in each episode's group, 0 where all are equal."""
+        return self._spread(task_scores(episodes, self.envs), episodes)
+
+    def flat(self, episodes: EpisodeBatch) -> Tensor:
+        """(B,) bool: whether all scores of the episode's group, as far as the agent sees them, are equal."""
+        return self._spread(self.judged_scores(episodes), episodes) == 0
+
+    def _spread(self, scores: Tensor, episodes: EpisodeBatch) -> Tensor:
+        _, _, squares, counts = group_moments(scores, self.groups(episodes))
         return (squares / (counts - 1)).sqrt()
 
     def estimate(self, episodes: EpisodeBatch, rewards: Tensor, old: PolicyOutput) -> tuple[Tensor, Tensor]:
-        """Advantages by the registered estimator."""
+        """Advantages by the registered estimator; whether a group is flat is judged by scores."""
         return get_advantage(self.config.estimator)(
             rewards,
             episodes.action_mask,
             values=None,
             groups=self.groups(episodes),
+            scores=self.judged_scores(episodes),
             gamma=self.config.gamma,
         )
 
     def describe(self, batch: TrainingBatch) -> dict[str, float]:
-        """Metrics of the rollout, and how far apart the returns of a prompt are."""
+        """Metrics of the rollout, and how far apart the scores of a prompt are."""
         row = super().describe(batch)
-        spread = self.group_spread(batch.episodes)
-        row["group/std"] = float(spread.mean())
-        row["group/flat"] = float((spread == 0).double().mean())
+        row["group/std"] = float(self.group_spread(batch.episodes).mean())
+        row["group/flat"] = float(self.flat(batch.episodes).double().mean())
         return row

@@ -13,7 +13,10 @@ from typing import Literal
 import torch
 
 from textenv import scoring as scorer
+from textenv.agents.batch import TrainingBatch
 from textenv.agents.group_baseline import GroupBaselineAgent, GroupBaselineConfig
+from textenv.agents.losses import masked_sum
+from textenv.agents.parallel.shares import spread
 from textenv.agents.registry import register_agent
 from textenv.episodes import EpisodeBatch
 
@@ -35,8 +38,9 @@ class GRPOConfig(GroupBaselineConfig):
     kl_placement: Literal["reward", "loss"] = "loss"
     """Pay the KL as a per-token reward (k1), or add it to the loss (k3)."""
     max_rollouts: int = 1
-    """With more than 1, groups whose returns are all equal, which teach nothing, make way for those of up to
-    so many rollouts an iteration (DAPO's dynamic sampling)."""
+    """With more than 1, groups whose scores, the returns without a KL penalty, are all equal
+    make way for those of up to so many rollouts an iteration (DAPO's dynamic sampling). What adapts (reward
+    terms, the scale of scores, the KL coefficient) learns from all groups played."""
 
     def validate(self) -> None:
         """Check the ranges, and how the run's length is said."""
@@ -60,6 +64,8 @@ class GRPO(GroupBaselineAgent):
 
     config_class = GRPOConfig
     config: GRPOConfig
+    everything: EpisodeBatch | None = None
+    """With ``max_rollouts`` above 1: all episodes of the iteration, those that made way included."""
 
     def collect(self) -> EpisodeBatch:
         """What to learn from; with ``max_rollouts`` above 1 scored, of groups that teach something."""
@@ -69,14 +75,14 @@ class GRPO(GroupBaselineAgent):
         self.pay(episodes)
         wanted = len(episodes)
         for _ in range(self.config.max_rollouts - 1):
-            if int((self.group_spread(episodes) > 0).sum()) >= wanted:
+            if int((~self.flat(episodes)).sum()) >= wanted:
                 break
             more = super().collect()
             self.pay(more)
             episodes = EpisodeBatch.concat([episodes, more])
-        flat = self.group_spread(episodes) == 0
+        self.everything = episodes
         # Whole groups in the order of their tickets; flat ones only fill up what is missing.
-        kept = torch.argsort(flat.byte(), stable=True)[:wanted]
+        kept = torch.argsort(self.flat(episodes).byte(), stable=True)[:wanted]
         return episodes.select(kept.sort().values)
 
     def score(self, episodes: EpisodeBatch) -> None:
@@ -84,4 +90,18 @@ class GRPO(GroupBaselineAgent):
         if self.config.max_rollouts == 1:
             super().score(episodes)
         else:
-            scorer.update(episodes, scorer.reward_wrappers(self.envs))
+            scorer.update(self.played(episodes), scorer.reward_wrappers(self.envs))
+
+    def played(self, episodes: EpisodeBatch) -> EpisodeBatch:
+        """All episodes of the iteration in which ``episodes`` were chosen to be learned from."""
+        return episodes if self.everything is None else self.everything
+
+    def sequence_kl(self, batch: TrainingBatch) -> tuple[float, int]:
+        """KL to the reference over all episodes played, and their number."""
+        played = self.played(batch.episodes)
+        if len(played) == len(batch):
+            return super().sequence_kl(batch)
+        assert self.reference is not None
+        played = spread(played.to(self.policy.device))
+        difference = self.policy.log_prob(played) - self.reference.log_prob(played)
+        return float(masked_sum(difference, played.action_mask)) / len(played), len(played)

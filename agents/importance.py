@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from textenv.bounded_exp import bounded_exp
+from textenv.episodes import EpisodeBatch
 
 ImportanceLevel = Literal["token", "sequence"]
 
@@ -57,3 +58,18 @@ def truncated_importance_weights(
     elif level != "token":
         raise ValueError(f"importance level must be one of {list(get_args(ImportanceLevel))}, got {level!r}")
     return torch.where(mask, bounded_exp(difference).clamp_max(clip), 0.0)
+
+
+def importance_weights(
+    episodes: EpisodeBatch, log_probs: Tensor, *, level: ImportanceLevel, clip: float
+) -> Tensor:
+    """Truncated weights of a policy, with ``log_probs`` (B, L), over the one that played: -> (B, L).
+
+    Raises:
+        ValueError: if the episodes do not have the log-probs that they were played with.
+    """
+    if episodes.log_probs is None:
+        raise ValueError("importance_correction needs episodes with log_probs, got None")
+    return truncated_importance_weights(
+        log_probs, episodes.log_probs, episodes.action_mask, level=level, clip=clip
+    )

@@ -26,6 +26,7 @@ from textenv.agents.policies.references import frozen_copy
 from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.registry import register_agent
+from textenv.agents.task_scores import kl_wrappers
 from textenv.episodes import EpisodeBatch
 from textenv.nucleus import Nucleus
 
@@ -136,7 +137,7 @@ class NLPO(PPO):
         """
         super().setup()
         foreign = scorer.foreign_reward_wrappers(self.envs)
-        if foreign and self.kl_wrappers():
+        if foreign and kl_wrappers(self.envs):
             names = ", ".join(type(wrapper).__name__ for wrapper in foreign)
             raise ValueError(
                 f"NLPO's KL penalty is scored after the rollout, but {names} changes rewards in every step; "

@@ -22,6 +22,9 @@ class OnlineAgent(Agent):
 
     online = True
     config: OnlineConfig
+    next_ticket = 0
+    """Where the next iteration begins in the stream of prompts: the first ticket that none has learned from.
+    ``episodes_seen`` counts what was generated, which may be more: a ticket may be played twice."""
 
     def planned_iterations(self) -> int:
         """Times of collecting and learning in the whole run."""
@@ -53,8 +56,10 @@ class OnlineAgent(Agent):
                     break
 
     def collect(self) -> EpisodeBatch:
-        """Play this iteration's tickets; which ones is a function of the seed and the counter alone."""
-        return self.play(self.episodes_seen)
+        """Play the next tickets; which ones is a function of the seed and the counter alone."""
+        episodes = self.play(self.next_ticket)
+        self.next_ticket += len(episodes)
+        return episodes
 
     def play(self, first_ticket: int) -> EpisodeBatch:
         """Play ``episodes_per_iteration`` tickets from this one on, unpaid; the cost is counted.
@@ -110,12 +115,16 @@ class OnlineAgent(Agent):
         cfg = self.config
         rows: list[dict[str, float]] = []
         for epoch in range(cfg.epochs):
-            order = epoch_order(len(batch), seed=cfg.seed, epoch=self.iteration * cfg.epochs + epoch)
+            order = epoch_order(len(batch), seed=cfg.seed, epoch=self.pass_number(epoch))
             for index in order.tensor_split(min(cfg.minibatches, len(order))):
                 rows.append(self.step(batch if len(index) == len(batch) else batch.select(index)))
                 if self.stop_early(rows[-1]):
                     return {**mean_row(rows), "policy/stopped_early": 1.0}
         return mean_row(rows)
+
+    def pass_number(self, epoch: int) -> int:
+        """Number of pass ``epoch`` of this round of learning in the whole run; its order is drawn by it."""
+        return self.iteration * self.config.epochs + epoch
 
     def stop_early(self, stats: Mapping[str, float]) -> bool:
         """Whether to end this iteration's passes after this step."""
@@ -132,3 +141,11 @@ class OnlineAgent(Agent):
         for name, values in episodes.reward_terms.items():
             row[f"terms/{name}"] = float(values.sum(-1).mean())
         return row if self.rollouts is None else row | self.rollouts.metrics
+
+    def counters(self) -> dict[str, int]:
+        """Where the run stands, and in the stream of prompts."""
+        return {**super().counters(), "next_ticket": self.next_ticket}
+
+    def set_counters(self, counters: Mapping[str, int]) -> None:
+        """Stand where a saved run stood; in older ones every episode generated moved on in the stream."""
+        super().set_counters({"next_ticket": counters["episodes_seen"], **counters})

@@ -21,6 +21,7 @@ from textenv.agents.preferences.agents import Responses, reward_stats
 from textenv.agents.preferences.data import PairedBatch
 from textenv.agents.preferences.losses import SMOOTHED, DPOKind, dpo_loss, response_log_probs
 from textenv.agents.registry import register_agent
+from textenv.agents.task_scores import task_scores
 from textenv.episodes import EpisodeBatch
 
 
@@ -60,8 +61,8 @@ class OnlineDPOConfig(OnlineConfig):
 class OnlineDPO(SampleChooser):
     """Online DPO: the best and the worst of each prompt's own samples are a preference pair.
 
-    Pairs whose sides earned the same have no gradient. The KL to the reference is in the loss: no term of the
-    reward has to pay it.
+    Pairs whose sides score the same have no gradient. The KL to the reference is in the loss: no term of the
+    reward has to pay it, and one that does has no say in which sample is better.
     """
 
     config_class = OnlineDPOConfig
@@ -88,11 +89,13 @@ class OnlineDPO(SampleChooser):
             **kl_row(kl, episodes=len(episodes), tokens=int(mask.sum())),
             "objective/entropy": -float(masked_mean(found.log_probs, mask)),
         }
-        best, worst = extremes(episodes.returns, group_rows(episodes, self.config.samples_per_prompt))
-        tied = episodes.returns[best] == episodes.returns[worst]
+        scores = task_scores(episodes, self.envs).to(episodes.rewards.dtype)
+        best, worst = extremes(scores, group_rows(episodes, self.config.samples_per_prompt))
+        tied = scores[best] == scores[worst]
         both = torch.cat([best, worst])
         reference = response_log_probs(found.ref_log_probs, mask)[both]
-        return PairedBatch(episodes.select(both), {"reference": reference, "tied": tied.repeat(2)})
+        tensors = {"reference": reference, "tied": tied.repeat(2), "scores": scores[both]}
+        return PairedBatch(episodes.select(both), tensors)
 
     def totals(self, batch: TrainingBatch) -> Totals:
         """Pairs of one optimizer step, and how many of them are not tied."""
@@ -122,8 +125,8 @@ class OnlineDPO(SampleChooser):
         """Metrics of all the samples, their KL to the reference, and the share of pairs that are ties."""
         row = super().describe(self.collected) | self.rollout
         row["pairs/tied"] = float(batch["tied"].float().mean())
-        returns = batch.episodes.returns
-        row["pairs/gap"] = float((returns[: len(batch)] - returns[len(batch) :]).mean())
+        scores = batch["scores"]
+        row["pairs/gap"] = float((scores[: len(batch)] - scores[len(batch) :]).mean())
         return row
 
 

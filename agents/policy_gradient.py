@@ -16,14 +16,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from textenv import scoring as scorer
 from textenv.agents.aggregations import get_aggregation
 from textenv.agents.base import Stats
-from textenv.agents.batch import Totals, TrainingBatch, epoch_order
+from textenv.agents.batch import Totals, TrainingBatch, rows_of_step
 from textenv.agents.config import OnlineConfig
 from textenv.agents.datasets import as_demonstrations
 from textenv.agents.evaluation import Evaluation
-from textenv.agents.importance import truncated_importance_weights
+from textenv.agents.importance import importance_weights
 from textenv.agents.losses import (
     RatioLevel,
     entropy_loss,
@@ -42,8 +41,9 @@ from textenv.agents.outcome import kl_row
 from textenv.agents.parallel import distributed
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.running import RunningStd, WeightAverage
+from textenv.agents.task_scores import kl_wrappers, paid_kl, task_scores
 from textenv.episodes import EpisodeBatch
-from textenv.rewards.kl import KLPenalty
+from textenv.rewards.kl import KLPenalty, adapted_coefficient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,9 @@ class PolicyGradientConfig(OnlineConfig):
     kl_placement: Literal["reward", "loss"] = "reward"
     """Pay the KL as a per-token reward (k1), or add it to the loss (k3)."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """Whether the coefficient in the reward follows ``kl_target``."""
+    """Whether the coefficient, in the reward or in the loss, follows ``kl_target``."""
     kl_target: float = 6.0
-    """Target of the adaptive controller in nats a sequence."""
+    """Target of the adaptive controller: KL (k1) from the reference in nats a sequence."""
     kl_horizon: int = 10_000
     """Episodes over which the adaptive controller acts."""
     score_scale: bool = False
@@ -190,8 +190,9 @@ class PolicyGradientAgent(OnlineAgent):
             raise ValueError(f"ptx_coef={cfg.ptx_coef} needs dataset=, got None")
         self.policy.packing = cfg.packing
         self.score_std = RunningStd()
+        self.loss_kl_coef = cfg.kl_coef if cfg.kl_placement == "loss" else 0.0
         self.envs.unwrapped.bind(self.policy)
-        penalised = bool(self.kl_wrappers())
+        penalised = bool(kl_wrappers(self.envs))
         if cfg.kl_coef or penalised:
             self.reference = self.policy.reference()
         if cfg.kl_coef and cfg.kl_placement == "reward" and not penalised:
@@ -201,9 +202,30 @@ class PolicyGradientAgent(OnlineAgent):
             self.envs = term.wrap(self.envs)
         self.average = None if cfg.ema_decay is None else WeightAverage(self.policy, cfg.ema_decay)
 
-    def kl_wrappers(self) -> list[Any]:
-        """The reward wrappers that pay a KL penalty."""
-        return [w for w in scorer.reward_wrappers(self.envs) if isinstance(w.term, KLPenalty)]
+    @property
+    def adapts_loss(self) -> bool:
+        """Whether the coefficient of the KL in the loss follows the measured KL."""
+        return self.loss_kl_coef > 0 and self.config.kl_controller == "adaptive"
+
+    def played(self, episodes: EpisodeBatch) -> EpisodeBatch:
+        """What adaptive statistics learn from, where ``episodes`` are learned from."""
+        return episodes
+
+    def sequence_kl(self, batch: TrainingBatch) -> tuple[float, int]:
+        """KL (k1) of the policy that played to the reference in nats a sequence, and over how many."""
+        kl = masked_sum(batch["old_log_probs"] - batch["ref_log_probs"], batch.mask)
+        return float(kl) / len(batch), len(batch)
+
+    def update(self, batch: TrainingBatch) -> dict[str, float]:
+        """The passes; afterwards an adaptive coefficient of the KL in the loss moves."""
+        if not self.adapts_loss:
+            return super().update(batch)
+        kl, episodes = self.sequence_kl(batch)
+        row = super().update(batch)
+        self.loss_kl_coef = adapted_coefficient(
+            self.loss_kl_coef, kl, episodes, target=self.config.kl_target, horizon=self.config.kl_horizon
+        )
+        return row
 
     def collect(self) -> EpisodeBatch:
         """Play; a first step on the whole batch is served by the pass for the old log-probs and values."""
@@ -214,14 +236,16 @@ class PolicyGradientAgent(OnlineAgent):
 
     def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
         """Old log-probs (and values), reference log-probs where there is one, advantages and returns."""
-        episodes = episodes.to(self.policy.device)
+        cfg, episodes = self.config, episodes.to(self.policy.device)
         old = self.evaluate_old(episodes)
         advantages, returns = self.estimate(episodes, self.shaped_rewards(episodes), old)
-        if self.config.whiten_advantages:
-            advantages = masked_whiten(advantages, episodes.action_mask, min_std=self.config.whiten_min_std)
+        if cfg.whiten_advantages:
+            advantages = masked_whiten(advantages, episodes.action_mask, min_std=cfg.whiten_min_std)
         tensors = {"old_log_probs": old.log_probs, "advantages": advantages, "returns": returns}
-        if self.config.importance_correction != "none":
-            tensors["importance_weights"] = self.importance_weights(episodes, old.log_probs)
+        if cfg.importance_correction != "none":
+            tensors["importance_weights"] = importance_weights(
+                episodes, old.log_probs, level=cfg.importance_correction, clip=cfg.importance_clip
+            )
             # Weights >= 0 commute with the clips of the surrogate, so they may as well be the advantages'.
             tensors["advantages"] = advantages * tensors["importance_weights"]
         if old.values is not None:
@@ -229,24 +253,6 @@ class PolicyGradientAgent(OnlineAgent):
         if self.reference is not None:
             tensors["ref_log_probs"] = self.reference.log_prob(episodes)
         return TrainingBatch(episodes, tensors)
-
-    def importance_weights(self, episodes: EpisodeBatch, log_probs: Tensor) -> Tensor:
-        """Truncated importance weights of the policy, with ``log_probs`` (B, L), over the one that played.
-
-        Raises:
-            ValueError: if the episodes do not have the log-probs that they were played with.
-        """
-        cfg = self.config
-        if episodes.log_probs is None:
-            raise ValueError("importance_correction needs episodes with log_probs, got None")
-        assert cfg.importance_correction != "none"
-        return truncated_importance_weights(
-            log_probs,
-            episodes.log_probs,
-            episodes.action_mask,
-            level=cfg.importance_correction,
-            clip=cfg.importance_clip,
-        )
 
     def shaped_rewards(self, episodes: EpisodeBatch, *, update: bool = True) -> Tensor:
         """Rewards with scores scaled and clipped as configured; the KL penalty is left as it is.
@@ -258,19 +264,25 @@ class PolicyGradientAgent(OnlineAgent):
         cfg = self.config
         if not cfg.score_scale and cfg.score_clip is None:
             return episodes.rewards
-        kl = torch.zeros_like(episodes.rewards)
-        for wrapper in self.kl_wrappers():
-            kl = kl + episodes.reward_terms[wrapper.name]
+        kl = paid_kl(episodes, self.envs)
         scores = episodes.rewards - kl
         if cfg.score_scale:
             if update:
-                self.score_std.update(scores.sum(-1))
+                played = self.played(episodes)
+                self.score_std.update((played.rewards - paid_kl(played, self.envs)).sum(-1))
             scores = scores / self.score_std.std
         if cfg.score_clip is not None:
             total = scores.sum(-1)
             clipped = total.clamp(-cfg.score_clip, cfg.score_clip)
             scores = scores + episodes.at_last_action(clipped - total)
         return scores + kl
+
+    def judged_scores(self, episodes: EpisodeBatch) -> Tensor:
+        """Returns without a KL penalty, scaled and clipped as ``shaped_rewards`` does: (B,) float64."""
+        scores, limit = task_scores(episodes, self.envs), self.config.score_clip
+        if self.config.score_scale:
+            scores = scores / self.score_std.std
+        return scores if limit is None else scores.clamp(-limit, limit)
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
         """``objective``, and by option KL, entropy bonus and pretraining loss."""
@@ -281,10 +293,10 @@ class PolicyGradientAgent(OnlineAgent):
             bonus = entropy_loss(new.entropy, mask, denominator=tokens)
             loss = loss + cfg.entropy_coef * bonus
             stats["policy/entropy"] = -bonus.detach()
-        if cfg.kl_coef and cfg.kl_placement == "loss":
+        if self.loss_kl_coef:
             reduce = partial(get_aggregation(cfg.aggregation), totals=totals)
             penalty = kl_loss(new.log_probs, batch["ref_log_probs"], mask, reduce=reduce)
-            loss = loss + cfg.kl_coef * penalty
+            loss = loss + self.loss_kl_coef * penalty
             stats["policy/kl_loss"] = penalty.detach()
         if cfg.ptx_coef and totals.extra.pop("ptx", False):
             ptx = self.ptx_loss()
@@ -301,11 +313,8 @@ class PolicyGradientAgent(OnlineAgent):
 
     def ptx_loss(self) -> Tensor:
         """Next-token loss on the rows of ``dataset`` whose turn it is in this optimizer step."""
-        per_epoch = -(-len(self.dataset) // self.config.ptx_batch_size)
-        epoch, position = divmod(self.optimizer_steps, per_epoch)
-        order = epoch_order(len(self.dataset), seed=self.config.seed, epoch=epoch)
-        size = self.config.ptx_batch_size
-        index = order[position * size : (position + 1) * size]
+        cfg = self.config
+        index = rows_of_step(len(self.dataset), self.optimizer_steps, size=cfg.ptx_batch_size, seed=cfg.seed)
         tokens = max(1.0, float(self.dataset.action_mask[index].sum()))
         own = index[distributed.rank() :: distributed.world_size()]
         # A process without a row passes over one that does not count.
@@ -336,9 +345,11 @@ class PolicyGradientAgent(OnlineAgent):
             row["importance/weight"] = float(masked_mean(weights, mask))
             clipped = (weights >= self.config.importance_clip).to(weights.dtype)
             row["importance/clip_fraction"] = float(masked_mean(clipped, mask))
-        for wrapper in self.kl_wrappers():
+        for wrapper in kl_wrappers(self.envs):
             row["objective/score"] -= float(episodes.reward_terms[wrapper.name].sum(-1).mean())
             row["objective/kl_coef"] = wrapper.term.coef
+        if self.adapts_loss:
+            row["objective/kl_coef"] = self.loss_kl_coef
         return row
 
     # -- the averaged weights --------------------------------------------------------------------------------
@@ -360,8 +371,9 @@ class PolicyGradientAgent(OnlineAgent):
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def state_values(self) -> dict[str, Any]:
-        """The statistics that scores are scaled by."""
-        return {**super().state_values(), "score_std": self.score_std.state_dict()}
+        """The statistics that scores are scaled by, and the coefficient of the KL in the loss."""
+        own = {"score_std": self.score_std.state_dict(), "loss_kl_coef": self.loss_kl_coef}
+        return {**super().state_values(), **own}
 
     def state_tensors(self) -> dict[str, Tensor]:
         """With an average: the weights in training, for the policy's files hold the averaged ones."""
@@ -372,6 +384,8 @@ class PolicyGradientAgent(OnlineAgent):
         """Restore what ``state_values`` and ``state_tensors`` gave."""
         super().load_state(values, tensors)
         self.score_std.load_state_dict(values["score_std"])
+        if self.adapts_loss:
+            self.loss_kl_coef = values.get("loss_kl_coef", self.loss_kl_coef)  # the oldest have none
         if self.average is not None:
             self.average.load(tensors)
             self.policy.invalidate()

@@ -157,5 +157,6 @@ class ReinforcePlusPlus(PolicyGradientAgent):
             episodes.action_mask,
             values=None,
             groups=episodes.prompt_index,
+            scores=self.judged_scores(episodes),
             gamma=self.config.gamma,
         )

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv import scoring as scorer
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OnlineConfig
@@ -23,8 +22,8 @@ from textenv.agents.losses import sft_loss
 from textenv.agents.outcome import mean_row
 from textenv.agents.preferences.data import tokens_and_rule
 from textenv.agents.registry import register_agent
+from textenv.agents.task_scores import kl_wrappers, task_scores
 from textenv.episodes import EpisodeBatch
-from textenv.rewards.kl import KLPenalty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +77,15 @@ class RFT(SampleChooser):
     config_class = RFTConfig
     config: RFTConfig
     pool: TrainingBatch | None
-    """Samples to choose from, with (B,) ``returns``, ``prompt`` and the ``generation`` that they are from."""
+    """Samples to choose from, with (B,) ``returns``, ``scores`` (returns without a KL penalty), ``prompt``
+    and the ``generation`` that they are from."""
+    improve_step = 0
+    """Which improve step of the iteration it is."""
 
     def setup(self) -> None:
         """Begin with an empty pool."""
         super().setup()
-        if any(isinstance(wrapper.term, KLPenalty) for wrapper in scorer.reward_wrappers(self.envs)):
+        if kl_wrappers(self.envs):
             self.reference = self.policy.reference()
         self.pool = None
 
@@ -97,7 +99,12 @@ class RFT(SampleChooser):
         generation = torch.full((len(episodes),), self.iteration, device=episodes.device)
         fresh = TrainingBatch(
             tokens_and_rule(episodes),
-            {"returns": episodes.returns, "prompt": episodes.prompt_index, "generation": generation},
+            {
+                "returns": episodes.returns,
+                "scores": task_scores(episodes, self.envs),
+                "prompt": episodes.prompt_index,
+                "generation": generation,
+            },
         )
         if self.pool is None or kept == 1:
             self.pool = fresh
@@ -115,8 +122,11 @@ class RFT(SampleChooser):
         """Choose and train, ``improve_steps`` times; from a pool in which all earned the same nothing."""
         assert self.pool is not None
         rows: list[dict[str, float]] = []
+        pool = self.pool
         for step in range(self.config.improve_steps):
-            chosen = best_rows(self.pool["returns"], self.pool["prompt"], self.config.percentile(step))
+            self.improve_step = step
+            percentile = self.config.percentile(step)
+            chosen = best_rows(pool["returns"], pool["prompt"], percentile, scores=pool["scores"])
             if self.config.deduplicate:
                 chosen = distinct_rows(self.pool.episodes, chosen)
             if len(chosen):
@@ -124,6 +134,11 @@ class RFT(SampleChooser):
                 row["rft/return"] = float(self.pool["returns"][chosen].mean())
                 rows.append({**row, "rft/chosen": float(len(chosen))})
         return {"rft/pool": float(len(self.pool)), **mean_row(rows)}
+
+    def pass_number(self, epoch: int) -> int:
+        """Number of a pass in the whole run: each improve step has passes of its own."""
+        cfg = self.config
+        return (self.iteration * cfg.improve_steps + self.improve_step) * cfg.epochs + epoch
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
         """Mean negative log-likelihood over the tokens of the optimizer step."""
@@ -159,6 +174,7 @@ class RFT(SampleChooser):
                 action_mask=found.pop("action_mask"),
                 sampling=values["pool"],
             )
+            found.setdefault("scores", found["returns"].double())  # the oldest checkpoints have none
             self.pool = TrainingBatch(episodes, found)
 
 
@@ -166,11 +182,12 @@ POOL = ("input_ids", "attention_mask", "prompt_lengths", "action_mask")
 """What the pool keeps of episodes."""
 
 
-def best_rows(returns: Tensor, prompts: Tensor, percentile: float) -> Tensor:
+def best_rows(returns: Tensor, prompts: Tensor, percentile: float, *, scores: Tensor | None = None) -> Tensor:
     """Rows whose return reaches a quantile of their prompt's returns: (B,), (B,) int64 -> (b,) int64.
 
-    The least return of all never counts, so that prompts on which nothing succeeded teach nothing, and
-    neither does a pool in which all are alike.
+    The least score of all never counts, so that prompts on which nothing succeeded teach nothing, and
+    neither does a pool in which all are alike. Scores are the returns without a KL penalty, by default the
+    returns: a KL that is a little less than others' is no success.
 
     Example:
         >>> returns = torch.tensor([0.0, 0.2, 0.2, 0.7, 0.0, 0.0])
@@ -184,7 +201,8 @@ def best_rows(returns: Tensor, prompts: Tensor, percentile: float) -> Tensor:
         for i in range(int(index.max()) + 1)
     ]
     reached = returns.double() >= torch.stack(thresholds)[index]
-    return (reached & (returns > returns.min())).nonzero().squeeze(-1)
+    scores = returns if scores is None else scores
+    return (reached & (scores > scores.min())).nonzero().squeeze(-1)
 
 
 def distinct_rows(episodes: EpisodeBatch, rows: Tensor) -> Tensor:

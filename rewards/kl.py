@@ -41,7 +41,8 @@ def adapted_coefficient(
         horizon: episodes over which the coefficient may change by about 20 %.
 
     Returns:
-        coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon).
+        coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon), and at least a tenth of coef: many
+        episodes at once never turn its sign.
 
     Example:
         >>> round(adapted_coefficient(0.05, kl=12.0, episodes=1000), 6)
@@ -50,7 +51,7 @@ def adapted_coefficient(
         0.04975
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
-    return coef * (1.0 + error * episodes / horizon)
+    return coef * max(1.0 + error * episodes / horizon, 0.1)
 
 
 @register_reward("kl")

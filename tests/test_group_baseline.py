@@ -48,6 +48,75 @@ def test_grpo_by_hand() -> None:
     assert advantages("grpo") == pytest.approx([*expected, 0.0, 0.0, 0.0])
 
 
+def with_a_kl_penalty() -> EpisodeBatch:
+    """The same, with terms: scores 0.1, 0.3, 0.8 and three times 0.7, and a KL penalty that differs."""
+    episodes = groups_of_three()
+    scores, kl = torch.zeros(6, 4), torch.zeros(6, 4)
+    scores[:, 3] = torch.tensor([0.1, 0.3, 0.8, 0.7, 0.7, 0.7])
+    kl[:, 1] = torch.tensor([-0.01, -0.03, -0.02, -0.001, -0.0025, -0.0055])
+    kl[:, 3] = torch.tensor([-0.01, -0.01, -0.01, -0.0033, -0.0033, -0.0033])
+    episodes.reward_terms = {"paid": scores, "kl": kl, "raw/kl": -20 * kl}
+    episodes.rewards = scores + kl
+    return episodes
+
+
+def test_a_group_whose_scores_are_equal_is_flat_whatever_its_kl() -> None:
+    agent: Any = make(
+        "grpo", make_envs("ppo", samples_per_prompt=3), kl_placement="reward", episodes_per_iteration=6
+    )
+    episodes = with_a_kl_penalty()
+    assert agent.flat(episodes).tolist() == [False] * 3 + [True] * 3
+    spread = agent.group_spread(episodes)
+    # Scores 0.1, 0.3, 0.8 around 0.4: sqrt((0.09 + 0.01 + 0.16) / 2).
+    assert spread.tolist() == pytest.approx([0.13**0.5] * 3 + [0.0] * 3)
+    # Returns 0.08, 0.26, 0.77 around 0.37. In the flat group the KL's part keeps its size: it is not divided.
+    found, _ = agent.estimate(episodes, episodes.rewards, Evaluation(torch.zeros(6, 4)))
+    std = ((0.29**2 + 0.11**2 + 0.4**2) / 2) ** 0.5 + 1e-4
+    expected = [-0.29 / std, -0.11 / std, 0.4 / std, 0.002, 0.0005, -0.0025]
+    assert found[:, 1].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_the_scores_of_a_clip_are_judged_as_clipped() -> None:
+    agent: Any = make(
+        "grpo",
+        make_envs("ppo", samples_per_prompt=3),
+        kl_placement="reward",
+        episodes_per_iteration=6,
+        score_clip=0.1,
+    )
+    episodes = with_a_kl_penalty()
+    assert agent.flat(episodes).tolist() == [True] * 6
+    rewards = agent.shaped_rewards(episodes)
+    found, _ = agent.estimate(episodes, rewards, Evaluation(torch.zeros(6, 4)))
+    assert float(found.abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce++"])
+def test_other_agents_give_the_estimator_their_scores_too(name: str) -> None:
+    agent: Any = make(name, make_envs("ppo"), advantage="grpo", whiten_advantages=False)
+    episodes = with_a_kl_penalty()
+    episodes.prompt_index = torch.tensor([0, 0, 0, 1, 1, 1])
+    found, _ = agent.estimate(episodes, episodes.rewards, Evaluation(torch.zeros(6, 4)))
+    assert found[3:, 1].tolist() == pytest.approx([0.002, 0.0005, -0.0025], rel=1e-4)
+
+
+def test_dynamic_sampling_does_not_take_the_kl_for_a_difference() -> None:
+    agent: Any = make(
+        "dapo",
+        make_envs("grpo", rewards=[lambda completions, **_: [1.0] * len(completions)]),
+        episodes_per_iteration=8,
+        max_rollouts=3,
+        kl_coef=0.5,
+        kl_placement="reward",
+    )
+    with torch.no_grad():  # the policy leaves the reference, or the KL would be 0
+        agent.policy.model.transformer.wte.weight.mul_(3.0)
+    batch = rollout(agent)
+    assert bool((batch.episodes.reward_terms["kl"] != 0).any())
+    assert agent.episodes_seen == 24
+    assert agent.describe(batch)["group/flat"] == 1.0
+
+
 def test_dr_grpo_leaves_the_division_out() -> None:
     assert GRPOConfig(aggregation="dr_grpo").estimator == "dr_grpo"
     assert GRPOConfig(aggregation="dapo").estimator == GRPOConfig().estimator == "grpo"
@@ -169,10 +238,37 @@ def test_no_more_rollouts_than_needed_and_no_more_than_allowed() -> None:
     assert agent.update(agent.batch_)["ratio"] == pytest.approx(1.0, abs=0.2)
 
 
-def test_adaptive_terms_learn_once_from_what_is_kept() -> None:
-    agent: Any = make("dapo", make_envs("grpo", rewards=[["normalized", {"of": "length"}]]), max_rollouts=2)
+def test_what_adapts_learns_once_from_all_groups_played() -> None:
+    """Reward terms, the scale of scores, and the KL coefficient, in the reward and in the loss."""
+
+    def of_letters(completions: list[str], **_: Any) -> list[float]:
+        return [float(text.startswith("a")) for text in completions]
+
+    envs = make_envs("grpo", rewards=[of_letters, ["normalized", {"of": "length"}]])
+    settings = {"max_rollouts": 3, "episodes_per_iteration": 8, "kl_coef": 0.1, "kl_controller": "adaptive"}
+    agent: Any = make("dapo", envs, score_scale=True, kl_placement="reward", **settings)
+    agent.flat = lambda episodes: torch.ones(len(episodes), dtype=torch.bool)
     batch = rollout(agent)
-    assert agent.envs.term.state_dict()["count"] == len(batch)
+    assert len(batch) == 8 and len(agent.everything) == agent.episodes_seen == 24
+    assert agent.envs.env.term.state_dict()["count"] == agent.score_std.count == 24
+    scores = agent.everything.rewards - agent.everything.reward_terms["kl"]
+    assert agent.score_std.mean == pytest.approx(float(scores.sum(-1).double().mean()))
+    # No KL yet: the coefficient falls by 0.2 * 24 / 10,000.
+    assert agent.envs.term.coef == pytest.approx(0.1 * (1 - 0.2 * 24 / 10_000), rel=1e-12)
+
+
+def test_the_kl_in_the_loss_is_measured_over_all_groups_played() -> None:
+    agent: Any = make("grpo", max_rollouts=2, episodes_per_iteration=8, kl_controller="adaptive")
+    agent.flat = lambda episodes: torch.ones(len(episodes), dtype=torch.bool)
+    agent.learn()
+    batch = rollout(agent)
+    everything = agent.everything
+    kl = agent.policy.log_prob(everything) - agent.reference.log_prob(everything)
+    kl = torch.where(everything.action_mask, kl, 0.0).sum(-1)
+    found, episodes = agent.sequence_kl(batch)
+    assert episodes == 16 and found == pytest.approx(float(kl.mean()), rel=1e-5)
+    kept = torch.where(batch.mask, batch["old_log_probs"] - batch["ref_log_probs"], 0.0).sum(-1)
+    assert float(kept.mean()) != pytest.approx(found, rel=1e-3)
 
 
 def test_dynamic_sampling_says_its_length_in_iterations() -> None:

@@ -15,6 +15,7 @@ from tests.online_helpers import StopAfter
 from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig, extremes
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.preferences.data import PairedBatch
+from textenv.rewards.kl import KLPenalty
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
 
@@ -110,6 +111,22 @@ def test_the_loss_by_hand() -> None:
     losses = -torch.log(torch.sigmoid(chosen - rejected))
     assert float(found) == pytest.approx(float(losses[ranked].mean()), rel=1e-5)
     assert not torch.allclose(losses[ranked].mean(), losses.mean(), rtol=1e-3)
+
+
+def test_a_kl_penalty_makes_no_preference() -> None:
+    envs = KLPenalty(0.5).wrap(make_envs(4, num_envs=8))
+    agent = make(envs=envs, samples_per_prompt=4)
+    agent.iteration = 1
+    episodes = agent.collect()
+    scores = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0] * 2)
+    kl = -torch.arange(16.0) / 10
+    agent.score(episodes)
+    terms = {"paid": episodes.at_last_action(scores), "kl": episodes.at_last_action(kl)}
+    episodes.reward_terms, episodes.rewards = terms, terms["paid"] + terms["kl"]
+    batch = agent.advantages(episodes)
+    assert batch["tied"].tolist() == [True, False, True, False] * 2
+    assert batch.episodes.episode_id.tolist() == [0, 6, 8, 14, 3, 7, 11, 15]
+    assert agent.describe(batch)["pairs/gap"] == 0.5
 
 
 def test_ties_have_no_gradient() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.online_helpers import make, make_envs, rollout
+from tests.online_helpers import TOKENIZER, make, make_envs, rollout
+from textenv.agents.callbacks import Callback
 from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.reinforce import ReinforceConfig, acting_greedily, first_own
 from textenv.agents.rollouts.collectors import as_collector
@@ -109,7 +111,39 @@ def test_iterations_play_tickets_of_their_own() -> None:
     agent = make("remax", kl_coef=0.0)
     first, second = rollout(agent), rollout(agent)
     assert first.episodes.episode_id.tolist() == list(range(16))
-    assert second.episodes.episode_id.tolist() == list(range(32, 48))
+    assert second.episodes.episode_id.tolist() == list(range(16, 32))
+
+
+PROMPTS = ["".join(letters) for letters in itertools.product("abcd", repeat=2)] + ["abc", "bcd", "cda", "dab"]
+
+
+@pytest.mark.parametrize("case", ["remax", "reinforce"])
+def test_every_prompt_is_sampled_once_an_epoch(case: str) -> None:
+    # 20 prompts and 10 sampled episodes an iteration: two iterations sample each prompt once.
+    seen: list[int] = []
+
+    class Watch(Callback):
+        def on_iteration(self, agent: Any, metrics: Any) -> None:
+            seen.extend(agent.last_batch.episodes.prompt_index.tolist())
+
+    envs = make_envs("reinforce", task=None, prompts=PROMPTS, tokenizer=TOKENIZER, max_new_tokens=4)
+    agent: Any = make(case, envs, episodes_per_iteration=10, iterations=4)
+    agent.callbacks.append(Watch())
+    agent.learn()
+    assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
+    assert agent.counters()["next_ticket"] == 40
+    assert agent.episodes_seen == (80 if case == "remax" else 40)
+
+
+def test_a_checkpoint_without_a_place_in_the_stream_goes_on_where_its_run_would_have() -> None:
+    agent: Any = make("remax", kl_coef=0.0)
+    agent.learn()
+    older = {name: value for name, value in agent.counters().items() if name != "next_ticket"}
+    other: Any = make("remax", kl_coef=0.0)
+    other.set_counters(older)
+    assert older["episodes_seen"] == other.next_ticket == 64
+    other.set_counters(agent.counters())
+    assert other.next_ticket == 32
 
 
 def test_adaptive_terms_learn_from_the_sampled_episodes_alone() -> None:

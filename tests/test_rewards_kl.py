@@ -235,6 +235,7 @@ def test_sync_and_async_vectorization_are_refused_at_once() -> None:
 
 def test_the_controller_by_hand() -> None:
     assert adapted_coefficient(0.1, 6.0, 100) == pytest.approx(0.1)
+    assert adapted_coefficient(0.1, 0.0, 100, horizon=10) == pytest.approx(0.01)  # not 0.1 * (1 - 0.2 * 10)
     assert adapted_coefficient(0.1, 6.6, 100) == pytest.approx(0.1 * (1 + 0.1 * 100 / 10_000))
     assert adapted_coefficient(0.1, 600.0, 100) == pytest.approx(0.1 * (1 + 0.2 * 100 / 10_000))
     assert adapted_coefficient(0.1, -5.0, 50, target=2.0, horizon=100) == pytest.approx(

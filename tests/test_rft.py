@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from tests.online_helpers import StopAfter
+from textenv.agents.batch import TrainingBatch
 from textenv.agents.rft import RFT, RFTConfig, best_rows, distinct_rows
 from textenv.episodes import EpisodeBatch
+from textenv.rewards.kl import KLPenalty
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
 
@@ -53,6 +55,63 @@ def test_quantised_returns_keep_the_largest_and_never_the_least() -> None:
     assert best_rows(returns, prompts, 0.5).tolist() == [3, 4, 5, 6, 7]
     assert best_rows(returns, prompts, 0.9).tolist() == [3, 4, 5, 6, 7]
     assert best_rows(torch.ones(4), torch.zeros(4, dtype=torch.int64), 0.5).tolist() == []
+
+
+def test_a_small_kl_is_no_success() -> None:
+    # Nothing succeeded on the second prompt; its returns differ by what the KL penalty paid.
+    prompts = torch.tensor([0, 0, 1, 1])
+    scores = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    returns = scores - torch.tensor([0.3, 0.1, 0.1, 0.2])
+    assert best_rows(returns, prompts, 0.9, scores=scores).tolist() == [1]
+    assert best_rows(returns, prompts, 0.9).tolist() == [1, 2]
+
+
+def test_the_pool_knows_scores_without_the_kl_and_one_of_before_takes_its_returns() -> None:
+    envs = KLPenalty(0.5).wrap(make_envs(rewards=[lambda completions, **_: [1.0] * len(completions)]))
+    agent = make(envs=envs)
+    agent.iteration = 1
+    with torch.no_grad():
+        agent.policy.model.lm_head.weight.add_(torch.randn_like(agent.policy.model.lm_head.weight))
+    episodes = agent.collect()
+    agent.score(episodes)
+    agent.advantages(episodes)
+    assert agent.pool is not None and agent.pool["scores"].tolist() == [1.0] * 32
+    assert len(agent.pool["returns"].unique()) > 1
+    assert "rft/chosen" not in agent.update(agent.last_batch or agent.pool)
+    tensors = agent.state_tensors()
+    older = {name: tensor for name, tensor in tensors.items() if name != "pool/scores"}
+    agent.load_state(agent.state_values(), older)
+    assert torch.equal(agent.pool["scores"], agent.pool["returns"].double())
+
+
+def test_every_improve_step_draws_an_order_of_its_own() -> None:
+    agent = make(improve_steps=3, epochs=2)
+    numbers = []
+    for agent.iteration in (1, 2):
+        for agent.improve_step in range(3):
+            numbers += [agent.pass_number(epoch) for epoch in range(2)]
+    assert numbers == list(range(6, 18))
+    orders: list[tuple[int, ...]] = []
+
+    def step(batch: Any) -> dict[str, float]:
+        orders.append(tuple(batch.episodes.prompt_index.tolist()))
+        return {}
+
+    agent.pool = TrainingBatch(
+        EpisodeBatch.from_ids([[1]] * 8, [[2]] * 8, prompt_index=torch.arange(8)),
+        {
+            "returns": torch.tensor([0.0, *[1.0] * 7]),
+            "scores": torch.tensor([0.0, *[1.0] * 7]),
+            "prompt": torch.zeros(8, dtype=torch.int64),
+        },
+    )
+    agent.config = agent.config.replace(deduplicate=False)
+    agent.step = step  # type: ignore[method-assign]
+    agent.update(agent.pool)
+    # The same seven samples in every improve step: 3 steps of 2 passes of 2 minibatches.
+    passes = [orders[i] + orders[i + 1] for i in range(0, 12, 2)]
+    assert all(sorted(rows) == list(range(1, 8)) for rows in passes)
+    assert len(set(passes)) == 6
 
 
 def test_equal_samples_count_once() -> None:
