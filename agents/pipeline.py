@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from textenv.agents.config import Config
 from textenv.agents.hacking_watch import BEST, RewardHackingWatch
 from textenv.agents.parallel import distributed
 from textenv.agents.pipeline_config import STAGES, DataConfig, PipelineConfig
+from textenv.agents.pipeline_stages import STAGE_FILE, StageError, differences, identity, write
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.ppo import PPO
@@ -36,6 +37,7 @@ from textenv.agents.scorer import Scorer
 from textenv.agents.sft import SFT
 from textenv.atomic import atomic_file
 from textenv.episodes import EpisodeBatch
+from textenv.pretrained import trusting
 
 if TYPE_CHECKING:
     from textenv.tasks.task import TaskData
@@ -50,7 +52,6 @@ __all__ = [
     "run_pipeline",
 ]
 
-STAGE_FILE = "stage.json"
 LEAST_REPETITION = 0.005
 """Share of repeated trigrams that is never held against a policy: short texts of people have next to none."""
 
@@ -67,16 +68,13 @@ class PipelineResult:
     """Before and after, if the last stage is there."""
 
 
-class StageError(RuntimeError):
-    """A stage's folder can't be used."""
-
-
 def run_pipeline(
     config: PipelineConfig,
     run_dir: str | os.PathLike[str],
     *,
     loggers: Sequence[Any] = ("rich",),
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> PipelineResult:
     """Run the stages in ``run_dir``; finished ones made from the same settings are reused, others resumed.
 
@@ -85,6 +83,7 @@ def run_pipeline(
         run_dir: the run's folder.
         loggers: of every stage, see ``textenv.agents.loggers.registry.make_loggers``.
         overwrite: make stages anew whose folder was made from other settings, and drop what was in it.
+        trust_remote_code: whether code that comes with models may run, in every stage.
 
     Raises:
         StageError: if a stage's folder was made from other settings (it names them), or a stage that is not
@@ -96,7 +95,8 @@ def run_pipeline(
             f"a pipeline needs one process, got {distributed.world_size()}; its stages can be trained in "
             "several, one by one: textenv sft, textenv reward-model, textenv train"
         )
-    return Pipeline(config, Path(run_dir), loggers=loggers, overwrite=overwrite).run()
+    with trusting(trust_remote_code):
+        return Pipeline(config, Path(run_dir), loggers=loggers, overwrite=overwrite).run()
 
 
 class Pipeline:
@@ -301,7 +301,7 @@ class Pipeline:
         written = {
             "settings": settings.to_dict(),
             "task": [self.config.task, self.config.task_kwargs],
-            "inputs": [_identity(item) for item in inputs],
+            "inputs": [identity(item) for item in inputs],
             "after": needs,
         }
         key = hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:16]
@@ -310,7 +310,7 @@ class Pipeline:
         known = json.loads(file.read_text()) if file.is_file() else None
         if known is not None and known["hash"] != key and name in self.config.stages:
             if not self.overwrite:
-                differ = ", ".join(_differences(known["made_from"], written))
+                differ = ", ".join(differences(known["made_from"], written))
                 raise StageError(
                     f"{folder} was made from other settings ({differ}); "
                     "choose another run_dir, or overwrite=True"
@@ -327,11 +327,11 @@ class Pipeline:
         if known is None and folder.is_dir() and any(folder.iterdir()):
             raise StageError(f"{folder} holds other files; choose another run_dir")
         note = {"hash": key, "made_from": written, "finished": False}
-        _write(file, note)
+        write(file, note)
         started = time.perf_counter()
         metrics = make(folder)
         figures = {"seconds": time.perf_counter() - started, "reused": False, "metrics": metrics}
-        _write(file, {**note, "finished": True, "figures": figures})
+        write(file, {**note, "finished": True, "figures": figures})
         self.figures[name] = figures
         return str(folder / "model")
 
@@ -371,29 +371,3 @@ def reward_spec(model: str) -> list[Any]:
     if (Path(model) / SETTINGS).is_file():
         return Scorer.load(model).reward_spec(model)
     return ["reward-model", {"model": model}]
-
-
-def _identity(value: Any) -> Any:
-    """What stands for an input in a stage's hash: of a file also its size and time of change."""
-    if isinstance(value, str) and Path(value).is_file():
-        facts = Path(value).stat()
-        return [value, facts.st_size, facts.st_mtime_ns]
-    return value
-
-
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, by name and value."""
-    mine, theirs = one["settings"], other["settings"]
-    names = sorted({*mine, *theirs})
-    listed = [
-        f"{name}: {mine.get(name)!r}, now {theirs.get(name)!r}"
-        for name in names
-        if mine.get(name) != theirs.get(name)
-    ]
-    listed += [name for name in ("task", "inputs", "after") if one[name] != other[name]]
-    return listed
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from textenv.agents.policies.model_setup import disable_dropout, dropout_restored
 from textenv.episodes import EpisodeBatch
 from textenv.model_split import eval_mode
+from textenv.pretrained import load_pretrained, make_pretrained
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.retokenize import rendered_ids
 from textenv.tasks.fetch_model import resolve_model
@@ -77,7 +78,9 @@ class Scorer(nn.Module):
         if tokenizer is None and isinstance(model, str):
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+            tokenizer = load_pretrained(
+                AutoTokenizer, model, what="tokenizer", trust_remote_code=trust_remote_code
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model, fresh = load_classifier(model, trust_remote_code=trust_remote_code)
@@ -274,10 +277,15 @@ def load_classifier(
     elif isinstance(source, PretrainedConfig):
         config = copy.deepcopy(source)
         config.num_labels = 1
-        model, fresh = AutoModelForSequenceClassification.from_config(config), True
+        model, fresh = (
+            make_pretrained(AutoModelForSequenceClassification, config, trust_remote_code=trust_remote_code),
+            True,
+        )
     elif isinstance(source, str | os.PathLike):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            os.fspath(source),
+        model, info = load_pretrained(
+            AutoModelForSequenceClassification,
+            source,
+            what="model",
             num_labels=1,
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,

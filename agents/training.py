@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from textenv.agents.callbacks import BestCheckpoint
 from textenv.agents.config import AgentConfig
@@ -16,6 +17,7 @@ from textenv.agents.loggers.registry import check_loggers
 from textenv.agents.parallel import distributed
 from textenv.agents.registry import get_agent, make_agent
 from textenv.agents.run_folder import RunFolder
+from textenv.pretrained import trusting
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent, TrainResult
@@ -25,7 +27,24 @@ if TYPE_CHECKING:
     from textenv.preferences import PreferenceBatch
     from textenv.tasks.task import TaskData
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _with_trust(function: Callable[P, R]) -> Callable[P, R]:
+    """Let what ``policy_kwargs`` says about code that comes with models hold for all that a call loads."""
+
+    @functools.wraps(function)
+    def trusted(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = kwargs.get("policy_kwargs") or {}
+        said = given.get("trust_remote_code", False) if isinstance(given, Mapping) else False
+        with trusting(said):
+            return function(*args, **kwargs)
+
+    return trusted
+
+
+@_with_trust
 def train(
     agent: str | type[Agent],
     model: Any = None,
@@ -74,6 +93,7 @@ def train(
         env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``, such as ``max_new_tokens``;
             ``samples_per_prompt`` is by default what the agent needs.
         policy_kwargs: further arguments of the ``LanguagePolicy`` made around ``model``, such as ``lora``.
+            ``trust_remote_code`` holds for all that is loaded: tokenizer, references and reward models, too.
         run_dir: folder for metrics, samples and checkpoints; None leaves no files.
         resume: go on with the run in ``run_dir`` from its newest whole checkpoint; everything else is given
             as it was at first. "auto" starts anew where there is none, so one command serves both.

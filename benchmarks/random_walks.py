@@ -136,7 +136,7 @@ FINE_TUNED = ("dpo", "kto", "orpo", "simpo", "cpo", "rwr")
 def new_model(task: Any, seed: int) -> Any:
     """The task's model with random weights."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(task.model_config())
+    return AutoModelForCausalLM.from_config(task.model_config(), trust_remote_code=False)
 
 
 def _pretrain(graph_seed: int, seed: int) -> Any:
@@ -161,7 +161,7 @@ def pretrained(graph_seed: int, seed: int, starts: Path) -> Any:
         if not folder.exists():
             with atomic_folder(folder, marker="config.json") as temporary:
                 _pretrain(graph_seed, seed).save_pretrained(temporary)
-    return AutoModelForCausalLM.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
 
 
 class Curve(Callback):

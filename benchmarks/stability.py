@@ -27,7 +27,7 @@ def small_language_model(steps: int, seed: int) -> Any:
     """The task's model after ``steps`` of next-token training on its texts."""
     task = make_task("reviews").build()
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(task.model_config())
+    model = AutoModelForCausalLM.from_config(task.model_config(), trust_remote_code=False)
     texts = list(task.texts)
     episodes = EpisodeBatch.from_texts([""] * len(texts), texts, task.tokenizer, max_length=64)
     config = SFTConfig(

@@ -26,8 +26,8 @@ args = parser.parse_args()
 
 prompts = args.prompt or ["once upon a time", "the end of", "a model says"]
 if args.model:
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False)
 else:
     tokenizer = letter_tokenizer("abcdefghijklmnopqrstuvwxyz ")
     torch.manual_seed(args.seed)
@@ -39,7 +39,7 @@ else:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 envs = gym.make_vec(
     "TextRLHF-v0",

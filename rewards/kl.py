@@ -6,6 +6,7 @@ Shape letters: B episodes, L tokens, S rows that acted in a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from textenv.ledger import RAW
 from textenv.legality import Legality
 from textenv.log_probs import token_log_probs
 from textenv.model_split import eval_mode
+from textenv.pretrained import is_trusted, load_pretrained
 from textenv.rewards.checks import check_above, check_number
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.registry import register_reward
@@ -73,7 +75,8 @@ class KLPenalty(RewardTerm):
         max_tokens: padded tokens of one forward, for a model as reference and for "full".
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or the files of ``reference`` are damaged.
+        OSError: if there is no model of the name ``reference``.
     """
 
     per_token = True
@@ -101,6 +104,12 @@ class KLPenalty(RewardTerm):
         self.estimator, self.reference, self.max_tokens = estimator, reference, max_tokens
         self._env: Any = None
         self._loaded: nn.Module | None = None
+        self._trusted = is_trusted()  # the reference is loaded later, maybe out of the block that says so
+        if isinstance(reference, str) and not (Path(reference) / "adapter_config.json").is_file():
+            from transformers import AutoConfig
+
+            # A name that names nothing is found here, and not after the first rollout.
+            load_pretrained(AutoConfig, reference, what="kl: reference")
 
     # -- scoring -------------------------------------------------------------------------------------------
 
@@ -262,6 +271,11 @@ class KLPenalty(RewardTerm):
         if self._loaded is None:
             from transformers import AutoModelForCausalLM
 
-            model = AutoModelForCausalLM.from_pretrained(self.reference)
+            model = load_pretrained(
+                AutoModelForCausalLM,
+                self.reference,
+                what="kl: reference",
+                trust_remote_code=self._trusted,
+            )
             self._loaded = model.requires_grad_(False).eval().to(device)
         return self._loaded

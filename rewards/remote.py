@@ -15,6 +15,7 @@ from torch import Tensor
 
 from textenv.checks import check_at_least
 from textenv.episodes import EpisodeBatch
+from textenv.pretrained import is_trusted, trusting
 from textenv.ray_session import connect, gather, start_actors, stop_actors
 from textenv.rewards.checks import check_above, check_number
 from textenv.rewards.registry import (
@@ -78,11 +79,16 @@ class RewardActor:
     Args:
         spec: of the term.
         targets: rewards that the user registered, by name.
+        trust_remote_code: whether code that comes with a model may run.
         fetch: reference -> object, by default ``ray.get``.
     """
 
     def __init__(
-        self, spec: Any, targets: Mapping[str, Any], fetch: Callable[[Any], Any] | None = None
+        self,
+        spec: Any,
+        targets: Mapping[str, Any],
+        trust_remote_code: bool = False,
+        fetch: Callable[[Any], Any] | None = None,
     ) -> None:
         if fetch is None:
             import ray
@@ -90,7 +96,8 @@ class RewardActor:
             fetch = ray.get
         self._fetch = fetch
         register_targets(targets)
-        self._term = make_reward(spec, allow_imports=True)
+        with trusting(trust_remote_code):
+            self._term = make_reward(spec, allow_imports=True)
         self._joined: tuple[Any, ...] = ()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -167,7 +174,7 @@ class Remote(RewardTerm):
             ray,
             RewardActor,
             num_actors,
-            arguments=(self.of, own_targets(self.of)),
+            arguments=(self.of, own_targets(self.of), is_trusted()),
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             max_restarts=max_restarts,

@@ -6,6 +6,8 @@ import string
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textenv.pretrained import load_pretrained
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -36,7 +38,7 @@ def load_tokenizer(tokenizer: Any, model: Any) -> PreTrainedTokenizerBase | None
     from transformers import AutoTokenizer
 
     if isinstance(tokenizer, str):
-        return AutoTokenizer.from_pretrained(tokenizer)
+        return load_pretrained(AutoTokenizer, tokenizer, what="tokenizer")
     if tokenizer is not None:
         return tokenizer
     if not isinstance(model, str):
@@ -44,7 +46,7 @@ def load_tokenizer(tokenizer: Any, model: Any) -> PreTrainedTokenizerBase | None
     folder = Path(model)
     if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
         return None
-    return AutoTokenizer.from_pretrained(model)
+    return load_pretrained(AutoTokenizer, model, what="tokenizer")
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

@@ -14,6 +14,7 @@ from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
+from textenv.pretrained import load_pretrained
 from textenv.rewards.checks import check_flag
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.registry import register_reward
@@ -215,10 +216,10 @@ class RewardModel(RewardTerm):
 def _load(name: str, device: str | torch.device | None, dtype: str | torch.dtype | None) -> nn.Module:
     from transformers import AutoModelForSequenceClassification
 
-    extra = {} if dtype is None else {"dtype": dtype}
+    extra: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(name, **extra)
+        model = load_pretrained(AutoModelForSequenceClassification, name, what="reward-model: model", **extra)
     except OSError as error:
-        raise ValueError(f"reward-model: model {name!r} can't be loaded: {error}") from error
+        raise ValueError(str(error)) from error
     model = model.eval().requires_grad_(False)
     return model if device is None else model.to(device)

@@ -126,11 +126,12 @@ def convert_gguf(source: str | os.PathLike[str], folder: str | os.PathLike[str])
 
     path = Path(source)
     place: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(**place)
+    tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
     _split_digits(tokenizer, path)
     # Without dequantize=True weights may stay packed, and a packed model can't be saved or trained.
     unpack = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(**place, quantization_config=unpack, dtype=torch.float32)
+    place |= {"quantization_config": unpack, "dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(**place, trust_remote_code=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from textenv.checks import check_at_least
 from textenv.columns import Column, Columns
+from textenv.pretrained import load_pretrained
 from textenv.records import Repeats, load_columns
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
@@ -107,9 +108,9 @@ def load_tokenizer(tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase) 
         raise TypeError(f"tokenizer must be a name, a folder or a tokenizer, got {type(tokenizer).__name__}")
     name = resolve_model(tokenizer)
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # loading fails in many ways, and none of their messages names the argument
-        raise ValueError(f"tokenizer {name!r} can't be loaded: {error}") from error
+        return load_pretrained(AutoTokenizer, name, what="tokenizer")
+    except OSError as error:
+        raise ValueError(str(error)) from error
 
 
 def _rows_of_list(data: Any) -> Any:

@@ -78,13 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C, 143 ended by SIGTERM.
     """
     from textenv.agents.cli.interrupts import STOPS, terminable, told
+    from textenv.pretrained import trusting
 
     argv = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in argv
     previous, warnings.showwarning = warnings.showwarning, _show_warning
     try:
         flags = _flags(argv)
-        with terminable():
+        with terminable(), trusting(flags.trust_remote_code):
             if os.environ.get("RANK", "0") == "0":
                 return _run(flags)
             # One of several processes that a launcher started: the first one speaks.

@@ -107,7 +107,7 @@ def bert_score(
     Args:
         generated: the texts.
         column: of references.
-        model: hub id or folder of an encoder.
+        model: hub id or folder of an encoder, of an architecture that transformers has.
         layer: whose states are compared; None is the package's choice for the models that it knows.
         batch_size: texts of one forward pass.
     """
@@ -116,6 +116,7 @@ def bert_score(
     rows = [i for i, text in enumerate(generated.completions) if text.strip() and any(references[i])]
     values = [0.0] * len(references)
     if rows:
+        _check_plain(model)
         _, _, f1 = score(
             [generated.completions[i] for i in rows],
             [[text for text in references[i] if text.strip()] for i in rows],
@@ -127,6 +128,21 @@ def bert_score(
         for i, value in zip(rows, f1.tolist(), strict=True):
             values[i] = value
     return {"bert_score": values}
+
+
+def _check_plain(model: str) -> None:
+    """Refuse a model with code of its own, about which the package would ask on the terminal.
+
+    Raises:
+        ValueError: if the model can't be loaded without such code.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    for auto in (AutoConfig, AutoTokenizer):
+        try:
+            auto.from_pretrained(model, trust_remote_code=False)
+        except ValueError as error:
+            raise ValueError(f"metric 'bert_score': model {model!r} can't be loaded: {error}") from error
 
 
 def _optional(module: str, metric: str) -> Any:

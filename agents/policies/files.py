@@ -24,6 +24,7 @@ from torch import Tensor
 
 from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.model_setup import dropout_restored, load_causal_lm
+from textenv.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -84,7 +85,9 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
     if "tokenizer" not in settings and (folder / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
-        settings["tokenizer"] = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        settings["tokenizer"] = load_pretrained(
+            AutoTokenizer, folder, what="tokenizer", trust_remote_code=trust
+        )
     model = load_causal_lm(folder, dtype=dtype, trust_remote_code=trust)
     if saved["adapters"]:
         model = _with_adapters(model, folder)

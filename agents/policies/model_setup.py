@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 
+from textenv.pretrained import load_pretrained, make_pretrained
 from textenv.tasks.fetch_model import resolve_model
 
 if TYPE_CHECKING:
@@ -49,11 +50,15 @@ def load_causal_lm(
     if isinstance(source, PretrainedConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(source, trust_remote_code=trust_remote_code)
+            model = make_pretrained(AutoModelForCausalLM, source, trust_remote_code=trust_remote_code)
         return model.to(dtype)
     if isinstance(source, str | os.PathLike):
-        return AutoModelForCausalLM.from_pretrained(
-            resolve_model(source), dtype=dtype, trust_remote_code=trust_remote_code
+        return load_pretrained(
+            AutoModelForCausalLM,
+            resolve_model(source),
+            what="model",
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
         )
     raise TypeError(
         f"model must be a hub id, a folder, a transformers config or a module, got {type(source).__name__}"

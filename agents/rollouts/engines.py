@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from textenv.pretrained import is_trusted
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSampling:
@@ -87,6 +89,7 @@ class VLLMEngine:
         defaults: dict[str, Any] = {
             "skip_tokenizer_init": True,
             "max_model_len": max_length,
+            "trust_remote_code": is_trusted(),
             "enable_sleep_mode": sleep,
             # Log-probs after temperature and filters: of the distribution that a token is drawn from.
             "logprobs_mode": "processed_logprobs",

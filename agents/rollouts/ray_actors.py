@@ -23,6 +23,7 @@ from textenv import scoring as scorer
 from textenv.agents.policies.files import head_tensors, settings_of
 from textenv.agents.policies.heads import ValueHead
 from textenv.episodes import EpisodeBatch
+from textenv.pretrained import is_trusted, trusting
 from textenv.rewards.registry import make_reward
 from textenv.rewards.remote import own_targets, register_targets
 from textenv.rollout import collect
@@ -132,6 +133,8 @@ class PolicyRecipe:
     """Specs of the rewards that actors score."""
     targets: dict[str, Any] = field(default_factory=dict)
     """Classes and functions that the user registered under the names in ``rewards``."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the models of rewards may run."""
 
     def build(self, device: str) -> LanguagePolicy:
         """The policy, which acts and has log-probs as the learner's."""
@@ -183,7 +186,9 @@ def policy_recipe(policy: LanguagePolicy, rewards: list[Any] | None = None) -> P
     if any(term.needs_policy for term in rewards):
         own = policy.reference()
         reference = (own.mode, {name: tensor.cpu() for name, tensor in own.state_dict().items()})
-    return PolicyRecipe(type(policy), model, arguments, reference, tuple(specs), own_targets(specs))
+    return PolicyRecipe(
+        type(policy), model, arguments, reference, tuple(specs), own_targets(specs), is_trusted()
+    )
 
 
 def _on_cpu(module: nn.Module) -> nn.Module:
@@ -320,6 +325,7 @@ class RolloutActor:
         self._policy, self._weights = policy.build(work.device), None
         self._envs = env.build(work.device)
         self._envs.unwrapped.bind(self._policy)
-        for spec in policy.rewards:
-            self._envs = make_reward(spec, allow_imports=True).wrap(self._envs)
+        with trusting(policy.trust_remote_code):
+            for spec in policy.rewards:
+                self._envs = make_reward(spec, allow_imports=True).wrap(self._envs)
         self._recipe = work.recipe

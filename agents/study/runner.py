@@ -19,6 +19,7 @@ from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, differences, identity, plan, write_json
 from textenv.agents.study.run import Study, perform
 from textenv.agents.user_code import import_module_or_file, import_rewards
+from textenv.pretrained import trusting
 
 STUDY = "study.json"
 """The study's settings, in its folder."""
@@ -63,7 +64,7 @@ def run_study(
     for task in config.tasks.values():
         import_rewards([task.reward, task.judge], may_import)
     study = Study(config=config, folder=Path(folder), trust_remote_code=trust_remote_code)
-    with _locked(study.folder):
+    with trusting(trust_remote_code), _locked(study.folder):
         specs = list(plan(config))
         _check_same(study, specs, overwrite=overwrite)
         write_json(study.folder / STUDY, config.to_dict())
@@ -129,7 +130,9 @@ def _child(
         import_module_or_file(name)
     quiet()
     made = StudyConfig.from_dict(config)
-    perform(Study(config=made, folder=Path(folder), trust_remote_code=trust_remote_code), RunSpec(**spec))
+    study = Study(config=made, folder=Path(folder), trust_remote_code=trust_remote_code)
+    with trusting(trust_remote_code):
+        perform(study, RunSpec(**spec))
 
 
 def quiet() -> None:
