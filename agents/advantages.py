@@ -28,7 +28,7 @@ def register_advantage(name: str) -> Callable[[AdvantageFunction], AdvantageFunc
     It is called as ``ADVANTAGES`` says and should take ``**_`` for the keywords that it does not use.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is malformed or taken.
     """
     return registrar("advantage", name, ADVANTAGES)
 

@@ -31,7 +31,7 @@ def register_aggregation(name: str) -> Callable[[AggregationFunction], Aggregati
     """Decorator: make an aggregation known by ``name``.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is malformed or taken.
 
     Example:
         >>> import torch

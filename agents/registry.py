@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from textenv.names import nearest
+from textenv.names import check_name, nearest, shown
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
@@ -52,8 +52,9 @@ def register_agent(name: str) -> Callable[[AgentClass], AgentClass]:
 
     Raises:
         TypeError: if the class lacks one of them.
-        ValueError: if the name belongs to another agent.
+        ValueError: if the name is malformed or belongs to another agent.
     """
+    check_name("agent", name)
 
     def register(cls: AgentClass) -> AgentClass:
         for attribute in ("config_class", "online"):
@@ -85,9 +86,9 @@ def get_agent(name: str | type[Agent]) -> type[Agent]:
     """
     if isinstance(name, type):
         return name
-    if name not in AGENTS:
-        if name not in BUILTIN:
-            raise ValueError(f"unknown agent {name!r}; {nearest(str(name), agent_names())}")
+    if not isinstance(name, str) or name not in AGENTS:
+        if not isinstance(name, str) or name not in BUILTIN:
+            raise ValueError(f"unknown agent {shown(name)}; {nearest(str(name), agent_names())}")
         module, attribute = BUILTIN[name].split(":")
         return getattr(import_module(module), attribute)
     return AGENTS[name]

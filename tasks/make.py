@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from textenv.checks import check_at_least, check_flag
 from textenv.env import TextEnv
-from textenv.names import nearest
+from textenv.names import nearest, shown
 from textenv.prompts import PromptSet
 from textenv.rewards.registry import make_reward, normalize_reward_specs
 from textenv.rewards.term import RewardTerm
@@ -194,15 +195,19 @@ def _assemble(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[Reward
     specs = arguments["rewards"]
     if specs is None:
         specs = [] if data is None else data.rewards
-    if isinstance(specs, str | Mapping) or not isinstance(specs, Sequence):
-        raise ValueError(f"rewards must be a list of reward specs, got {specs!r}")
+    if isinstance(specs, str | bytes | Mapping) or not isinstance(specs, Sequence):
+        raise ValueError(f"rewards must be a list of reward specs, got {shown(specs)}")
     return env_kwargs, [make_reward(spec) for spec in specs], data
 
 
 def _source(arguments: Mapping[str, Any]) -> _Source:
     prompts, tokenizer, task = arguments["prompts"], arguments["tokenizer"], arguments["task"]
     cut = {name: arguments[name] for name in ("max_prompt_tokens", "truncation_side", "chat_template")}
-    task_kwargs = dict(arguments["task_kwargs"] or {})
+    given = arguments["task_kwargs"]
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"task_kwargs must be a dict of the task's arguments, got {shown(given)}")
+    task_kwargs = dict(given or {})
+    check_flag("chat_template", arguments["chat_template"])
     if task is None and prompts is not None and task_kwargs:
         raise ValueError(f"task_kwargs {sorted(task_kwargs)} need a task; prompts alone have none")
 
@@ -235,9 +240,10 @@ def _token_budget(arguments: Mapping[str, Any], data: TaskData | None) -> int:
     tokens, steps = arguments["max_new_tokens"], arguments["max_episode_steps"]
     if tokens is not None and steps is not None and tokens != steps:
         raise ValueError(f"max_new_tokens and max_episode_steps must be equal, got {tokens} and {steps}")
-    for given in (tokens, steps):
-        if given is not None:
-            return given
+    for name in ("max_new_tokens", "max_episode_steps"):
+        if arguments[name] is not None:
+            check_at_least(name, arguments[name], 1)
+            return int(arguments[name])
     if data is None:
         raise ValueError("max_new_tokens must be given for a PromptSet without a task")
     return data.max_new_tokens

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.checks import check_at_least, check_choice
+from textenv.checks import check_at_least, check_choice, check_seed
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
@@ -204,7 +204,7 @@ def random_episodes(
         episodes: how many.
         seed: of the draws.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(check_seed("seed", seed))
     eos = tokenizer.eos_token_id
     ids = tokenizer(list(prompts))["input_ids"]
     index = np.arange(episodes) % len(prompts)

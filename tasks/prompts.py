@@ -84,7 +84,7 @@ def build_prompts(
         prompts=prompts,
         columns=others.values,
         tokenizer=load_tokenizer(tokenizer),
-        rewards=list(rewards),
+        rewards=rewards,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
     )
@@ -115,10 +115,10 @@ def load_tokenizer(tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase) 
 
 def _rows_of_list(data: Any) -> Any:
     """Texts and conversations as rows with a column; everything else as it is."""
-    if isinstance(data, Sequence) and not isinstance(data, str) and len(data):
+    if isinstance(data, Sequence) and not isinstance(data, str | bytes) and len(data):
         if all(isinstance(item, str) for item in data):
             return [{"prompt": item} for item in data]
-        if all(isinstance(item, Sequence) and not isinstance(item, str) for item in data):
+        if all(isinstance(item, Sequence) and not isinstance(item, str | bytes) for item in data):
             return [{"messages": item} for item in data]
     return data
 

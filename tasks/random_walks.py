@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.checks import check_choice
+from textenv.checks import check_choice, check_seed
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
@@ -72,7 +72,7 @@ class WalkGraph:
             ValueError: if some start can't reach the goal within nine nodes, where optimality would be 0/0
                 (so it is for 36 of the first 200 seeds).
         """
-        return _from_seed(int(seed))
+        return _from_seed(check_seed("seed", seed, largest=2**32 - 1))  # what RandomState takes
 
     @cached_property
     def starts(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from textenv.names import nearest
+from textenv.names import check_name, nearest, shown
 from textenv.tasks.task import Task, TaskData
 
 _BUILT_IN = ("random_walks", "reviews", "prompts", "probes")
@@ -30,7 +30,7 @@ def register_task(name: str, builder: Any = None, /, *, description: str | None 
         description: one line; by default the first line of the builder's docstring.
 
     Raises:
-        ValueError: if the name is empty, or taken by another builder.
+        ValueError: if the name is malformed, or taken by another builder.
         TypeError: if the builder is not callable.
 
     Example:
@@ -44,12 +44,13 @@ def register_task(name: str, builder: Any = None, /, *, description: str | None 
         >>> make_task("echo-example").build(letter="b").prompts
         ['b']
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"a task's name must be a non-empty string, got {name!r}")
+    check_name("task", name)
 
     def register(function: Builder) -> Builder:
         if not callable(function):
             raise TypeError(f"task {name!r} needs a callable builder(split=..., **kwargs), got {function!r}")
+        if not _origin(function)[0].startswith("textenv.tasks."):
+            _load_built_in()  # their names are taken, whoever comes first
         taken = _TASKS.get(name)
         if taken is not None and _origin(taken.builder) != _origin(function):
             raise ValueError(f"task {name!r} is already registered by {'.'.join(_origin(taken.builder))}")
@@ -75,8 +76,8 @@ def make_task(name: str | Task) -> Task:
     if isinstance(name, Task):
         return name
     _load_built_in()
-    if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}; {nearest(name, _TASKS)}")
+    if not isinstance(name, str) or name not in _TASKS:
+        raise ValueError(f"unknown task {shown(name)}; {nearest(name, _TASKS)}")
     return _TASKS[name]
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from textenv.names import nearest
+from textenv.checks import check_at_least
+from textenv.names import nearest, shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -113,9 +114,13 @@ class TaskData:
                 raise ValueError(
                     f"column {name!r} must have {len(self.prompts)} values, one a prompt, got {len(column)}"
                 )
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        if isinstance(self.rewards, str | bytes | Mapping) or not isinstance(self.rewards, Sequence):
+            raise TypeError(f"rewards must be a list of reward specs, got {shown(self.rewards)}")
+        check_at_least("max_new_tokens", self.max_new_tokens, 1)
+        if self.max_prompt_tokens is not None:
+            check_at_least("max_prompt_tokens", self.max_prompt_tokens, 1)
+        check_at_least("min_new_tokens", self.min_new_tokens, 0)
+        if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens must lie in [0, {self.max_new_tokens}], got {self.min_new_tokens}"
             )

@@ -124,7 +124,7 @@ class TestRules:
     @pytest.mark.parametrize(
         ("strings", "error", "message"),
         [
-            ("ab", TypeError, "stop_strings must be a list of strings, got the string 'ab'"),
+            ("ab", TypeError, "stop_strings must be a list of strings, got 'ab'"),
             (["a", ""], ValueError, r"stop_strings\[1\] must be a non-empty string, got ''"),
             ([3], ValueError, r"stop_strings\[0\] must be a non-empty string, got 3"),
         ],

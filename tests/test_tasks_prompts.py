@@ -39,7 +39,7 @@ def test_every_source_gives_prompts_and_columns(tmp_path):
 def test_lists_of_texts():
     data = build(["a", "b"])
     assert data.prompts == ["a", "b"] and data.columns == {}
-    assert data.max_new_tokens == 64 and data.rewards == []
+    assert data.max_new_tokens == 64 and list(data.rewards) == []
 
 
 def test_splits():

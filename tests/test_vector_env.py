@@ -471,7 +471,7 @@ class TestBadInput:
                 "can't be combined with 'reset_mask'",
             ),
             ({"seed": [1]}, "seed must be an integer or a list of 2 seeds, got 1"),
-            ({"seed": [1, -2]}, "seed must be >= 0, got -2"),
+            ({"seed": [1, -2]}, r"seed\[1\] must be >= 0, got -2"),
         ],
     )
     def test_reset(self, reset: dict[str, Any], message: str) -> None:

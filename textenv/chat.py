@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from textenv.names import listed, shown
+from textenv.token_ids import token_ids
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -33,10 +36,17 @@ def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
             )
         for key in ("role", "content"):
             if message.get(key) is None:
-                raise ValueError(f"{where}[{i}] has no {key!r}; it has {sorted(message)}")
+                there = (
+                    f"it is None in {shown(dict(message))}" if key in message else f"it has {_keys(message)}"
+                )
+                raise ValueError(f"{where}[{i}] has no {key!r}; {there}")
             if not isinstance(message[key], str):
                 raise TypeError(f"{where}[{i}][{key!r}] must be a string, got {type(message[key]).__name__}")
     return [dict(message) for message in messages]
+
+
+def _keys(message: Mapping[Any, Any]) -> str:
+    return listed(map(repr, message)) or "no key"
 
 
 def render_messages(
@@ -53,7 +63,8 @@ def render_messages(
     text = tokenizer.apply_chat_template(
         conversation, tokenize=False, add_generation_prompt=generation_prompt
     )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert isinstance(text, str)
+    return token_ids([text], tokenizer, special=False, name="rendered messages")[0]
 
 
 def encode_conversation(

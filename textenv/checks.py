@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from textenv.names import listed, shown
+
+MAX_SEED = 2**63 - 1
+"""The largest seed: the noise keys are functions of an int64."""
+
+
+def is_integer(value: Any) -> bool:
+    """Whether this is an integer, Python's or numpy's; a bool is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_at_least(name: str, value: Any, low: int) -> None:
@@ -19,10 +29,83 @@ def check_at_least(name: str, value: Any, low: int) -> None:
     ...
     ValueError: num_envs must be >= 1, got 0
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if value < low:
-        raise ValueError(f"{name} must be >= {low}, got {value}")
+        raise ValueError(f"{name} must be >= {low}, got {shown(int(value))}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse anything but True and False, for every object has a truth value.
+
+    >>> check_flag("shuffle", "no")
+    Traceback (most recent call last):
+    ...
+    TypeError: shuffle must be True or False, got 'no'
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
+def check_seed(name: str, value: Any, *, largest: int = MAX_SEED) -> int:
+    """A seed as an int.
+
+    >>> check_seed("seed", 2**63)
+    Traceback (most recent call last):
+    ...
+    ValueError: seed must be <= 9223372036854775807, got 9223372036854775808
+    """
+    check_at_least(name, value, 0)
+    if value > largest:
+        raise ValueError(f"{name} must be <= {largest}, got {shown(int(value))}")
+    return int(value)
+
+
+def row_seeds(seed: Any, rows: int) -> list[int | None]:
+    """One seed a row: ``seed + i`` of an integer, or the entries of a list; None is no seed.
+
+    Raises:
+        TypeError: if a seed is not an integer.
+        ValueError: if a seed does not lie in [0, 2**63), or a list does not have ``rows`` entries.
+
+    >>> row_seeds(5, 2), row_seeds([1, None], 2)
+    ([5, 6], [1, None])
+    """
+    if seed is None:
+        return [None] * rows
+    if is_integer(seed):
+        first = check_seed("seed", seed, largest=MAX_SEED - (rows - 1))
+        return list(range(first, first + rows))
+    if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str | bytes) or np.ndim(seed) == 0:
+        raise TypeError(f"seed must be an integer or a list of {rows} seeds, got {shown(seed)}")
+    if len(seed) != rows:
+        raise ValueError(f"seed must be an integer or a list of {rows} seeds, got {len(seed)}")
+    return [None if one is None else check_seed(f"seed[{i}]", one) for i, one in enumerate(seed)]
+
+
+def check_token_ids(name: str, ids: Any, vocab_size: int) -> tuple[int, ...]:
+    """Token ids as a tuple of ints.
+
+    Args:
+        name: of the argument.
+        ids: a list of integers in [0, ``vocab_size``).
+        vocab_size: V.
+
+    Raises:
+        TypeError: if it is no list, or something in it is no integer.
+        ValueError: if an id lies outside.
+    """
+    if isinstance(ids, Tensor):
+        ids = ids.tolist()
+    if isinstance(ids, str | bytes) or not isinstance(ids, Collection):
+        raise TypeError(f"{name} must be a list of token ids, got {shown(ids)}")
+    for i, one in enumerate(ids):
+        if not is_integer(one):
+            raise TypeError(f"{name}[{i}] must be an integer, got {shown(one)}")
+    bad = [int(one) for one in ids if not 0 <= one < vocab_size]
+    if bad:
+        raise ValueError(f"{name} must lie in [0, {vocab_size}), got {shown(bad)}")
+    return tuple(int(one) for one in ids)
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
@@ -33,8 +116,33 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     ...
     ValueError: arrays must be one of 'torch', 'numpy', got 'jax'
     """
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    # ``value in choices`` takes True for 1, and fails for what has no hash or no truth value.
+    if not any(value is choice or _is_same(value, choice) for choice in choices):
+        raise ValueError(f"{name} must be one of {listed(map(repr, choices))}, got {shown(value)}")
+
+
+def check_device(name: str, device: Any) -> torch.device:
+    """A device that is there and takes tensors.
+
+    Raises:
+        ValueError: if there is no such device; the error says why.
+
+    >>> check_device("device", "cpu")
+    device(type='cpu')
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{name} {shown(device)} can't be used: {reason}") from error
+    return found
+
+
+def _is_same(value: Any, choice: Any) -> bool:
+    if isinstance(value, str) or is_integer(value):
+        return is_integer(value) == is_integer(choice) and bool(value == choice)
+    return False
 
 
 def as_token_ids(actions: Any, num_envs: int, device: torch.device) -> Tensor:
@@ -42,12 +150,17 @@ def as_token_ids(actions: Any, num_envs: int, device: torch.device) -> Tensor:
 
     Raises:
         TypeError: if they are not integers.
-        ValueError: if their shape is not (N,).
+        ValueError: if their shape is not (N,), or one is no int64.
     """
     if not isinstance(actions, Tensor):
-        array = np.asarray(actions)
+        try:
+            array = np.asarray(actions)
+        except ValueError as error:  # lists of unequal lengths
+            raise ValueError(f"actions must have shape ({num_envs},), got {shown(actions)}") from error
         if not np.issubdtype(array.dtype, np.integer):
-            raise TypeError(f"actions must be integers (token ids), got {array.dtype}")
+            raise TypeError(f"actions must be integers (token ids), got {array.dtype}: {shown(actions)}")
+        if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"actions must be token ids, got {shown(int(array.max()))}")
         actions = torch.tensor(array.astype(np.int64, copy=False))
     if actions.dtype.is_floating_point or actions.dtype.is_complex or actions.dtype == torch.bool:
         raise TypeError(f"actions must be integers (token ids), got {actions.dtype}")

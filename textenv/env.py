@@ -8,6 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from textenv.checks import check_seed
+from textenv.names import shown
 from textenv.vector_env import RENDER_FPS, RENDER_MODES, TextVectorEnv
 
 
@@ -54,9 +56,11 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
         Raises:
             ValueError: if options are given; they belong to the vector environment.
         """
-        super().reset(seed=seed)
+        if seed is not None:
+            seed = check_seed("seed", seed)
         if options:
-            raise ValueError(f"options must be empty for a single environment, got {sorted(options)}")
+            raise ValueError(f"options must be empty for a single environment, got {shown(options)}")
+        super().reset(seed=seed)
         if seed is None and self.rows.stream_seed is None:
             seed = int(self.np_random.integers(2**31))
         observation, info = self.rows.reset(seed=seed)

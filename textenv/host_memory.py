@@ -1,4 +1,4 @@
-"""Memory of the host: keep what was freed for the next step instead of handing it back to the kernel."""
+"""Memory of the host: what does not fit is refused, and what was freed is kept for the next step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,27 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 _OLD_LIMIT = 32 << 20
 """Largest M_MMAP_THRESHOLD that every glibc takes, in bytes."""
+
+
+def check_fits(what: str, size: int) -> None:
+    """Refuse what is larger than the memory of the machine, before half of it is allocated.
+
+    Args:
+        what: is to be held, for the error.
+        size: bytes that it takes at least.
+
+    Raises:
+        ValueError: if the machine has less.
+    """
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a Unix
+        return
+    if size > whole > 0:
+        raise ValueError(
+            f"{what} need at least {size / 2**30:,.0f} GiB of memory, and this machine has "
+            f"{whole / 2**30:,.0f} GiB"
+        )
 
 
 def keep_freed_memory(size: int = 128 << 20) -> bool:

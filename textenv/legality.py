@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from textenv.checks import check_at_least, check_token_ids
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -45,16 +47,10 @@ class Legality:
     """Token ids that are never legal."""
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size must be >= 1, got {self.vocab_size}")
-        if self.min_new_tokens < 0:
-            raise ValueError(f"min_new_tokens must be >= 0, got {self.min_new_tokens}")
+        check_at_least("vocab_size", self.vocab_size, 1)
+        check_at_least("min_new_tokens", self.min_new_tokens, 0)
         for name in ("stop_token_ids", "suppressed_tokens"):
-            ids = tuple(int(i) for i in getattr(self, name))
-            bad = [i for i in ids if not 0 <= i < self.vocab_size]
-            if bad:
-                raise ValueError(f"{name} must lie in [0, {self.vocab_size}), got {bad}")
-            object.__setattr__(self, name, ids)
+            object.__setattr__(self, name, check_token_ids(name, getattr(self, name), self.vocab_size))
         illegal = {*self.suppressed_tokens, *(self.stop_token_ids if self.min_new_tokens else ())}
         if len(illegal) >= self.vocab_size:
             raise ValueError(

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from textenv.chat import check_messages
-from textenv.checks import check_at_least, check_choice
+from textenv.checks import check_at_least, check_choice, check_flag
+from textenv.names import shown
+from textenv.token_ids import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +45,7 @@ def encode_prompts(
     """
     if not len(texts):
         return []
-    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
+    encoded = token_ids(texts, tokenizer, special=True, name="prompts")
     front, back = _special_tokens(texts, tokenizer)
     encoded = [list(ids[: len(ids) - back]) for ids in encoded]
     if front:  # texts may begin with BOS themselves, a chat template's for example
@@ -91,7 +93,9 @@ class PromptSet:
         texts: P strings, for display.
 
     Raises:
-        ValueError: if there is no prompt, a prompt is empty, or a column does not have P values.
+        TypeError: if a prompt is no list of integers.
+        ValueError: if there is no prompt, a prompt is empty, or a column does not have P values. Ids that no
+            vocabulary has are refused where they are used (``check_token_ids``, ``rows``).
 
     Example:
         >>> prompts = PromptSet([[1, 2], [3]], columns={"answer": ["x", "y"]})
@@ -108,14 +112,18 @@ class PromptSet:
     ) -> None:
         if len(ids) == 0:
             raise ValueError("prompts must hold at least one prompt, got none")
-        self.lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        arrays = [_id_array(row, i) for i, row in enumerate(ids)]
+        self.lengths = np.array([len(row) for row in arrays], dtype=np.int64)
         if (self.lengths == 0).any():
             empty = int(np.flatnonzero(self.lengths == 0)[0])
             raise ValueError(
                 f"prompts[{empty}] must have at least one token (the tokenizer's BOS, say), got an empty one"
             )
-        self._flat = np.concatenate([np.asarray(row, dtype=np.int64) for row in ids]).astype(np.int32)
+        flat = np.concatenate(arrays)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        # What no vocabulary can hold stays as it is, so that whoever reads it can name it.
+        fits = flat.min() >= 0 and flat.max() <= np.iinfo(np.int32).max
+        self._flat = flat.astype(np.int32) if fits else flat
         self.columns: dict[str, Sequence[Any]] = dict(columns or {})
         for name, column in self.columns.items():
             if len(column) != len(self):
@@ -156,12 +164,13 @@ class PromptSet:
         check_choice("truncation_side", truncation_side, TRUNCATION_SIDES)
         if max_prompt_tokens is not None:
             check_at_least("max_prompt_tokens", max_prompt_tokens, 1)
+        check_flag("chat_template", chat_template)
         if isinstance(texts, str):
-            raise TypeError(f"prompts must be a list of texts, got the string {texts!r}")
+            raise TypeError(f"prompts must be a list of texts, got the string {shown(texts)}")
         rendered = [_render(item, tokenizer, i, chat_template) for i, item in enumerate(texts)]
         if chat_template:
             # The template writes special tokens itself, so nothing is added and nothing is kept when cutting.
-            encoded = tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else []
+            encoded = token_ids(rendered, tokenizer, special=False, name="prompts")
             ids = [_cut(list(row), i, 0, max_prompt_tokens, truncation_side) for i, row in enumerate(encoded)]
         else:
             ids = encode_prompts(
@@ -183,12 +192,13 @@ class PromptSet:
         Raises:
             ValueError: if a token id lies outside [0, vocab_size).
         """
-        wrong = np.flatnonzero((self._flat < 0) | (self._flat >= vocab_size))
-        if len(wrong):
-            prompt = int(np.searchsorted(self._starts, wrong[0], side="right")) - 1
+        wrong = (self._flat < 0) | (self._flat >= vocab_size)
+        if wrong.any():
+            first = int(wrong.argmax())
+            prompt = int(np.searchsorted(self._starts, first, side="right")) - 1
             raise ValueError(
                 f"prompts[{prompt}] must hold token ids in [0, {vocab_size}), those of the tokenizer, "
-                f"got {self._flat[wrong[0]]}"
+                f"got {self._flat[first]}"
             )
 
     def rows(self, index: np.ndarray, pad_token_id: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,7 +210,12 @@ class PromptSet:
 
         Returns:
             Ids (n, width) int64, their attention mask (n, width) int8, and lengths (n,) int64.
+
+        Raises:
+            ValueError: if a prompt of the set has an id outside [0, 2**31).
         """
+        if self._flat.dtype != np.int32:
+            self.check_token_ids(2**31)
         lengths = self.lengths[index]
         columns = np.arange(int(lengths.max()) if len(lengths) else 0)
         inside = columns < lengths[:, None]
@@ -224,13 +239,23 @@ class PromptSet:
         return PromptSet(ids, columns=self.extras(chosen), texts=texts)
 
 
+def _id_array(row: Any, i: int) -> np.ndarray:
+    """Prompt i as integers, none changed on the way."""
+    try:
+        array = np.asarray(row)
+    except ValueError:  # lists of unequal lengths
+        array = np.zeros((0, 0))
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise TypeError(f"prompts[{i}] must be a list of token ids (integers), got {shown(row)}")
+    return array
+
+
 def _render(item: Any, tokenizer: PreTrainedTokenizerBase, i: int, chat_template: bool) -> str:
     """One prompt as text."""
     if not chat_template:
         if not isinstance(item, str):
             raise TypeError(
-                f"prompts[{i}] must be a string, got {type(item).__name__}; "
-                "lists of messages need chat_template=True"
+                f"prompts[{i}] must be a string, got {shown(item)}; lists of messages need chat_template=True"
             )
         return item
     if tokenizer.chat_template is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from textenv.names import shown
+from textenv.token_ids import is_unicode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,16 +30,16 @@ class StopStrings:
         tokenizer: the task's tokenizer.
 
     Raises:
-        TypeError: if ``strings`` is a single string.
+        TypeError: if ``strings`` is no list.
         ValueError: if a stop string is empty or no string.
     """
 
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        if isinstance(strings, str):
-            raise TypeError(f"stop_strings must be a list of strings, got the string {strings!r}")
+        if isinstance(strings, str | bytes) or not isinstance(strings, Collection):
+            raise TypeError(f"stop_strings must be a list of strings, got {shown(strings)}")
         for i, string in enumerate(strings):
-            if not isinstance(string, str) or not string:
-                raise ValueError(f"stop_strings[{i}] must be a non-empty string, got {string!r}")
+            if not isinstance(string, str) or not string or not is_unicode(string):
+                raise ValueError(f"stop_strings[{i}] must be a non-empty string, got {shown(string)}")
         self.strings = tuple(strings)
         self._tokenizer = tokenizer
         # Every token holds at least one byte, so as many tokens as the longest string has bytes reach back.

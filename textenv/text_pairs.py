@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from textenv.continuations import encode_continuations
 from textenv.prompts import encode_prompts
+from textenv.token_ids import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +47,11 @@ def encode_pairs(
     eos = eos_to_append(tokenizer) if append_eos else None
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     prompt_ids = encode_prompts(prompts, tokenizer)
-    encoded = encode_continuations(prompts, completions, tokenizer)
+    try:
+        encoded = encode_continuations(prompts, completions, tokenizer)
+    except Exception:
+        token_ids(completions, tokenizer, special=False, name="completions")  # names the one that can't be
+        raise
     response_ids, cut = [], []
     for i, (prompt, response) in enumerate(zip(prompt_ids, encoded, strict=True)):
         if not prompt:

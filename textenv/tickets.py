@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from textenv.checks import check_at_least
+from textenv.checks import MAX_SEED, check_at_least, row_seeds
 from textenv.hashing import hash_key_array, mix64_array
+from textenv.host_memory import check_fits
+from textenv.names import shown
 from textenv.permutation import permute
 
 _STEP = 0x9E3779B97F4A7C15  # odd (the golden ratio in 64 bits), so t -> t * _STEP never repeats
@@ -101,6 +103,12 @@ class TicketQueue:
         check_at_least("options['first_ticket']", self.first, 0)
         check_at_least("options['world_size']", self.world_size, 1)
         check_at_least("options['rank']", self.rank, 0)
+        if self.end > MAX_SEED:
+            raise ValueError(
+                f"options['first_ticket'] + options['episodes'] must be <= {MAX_SEED}, "
+                f"got {shown(self.first)} + {shown(self.episodes)}"
+            )
+        check_fits(f"options['episodes'] = {self.episodes} tickets", 8 * int(self.episodes))
         if self.rank >= self.world_size:
             raise ValueError(
                 f"options['rank'] must lie in [0, world_size={self.world_size}), got {self.rank}"
@@ -164,17 +172,12 @@ class Dealer:
         """Start streams over at ticket 0: row i with ``seed + i``, or with ``seed[i]``; None goes on.
 
         Raises:
-            ValueError: if a seed is negative or the list does not have one entry a row.
+            TypeError: if a seed is not an integer.
+            ValueError: if a seed is out of range or the list does not have one entry a row.
         """
         if seed is None:
             return
-        seeds: Sequence[int | None]
-        seeds = range(seed, seed + self.num_rows) if isinstance(seed, int) else seed
-        if len(seeds) != self.num_rows:
-            raise ValueError(f"seed must be an integer or a list of {self.num_rows} seeds, got {len(seeds)}")
-        wrong = [value for value in seeds if value is not None and value < 0]
-        if wrong:
-            raise ValueError(f"seed must be >= 0, got {wrong[0]}")
+        seeds = row_seeds(seed, self.num_rows)
         for row in rows.tolist():
             value = seeds[row]
             if value is None and self.seed is None:

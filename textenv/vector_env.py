@@ -19,14 +19,25 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from textenv.books import Books
-from textenv.checks import as_row_mask, as_token_ids, check_at_least, check_choice
+from textenv.checks import (
+    as_token_ids,
+    check_at_least,
+    check_choice,
+    check_device,
+    check_flag,
+    check_token_ids,
+    is_integer,
+    row_seeds,
+)
 from textenv.clock import EpisodeClock
 from textenv.endings import Endings
+from textenv.host_memory import check_fits
 from textenv.host_rows import HostRows, to_device
 from textenv.ledger import Finished
 from textenv.legality import Legality, vocabulary_size
 from textenv.prompts import PromptSet
 from textenv.render import render_row
+from textenv.reset_options import split_options
 from textenv.rows import Rows
 from textenv.stop_strings import StopStrings
 from textenv.tickets import Dealer, noise_keys
@@ -41,7 +52,6 @@ AUTORESET_MODES = {
 }
 RENDER_MODES = ("ansi", "human")
 RENDER_FPS = 10
-RESET_OPTIONS = ("episodes", "first_ticket", "rank", "world_size", "reset_mask")
 
 
 class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
@@ -108,10 +118,12 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
         check_at_least("max_new_tokens", max_new_tokens, 1)
         check_at_least("min_new_tokens", min_new_tokens, 0)
         check_at_least("samples_per_prompt", samples_per_prompt, 1)
+        self.device = check_device("device", device)
+        check_flag("shuffle", shuffle)
+        check_flag("episode_statistics", episode_statistics)
         check_choice("autoreset", autoreset, AUTORESET_MODES)
         check_choice("arrays", arrays, ("torch", "numpy"))
-        if render_mode is not None:
-            check_choice("render_mode", render_mode, RENDER_MODES)
+        check_choice("render_mode", render_mode, (None, *RENDER_MODES))
         if min_new_tokens > max_new_tokens:
             raise ValueError(
                 f"min_new_tokens must be <= max_new_tokens ({max_new_tokens}), got {min_new_tokens}"
@@ -127,23 +139,20 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
         self.max_new_tokens = max_new_tokens
         self.max_length = prompts.max_length + max_new_tokens
         """L, the most tokens of prompt and response."""
+        check_fits(f"num_envs={num_envs} rows of {self.max_length} tokens", 16 * num_envs * self.max_length)
         self.samples_per_prompt = samples_per_prompt
         self.shuffle = shuffle
-        self.device = torch.device(device)
         self.arrays = arrays
         self.autoreset = autoreset
         self.render_mode = render_mode
         self.episode_statistics = episode_statistics
-        self.metadata = {
-            "render_modes": list(RENDER_MODES),
-            "render_fps": RENDER_FPS,
-            "autoreset_mode": AUTORESET_MODES[autoreset],
-        }
+        mode = AUTORESET_MODES[autoreset]
+        self.metadata = {"render_modes": [*RENDER_MODES], "render_fps": RENDER_FPS, "autoreset_mode": mode}
         self.legality = Legality(
             vocab_size=vocab_size,
             min_new_tokens=min_new_tokens,
-            stop_token_ids=tuple(stop_token_ids),
-            suppressed_tokens=tuple(suppressed_tokens),
+            stop_token_ids=check_token_ids("stop_token_ids", stop_token_ids, vocab_size),
+            suppressed_tokens=check_token_ids("suppressed_tokens", suppressed_tokens, vocab_size),
         )
         """Which tokens a policy may choose; the environment itself takes any token of its action space."""
         self.stop_strings = StopStrings(stop_strings, tokenizer)
@@ -190,34 +199,26 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
             Observation and info, with "key", "episode_id", "prompt_index" and "active", each (N,).
 
         Raises:
-            ValueError: if an option is unknown or out of range, or a seed list does not have N entries.
+            TypeError: if a seed or an option has the wrong type.
+            ValueError: if an option is unknown, an option or a seed is out of range, or a list of seeds does
+                not have N entries.
             ClosedEnvironmentError: after ``close``.
         """
         self._refuse_if_closed("reset")
-        options = dict(options or {})
-        for name in options:
-            check_choice("options", name, RESET_OPTIONS)
-        mask = as_row_mask(options.pop("reset_mask", None), self.num_envs)
-        if options and "episodes" not in options:
-            raise ValueError(f"options {sorted(options)} need options['episodes']")
-        if mask is not None:
-            if options:
-                raise ValueError(
-                    "options['episodes'] starts all rows and can't be combined with 'reset_mask'"
-                )
-            if not self._ready:
-                raise ResetNeeded("options['reset_mask'] needs a full reset() first")
-        if isinstance(seed, int | np.integer):
-            seed = int(seed)
-            super().reset(seed=seed)
+        mask, queue = split_options(options, self.num_envs)
+        if mask is not None and not self._ready:
+            raise ResetNeeded("options['reset_mask'] needs a full reset() first")
+        row_seeds(seed, self.num_envs)
+        if is_integer(seed):
+            super().reset(seed=int(seed))  # type: ignore[arg-type]
         elif seed is None and self._dealer.seed is None:
             seed = int(self.np_random.integers(2**31))
 
         rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
         self._dealer.start(seed, rows)
         if mask is None:
-            if options:
-                self._dealer.open_queue(**options)
+            if queue:
+                self._dealer.open_queue(**queue)
             else:
                 self._dealer.close_queue()
             self._rows.clear()

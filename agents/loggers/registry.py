@@ -66,7 +66,7 @@ def register_logger(name: str) -> Callable[[LoggerFactory], LoggerFactory]:
     """Decorator: make a logger known by ``name``. It is called as ``factory(info, **kwargs)``.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is malformed or taken.
     """
     return registrar("logger", name, LOGGERS)
 

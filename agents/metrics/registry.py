@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any, Literal
 
 from textenv.episodes import EpisodeBatch
@@ -86,6 +87,12 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
     """Make a metric known by name.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is malformed or taken.
     """
-    return registrar("metric", name, METRICS)
+
+    def register(metric: Metric) -> Metric:
+        if not str(getattr(metric, "__module__", "")).startswith("textenv.agents.metrics."):
+            import_module("textenv.agents.metrics.suite")  # its names are taken, whoever comes first
+        return registrar("metric", name, METRICS)(metric)
+
+    return register

@@ -1,0 +1,54 @@
+"""Texts as token ids, with errors that name the text that the tokenizer cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from textenv.names import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def token_ids(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool, name: str
+) -> list[list[int]]:
+    """Tokenise n texts.
+
+    Args:
+        texts: n strings.
+        tokenizer: a transformers tokenizer.
+        special: add the special tokens that the tokenizer adds of itself.
+        name: what the texts are, for errors.
+
+    Raises:
+        ValueError: naming the first text that cannot be tokenised: it holds half of a surrogate pair, or a
+            character that the vocabulary lacks where there is no token for unknown ones.
+
+    Example:
+        >>> from textenv.tasks.letters import letter_tokenizer
+        >>> token_ids(["ab", "c"], letter_tokenizer("abc"), special=False, name="prompts")
+        [[0, 1], [2]]
+    """
+    if not len(texts):
+        return []
+    try:
+        return tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+    except Exception:  # tokenizers raises Exception itself, too
+        for i, text in enumerate(texts):
+            try:
+                tokenizer(text, add_special_tokens=special)
+            except Exception as error:
+                reason = "it holds half of a surrogate pair" if not is_unicode(text) else str(error)
+                raise ValueError(f"{name}[{i}] can't be tokenised: {reason}; got {shown(text)}") from error
+        raise
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string has an encoding: half of a surrogate pair has none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
