@@ -76,8 +76,9 @@ def build_prompts(
     prompts = Column()
     others, seen = Columns(), Repeats(records.name, "prompt")
     for place, row in itertools.islice(records.require(name).rows(), limit):
-        prompts.append(_open_prompt(row.pop(name), place))
-        seen.add(prompts[-1])
+        prompt = _open_prompt(row.pop(name), place)
+        prompts.append(prompt)
+        seen.add(prompt)
         others.add(row)
     seen.warn()
     return TaskData(
@@ -117,10 +118,23 @@ def _rows_of_list(data: Any) -> Any:
     """Texts and conversations as rows with a column; everything else as it is."""
     if isinstance(data, Sequence) and not isinstance(data, str | bytes) and len(data):
         if all(isinstance(item, str) for item in data):
-            return [{"prompt": item} for item in data]
+            return _Rows("prompt", data)
         if all(isinstance(item, Sequence) and not isinstance(item, str | bytes) for item in data):
-            return [{"messages": item} for item in data]
+            return _Rows("messages", data)
     return data
+
+
+class _Rows(Sequence[dict[str, Any]]):
+    """The items of a list as rows with one column, made one at a time."""
+
+    def __init__(self, column: str, items: Sequence[Any]) -> None:
+        self._column, self._items = column, items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {self._column: self._items[index]}
 
 
 def _open_prompt(prompt: Any, place: str) -> Any:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from textenv.chat import check_messages
 from textenv.checks import check_at_least, check_choice, check_flag
+from textenv.columns import Column
 from textenv.names import shown
+from textenv.packed_ids import PackedIds, chunks
 from textenv.token_ids import token_ids
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def encode_prompts(
     *,
     max_prompt_tokens: int | None = None,
     truncation_side: str = "left",
+    special: bool = True,
+    first: int = 0,
 ) -> list[list[int]]:
     """Tokenise prompts so that a response can follow: with BOS where the tokenizer adds one, no closing EOS.
 
@@ -36,6 +40,8 @@ def encode_prompts(
         tokenizer: a transformers tokenizer.
         max_prompt_tokens: longer prompts are cut to this many tokens; a BOS in front stays.
         truncation_side: "left" drops the beginning, "right" the end, "error" refuses too long a prompt.
+        special: add the tokenizer's special tokens; False for texts of a chat template, which has them.
+        first: number of the first text, for errors.
 
     Returns:
         P lists of ids. An empty text becomes BOS if the tokenizer adds one, else an empty list.
@@ -45,14 +51,16 @@ def encode_prompts(
     """
     if not len(texts):
         return []
-    encoded = token_ids(texts, tokenizer, special=True, name="prompts")
+    encoded = token_ids(texts, tokenizer, special=special, name="prompts", first=first)
+    if not special:
+        return [_cut(ids, first + i, 0, max_prompt_tokens, truncation_side) for i, ids in enumerate(encoded)]
     front, back = _special_tokens(texts, tokenizer)
-    encoded = [list(ids[: len(ids) - back]) for ids in encoded]
+    encoded = [ids[: len(ids) - back] for ids in encoded]
     if front:  # texts may begin with BOS themselves, a chat template's for example
         encoded = [ids[front:] if ids[:front] == ids[front : 2 * front] else ids for ids in encoded]
     bos = [tokenizer.bos_token_id]
     return [
-        _cut(ids, i, max(front, int(ids[:1] == bos)), max_prompt_tokens, truncation_side)
+        _cut(ids, first + i, max(front, int(ids[:1] == bos)), max_prompt_tokens, truncation_side)
         for i, ids in enumerate(encoded)
     ]
 
@@ -105,32 +113,26 @@ class PromptSet:
 
     def __init__(
         self,
-        ids: Sequence[Sequence[int] | np.ndarray],
+        ids: Sequence[Sequence[int] | np.ndarray] | PackedIds,
         *,
         columns: Mapping[str, Sequence[Any]] | None = None,
         texts: Sequence[str] | None = None,
     ) -> None:
         if len(ids) == 0:
             raise ValueError("prompts must hold at least one prompt, got none")
-        arrays = [_id_array(row, i) for i, row in enumerate(ids)]
-        self.lengths = np.array([len(row) for row in arrays], dtype=np.int64)
+        self._ids = ids if isinstance(ids, PackedIds) else PackedIds(ids)
         if (self.lengths == 0).any():
             empty = int(np.flatnonzero(self.lengths == 0)[0])
             raise ValueError(
                 f"prompts[{empty}] must have at least one token (the tokenizer's BOS, say), got an empty one"
             )
-        flat = np.concatenate(arrays)
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
-        # What no vocabulary can hold stays as it is, so that whoever reads it can name it.
-        fits = flat.min() >= 0 and flat.max() <= np.iinfo(np.int32).max
-        self._flat = flat.astype(np.int32) if fits else flat
         self.columns: dict[str, Sequence[Any]] = dict(columns or {})
         for name, column in self.columns.items():
             if len(column) != len(self):
                 raise ValueError(
                     f"column {name!r} must have {len(self)} values like the prompts, got {len(column)}"
                 )
-        self.texts = list(texts) if texts is not None else None
+        self.texts = texts if texts is None or isinstance(texts, Column) else Column(texts)
         if self.texts is not None and len(self.texts) != len(self):
             raise ValueError(f"texts must have {len(self)} values like the prompts, got {len(self.texts)}")
 
@@ -167,19 +169,30 @@ class PromptSet:
         check_flag("chat_template", chat_template)
         if isinstance(texts, str):
             raise TypeError(f"prompts must be a list of texts, got the string {shown(texts)}")
-        rendered = [_render(item, tokenizer, i, chat_template) for i, item in enumerate(texts)]
-        if chat_template:
-            # The template writes special tokens itself, so nothing is added and nothing is kept when cutting.
-            encoded = token_ids(rendered, tokenizer, special=False, name="prompts")
-            ids = [_cut(list(row), i, 0, max_prompt_tokens, truncation_side) for i, row in enumerate(encoded)]
-        else:
-            ids = encode_prompts(
-                rendered, tokenizer, max_prompt_tokens=max_prompt_tokens, truncation_side=truncation_side
+        ids, rendered = PackedIds(), Column()
+        for chunk in chunks(texts):
+            first = len(ids)
+            strings = [_render(item, tokenizer, first + i, chat_template) for i, item in enumerate(chunk)]
+            ids.add(
+                encode_prompts(
+                    strings,
+                    tokenizer,
+                    max_prompt_tokens=max_prompt_tokens,
+                    truncation_side=truncation_side,
+                    special=not chat_template,
+                    first=first,
+                )
             )
+            rendered.extend(strings)
         return cls(ids, columns=columns, texts=rendered)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self._ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(P,) int64: tokens of each prompt."""
+        return self._ids.lengths
 
     @property
     def max_length(self) -> int:
@@ -192,13 +205,14 @@ class PromptSet:
         Raises:
             ValueError: if a token id lies outside [0, vocab_size).
         """
-        wrong = (self._flat < 0) | (self._flat >= vocab_size)
+        flat = self._ids.flat
+        wrong = (flat < 0) | (flat >= vocab_size)
         if wrong.any():
             first = int(wrong.argmax())
-            prompt = int(np.searchsorted(self._starts, first, side="right")) - 1
+            prompt = int(np.searchsorted(self._ids.starts, first, side="right")) - 1
             raise ValueError(
                 f"prompts[{prompt}] must hold token ids in [0, {vocab_size}), those of the tokenizer, "
-                f"got {self._flat[first]}"
+                f"got {flat[first]}"
             )
 
     def rows(self, index: np.ndarray, pad_token_id: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,13 +228,13 @@ class PromptSet:
         Raises:
             ValueError: if a prompt of the set has an id outside [0, 2**31).
         """
-        if self._flat.dtype != np.int32:
+        if self._ids.flat.dtype != np.int32:
             self.check_token_ids(2**31)
         lengths = self.lengths[index]
         columns = np.arange(int(lengths.max()) if len(lengths) else 0)
         inside = columns < lengths[:, None]
-        flat = self._starts[index][:, None] + columns
-        ids = np.where(inside, self._flat[np.minimum(flat, len(self._flat) - 1)], pad_token_id)
+        place = np.minimum(self._ids.starts[index][:, None] + columns, len(self._ids.flat) - 1)
+        ids = np.where(inside, self._ids.flat[place], pad_token_id)
         return (
             torch.from_numpy(ids.astype(np.int64, copy=False)),
             torch.from_numpy(inside.view(np.int8)),
@@ -234,20 +248,9 @@ class PromptSet:
     def select(self, index: Sequence[int] | slice) -> PromptSet:
         """A smaller set, in the given order."""
         chosen = list(range(len(self)))[index] if isinstance(index, slice) else [int(i) for i in index]
-        ids = [self._flat[self._starts[i] : self._starts[i] + self.lengths[i]] for i in chosen]
+        ids = [self._ids.row(i) for i in chosen]
         texts = None if self.texts is None else [self.texts[i] for i in chosen]
         return PromptSet(ids, columns=self.extras(chosen), texts=texts)
-
-
-def _id_array(row: Any, i: int) -> np.ndarray:
-    """Prompt i as integers, none changed on the way."""
-    try:
-        array = np.asarray(row)
-    except ValueError:  # lists of unequal lengths
-        array = np.zeros((0, 0))
-    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
-        raise TypeError(f"prompts[{i}] must be a list of token ids (integers), got {shown(row)}")
-    return array
 
 
 def _render(item: Any, tokenizer: PreTrainedTokenizerBase, i: int, chat_template: bool) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def token_ids(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool, name: str
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool, name: str, first: int = 0
 ) -> list[list[int]]:
     """Tokenise n texts.
 
@@ -21,6 +21,7 @@ def token_ids(
         tokenizer: a transformers tokenizer.
         special: add the special tokens that the tokenizer adds of itself.
         name: what the texts are, for errors.
+        first: number of the first text, for errors.
 
     Raises:
         ValueError: naming the first text that cannot be tokenised: it holds half of a surrogate pair, or a
@@ -34,14 +35,21 @@ def token_ids(
     if not len(texts):
         return []
     try:
-        return tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+        return tokenizer(
+            list(texts),
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
     except Exception:  # tokenizers raises Exception itself, too
         for i, text in enumerate(texts):
             try:
                 tokenizer(text, add_special_tokens=special)
             except Exception as error:
                 reason = "it holds half of a surrogate pair" if not is_unicode(text) else str(error)
-                raise ValueError(f"{name}[{i}] can't be tokenised: {reason}; got {shown(text)}") from error
+                raise ValueError(
+                    f"{name}[{first + i}] can't be tokenised: {reason}; got {shown(text)}"
+                ) from error
         raise
 
 

@@ -1,0 +1,95 @@
+"""Lists of token ids of unlike length in one array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+import numpy as np
+
+from textenv.names import shown
+
+CHUNK = 4096
+"""Rows that exist as Python lists at one time."""
+T = TypeVar("T")
+
+
+def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
+    """Lists of up to ``size`` items in order.
+
+    >>> list(chunks("abc", 2))
+    [['a', 'b'], ['c']]
+    """
+    items = iter(items)
+    return iter(lambda: list(islice(items, size)), [])
+
+
+class PackedIds:
+    """P rows of token ids: 4 bytes per id, 16 per row.
+
+    Ids that are no int32 are kept as int64, so that a check of the vocabulary can name them.
+
+    Example:
+        >>> packed = PackedIds([[1, 2], [3]])
+        >>> packed.add([[4, 5, 6]])
+        >>> packed.row(2).tolist(), packed.lengths.tolist(), packed.starts.tolist()
+        ([4, 5, 6], [2, 1, 3], [0, 2, 3])
+    """
+
+    def __init__(self, rows: Iterable[Sequence[int] | np.ndarray] = ()) -> None:
+        self._flat: list[np.ndarray] = [np.zeros(0, dtype=np.int32)]
+        self._lengths: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+        self._starts = np.zeros(0, dtype=np.int64)
+        for chunk in chunks(rows):
+            start = len(self)
+            arrays = [_id_array(row, start + i) for i, row in enumerate(chunk)]
+            self._append(np.concatenate(arrays), [len(array) for array in arrays])
+
+    def add(self, rows: Sequence[Sequence[int]]) -> None:
+        """Append rows of a tokenizer, whose ids need no check."""
+        self._append(np.fromiter(chain.from_iterable(rows), dtype=np.int64), [len(row) for row in rows])
+
+    def _append(self, flat: np.ndarray, lengths: list[int]) -> None:
+        fits = not flat.size or (flat.min() >= 0 and flat.max() <= np.iinfo(np.int32).max)
+        self._flat.append(flat.astype(np.int32) if fits else flat)
+        self._lengths.append(np.array(lengths, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lengths))
+
+    @property
+    def flat(self) -> np.ndarray:
+        """All ids one after the other, int32 (int64 if some are no int32)."""
+        if len(self._flat) > 1:
+            self._flat = [np.concatenate(self._flat)]
+        return self._flat[0]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(P,) int64: ids per row."""
+        if len(self._lengths) > 1:
+            self._lengths = [np.concatenate(self._lengths)]
+        return self._lengths[0]
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(P,) int64: where each row begins in ``flat``."""
+        if len(self._starts) != len(self):
+            self._starts = np.cumsum(self.lengths) - self.lengths
+        return self._starts
+
+    def row(self, i: int) -> np.ndarray:
+        """Ids of row i."""
+        return self.flat[self.starts[i] : self.starts[i] + self.lengths[i]]
+
+
+def _id_array(row: Any, i: int) -> np.ndarray:
+    """Prompt i as integers, none changed on the way."""
+    try:
+        array = np.asarray(row)
+    except ValueError:  # lists of unequal lengths
+        array = np.zeros((0, 0))
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise TypeError(f"prompts[{i}] must be a list of token ids (integers), got {shown(row)}")
+    return array if array.size else array.astype(np.int64)
