@@ -1,0 +1,43 @@
+"""Rows of token ids in one array, and prompts that are tokenised in chunks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from textenv import packed_ids, prompts
+from textenv.packed_ids import PackedIds, chunks
+from textenv.prompts import PromptSet
+from textenv.tasks.letters import letter_tokenizer
+
+
+@given(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=4), max_size=9), st.integers(1, 4))
+def test_rows_come_back_however_they_are_added(rows: list[list[int]], size: int) -> None:
+    added = PackedIds()
+    for chunk in chunks(rows, size):
+        added.add(chunk)
+    for packed in (PackedIds(rows), added):
+        assert len(packed) == len(rows) and packed.flat.dtype == np.int32
+        assert [packed.row(i).tolist() for i in range(len(rows))] == rows
+        assert packed.lengths.tolist() == [len(row) for row in rows]
+
+
+def test_ids_that_are_no_int32_are_kept() -> None:
+    packed = PackedIds([[1], [2**40, -1]])
+    assert packed.row(1).tolist() == [2**40, -1] and packed.flat.dtype == np.int64
+
+
+def test_chunks_change_nothing_and_errors_name_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = letter_tokenizer("abc")
+    texts = ["ab", "c", "abca", "b", "cc", "a", "bbb"]
+    whole = PromptSet.from_texts(texts, tokenizer, max_prompt_tokens=3)
+    monkeypatch.setattr(prompts, "chunks", lambda items: packed_ids.chunks(items, 2))
+    parts = PromptSet.from_texts(texts, tokenizer, max_prompt_tokens=3)
+    everyone = np.arange(len(texts))
+    assert parts.rows(everyone)[0].equal(whole.rows(everyone)[0])
+    assert list(parts.texts or ()) == texts
+    late = [*"abcabc", "bbb"]
+    with pytest.raises(ValueError, match=r"prompts\[6\] has 3 tokens, expected at most max_prompt_tokens=2"):
+        PromptSet.from_texts(late, tokenizer, max_prompt_tokens=2, truncation_side="error")
