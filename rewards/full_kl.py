@@ -60,7 +60,7 @@ def full_kl(
         (B, L) in nats, 0 where no action is.
     """
     row, column = episodes.action_mask.nonzero(as_tuple=True)
-    steps = episodes.action_steps[row, column]
+    steps = episodes.turn_steps[row, column]
     kl = torch.zeros(episodes.input_ids.shape, device=episodes.device)
     if not len(row):
         return kl

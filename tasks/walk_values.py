@@ -151,7 +151,7 @@ def _model_log_probs(
         for module in training:
             module.training = True
     logits = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
-    logits = legality.apply(logits / temperature, episodes.action_steps[:, 1:])
+    logits = legality.apply(logits / temperature, episodes.turn_steps[:, 1:])
     chosen = episodes.input_ids[:, 1:].unsqueeze(-1)
     found = logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(-1)
     return torch.nn.functional.pad(found, (1, 0)) * episodes.action_mask

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 import torch
 from hypothesis import given
@@ -356,3 +358,25 @@ def test_progress_bars_stay_as_the_user_had_them(tmp_path: Path, capfd: pytest.C
     full_batch().save(tmp_path / "e")
     assert not datasets.are_progress_bars_disabled()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("form", ["folder", "lines"])
+def test_a_file_with_a_reward_for_a_token_of_others_is_refused(form: str, tmp_path: Path) -> None:
+    batch = EpisodeBatch.from_ids([[1], [1, 2]], [[2, 3], [3, 4]], rewards=[1.0, 2.0])
+    path = tmp_path / ("episodes.jsonl" if form == "lines" else "episodes")
+    if form == "lines":
+        batch.save(path)
+        lines = path.read_text().splitlines()
+        row = json.loads(lines[1])
+        row["rewards"][1] = 0.25
+        path.write_text("\n".join([lines[0], json.dumps(row)]) + "\n")
+        message = rf"{re.escape(str(path))}:2: rewards must be 0 where action_mask is 0 .*got 0.25 at token 1"
+    else:
+        dataset = episodes_to_dataset(batch)
+        rewards = dataset["rewards"][:]
+        rewards[1] = [0.0, 0.25, 0.0, 2.0]
+        column = pyarrow.array(rewards, type=dataset.data.column("rewards").type)
+        dataset.remove_columns("rewards").add_column("rewards", column).save_to_disk(path)
+        message = "rewards must be 0 where action_mask is False .*got 0.25 in row 1, column 1"
+    with pytest.raises(ValueError, match=message):
+        EpisodeBatch.load(path)

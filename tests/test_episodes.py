@@ -53,6 +53,14 @@ def test_action_steps_count_actions_only() -> None:
     assert batch.action_steps[0][batch.action_mask[0]].tolist() == [0, 1, 2]
 
 
+def test_turn_steps_begin_anew_after_tokens_of_others() -> None:
+    batch = EpisodeBatch.from_ids([[1, 1], [1]], [[2, 3, 4, 5, 6, 7], [2, 3]])
+    assert batch.turn_steps.tolist() == [[0, 0, 0, 1, 2, 3, 4, 5], [0, 0, 1, 0, 0, 0, 0, 0]]
+    assert torch.equal(batch.turn_steps, torch.where(batch.action_mask, batch.action_steps, 0))
+    batch.action_mask[0, 4:6] = False
+    assert batch.turn_steps[0].tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
+
+
 @given(pairs_of_ids)
 def test_padding_changes_nothing(pairs: list) -> None:
     tight = build(pairs)
@@ -172,6 +180,41 @@ def test_wrong_shapes_are_refused(change: dict, message: str) -> None:
     tensors = dict(EpisodeBatch.from_ids([[1]], [[2, 3]]).tensors())
     with pytest.raises(ValueError, match=message):
         EpisodeBatch(**(tensors | change))
+
+
+TWO_TURNS: dict = {
+    "input_ids": torch.ones(2, 5, dtype=torch.int64),
+    "attention_mask": torch.ones(2, 5, dtype=torch.bool),
+    "action_mask": torch.tensor([[0, 0, 1, 0, 1], [0, 1, 0, 1, 1]]),
+    "prompt_lengths": torch.tensor([2, 1]),
+}
+
+
+@pytest.mark.parametrize("name", ["rewards", "reward_terms/paid"])
+@pytest.mark.parametrize(("row", "column"), [(0, 1), (0, 3), (1, 2), (1, 0)])
+@pytest.mark.parametrize("value", [0.5, -1.0, float("nan")])
+def test_a_reward_for_a_token_of_others_is_refused(name: str, row: int, column: int, value: float) -> None:
+    values = torch.zeros(2, 5)
+    values[:, 4] = 1.0
+    given = {"rewards": values} if name == "rewards" else {"reward_terms": {"paid": values}}
+    EpisodeBatch(**TWO_TURNS, **given)
+    values[row, column] = value
+    message = f"{name} must be 0 where action_mask is False .*, got {value} in row {row}, column {column}"
+    with pytest.raises(ValueError, match=message):
+        EpisodeBatch(**TWO_TURNS, **given)
+    good = EpisodeBatch(**TWO_TURNS)
+    for key, tensor in given.items():
+        setattr(good, key, tensor)
+    with pytest.raises(ValueError, match=message):
+        good.validate()
+
+
+def test_an_action_without_a_state_before_it_is_refused_when_a_batch_is_made() -> None:
+    mask = TWO_TURNS["action_mask"].clone()
+    mask[1, 0] = 1
+    with pytest.raises(ValueError, match=r"action_mask must be False in column 0, .*got True in row 1"):
+        EpisodeBatch(**{**TWO_TURNS, "action_mask": mask})
+    assert len(EpisodeBatch(**{name: tensor[:0] for name, tensor in TWO_TURNS.items()})) == 0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
+from textenv.acting import DecodingPolicy
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 from textenv.log_probs import length_groups, token_log_probs
@@ -66,7 +67,7 @@ def plain(
     """(B, L) log-probs and entropies the obvious way: all logits, log_softmax, gather."""
     logits = model(batch.input_ids, attention_mask=batch.attention_mask.long()).logits[:, :-1]
     if legality is not None:
-        logits = legality.apply(logits, batch.action_steps[:, 1:])
+        logits = legality.apply(logits, batch.turn_steps[:, 1:])
     log_softmax = torch.log_softmax(logits / temperature, -1)
     chosen = log_softmax.gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
     entropy = -(log_softmax.exp() * log_softmax.masked_fill(log_softmax.isneginf(), 0.0)).sum(-1)
@@ -385,3 +386,32 @@ def test_a_layer_that_mixes_positions_is_not_spared() -> None:
     torch.testing.assert_close(
         token_log_probs(model, episodes()).log_probs, plain(model, episodes())[0], atol=1e-10, rtol=0
     )
+
+
+def test_acting_and_teacher_forcing_count_the_step_alike_in_every_turn() -> None:
+    """Tokens 2 and 3 of a turn may end it, the first two may not, whoever wrote what before the turn."""
+    model = gpt2()
+    legality = Legality(vocab_size=V, min_new_tokens=2, stop_token_ids=(2,))
+    policy = DecodingPolicy(model, greedy=True)
+    policy.legality = legality
+    batch = EpisodeBatch.from_ids([[5, 6]], [[7, 8, 9, 10, 11, 12, 13, 14]])
+    batch.action_mask[0, 5:7] = False
+    forced = token_log_probs(model, batch, legality=legality).log_probs.detach()
+    logits = model(batch.input_ids).logits[0].detach()
+    for start, columns in ((2, (2, 3, 4)), (7, (7, 8, 9))):
+        for column in columns:
+            ids = batch.input_ids.clone()
+            mask = torch.arange(ids.shape[1]) < column
+            obs = {
+                "input_ids": ids * mask,
+                "attention_mask": mask[None].long(),
+                "prompt_length": torch.tensor([start]),
+            }
+            tokens, known = policy.act(obs)
+            legal = torch.log_softmax(legality.apply(logits[column - 1], torch.tensor(column - start)), -1)
+            assert int(tokens) == int(legal.argmax())
+            assert float(known["log_prob"]) == pytest.approx(float(legal.max()), abs=1e-9)
+            assert float(forced[0, column]) == pytest.approx(
+                float(legal[batch.input_ids[0, column]]), abs=1e-9
+            )
+            assert bool(legal[2].isneginf()) == (column - start < 2)

@@ -221,7 +221,8 @@ class DecodingPolicy:
 
         Args:
             obs: ``input_ids`` (N, L), ``attention_mask`` (N, L) and, if the rule or a processor needs t,
-                ``prompt_length`` (N,); tensors or numpy arrays. A single environment's (L,) works too.
+                ``prompt_length`` (N,), where the present turn begins; tensors or numpy arrays. A single
+                environment's (L,) works too.
             key: (N,) int64 noise keys; None draws from torch's global generator.
             active: (N,) bool, rows that act; None = all. Others are forgotten, cost nothing and get token 0.
 

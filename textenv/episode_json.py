@@ -213,3 +213,11 @@ def _collect(lines: Iterable[tuple[str, dict[str, Any]]]) -> EpisodeBatch:
 def _check_mask(row: Mapping[str, Any], where: str) -> None:
     if row["action_mask"] and row["action_mask"][0]:
         raise ValueError(f"{where}: action_mask must be 0 at the first token: it has no state before it")
+    for name, values in row.items():
+        if name == "rewards" or name.startswith("reward_terms/"):
+            for place, (value, chosen) in enumerate(zip(values, row["action_mask"], strict=True)):
+                if value != 0 and not chosen:
+                    raise ValueError(
+                        f"{where}: {name} must be 0 where action_mask is 0 (a reward is for a token that the "
+                        f"policy chose), got {value} at token {place}"
+                    )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from textenv.checks import as_rewards
+from textenv.episode_checks import check_actions, check_whole
 from textenv.row_index import row_index
 from textenv.text_pairs import encode_pairs
 from textenv.texts import split_texts
@@ -34,7 +35,8 @@ class EpisodeBatch:
     gets a neutral default (zero rewards, terminated, tickets 0..B-1).
 
     Raises:
-        ValueError: if a field's shape does not fit; ``validate`` checks what costs a pass over the data.
+        ValueError: if a field's shape does not fit, column 0 is an action, or a reward (or a term of it)
+            stands where no action is; ``validate`` checks more.
 
     Example:
         >>> batch = EpisodeBatch.from_ids([[5, 6]], [[7, 8, 9]])
@@ -75,7 +77,10 @@ class EpisodeBatch:
     """How the actions were sampled: temperature, top_k, top_p, the legality rule, weights_version. JSON
     values."""
 
-    def __post_init__(self) -> None:
+    check: InitVar[bool] = True
+    """False leaves out the checks that read the data: for what is made of a checked batch."""
+
+    def __post_init__(self, check: bool) -> None:
         if self.input_ids.dim() != 2:
             raise ValueError(f"input_ids must have shape (B, L), got {tuple(self.input_ids.shape)}")
         rows, length = self.input_ids.shape
@@ -99,30 +104,18 @@ class EpisodeBatch:
         for name, column in self.extras.items():
             if len(column) != rows:
                 raise ValueError(f"extras[{name!r}] must have {rows} values, got {len(column)}")
+        if check:
+            check_actions(self)
 
     def validate(self) -> EpisodeBatch:
-        """Check what costs a pass over the data, and return self.
+        """Check all of the data, and return self.
 
         Raises:
-            ValueError: if column 0 is an action, an action lies on padding or in the prompt, a row has a gap
-                in its attention mask, or a prompt is empty or longer than its row.
+            ValueError: if column 0 is an action, a reward (or a term of it) stands where no action is, an
+                action lies on padding or in the prompt, a row has a gap in its attention mask, or a prompt is
+                empty or longer than its row.
         """
-        if self.input_ids.shape[1] and bool(self.action_mask[:, 0].any()):
-            raise ValueError("action_mask must be False in column 0: the first token has no state before it")
-        if bool((self.action_mask & ~self.attention_mask).any()):
-            raise ValueError("action_mask must be False on padding (attention_mask False)")
-        columns = torch.arange(self.input_ids.shape[1], device=self.device)
-        if bool((self.attention_mask != (columns < self.lengths.unsqueeze(-1))).any()):
-            raise ValueError("attention_mask must be right-padded: ones, then zeros")
-        outside = (self.prompt_lengths < 1) | (self.prompt_lengths > self.lengths)
-        if bool(outside.any()):
-            row = int(outside.nonzero()[0])
-            raise ValueError(
-                f"prompt_lengths[{row}] must lie between 1 and the length of the row, "
-                f"{int(self.lengths[row])}, got {int(self.prompt_lengths[row])}"
-            )
-        if bool((self.action_mask & (columns < self.prompt_lengths.unsqueeze(-1))).any()):
-            raise ValueError("action_mask must be False in the prompt (columns below prompt_lengths)")
+        check_whole(self)
         return self
 
     def __len__(self) -> int:
@@ -151,8 +144,15 @@ class EpisodeBatch:
 
     @property
     def action_steps(self) -> Tensor:
-        """(B, L) int64: at an action, how many tokens the policy had chosen before it (the step t)."""
+        """(B, L) int64: at an action, how many tokens the policy had chosen before it in the episode."""
         return (self.action_mask.cumsum(-1) - 1).clamp_min(0)
+
+    @property
+    def turn_steps(self) -> Tensor:
+        """(B, L) int64: at an action, how many of its turn (a run of actions) are before it: the step t."""
+        columns = torch.arange(self.input_ids.shape[1], device=self.device).expand_as(self.action_mask)
+        before = torch.where(self.action_mask, -1, columns).cummax(-1).values
+        return torch.where(self.action_mask, columns - before - 1, 0)
 
     @property
     def returns(self) -> Tensor:
@@ -268,7 +268,9 @@ class EpisodeBatch:
     def _map(self, transform: Any, extras: dict[str, list[Any]]) -> EpisodeBatch:
         tensors = {name: transform(name, tensor) for name, tensor in self.tensors()}
         terms = {name: tensors.pop(f"reward_terms/{name}") for name in self.reward_terms}
-        return EpisodeBatch(**tensors, reward_terms=terms, extras=extras, sampling=dict(self.sampling))
+        return EpisodeBatch(
+            **tensors, reward_terms=terms, extras=extras, sampling=dict(self.sampling), check=False
+        )
 
     def select(self, index: Tensor | Sequence[int] | slice) -> EpisodeBatch:
         """Rows by index, boolean mask or slice, trimmed to their longest episode.

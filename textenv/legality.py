@@ -40,7 +40,7 @@ class Legality:
     vocab_size: int
     """V, the vocabulary of the task's tokenizer; a model may have more (padded) logits, which are cut off."""
     min_new_tokens: int = 0
-    """Stop tokens are illegal at steps t < min_new_tokens."""
+    """Stop tokens are illegal at steps t < min_new_tokens of a turn."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end an episode."""
     suppressed_tokens: tuple[int, ...] = ()
@@ -68,7 +68,8 @@ class Legality:
 
         Args:
             logits: (..., W) with W >= V; not modified.
-            t: (...,) int64, the number of tokens already chosen in the episode.
+            t: (...,) int64, the number of tokens already chosen in the turn: in the response, where nobody
+                else writes.
 
         Returns:
             (..., V). A view of ``logits`` where nothing had to be masked.

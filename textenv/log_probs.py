@@ -105,7 +105,7 @@ def token_log_probs(
         empty = torch.zeros(size, device=device)
         return TokenLogProbs(empty, empty if with_entropy else None, None, empty if value_head else None)
 
-    steps = episodes.action_steps
+    steps = episodes.turn_steps
     rows, columns, inputs, states = [], [], [], []
     needed = episodes.lengths if with_hidden else _needed(episodes)
     for index, row, column, hidden, at in _forward(split, episodes, needed, packing, whole=with_hidden):

@@ -88,6 +88,7 @@ class Texts:
             prompt_index=self.prompt_index,
             extras=prompts.extras(self.prompt_index.tolist()) if prompts.columns else {},
             sampling=dict(sampling),
+            check=False,
             reward_terms={name: self.to_columns(v, width) for name, v in (terms_by_step or {}).items()},
             **{name: self.to_columns(v, width) for name, v in (by_step or {}).items()},
             **per_episode,
