@@ -132,7 +132,7 @@ class RaggedEpisodes:
         lengths = torch.from_numpy(np.array(self.lengths, dtype=np.int64))
         width = max(int(self.meta.get("width", 0)), int(self.lengths.max(initial=0)))
         mask = torch.arange(width) < lengths.unsqueeze(-1)
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Any] = {}
         terms: dict[str, Tensor] = {}
         for name, values in self.columns.items():
             tensor = to_tensor(values, self.meta.get("dtypes", {}).get(name, usual_dtype(name)))
