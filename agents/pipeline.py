@@ -12,22 +12,21 @@ run_dir/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textenv.agents.before_after import BeforeAfter, compare
-from textenv.agents.config import Config
+from textenv.agents.fresh_start import fresh_start
 from textenv.agents.hacking_watch import BEST, RewardHackingWatch
 from textenv.agents.parallel import distributed
+from textenv.agents.pipeline_checks import check_needs
 from textenv.agents.pipeline_config import STAGES, DataConfig, PipelineConfig
-from textenv.agents.pipeline_stages import STAGE_FILE, StageError, differences, identity, write
+from textenv.agents.pipeline_stages import Stage, StageError, StageFolders, write
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.ppo import PPO
@@ -87,7 +86,10 @@ def run_pipeline(
 
     Raises:
         StageError: if a stage's folder was made from other settings (it names them), or a stage that is not
-            run has left nothing to go on with; if a launcher started several processes.
+            run has left nothing to go on with, or a stage would have no data or model; if a launcher started
+            several processes.
+        ValueError: if data, a model, a reward, a split or a setting that any stage needs is not as it should
+            be. All this is found before the first stage begins.
     """
     distributed.start()
     if not distributed.alone():
@@ -115,56 +117,63 @@ class Pipeline:
             self.task_kwargs.setdefault("tokenizer", source)
         self.data: TaskData = self.task.build("train", **self.task_kwargs)
         self.figures: dict[str, dict[str, Any]] = {}
-        self.hashes: dict[str, str] = {}
+        self.folders = StageFolders(run_dir, config, overwrite=overwrite)
 
-    def run(self) -> PipelineResult:
-        """All stages up to the last one asked for; after the last of all, before and after."""
-        cfg = self.config
-        with atomic_file(self.run_dir / "pipeline.json") as path:
-            path.write_text(json.dumps(cfg.to_dict(), indent=2) + "\n")
-        result = PipelineResult(run_dir=self.run_dir, stages=self.figures, comparison=None)
+    def planned(self) -> list[Stage]:
+        """The stages up to the last one asked for, without those whose model is given."""
+        cfg, feedback = self.config, self.data.feedback
         last = max(STAGES.index(stage) for stage in cfg.stages)
-        policy = cfg.policy or self.stage(
-            "sft", self.fine_tune, cfg.sft, [cfg.model, cfg.data.sft, cfg.sft_policy.to_dict()]
-        )
-        if last == 0:
-            return result
-        feedback = self.data.feedback
         # A scorer that begins as the policy's trunk is another one after another fine-tuning.
         trunk = ("sft",) if feedback is None or feedback.make_scorer is None else ()
+        judged = cfg.judge_model is None and (cfg.data.judge is not None or feedback is not None)
+        watch = {name: getattr(cfg, name) for name in ("kl_limit", "repetition_limit", "stop_when_hacked")}
+        env = {name: cfg.to_dict()[name] for name in ("rewards", "num_envs", "max_new_tokens")}
+        given = [watch, env, cfg.rl_policy.to_dict(), cfg.policy, cfg.reward_model, cfg.judge_model]
+        pairs = [cfg.data.pairs, cfg.data.ratings, cfg.data.held_out]
+        stages = [
+            Stage("sft", cfg.sft, [cfg.model, cfg.data.sft, cfg.sft_policy.to_dict()]),
+            Stage("reward-model", cfg.reward, pairs, trunk),
+            Stage("judge", cfg.judge, [cfg.data.judge, cfg.data.held_out], trunk),
+            Stage("rl", cfg.rl, given, STAGES[:3]),
+        ]
+        wanted = (cfg.policy is None, cfg.reward_model is None, judged, True)
+        return [stage for stage, want in zip(stages[: last + 1], wanted, strict=False) if want]
+
+    def run(self) -> PipelineResult:
+        """All stages up to the last one asked for; after the last of all, before and after.
+
+        What every stage needs is checked before the first one begins.
+        """
+        cfg, folders = self.config, self.folders
+        plan = {stage.name: stage for stage in self.planned()}
+        todo = [name for name, stage in plan.items() if folders.finished(stage) is None]
+        check_needs(self, todo, ends="rl" in plan)
+        with fresh_start(self.run_dir):
+            write(self.run_dir / "pipeline.json", cfg.to_dict())
+            return self.run_stages(plan)
+
+    def run_stages(self, plan: Mapping[str, Stage]) -> PipelineResult:
+        """The stages of a plan that was checked."""
+        cfg, result = self.config, PipelineResult(run_dir=self.run_dir, stages=self.figures, comparison=None)
+        last = max(STAGES.index(stage) for stage in cfg.stages)
+        policy = cfg.policy or self.stage(plan["sft"], self.fine_tune)
+        if last == 0:
+            return result
         reward = cfg.reward_model or self.stage(
-            "reward-model",
-            lambda folder: self.score_model("reward-model", folder, policy),
-            cfg.reward,
-            [cfg.data.pairs, cfg.data.ratings, cfg.data.held_out],
-            after=trunk,
+            plan["reward-model"], lambda folder: self.score_model("reward-model", folder, policy)
         )
         if last == 1:
             return result
         judge = cfg.judge_model
-        if judge is None and (cfg.data.judge is not None or feedback is not None):
-            judge = self.stage(
-                "judge",
-                lambda folder: self.score_model("judge", folder, policy),
-                cfg.judge,
-                [cfg.data.judge, cfg.data.held_out],
-                after=trunk,
-            )
+        if "judge" in plan:
+            judge = self.stage(plan["judge"], lambda folder: self.score_model("judge", folder, policy))
         if last == 2:
             return result
-        watch = {name: getattr(cfg, name) for name in ("kl_limit", "repetition_limit", "stop_when_hacked")}
-        env = {name: cfg.to_dict()[name] for name in ("rewards", "num_envs", "max_new_tokens")}
-        final = self.stage(
-            "rl",
-            lambda folder: self.reinforce(folder, policy, reward, judge),
-            cfg.rl,
-            [watch, env, cfg.rl_policy.to_dict(), cfg.policy, cfg.reward_model, cfg.judge_model],
-            after=STAGES[:3],
-        )
+        final = self.stage(plan["rl"], lambda folder: self.reinforce(folder, policy, reward, judge))
         result.comparison = compare(
             before=policy,
             after=final,
-            envs=self.envs(reward, split="validation"),
+            envs=self.envs([reward_spec(reward)], split="validation"),
             judge=None if judge is None else reward_spec(judge),
             episodes=cfg.final_episodes,
             seed=cfg.final_seed,
@@ -180,6 +189,26 @@ class Pipeline:
     def fine_tune(self, folder: Path) -> dict[str, float]:
         """Supervised fine-tuning, or next-token pretraining of a model that begins with random weights."""
         cfg, data = self.config, self.data
+        model, dataset = self.tuning_needs()
+        agent = SFT(
+            model,
+            dataset=dataset,
+            config=cfg.sft,
+            tokenizer=data.tokenizer,
+            policy_kwargs=self.policy_kwargs(cfg.sft_policy),
+            **self.common(folder),
+        )
+        result = agent.resume(missing="start")
+        agent.policy.save(folder / "model")
+        return {"nll": result.history[-1]["sft/nll"]} if result.history else {}
+
+    def tuning_needs(self) -> tuple[Any, Any]:
+        """Model and data of supervised fine-tuning.
+
+        Raises:
+            StageError: if there is none.
+        """
+        cfg, data = self.config, self.data
         dataset: Any = cfg.data.sft
         if dataset is None and data.texts and (cfg.model is None or data.make_demonstrations is None):
             texts = list(data.texts)
@@ -193,30 +222,22 @@ class Pipeline:
         model = cfg.model or (None if data.model_config is None else data.model_config())
         if model is None:
             raise StageError(f"the task {cfg.task!r} has no model of its own; set model")
-        agent = SFT(
-            model,
-            dataset=dataset,
-            config=cfg.sft,
-            tokenizer=data.tokenizer,
-            policy_kwargs=self.policy_kwargs(cfg.sft_policy),
-            **self.common(folder),
-        )
-        result = agent.resume(missing="start")
-        agent.policy.save(folder / "model")
-        return {"nll": result.history[-1]["sft/nll"]} if result.history else {}
+        return model, dataset
 
-    def score_model(self, name: str, folder: Path, policy: str) -> dict[str, float]:
-        """The reward model or the judge: on the task's own small scorer, or on the policy's trunk."""
+    def scoring_needs(self, name: str) -> tuple[dict[str, Any], Any]:
+        """Data of the reward model or the judge, and what it is held to.
+
+        Raises:
+            StageError: if there is none.
+        """
         cfg, feedback = self.config, self.data.feedback
-        settings = cfg.reward if name == "reward-model" else cfg.judge
-        train: dict[str, Any] = {}
         if name == "judge":
-            train = {"pairs": cfg.data.judge} if cfg.data.judge is not None else {}
+            own = {"pairs": cfg.data.judge}
             given = None if feedback is None else (feedback.judge, feedback.judge_held_out)
         else:
             own = {"pairs": cfg.data.pairs, "ratings": cfg.data.ratings}
-            train = {kind: path for kind, path in own.items() if path is not None}
             given = None if feedback is None else (feedback.train, feedback.held_out)
+        train: dict[str, Any] = {kind: path for kind, path in own.items() if path is not None}
         held_out: Any = cfg.data.held_out
         if not train:
             if given is None:
@@ -224,6 +245,13 @@ class Pipeline:
                     f"the task {cfg.task!r} has no human feedback; set data.pairs or data.ratings"
                 )
             train, held_out = dict(given[0]), given[1] if held_out is None else held_out
+        return train, held_out
+
+    def score_model(self, name: str, folder: Path, policy: str) -> dict[str, float]:
+        """The reward model or the judge: on the task's own small scorer, or on the policy's trunk."""
+        cfg, feedback = self.config, self.data.feedback
+        settings = cfg.reward if name == "reward-model" else cfg.judge
+        train, held_out = self.scoring_needs(name)
         model: Any = policy
         tokenizer = None
         if feedback is not None and feedback.make_scorer is not None:
@@ -249,8 +277,8 @@ class Pipeline:
     def reinforce(self, folder: Path, policy: str, reward: str, judge: str | None) -> dict[str, float]:
         """PPO against the reward model, watched by the judge; the best policy by the judge is what counts."""
         cfg = self.config
-        envs = self.envs(reward, split="train")
-        eval_envs = self.envs(reward, split="validation")
+        envs = self.envs([reward_spec(reward)], split="train")
+        eval_envs = self.envs([reward_spec(reward)], split="validation")
         callbacks = []
         if judge is not None:
             people = self.people()
@@ -286,53 +314,20 @@ class Pipeline:
 
     # -- what they share -------------------------------------------------------------------------------------
 
-    def stage(
-        self,
-        name: str,
-        make: Callable[[Path], dict[str, float]],
-        settings: Config,
-        inputs: Sequence[Any],
-        *,
-        after: Sequence[str] = (),
-    ) -> str:
+    def stage(self, stage: Stage, make: Callable[[Path], dict[str, float]]) -> str:
         """Run a stage unless its folder holds what the same settings made; returns its model's folder."""
-        folder = self.run_dir / name
-        needs = {stage: self.hashes[stage] for stage in after if stage in self.hashes}
-        written = {
-            "settings": settings.to_dict(),
-            "task": [self.config.task, self.config.task_kwargs],
-            "inputs": [identity(item) for item in inputs],
-            "after": needs,
-        }
-        key = hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:16]
-        self.hashes[name] = key
-        file = folder / STAGE_FILE
-        known = json.loads(file.read_text()) if file.is_file() else None
-        if known is not None and known["hash"] != key and name in self.config.stages:
-            if not self.overwrite:
-                differ = ", ".join(differences(known["made_from"], written))
-                raise StageError(
-                    f"{folder} was made from other settings ({differ}); "
-                    "choose another run_dir, or overwrite=True"
-                )
-            shutil.rmtree(folder)
-            known = None
-        if known is not None and known["finished"]:
-            self.figures[name] = {**known["figures"], "reused": True}
+        folder = self.run_dir / stage.name
+        known = self.folders.finished(stage)
+        if known is not None:
+            self.figures[stage.name] = {**known, "reused": True}
             return str(folder / "model")
-        if name not in self.config.stages:
-            raise StageError(
-                f"the stage {name!r} is not among the stages to run, and {folder} is not finished"
-            )
-        if known is None and folder.is_dir() and any(folder.iterdir()):
-            raise StageError(f"{folder} holds other files; choose another run_dir")
-        note = {"hash": key, "made_from": written, "finished": False}
-        write(file, note)
-        started = time.perf_counter()
-        metrics = make(folder)
-        figures = {"seconds": time.perf_counter() - started, "reused": False, "metrics": metrics}
-        write(file, {**note, "finished": True, "figures": figures})
-        self.figures[name] = figures
+        with fresh_start(folder):
+            self.folders.begin(stage)
+            started = time.perf_counter()
+            metrics = make(folder)
+            figures = {"seconds": time.perf_counter() - started, "reused": False, "metrics": metrics}
+            self.folders.end(stage, figures)
+        self.figures[stage.name] = figures
         return str(folder / "model")
 
     def common(self, folder: Path) -> dict[str, Any]:
@@ -344,8 +339,8 @@ class Pipeline:
         shared: dict[str, Any] = {} if self.config.device is None else {"device": self.config.device}
         return shared | options.kwargs()
 
-    def envs(self, reward: str, *, split: str) -> Any:
-        """Environments of the task that pay the reward model's score."""
+    def envs(self, rewards: Sequence[Any], *, split: str) -> Any:
+        """Environments of the task with these rewards, and those of the settings."""
         from textenv.tasks.make import make_vec_env
 
         return make_vec_env(
@@ -353,7 +348,7 @@ class Pipeline:
             task=self.config.task,
             task_kwargs=self.task_kwargs,
             split=split,
-            rewards=[reward_spec(reward), *self.config.rewards],
+            rewards=[*rewards, *self.config.rewards],
             max_new_tokens=self.config.max_new_tokens,
             shuffle=split == "train",
             device=self.config.device or "cpu",
