@@ -49,7 +49,8 @@ class ILQLConfig(OfflineConfig):
     num_q: int = 2
     """Q heads, of which the least counts."""
     head: Literal["linear", "mlp"] = "mlp"
-    """Shape of the Q and V heads; "linear" is light, "mlp" costs 2 d V more parameters for each Q head."""
+    """Shape of the Q and V heads; "linear" is light, "mlp" costs 2 d V more parameters for each Q head.
+    Linear Q heads start with small weights of their own, for equal ones would stay equal."""
     target_alpha: float = 0.005
     """Share of the new Q heads in each target synchronisation (Polyak averaging)."""
     target_every: int = 1

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 HeadKind = Literal["linear", "mlp"]
+LINEAR_SPREAD = 0.01
+"""Standard deviation of what fresh linear Q heads say of a state of unit variance."""
 
 
 class Projection(nn.Module):
@@ -109,6 +111,11 @@ class ILQLHeads(nn.Module):
 
     At GPT-2 size one "mlp" Q head costs 78 million parameters, a "linear" one 39 million.
 
+    Several Q heads are worth something only as far as they differ, and heads that start alike get the same
+    gradients for ever. "mlp" heads differ by their first layers, whose outputs count for 0 at first. "linear"
+    heads start with small random weights of their own. All targets and V start at 0, so that decoding starts
+    as the language model's.
+
     Args:
         hidden_size: d.
         vocab_size: V, the task's vocabulary.
@@ -129,6 +136,9 @@ class ILQLHeads(nn.Module):
         self.q_heads = nn.ModuleList(Projection(hidden_size, vocab_size, kind=kind) for _ in range(num_q))
         self.target_q_heads = copy.deepcopy(self.q_heads).requires_grad_(False)
         self.v_head = ValueHead(hidden_size, kind=kind)
+        if kind == "linear" and num_q > 1:
+            for head in self.q_heads:
+                nn.init.normal_(cast(Projection, head).last.weight, std=LINEAR_SPREAD / hidden_size**0.5)
 
     def forward(self, hidden: Tensor, actions: Tensor, *, max_bytes: int = 1 << 28) -> QAtActions:
         """Everything the losses need at A own tokens; (A, V) of one head exists only for a chunk at a time.
