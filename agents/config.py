@@ -8,28 +8,31 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import operator
-import re
 import textwrap
-import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
-from textenv.names import nearest
-
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
+from textenv.agents.config_types import (
+    builtin,
+    check_size,
+    fits,
+    inside,
+    number_hint,
+    plain,
+    spell,
+    wants_tuple,
+)
+from textenv.names import nearest, shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Base of every settings class: types and ranges are checked at construction, values are JSON values.
+
+    Numbers are finite numbers that float32 holds, and integers fit into int64, whatever the range says:
+    ``inf)`` stands for no other bound. numpy's scalars become Python's.
 
     A subclass lists its ranges in ``validate``:
 
@@ -50,13 +53,17 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():
-            value = getattr(self, name)
-            if isinstance(value, list) and _wants_tuple(hint):  # JSON and YAML have no tuples
+            given = getattr(self, name)
+            value = builtin(given)
+            if isinstance(value, list) and wants_tuple(hint):  # JSON and YAML have no tuples
                 value = tuple(value)
-                object.__setattr__(self, name, value)
-            if not _fits(value, hint):
+            if not fits(value, hint):
                 error = ValueError if typing.get_origin(hint) is Literal else TypeError
-                raise error(f"{name} must be {_spell(hint)}, got {value!r}{_number_hint(value)}")
+                raise error(f"{name} must be {spell(hint)}, got {shown(value)}{number_hint(value)}")
+            for item in value if isinstance(value, tuple) else (value,):
+                check_size(name, item)
+            if value is not given:
+                object.__setattr__(self, name, value)
         self.validate()
 
     def validate(self) -> None:
@@ -74,21 +81,24 @@ class Config:
         for name, span in ranges.items():
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value,)
-            if any(item is not None and not _inside(item, span) for item in values):
+            if any(item is not None and not inside(item, span) for item in values):
                 where = span if span[0] in "<>" else f"in {span}"
-                raise ValueError(f"{name} must be {where}, got {value!r}")
+                raise ValueError(f"{name} must be {where}, got {shown(value)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values (tuples become lists)."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Make the settings from what ``to_dict`` gave or a YAML file holds; the rest keeps its default.
 
         Raises:
+            TypeError: if it is no mapping.
             ValueError: if a key is no field; the error names the nearest one.
         """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{cls.__name__} must be made of settings by name, got {shown(values)}")
         names = [spec.name for spec in fields(cls)]
         for key in values:
             if key not in names:
@@ -287,79 +297,3 @@ def field_docs(cls: type) -> dict[str, str]:
 def _hints(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {spec.name: hints[spec.name] for spec in fields(cls)}
-
-
-def _inside(value: float, span: str) -> bool:
-    interval = re.fullmatch(r"([\[(])\s*(\S+)\s*,\s*(\S+?)\s*([\])])", span)
-    if interval:
-        left, low, high, right = interval.groups()
-        above = value >= float(low) if left == "[" else value > float(low)
-        return above and (value <= float(high) if right == "]" else value < float(high))
-    comparison = re.fullmatch(r"([<>]=?)\s*(\S+)", span)
-    if not comparison:
-        raise ValueError(f"a range must look like '(0, 1]' or '>= 1', got {span!r}")
-    return _COMPARISONS[comparison[1]](value, float(comparison[2]))
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return value in args
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if hint is None or hint is type(None):
-        return value is None
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if len(args) == 2 and args[1] is Ellipsis:
-            return all(_fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(
-            _fits(item, arg) for item, arg in zip(value, args, strict=True)
-        )
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items()
-        )
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _wants_tuple(hint: Any) -> bool:
-    return typing.get_origin(hint) is tuple or any(
-        typing.get_origin(arg) is tuple for arg in typing.get_args(hint)
-    )
-
-
-def _spell(hint: Any) -> str:
-    """A type as an error says it: ``int``, ``float or None``, ``one of 'linear', 'cosine'``."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, args))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_spell, args))
-    if hint is type(None):
-        return "None"
-    return str(hint) if origin else getattr(hint, "__name__", str(hint))
-
-
-def _number_hint(value: Any) -> str:
-    """A word on the commonest way to get text for a number."""
-    try:
-        float(value if isinstance(value, str) else "")
-    except ValueError:
-        return ""
-    return "; it is text, not a number (YAML reads 3e-6 as text, 3.0e-6 as a number)"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

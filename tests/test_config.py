@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import doctest
 import json
+import math
+import typing
 from dataclasses import FrozenInstanceError, dataclass, fields
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 import textenv.agents.config as config_module
+from textenv.agents.cli.options import EnvOptions, EvaluateOptions, GenerateOptions, TrainOptions
 from textenv.agents.config import AgentConfig, Config, OfflineConfig, OnlineConfig, field_docs
+from textenv.agents.pipeline_config import PipelineConfig
+from textenv.agents.policies.options import PolicyOptions
+from textenv.agents.registry import agent_names, get_agent
+from textenv.agents.rollouts.engine_settings import EngineRollouts
+from textenv.agents.rollouts.ray_settings import RayRollouts
 
 
 def test_doctests() -> None:
@@ -23,8 +32,19 @@ def test_doctests() -> None:
     [
         ({"epochs": 0}, ValueError, "epochs must be >= 1, got 0"),
         ({"learning_rate": -1e-3}, ValueError, r"learning_rate must be in \[0, inf\), got -0.001"),
-        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be in"),
-        ({"learning_rate": float("inf")}, ValueError, "learning_rate must be in"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be a finite number .*, got nan"),
+        ({"learning_rate": 1e300}, ValueError, r"learning_rate must be a finite number .*, got 1e\+300"),
+        (
+            {"learning_rate": 10**400},
+            ValueError,
+            r"learning_rate must be below 2\*\*62, got an integer of 1329",
+        ),
+        ({"adam_betas": (0.9, float("nan"))}, ValueError, "adam_betas must be a finite number .*, got nan"),
+        ({"seed": 2**62}, ValueError, r"seed must be below 2\*\*62, got 4611686018427387904"),
+        ({"seed": "x" * 10_000}, TypeError, r"seed must be int, got '.{100,300}'$"),
+        ({"autocast": ["float32"]}, ValueError, "autocast must be one of 'float32', .*, got "),
+        ({"report": 1}, TypeError, "report must be bool, got 1"),
+        ({"learning_rate": float("inf")}, ValueError, "learning_rate must be a finite number .*, got inf"),
         ({"learning_rate": "3e-6"}, TypeError, "learning_rate must be float, got '3e-6'; it is text.*3.0e-6"),
         ({"learning_rate": True}, TypeError, "learning_rate must be float, got True"),
         ({"seed": 1.0}, TypeError, "seed must be int, got 1.0"),
@@ -125,6 +145,45 @@ def test_field_docs_name_what_is_missing_and_the_subclass_wins() -> None:
         ValueError, match="Bare must have a docstring under every field, got none under width"
     ):
         field_docs(Bare)
+
+
+def every_config() -> list[type[Config]]:
+    found: list[type[Config]] = [get_agent(name).config_class for name in agent_names()]
+    return [*found, PipelineConfig, RayRollouts, EngineRollouts, PolicyOptions, EnvOptions, EvaluateOptions,
+            GenerateOptions, TrainOptions]  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", every_config(), ids=lambda cls: cls.__name__)
+def test_every_number_of_every_config_has_a_finite_range(cls: type[Config]) -> None:
+    hints = typing.get_type_hints(cls)
+    for spec in fields(cls):
+        parts = typing.get_args(hints[spec.name]) or (hints[spec.name],)
+        if not {int, float} & set(parts):
+            continue
+        pair = typing.get_origin(hints[spec.name]) is tuple
+        # -2: no count, coefficient or rate is below -1, and -1 itself is taken by none.
+        for value in (math.inf, -math.inf, math.nan, 1e39, -2, -1, True, 2**62, "1", [1], 1j):
+            with pytest.raises((TypeError, ValueError), match=rf"\b{spec.name}\b"):
+                cls(**{spec.name: (value, value) if pair else value})
+
+
+def test_numpy_scalars_become_python_ones() -> None:
+    made = OnlineConfig(
+        seed=np.int64(3),
+        learning_rate=np.float32(0.5),
+        adam_betas=[np.float64(0.5), 0.25],
+        report=np.bool_(False),
+    )  # type: ignore[arg-type]
+    assert made == OnlineConfig(seed=3, learning_rate=0.5, adam_betas=(0.5, 0.25), report=False)
+    assert [type(made.seed), type(made.learning_rate), type(made.report)] == [int, float, bool]
+    with pytest.raises(TypeError, match=r"seed must be int, got 3\.0"):
+        OnlineConfig(seed=np.float32(3))  # type: ignore[arg-type]
+
+
+def test_settings_come_by_name() -> None:
+    for values in ([1], "seed", 5, None):
+        with pytest.raises(TypeError, match="OnlineConfig must be made of settings by name, got"):
+            OnlineConfig.from_dict(values)  # type: ignore[arg-type]
 
 
 def test_a_malformed_range_is_an_error() -> None:

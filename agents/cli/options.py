@@ -139,6 +139,11 @@ class EvaluateOptions(PlayOptions):
     sweep: dict[str, Any] = field(default_factory=dict)
     """Decode settings to compare: {setting: [values]}, as '{temperature: [0.7, 1.0], top_k: [0, 20]}'."""
 
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(episodes=">= 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(PlayOptions):
@@ -148,3 +153,8 @@ class GenerateOptions(PlayOptions):
     """Prompts given here, as a list."""
     limit: int | None = 16
     """Use only the first so many prompts of a file or task; null is all."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(limit=">= 1")
