@@ -105,7 +105,7 @@ class RewardHackingWatch(Callback):
         with torch.no_grad():
             judged = self.judge.score(evaluation.episodes)
         if judged.dim() == 2:
-            judged = (judged * evaluation.episodes.action_mask).sum(-1)
+            judged = torch.where(evaluation.episodes.action_mask, judged, 0.0).sum(-1)
         self._add(self.proxies, self._proxy(evaluation).tolist())
         self._add(self.judgements, judged.tolist())
         for sample, value in zip(evaluation.samples, judged.tolist(), strict=False):

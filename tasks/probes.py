@@ -222,7 +222,9 @@ def random_episodes(
     )
     term.tokenizer = tokenizer
     values = term.score(batch)
-    batch.rewards = values * batch.action_mask if term.per_token else batch.at_last_action(values)
+    batch.rewards = (
+        torch.where(batch.action_mask, values, 0.0) if term.per_token else batch.at_last_action(values)
+    )
     return batch
 
 

@@ -97,7 +97,7 @@ def exact_optimality(
             raise ValueError(
                 f"log-probs must have shape {tuple(episodes.input_ids.shape)}, got {tuple(found.shape)}"
             )
-        chances = (found.double().cpu() * episodes.action_mask).sum(-1).exp().tolist()
+        chances = torch.where(episodes.action_mask, found.double().cpu(), 0.0).sum(-1).exp().tolist()
         for walk, chance in zip(walks, chances, strict=True):
             optimality[walk[0]] += chance * graph.optimality(walk)
             goal += chance
@@ -154,4 +154,4 @@ def _model_log_probs(
     logits = legality.apply(logits / temperature, episodes.turn_steps[:, 1:])
     chosen = episodes.input_ids[:, 1:].unsqueeze(-1)
     found = logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(-1)
-    return torch.nn.functional.pad(found, (1, 0)) * episodes.action_mask
+    return torch.where(episodes.action_mask, torch.nn.functional.pad(found, (1, 0)), 0.0)

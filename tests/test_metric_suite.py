@@ -112,6 +112,9 @@ def test_perplexity_by_hand() -> None:
     assert perplexity(model, batch) == pytest.approx(math.exp(nll / 4))  # the temperature is not its own
     assert perplexity(model.reference(), batch, max_tokens=4) == pytest.approx(math.exp(nll / 4))
     assert math.isnan(perplexity(model, EpisodeBatch.from_ids([[0]], [[]])))
+    with torch.no_grad():
+        model.model.lm_head.weight.mul_(1e6)
+    assert perplexity(model, batch) == math.inf
 
 
 def test_perplexities_of_generations_and_references(tmp_path: Path) -> None:

@@ -34,4 +34,5 @@ def perplexity(lm: Any, episodes: EpisodeBatch, *, max_tokens: int = 16384) -> f
     with nullcontext(getattr(lm, "model", lm)) if active is None else active() as model:
         for _, part in episodes.token_budget_batches(max_tokens):
             total -= float(token_log_probs(model, part).log_probs.double().sum())
-    return math.exp(total / tokens)
+    nats = total / tokens
+    return math.exp(nats) if nats < 709 else math.inf  # beyond, math.exp raises an error

@@ -87,7 +87,7 @@ def judged(term: Any, episodes: EpisodeBatch) -> torch.Tensor:
     """Scores of a bound reward term, float64: (B,)."""
     scores = term.score(episodes)
     if scores.dim() == 2:
-        scores = (scores * episodes.action_mask).sum(-1)
+        scores = torch.where(episodes.action_mask, scores, 0.0).sum(-1)
     return scores.double()
 
 
