@@ -59,12 +59,10 @@ def serve(case: dict[str, object]) -> None:
         "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant> {% endif %}"
     )
-    for split in (
-        1,
-        2,
-    ):  # imports that happen at the first use, and allocator pools, are no part of the figure
-        small = [{"prompt": "bo", "answer": "ba", "level": split}] * 4
-        gym.make_vec("TextRLHF-v0", num_envs=ROWS, prompts=small, tokenizer=tokenizer, max_new_tokens=2)
+    # What is imported at the first use is no part of the figure, so a few thousand prompts come first.
+    few = [{"prompt": f"bo {i}", "answer": "ba", "level": i} for i in range(5000)]
+    gym.make_vec("TextRLHF-v0", num_envs=ROWS, prompts=few, tokenizer=tokenizer, max_new_tokens=2)
+    del few
 
     def cycle() -> dict[str, object]:
         pipe.imported()

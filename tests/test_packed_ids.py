@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textenv import packed_ids, prompts
+from textenv import packed_ids, prompts, token_ids
 from textenv.packed_ids import PackedIds, chunks
 from textenv.prompts import PromptSet
 from textenv.tasks.letters import letter_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=4), max_size=9), st.integers(1, 4))
@@ -41,3 +46,20 @@ def test_chunks_change_nothing_and_errors_name_the_prompt(monkeypatch: pytest.Mo
     late = [*"abcabc", "bbb"]
     with pytest.raises(ValueError, match=r"prompts\[6\] has 3 tokens, expected at most max_prompt_tokens=2"):
         PromptSet.from_texts(late, tokenizer, max_prompt_tokens=2, truncation_side="error")
+
+
+def test_many_texts_are_tokenised_as_one_is(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = [f"text {i} é" for i in range(token_ids._MANY + 1)]
+    one_by_one = [byte_tokenizer(text)["input_ids"] for text in texts]
+    byte_tokenizer(texts[:2], padding="max_length", max_length=50)  # the backend keeps padding switched on
+    assert token_ids.token_ids(texts, byte_tokenizer, special=True, name="texts") == one_by_one
+
+
+def test_a_tokenizer_that_changes_texts_itself_is_called(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    class Lower(type(byte_tokenizer)):  # type: ignore[misc]
+        def _encode_plus(self, text: list[str], **options: Any) -> Any:
+            return super()._encode_plus([item.lower() for item in text], **options)
+
+    lower = Lower(tokenizer_object=byte_tokenizer.backend_tokenizer)
+    found = token_ids.token_ids(["AB"] * token_ids._MANY, lower, special=False, name="texts")
+    assert found[-1] == byte_tokenizer("ab")["input_ids"]

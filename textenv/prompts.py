@@ -170,6 +170,7 @@ class PromptSet:
         if isinstance(texts, str):
             raise TypeError(f"prompts must be a list of texts, got the string {shown(texts)}")
         ids, rendered = PackedIds(), Column()
+        as_given = isinstance(texts, Column) and not chat_template  # then there is no need of a second copy
         for chunk in chunks(texts):
             first = len(ids)
             strings = [_render(item, tokenizer, first + i, chat_template) for i, item in enumerate(chunk)]
@@ -183,8 +184,9 @@ class PromptSet:
                     first=first,
                 )
             )
-            rendered.extend(strings)
-        return cls(ids, columns=columns, texts=rendered)
+            if not as_given:
+                rendered.extend(strings)
+        return cls(ids, columns=columns, texts=texts if as_given else rendered)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self._ids)

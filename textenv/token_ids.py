@@ -10,6 +10,11 @@ from textenv.names import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MANY = 1024
+"""From so many texts on the tokenizer's backend is called directly."""
+_COMPARED = 64
+"""Texts whose ids from the backend are compared with those from the tokenizer."""
+
 
 def token_ids(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool, name: str, first: int = 0
@@ -35,12 +40,7 @@ def token_ids(
     if not len(texts):
         return []
     try:
-        return tokenizer(
-            list(texts),
-            add_special_tokens=special,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        return _encode(list(texts), tokenizer, special)
     except Exception:  # tokenizers raises Exception itself, too
         for i, text in enumerate(texts):
             try:
@@ -51,6 +51,22 @@ def token_ids(
                     f"{name}[{first + i}] can't be tokenised: {reason}; got {shown(text)}"
                 ) from error
         raise
+
+
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool) -> list[list[int]]:
+    def call(some: list[str]) -> list[list[int]]:
+        options = {"return_attention_mask": False, "return_token_type_ids": False}
+        return tokenizer(some, add_special_tokens=special, **options)["input_ids"]
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or len(texts) < _MANY:
+        return call(texts)
+    # The call turns every encoding into six Python lists, which takes as long as to encode. A tokenizer may
+    # also change texts before its backend sees them, so the first ids are compared. The call comes first: it
+    # resets the padding and truncation of the backend.
+    first = call(texts[:_COMPARED])
+    ids = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=special)]
+    return ids if ids[:_COMPARED] == first else call(texts)
 
 
 def is_unicode(text: str) -> bool:
