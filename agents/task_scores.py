@@ -16,6 +16,7 @@ from textenv import scoring as scorer
 from textenv.episodes import EpisodeBatch
 from textenv.ledger import RAW
 from textenv.rewards.kl import KLPenalty
+from textenv.rewards.shaping import Shaped
 
 
 def kl_wrappers(envs: Any) -> list[Any]:
@@ -31,6 +32,12 @@ def paid_kl(episodes: EpisodeBatch, envs: Any) -> Tensor:
     return kl
 
 
+def is_penalty(term: Any) -> bool:
+    """Whether a reward term pays for the KL and nothing else: a KL penalty, or a shaping term of such."""
+    inner = term.terms if isinstance(term, Shaped) else []
+    return isinstance(term, KLPenalty) or (bool(inner) and all(is_penalty(one) for one in inner))
+
+
 def task_scores(episodes: EpisodeBatch, envs: Any) -> Tensor:
     """Returns without what KL penalties paid: (B,) float64.
 
@@ -42,11 +49,12 @@ def task_scores(episodes: EpisodeBatch, envs: Any) -> Tensor:
         envs: the environment that they were scored in.
     """
     terms = episodes.reward_terms
-    penalties = [wrapper.name for wrapper in kl_wrappers(envs) if wrapper.name in terms]
+    wrappers = [w for w in scorer.reward_wrappers(envs) if w.name in terms and is_penalty(w.term)]
+    penalties = {wrapper.name for wrapper in wrappers}
     if not penalties:
         return episodes.returns.double()
     if scorer.foreign_reward_wrappers(envs):
-        return (episodes.rewards.double() - paid_kl(episodes, envs).double()).sum(-1)
+        return episodes.returns.double() - sum(terms[name].double().sum(-1) for name in penalties)
     scores = episodes.returns.new_zeros(len(episodes)).double()
     for name, values in terms.items():
         if name not in penalties and not name.startswith(RAW):

@@ -154,6 +154,11 @@ def test_the_three_kinds_of_policy_agree():
         return torch.nn.functional.pad(found, (1, 0)).masked_fill(~episodes.action_mask, 0)
 
     assert exact_optimality(log_prob).per_start == pytest.approx(expected.per_start)
+
+    def holey(episodes: EpisodeBatch) -> torch.Tensor:
+        return torch.where(episodes.action_mask, log_prob(episodes), torch.nan)
+
+    assert exact_optimality(holey).per_start == pytest.approx(expected.per_start)
     policy = type("Policy", (), {"log_prob": staticmethod(log_prob)})()
     assert exact_optimality(policy, batch_size=100).per_start == pytest.approx(expected.per_start)
 
