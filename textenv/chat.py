@@ -1,90 +1,67 @@
-"""Conversations as token ids: the tokenizer's chat template, and which of its tokens the assistant chose."""
+"""Conversations as token ids: which of them the assistant chose."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from textenv.names import listed, shown
+from textenv.continuations import encode_continuations
+from textenv.messages import around, check_messages, render, turn_end
 from textenv.token_ids import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = [
+    "TURNS",
+    "SplitConversation",
+    "check_messages",
+    "encode_conversation",
+    "encode_split",
+    "split_conversation",
+]
+
 TURNS = ("last", "all")
 
 
-def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
-    """Return the messages, or say what is wrong with them.
+@dataclass(frozen=True)
+class SplitConversation:
+    """A conversation as texts: a prompt, then what the assistant says and what is said between."""
 
-    Raises:
-        ValueError: if there is none, or a role or content is missing.
-        TypeError: if it is not a list of dicts with text.
-
-    Example:
-        >>> check_messages([{"role": "user", "content": "Hi"}], "row 0: prompt")
-        [{'role': 'user', 'content': 'Hi'}]
-    """
-    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
-        raise TypeError(f"{where} must be a list of messages, got {type(messages).__name__}")
-    if not messages:
-        raise ValueError(f"{where} holds no message")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise TypeError(
-                f"{where}[{i}] must be a dict with 'role' and 'content', got {type(message).__name__}"
-            )
-        for key in ("role", "content"):
-            if message.get(key) is None:
-                there = (
-                    f"it is None in {shown(dict(message))}" if key in message else f"it has {_keys(message)}"
-                )
-                raise ValueError(f"{where}[{i}] has no {key!r}; {there}")
-            if not isinstance(message[key], str):
-                raise TypeError(f"{where}[{i}][{key!r}] must be a string, got {type(message[key]).__name__}")
-    return [dict(message) for message in messages]
+    prompt: str
+    """Up to the opened turn of the assistant, as a policy sees it."""
+    parts: tuple[tuple[str, bool], ...]
+    """(text, whether the assistant says it), in order; the last one is the assistant's."""
+    ended: bool
+    """The last part ends with the special token by which the template ends a turn."""
 
 
-def _keys(message: Mapping[Any, Any]) -> str:
-    return listed(map(repr, message)) or "no key"
+def split_conversation(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    turns: str = "last",
+    options: Mapping[str, Any] | None = None,
+) -> SplitConversation:
+    """Split a conversation at the assistant's trained turns.
 
-
-def render_messages(
-    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, generation_prompt: bool
-) -> list[int]:
-    """The ids of a conversation; with ``generation_prompt`` the assistant's turn is opened.
-
-    Raises:
-        ValueError: if the tokenizer has no chat template.
-    """
-    if tokenizer.chat_template is None:
-        raise ValueError("messages need a tokenizer with a chat template, and this tokenizer has none")
-    conversation = [dict(message) for message in messages]
-    text = tokenizer.apply_chat_template(
-        conversation, tokenize=False, add_generation_prompt=generation_prompt
-    )
-    assert isinstance(text, str)
-    return token_ids([text], tokenizer, special=False, name="rendered messages")[0]
-
-
-def encode_conversation(
-    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, turns: str = "last"
-) -> tuple[list[int], list[int], list[bool]]:
-    """Split a conversation at the assistant's first trained turn.
+    Texts are compared, not ids: a template's text up to a turn is a beginning of the whole, whatever tokens
+    are merged over the seam. A turn ends with the first special token that the template writes behind its
+    content (the tokenizer's EOS, or an end of turn); what follows it in the turn (a line break, say) is not
+    the assistant's, and is dropped after the last turn. Where the template opens a thinking block in its
+    generation prompt and leaves it out of finished turns, the block must open the content of the message; the
+    answer is then what follows it.
 
     Args:
         messages: the last one must be the assistant's.
         tokenizer: a transformers tokenizer with a chat template.
-        turns: whose tokens are actions: the assistant's "last" turn, or "all" its turns.
-
-    Returns:
-        (prompt ids, response ids, is_action): ``is_action`` has one bool per response id; what other speakers
-        say between the assistant's turns is False. A turn ends with EOS where the template writes one; what
-        the template puts after it (a line break, say) is no action, and is dropped after the last turn.
+        turns: whose words are actions: the assistant's "last" turn, or "all" its turns.
+        options: further arguments of the template; see ``textenv.messages.chat_options``.
 
     Raises:
         ValueError: if there is no turn to train on, or the template rewrites earlier turns as a conversation
-            goes on, so that no prefix of the ids is what the policy saw.
+            goes on, so that no beginning of the text is what the policy saw.
     """
     if turns not in TURNS:
         raise ValueError(f"turns must be one of {TURNS}, got {turns!r}")
@@ -94,24 +71,102 @@ def encode_conversation(
     spoken = spoken[-1:] if turns == "last" else spoken
     if spoken[0] == 0:
         raise ValueError("the assistant's turn has no message before it, so there is no prompt")
-    whole = render_messages(messages, tokenizer, generation_prompt=False)
-    is_action = [False] * len(whole)
-    end = start = 0
+    prompt: str | None = None
+    text, parts, ended = "", [], False
     for i in spoken:
-        before = render_messages(messages[:i], tokenizer, generation_prompt=True)
-        after = (
-            whole
-            if i + 1 == len(messages)
-            else render_messages(messages[: i + 1], tokenizer, generation_prompt=False)
-        )
-        if whole[: len(before)] != before or whole[: len(after)] != after:
-            raise ValueError(
-                f"the chat template renders the conversation up to message {i} differently once it goes on, "
-                "so its tokens cannot be told apart; try turns='last' or another template"
-            )
-        end = len(after)
-        if tokenizer.eos_token_id in after[len(before) :]:
-            end = after.index(tokenizer.eos_token_id, len(before)) + 1
-        is_action[len(before) : end] = [True] * (end - len(before))
-        start = start or len(before)
-    return whole[:start], whole[start:end], is_action[start:end]
+        before = render(messages[:i], tokenizer, generation_prompt=True, options=options)
+        if not before.startswith(text):
+            raise _rewritten(i)
+        answer, ended = _answer(messages, i, before, tokenizer, options)
+        if prompt is None:
+            prompt = before
+        else:
+            parts.append((before[len(text) :], False))
+        parts.append((answer, True))
+        text = before + answer
+    return SplitConversation(prompt or "", tuple(parts), ended)
+
+
+def _answer(
+    messages: Sequence[Mapping[str, Any]],
+    i: int,
+    before: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Mapping[str, Any] | None,
+) -> tuple[str, bool]:
+    """What the assistant writes in message i behind ``before``, and whether a special token ends it."""
+    closed = render(messages[: i + 1], tokenizer, generation_prompt=False, options=options)
+    probed = around(messages[: i + 1], tokenizer, generation_prompt=False, options=options)
+    header, after = (None, "") if probed is None or not closed.endswith(probed[1]) else probed
+    if closed.startswith(before) and not after:
+        answer = closed[len(before) :]
+        end = turn_end(answer, tokenizer)
+        return answer[:end], end is not None
+    end = turn_end(after, tokenizer)
+    tail = after[:end]
+    if closed.startswith(before):
+        return closed[len(before) : len(closed) - len(after)] + tail, end is not None
+    if header is None or not before.startswith(header):
+        raise _rewritten(i)
+    opened, content = before[len(header) :], str(messages[i].get("content") or "").lstrip()
+    if opened.strip() and content.startswith(opened.strip()):
+        content = content.removeprefix(opened.strip())
+        return content.removeprefix(opened[len(opened.rstrip()) :]) + tail, end is not None
+    raise ValueError(
+        f"the chat template's generation prompt opens the assistant's turn with {opened!r}, and what it "
+        f"makes of message {i} does not begin so: begin the message with {opened.strip()!r}, as the policy "
+        "would go on from it, or give chat_template_kwargs or a template that do not open it"
+    )
+
+
+def _rewritten(i: int) -> ValueError:
+    return ValueError(
+        f"the chat template renders the conversation up to message {i} differently once it goes on, so its "
+        "turns cannot be told apart; try turns='last' or another template"
+    )
+
+
+def encode_split(
+    conversations: Sequence[SplitConversation], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[list[int], list[int], list[bool]]]:
+    """Tokenise B conversations, every part on its own, as a rollout has them.
+
+    Returns:
+        B triples (prompt ids, response ids, is_action): one bool per response id.
+    """
+    if not conversations:
+        return []
+    prompts = token_ids(
+        [each.prompt for each in conversations], tokenizer, special=False, name="conversations"
+    )
+    contexts = [
+        said for each in conversations for said in (each.prompt, *(text for text, _ in each.parts[:-1]))
+    ]
+    parts = [part for each in conversations for part in each.parts]
+    texts = [text for text, _ in parts]
+    try:
+        encoded = iter(encode_continuations(contexts, texts, tokenizer))
+    except Exception:
+        token_ids(texts, tokenizer, special=False, name="turns")  # names the one that can't be tokenised
+        raise
+    found = []
+    for each, prompt in zip(conversations, prompts, strict=True):
+        response: list[int] = []
+        is_action: list[bool] = []
+        for _, chosen in each.parts:
+            ids = next(encoded)
+            response += ids
+            is_action += [chosen] * len(ids)
+        found.append((list(prompt), response, is_action))
+    return found
+
+
+def encode_conversation(
+    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, turns: str = "last"
+) -> tuple[list[int], list[int], list[bool]]:
+    """Split one conversation and tokenise it; see ``split_conversation`` and ``encode_split``.
+
+    Raises:
+        ValueError: if the conversation cannot be split.
+    """
+    return encode_split([split_conversation(messages, tokenizer, turns=turns)], tokenizer)[0]

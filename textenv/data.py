@@ -21,7 +21,7 @@ from textenv.encoding import PairEncoder, raise_at
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
 from textenv.prompts import PromptSet
-from textenv.records import FORMATS, Records, Repeats, load_columns
+from textenv.records import FORMATS, HeldPrompts, Records, Repeats, load_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ def prompts_from_records(
 
     Args:
         records: with the column ``prompt`` (text or messages), or ``messages`` (if the assistant speaks last,
-            that turn is left off).
+            that turn is left off). ``tools`` and ``chat_template_kwargs`` reach the chat template.
         tokenizer: a transformers tokenizer.
         max_prompt_tokens: see ``PromptSet.from_texts``.
         truncation_side: see ``PromptSet.from_texts``.
@@ -108,8 +108,9 @@ def episodes_from_records(
     Args:
         records: with the columns ``prompt`` and ``completion`` (both text or both messages), or ``messages``
             (the assistant's last turn is the completion), or ``text`` (a completion of nothing). A column
-            ``reward`` (number) is paid at the last action. All other columns become extras; ``label`` becomes
-            bools if ``load_columns`` was told to require it.
+            ``reward`` (number) is paid at the last action. ``tools`` and ``chat_template_kwargs`` reach the
+            chat template. All other columns become extras; ``label`` becomes bools if ``load_columns`` was
+            told to require it.
         tokenizer: a transformers tokenizer; messages need one with a chat template.
         max_length: longest episode in tokens; a longer one loses its end and counts as truncated.
         append_eos: end completions by EOS, as generated ones would.
@@ -121,7 +122,7 @@ def episodes_from_records(
         TypeError: naming the place, if a value has the wrong type.
 
     Warns:
-        UserWarning: if records repeat, with their number.
+        UserWarning: if records repeat or completions begin with the text of their prompt, with their number.
     """
     found = set(records.columns)
     forms: list[tuple[str, ...]] = [("prompt", "completion"), ("messages",), ("text",)]
@@ -130,6 +131,7 @@ def episodes_from_records(
     records = records.require(*used, *(["reward"] if paid else []))
     encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template or used[0] == "messages", turns)
     extras, seen = Columns(), Repeats(records.name, " and ".join(used))
+    held = HeldPrompts(records.name)
     parts = []
     for chunk in _chunks(records.rows()):
         rewards = [row.pop("reward") for _, row in chunk] if paid else None
@@ -141,7 +143,8 @@ def episodes_from_records(
                 values = [values[0][:-1], values[0][-1:]]
             elif used[0] == "text":
                 values = ["", values[0]]
-            pairs.append((place, values[0], values[1]))
+            pairs.append((place, values[0], values[1], row))
+            held.add(values[0], values[1])
             if "label" in records.required:
                 if row["label"] not in (False, True):
                     raise ValueError(f"{place}: label must be true or false, got {row['label']!r}")
@@ -149,6 +152,7 @@ def episodes_from_records(
             extras.add(row)
         parts.append(encoder.encode(pairs, rewards))
     seen.warn()
+    held.warn()
     return _joined(parts, extras.values)
 
 
@@ -163,25 +167,29 @@ def preferences_from_records(
     """Tokenise pairs of completions.
 
     Args:
-        records: with ``prompt``, ``chosen`` and ``rejected`` (all text or all messages). A column ``margin``
-            (number) is the margin; ``label`` (number in [0, 1]) the probability that ``chosen`` is really
-            better. All other columns become extras of both sides.
+        records: with ``prompt``, ``chosen`` and ``rejected`` (all text or all messages). Sides that are whole
+            conversations may repeat the prompt's messages (or its text, as the user's message) at their
+            front. A column ``margin`` (number) is the margin; ``label`` (number in [0, 1]) the probability
+            that ``chosen`` is really better. All other columns become extras of both sides.
         tokenizer: a transformers tokenizer.
         max_length: see ``episodes_from_records``.
         append_eos: see ``episodes_from_records``.
         chat_template: see ``episodes_from_records``.
 
     Raises:
-        ValueError: naming the place, if both sides of a pair are equal, or it cannot be encoded.
+        ValueError: naming the place, if both sides of a pair are equal, or it cannot be encoded; if the
+            sides of all pairs have the same tokens.
         TypeError: naming the place, if a value has the wrong type.
 
     Warns:
-        UserWarning: if pairs repeat, with their number.
+        UserWarning: if pairs repeat, texts hold their prompt again, or both sides of a pair have the same
+            tokens (cut alike, say), with their number.
     """
     weights: dict[str, list[float]] = {name: [] for name in ("margin", "label") if name in records.columns}
     records = records.require("prompt", "chosen", "rejected", *weights)
     encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template, "last")
     extras, seen = Columns(), Repeats(records.name, "pair")
+    held = HeldPrompts(records.name)
     chosen, rejected = [], []
     for chunk in _chunks(records.rows()):
         pairs = []
@@ -193,19 +201,23 @@ def preferences_from_records(
                 column.append(float(row.pop(name)))
             if "label" in weights and not 0 <= weights["label"][-1] <= 1:
                 raise ValueError(f"{place}: label must lie in [0, 1], got {weights['label'][-1]}")
-            pairs.append((place, prompt, better, worse))
+            pairs.append((place, prompt, better, worse, row))
             seen.add((prompt, better, worse))
+            held.add(prompt, better, worse)
             extras.add(row)
-        chosen.append(encoder.encode([(place, prompt, better) for place, prompt, better, _ in pairs]))
-        rejected.append(encoder.encode([(place, prompt, worse) for place, prompt, _, worse in pairs]))
+        chosen.append(encoder.encode([(place, prompt, one, row) for place, prompt, one, _, row in pairs]))
+        rejected.append(encoder.encode([(place, prompt, one, row) for place, prompt, _, one, row in pairs]))
     seen.warn()
+    held.warn()
     tensors = {name: torch.tensor(column) for name, column in weights.items()}
-    return PreferenceBatch(
+    batch = PreferenceBatch(
         chosen=_joined(chosen, extras.values),
         rejected=_joined(rejected, extras.values),
         margin=tensors.get("margin"),
         label=tensors.get("label"),
     )
+    batch.check_sides_differ(records.name)
+    return batch
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:

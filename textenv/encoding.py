@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from textenv.chat import encode_conversation
+from textenv.chat import SplitConversation, encode_split, split_conversation
 from textenv.episodes import EpisodeBatch
+from textenv.messages import chat_options, takes_tools, warn_no_tools
 from textenv.text_pairs import end_response, eos_to_append
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ def raise_at(place: str, error: Exception) -> NoReturn:
     raise kind(f"{place}: {error}") from error
 
 
+Pair = tuple[str, Any, Any, Mapping[str, Any]]
+"""Place, prompt, completion, and the record's other columns, which may speak to the chat template."""
+
+
 @dataclass
 class PairEncoder:
     """How the records of one source become episodes; see ``textenv.data.episodes_from_records``."""
@@ -36,14 +41,14 @@ class PairEncoder:
     append_eos: bool
     chat_template: bool
     turns: str
+    _tools_missed: bool = False
 
-    def encode(
-        self, pairs: Sequence[tuple[str, Any, Any]], rewards: Sequence[float] | None = None
-    ) -> EpisodeBatch:
-        """Encode (place, prompt, completion) triples.
+    def encode(self, pairs: Sequence[Pair], rewards: Sequence[float] | None = None) -> EpisodeBatch:
+        """Encode records.
 
         Args:
-            pairs: prompt and completion are both texts or both lists of messages.
+            pairs: prompt and completion are both texts or both lists of messages. Messages of the prompt that
+                the completion repeats at its front are there once.
             rewards: one number each, paid at the last action.
 
         Raises:
@@ -65,32 +70,55 @@ class PairEncoder:
                 self.encode([pair], None if rewards is None else rewards[i : i + 1])
             raise
 
-    def _encode(self, pairs: Sequence[tuple[str, Any, Any]], rewards: Sequence[float] | None) -> EpisodeBatch:
-        as_text = [(isinstance(prompt, str), isinstance(completion, str)) for _, prompt, completion in pairs]
-        if not self.chat_template and all(both == (True, True) for both in as_text):
+    def _encode(self, pairs: Sequence[Pair], rewards: Sequence[float] | None) -> EpisodeBatch:
+        texts = [isinstance(prompt, str) and isinstance(reply, str) for _, prompt, reply, _ in pairs]
+        if not self.chat_template and all(texts):
             return EpisodeBatch.from_texts(
-                [prompt for _, prompt, _ in pairs],
-                [completion for _, _, completion in pairs],
+                [prompt for _, prompt, _, _ in pairs],
+                [completion for _, _, completion, _ in pairs],
                 self.tokenizer,
                 rewards=rewards,
                 append_eos=self.append_eos,
                 max_length=self.max_length,
             )
-        if not self.chat_template and any(True in both for both in as_text):
-            raise TypeError("prompt and completion must both be texts or both messages, in all records alike")
-        return self._encode_messages(
-            [[*_messages(prompt, "user"), *_messages(reply, "assistant")] for _, prompt, reply in pairs],
-            rewards,
-        )
+        splits = [
+            split_conversation(
+                self._conversation(prompt, reply),
+                self.tokenizer,
+                turns=self.turns,
+                options=self._options(row),
+            )
+            for _, prompt, reply, row in pairs
+        ]
+        return self._from_splits(splits, rewards)
 
-    def _encode_messages(
-        self, conversations: Sequence[list[dict[str, Any]]], rewards: Sequence[float] | None
+    def _conversation(self, prompt: Any, completion: Any) -> list[dict[str, Any]]:
+        before, after = _messages(prompt, "user"), _messages(completion, "assistant")
+        most = min(len(before), len(after) - 1)
+        repeated = next((k for k in range(most, 0, -1) if before[-k:] == after[:k]), 0)
+        mixed = isinstance(prompt, str) or isinstance(completion, str)
+        if mixed and not self.chat_template and not repeated:
+            raise TypeError("prompt and completion must both be texts or both messages, in all records alike")
+        return [*before, *after[repeated:]]
+
+    def _options(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        if row.get("tools") and not takes_tools(self.tokenizer):
+            if not self._tools_missed:
+                warn_no_tools()
+            self._tools_missed = True
+            row = {name: value for name, value in row.items() if name != "tools"}
+        return chat_options(row, "the record")
+
+    def _from_splits(
+        self, splits: Sequence[SplitConversation], rewards: Sequence[float] | None
     ) -> EpisodeBatch:
         eos = eos_to_append(self.tokenizer) if self.append_eos else None
         prompts, responses, masks, cut = [], [], [], []
-        for messages in conversations:
-            prompt, spoken, is_action = encode_conversation(messages, self.tokenizer, turns=self.turns)
-            response, was_cut = end_response(spoken, len(prompt), eos, self.max_length, "the prompt")
+        for split, (prompt, spoken, is_action) in zip(
+            splits, encode_split(splits, self.tokenizer), strict=True
+        ):
+            own = None if split.ended else eos
+            response, was_cut = end_response(spoken, len(prompt), own, self.max_length, "the prompt")
             prompts.append(prompt)
             responses.append(response)
             masks.append([*is_action, True][: len(response)])  # True: an EOS that was appended

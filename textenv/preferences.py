@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -89,6 +90,31 @@ class PreferenceBatch:
             for side in (chosen, rejected)
         ]
         return cls(chosen=sides[0], rejected=sides[1], margin=margin, label=label)
+
+    def check_sides_differ(self, source: str) -> None:
+        """Look for pairs whose sides have the same tokens: nothing can be learned from them.
+
+        Args:
+            source: where the pairs come from, for the message.
+
+        Raises:
+            ValueError: if all pairs are so.
+
+        Warns:
+            UserWarning: if some are, with their number.
+        """
+        width = min(side.input_ids.shape[1] for side in (self.chosen, self.rejected))
+        ids = [(side.input_ids * side.attention_mask)[:, :width] for side in (self.chosen, self.rejected)]
+        same = (self.chosen.lengths == self.rejected.lengths) & (ids[0] == ids[1]).all(-1)
+        if not (count := int(same.sum())):
+            return
+        what = (
+            f"{source}: chosen and rejected have the same tokens in {count} of {len(self)} pairs (cut to the "
+            "same length, or texts that the tokenizer does not tell apart)"
+        )
+        if count == len(self):
+            raise ValueError(f"{what}, so there is nothing to learn")
+        warnings.warn(f"{what}; nothing is learned from those", stacklevel=3)
 
     def save(self, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write the pairs, margins and labels to ``path``; see ``EpisodeBatch.save``."""

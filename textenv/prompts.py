@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.chat import check_messages
+from textenv.chat_prompts import encode_chats
 from textenv.checks import check_at_least, check_choice, check_flag
 from textenv.columns import Column
+from textenv.messages import OPTION_COLUMNS, chat_options, check_messages, takes_tools, warn_no_tools
 from textenv.names import shown
 from textenv.packed_ids import PackedIds, chunks
 from textenv.token_ids import token_ids
@@ -28,7 +30,6 @@ def encode_prompts(
     *,
     max_prompt_tokens: int | None = None,
     truncation_side: str = "left",
-    special: bool = True,
     first: int = 0,
 ) -> list[list[int]]:
     """Tokenise prompts so that a response can follow: with BOS where the tokenizer adds one, no closing EOS.
@@ -40,7 +41,6 @@ def encode_prompts(
         tokenizer: a transformers tokenizer.
         max_prompt_tokens: longer prompts are cut to this many tokens; a BOS in front stays.
         truncation_side: "left" drops the beginning, "right" the end, "error" refuses too long a prompt.
-        special: add the tokenizer's special tokens; False for texts of a chat template, which has them.
         first: number of the first text, for errors.
 
     Returns:
@@ -51,9 +51,7 @@ def encode_prompts(
     """
     if not len(texts):
         return []
-    encoded = token_ids(texts, tokenizer, special=special, name="prompts", first=first)
-    if not special:
-        return [_cut(ids, first + i, 0, max_prompt_tokens, truncation_side) for i, ids in enumerate(encoded)]
+    encoded = token_ids(texts, tokenizer, special=True, name="prompts", first=first)
     front, back = _special_tokens(texts, tokenizer)
     encoded = [ids[: len(ids) - back] for ids in encoded]
     if front:  # texts may begin with BOS themselves, a chat template's for example
@@ -152,8 +150,11 @@ class PromptSet:
         Args:
             texts: strings, or with ``chat_template`` also lists of messages ({"role": ..., "content": ...}).
             tokenizer: a transformers tokenizer.
-            columns: further task columns, P values each.
-            max_prompt_tokens: longer prompts are cut to this many tokens; a BOS in front stays.
+            columns: further task columns, P values each. With ``chat_template`` those named ``tools`` and
+                ``chat_template_kwargs`` reach the template; see ``textenv.messages.chat_options``.
+            max_prompt_tokens: longer prompts are cut to this many tokens; a BOS in front stays. Of
+                conversations the earliest messages are dropped, then the last one is cut; see
+                ``textenv.chat_prompts.encode_chats``.
             truncation_side: "left" drops the beginning, "right" the end, "error" refuses too long a prompt.
             chat_template: render each prompt by the tokenizer's chat template (a string is one user
                 message) and open the assistant's turn.
@@ -169,23 +170,33 @@ class PromptSet:
         check_flag("chat_template", chat_template)
         if isinstance(texts, str):
             raise TypeError(f"prompts must be a list of texts, got the string {shown(texts)}")
-        ids, rendered = PackedIds(), Column()
+        cut: Any = {"max_prompt_tokens": max_prompt_tokens, "truncation_side": truncation_side}
+        if chat_template and tokenizer.chat_template is None:
+            raise ValueError(
+                "chat_template=True needs a tokenizer with a chat template, and this tokenizer has none"
+            )
+        given = _template_columns(columns or {}, len(texts), tokenizer) if chat_template else {}
+        ids, rendered, bare = PackedIds(), Column(), 0
         as_given = isinstance(texts, Column) and not chat_template  # then there is no need of a second copy
         for chunk in chunks(texts):
-            first = len(ids)
-            strings = [_render(item, tokenizer, first + i, chat_template) for i, item in enumerate(chunk)]
-            ids.add(
-                encode_prompts(
-                    strings,
-                    tokenizer,
-                    max_prompt_tokens=max_prompt_tokens,
-                    truncation_side=truncation_side,
-                    special=not chat_template,
-                    first=first,
-                )
-            )
+            cut["first"] = first = len(ids)
+            if chat_template:
+                messages = [_messages(item, first + i) for i, item in enumerate(chunk)]
+                options = [_options(given, first + i) for i in range(len(chunk))]
+                strings, encoded, found = encode_chats(messages, tokenizer, options=options, **cut)
+                bare += found
+            else:
+                strings = [_text(item, first + i) for i, item in enumerate(chunk)]
+                encoded = encode_prompts(strings, tokenizer, **cut)
+            ids.add(encoded)
             if not as_given:
                 rendered.extend(strings)
+        if bare:
+            warnings.warn(
+                f"max_prompt_tokens={max_prompt_tokens} has no room for the messages of {bare} of {len(ids)} "
+                "prompts: the chat template takes it all, and is cut",
+                stacklevel=2,
+            )
         return cls(ids, columns=columns, texts=texts if as_given else rendered)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -255,20 +266,30 @@ class PromptSet:
         return PromptSet(ids, columns=self.extras(chosen), texts=texts)
 
 
-def _render(item: Any, tokenizer: PreTrainedTokenizerBase, i: int, chat_template: bool) -> str:
-    """One prompt as text."""
-    if not chat_template:
-        if not isinstance(item, str):
-            raise TypeError(
-                f"prompts[{i}] must be a string, got {shown(item)}; lists of messages need chat_template=True"
-            )
-        return item
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            "chat_template=True needs a tokenizer with a chat template, and this tokenizer has none"
+def _text(item: Any, i: int) -> str:
+    if not isinstance(item, str):
+        raise TypeError(
+            f"prompts[{i}] must be a string, got {shown(item)}; lists of messages need chat_template=True"
         )
+    return item
+
+
+def _messages(item: Any, i: int) -> list[dict[str, Any]]:
     messages = [{"role": "user", "content": item}] if isinstance(item, str) else item
-    checked = check_messages(messages, f"prompts[{i}]")
-    text = tokenizer.apply_chat_template(checked, tokenize=False, add_generation_prompt=True)
-    assert isinstance(text, str)
-    return text
+    return check_messages(messages, f"prompts[{i}]")
+
+
+def _template_columns(
+    columns: Mapping[str, Sequence[Any]], count: int, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Sequence[Any]]:
+    """The columns that speak to the chat template."""
+    given = {name: columns[name] for name in OPTION_COLUMNS if name in columns}
+    if "tools" in given and not takes_tools(tokenizer):
+        warn_no_tools()
+        del given["tools"]
+    # The constructor names a column of another length.
+    return {name: column for name, column in given.items() if len(column) == count}
+
+
+def _options(given: Mapping[str, Sequence[Any]], i: int) -> dict[str, Any]:
+    return chat_options({name: column[i] for name, column in given.items()}, f"prompts[{i}]")

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from textenv.chat import check_messages
 from textenv.columns import Column, Columns
 from textenv.data_sources import DataLike, Row, Source, is_untyped, open_source
+from textenv.messages import check_messages
 from textenv.names import nearest
 
 FORMATS = (
@@ -28,6 +28,8 @@ TEXT_COLUMNS = ("text", "prompt", "completion", "chosen", "rejected")
 """Columns of text or (but for ``text``) of messages."""
 FLOAT32_MAX = 3.4028234663852886e38
 """Largest number that float32, in which rewards are kept, can hold."""
+_SURELY = 12
+"""Characters of a prompt that no completion repeats by chance."""
 NUMBER_COLUMNS = ("reward", "margin", "label")
 """Columns of numbers; a label may be a bool."""
 
@@ -241,5 +243,37 @@ class Repeats:
         if repeats := count - len(np.unique(np.frombuffer(self._hashes, dtype=np.int64))):
             warnings.warn(
                 f"{self._source}: {repeats} of {count} records repeat an earlier one's {self._what}",
+                stacklevel=3,
+            )
+
+
+class HeldPrompts:
+    """Counts records whose completions begin with the text of the prompt, which would be learned twice.
+
+    Whether they do by chance cannot be seen in one record, so short prompts count only if all pairs agree.
+
+    Args:
+        source: where the records come from, for the warning.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._count = self._held = self._surely = 0
+
+    def add(self, prompt: object, *completions: object) -> None:
+        """Note one record; only texts are looked at."""
+        self._count += 1
+        if isinstance(prompt, str) and prompt.strip():
+            start = prompt.strip()
+            if all(isinstance(text, str) and text.lstrip().startswith(start) for text in completions):
+                self._held += len(completions) > 1
+                self._surely += len(start) >= _SURELY
+
+    def warn(self) -> None:
+        """Warn if completions hold the prompt, with their number."""
+        if found := max(self._surely, self._held if self._held == self._count else 0):
+            warnings.warn(
+                f"{self._source}: in {found} of {self._count} records the completion begins with the text of "
+                "the prompt, so it is learned twice; leave the prompt out of the completions",
                 stacklevel=3,
             )

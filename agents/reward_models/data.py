@@ -217,9 +217,13 @@ def _is_text(records: Records, column: str) -> bool:
 
 def _text_pairs(records: Records, tokenizer: Any, max_length: int | None) -> RewardBatch:
     """Pairs of whole texts, tokenized as a reward model reads them: prompt and completion as one text."""
+    from textenv.records import HeldPrompts
+
     weights: dict[str, list[float]] = {name: [] for name in ("margin", "label") if name in records.columns}
     chosen, rejected = [], []
+    held = HeldPrompts(records.name)
     for place, row in records.require("prompt", "chosen", "rejected", *weights).rows():
+        held.add(row["prompt"], row["chosen"], row["rejected"])
         if row["chosen"] == row["rejected"]:
             raise ValueError(f"{place}: chosen and rejected are equal: {row['chosen']!r}")
         for name, column in weights.items():
@@ -228,9 +232,12 @@ def _text_pairs(records: Records, tokenizer: Any, max_length: int | None) -> Rew
             raise ValueError(f"{place}: label must lie in [0, 1], got {weights['label'][-1]}")
         chosen.append(row["prompt"] + row["chosen"])
         rejected.append(row["prompt"] + row["rejected"])
+    held.warn()
     tensors = {name: torch.tensor(column) for name, column in weights.items()}
     sides = [text_episodes(texts, tokenizer, max_length=max_length) for texts in (chosen, rejected)]
-    return RewardBatch.of(PreferenceBatch(chosen=sides[0], rejected=sides[1], **tensors))
+    batch = PreferenceBatch(chosen=sides[0], rejected=sides[1], **tensors)
+    batch.check_sides_differ(records.name)
+    return RewardBatch.of(batch)
 
 
 def _rated_texts(records: Records, tokenizer: Any, max_length: int | None) -> RewardBatch:
@@ -260,6 +267,8 @@ def text_episodes(texts: Sequence[str], tokenizer: Any, *, max_length: int | Non
     """
     cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
     ids = tokenizer(list(texts), **cut)["input_ids"] if len(texts) else []
+    bos = [tokenizer.bos_token_id]  # which a text may begin with itself
+    ids = [row[1:] if row[:1] == row[1:2] == bos else row for row in ids]
     for row, found in enumerate(ids):
         if not found:
             raise ValueError(f"text {row} has no token: {texts[row]!r}")
