@@ -28,6 +28,7 @@ from textenv.agents.parallel import distributed
 from textenv.agents.parallel.shares import by_itself, gather_episodes, share_of, spread
 from textenv.agents.text_display import number, text_table
 from textenv.episodes import EpisodeBatch
+from textenv.rewards.functions import copied
 from textenv.rollout import collect
 from textenv.vector_env import TextVectorEnv
 
@@ -191,7 +192,7 @@ def user_metrics(
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         columns = {name: values for name, values in columns.items() if name in accepted}
     try:
-        given = metric_fn(list(prompts), list(completions), **columns)
+        given = metric_fn(list(prompts), list(completions), **copied(columns))
     except Exception as error:
         error.add_note(f"raised by {label} on {len(prompts)} episodes")
         raise

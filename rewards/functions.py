@@ -5,18 +5,33 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from textenv.conversations import MESSAGES, completion_messages, is_chat, prompt_messages
 from textenv.episodes import EpisodeBatch
 from textenv.names import nearest
+from textenv.rewards.awaiting import awaited
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import FLOAT32_MAX, RewardError, quote
 
 _TEXT_INPUTS = ("prompts", "completions", "completion_ids")
+
+
+@dataclass(frozen=True)
+class FunctionOptions:
+    """How a reward function is given prompts and completions; see ``register_reward``."""
+
+    messages: bool | None = None
+    """True: as messages; False: as texts; None: as messages where the prompts were given as messages."""
+    special_tokens: bool = False
+    """Whether texts keep special tokens."""
 
 
 class FunctionReward(RewardTerm):
@@ -24,7 +39,9 @@ class FunctionReward(RewardTerm):
 
     The function gets those of ``prompts``, ``completions`` (lists of B strings), ``completion_ids`` (B lists
     of ids) and the task's columns (lists of B values) that its signature names; all of them if it takes
-    ``**kwargs``. None means "not applicable" and pays 0.
+    ``**kwargs``. They are its own copies. Where prompts were given as messages, each prompt is a list of
+    messages and each completion ``[{"role": "assistant", "content": text}]``. None means "not applicable" and
+    pays 0. The function may be ``async``, or give a list of awaitables, which are awaited together.
 
     Args:
         function: the function.
@@ -35,6 +52,9 @@ class FunctionReward(RewardTerm):
         ValueError: if an argument is one that the function does not take, or that the library fills in
             itself.
 
+    Warns:
+        UserWarning: when it joins an environment of chats without having said whether it reads messages.
+
     Example:
         >>> def short(completions, limit=3):
         ...     return [None if not text else float(len(text) <= limit) for text in completions]
@@ -42,10 +62,14 @@ class FunctionReward(RewardTerm):
         [1.0, 0.0]
     """
 
+    options = FunctionOptions()
+    """How it is given prompts and completions; ``register_reward`` sets it."""
+
     def __init__(self, function: Callable[..., Any], name: str | None = None, /, **arguments: Any) -> None:
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self._constants = arguments
+        self._warned = False
         try:
             parameters = dict(inspect.signature(function).parameters)
         except (TypeError, ValueError):  # a builtin without a signature: offer everything
@@ -81,6 +105,15 @@ class FunctionReward(RewardTerm):
         """Join an environment; a column that the function requires and the task lacks is found here."""
         super().bind(env)
         self._check_columns(env.prompts.columns)
+        reads = self._takes("prompts") or self._takes("completions")
+        if self.options.messages is None and MESSAGES in env.prompts.columns and reads and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"reward {self.name!r} is given prompts and completions as lists of messages, because the "
+                "prompts are; register it with messages=True to say that it reads them, or with "
+                "messages=False to give it texts",
+                stacklevel=2,
+            )
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
         """(B,): what the function gave, 0 where it gave None.
@@ -107,10 +140,9 @@ class FunctionReward(RewardTerm):
         )
 
     def call(self, inputs: Mapping[str, Any]) -> Any:
-        """Call the function with those inputs that it takes."""
-        return self.function(
-            **{key: value for key, value in inputs.items() if self._takes(key)}, **self._constants
-        )
+        """Call the function with copies of those inputs that it takes, and wait for it if it is async."""
+        taken = {key: copied(value) for key, value in inputs.items() if self._takes(key)}
+        return awaited(self.function(**taken, **copied(self._constants)))
 
     # -- internals -----------------------------------------------------------------------------------------
 
@@ -129,10 +161,17 @@ class FunctionReward(RewardTerm):
     def _inputs(self, episodes: EpisodeBatch) -> dict[str, Any]:
         self._check_columns(episodes.extras)
         inputs: dict[str, Any] = {key: list(column) for key, column in episodes.extras.items()}
+        skip = not self.options.special_tokens
+        messages = is_chat(episodes) if self.options.messages is None else self.options.messages
         if self._takes("prompts"):
-            inputs["prompts"] = episodes.prompt_texts(self.tokenizer)
+            inputs["prompts"] = (
+                prompt_messages(episodes, self.tokenizer)
+                if messages
+                else episodes.prompt_texts(self.tokenizer, skip_special_tokens=skip)
+            )
         if self._takes("completions"):
-            inputs["completions"] = episodes.completion_texts(self.tokenizer)
+            texts = episodes.completion_texts(self.tokenizer, skip_special_tokens=skip)
+            inputs["completions"] = completion_messages(texts) if messages else texts
         if self._takes("completion_ids"):
             starts, ends = episodes.prompt_lengths.tolist(), episodes.lengths.tolist()
             rows = episodes.input_ids.tolist()
@@ -149,7 +188,11 @@ class FunctionReward(RewardTerm):
                 self.call(sample)
             except (Exception, SystemExit) as alone:
                 shown = ", ".join(f"{key.removesuffix('s')} {value[0]!r}" for key, value in sample.items())
-                return f"reward {self.name!r} raised {type(alone).__name__}: {alone} for {shown}"
+                hint = ""
+                if self.options.messages is None and MESSAGES in inputs:
+                    hint = " (prompts and completions are lists of messages, because the prompts were; texts "
+                    hint += "are given to rewards registered with messages=False)"
+                return f"reward {self.name!r} raised {type(alone).__name__}: {alone} for {shown}{hint}"
         return (
             f"reward {self.name!r} raised {what} for a batch of {count} episodes, but for none of them alone"
         )
@@ -180,3 +223,14 @@ class FunctionReward(RewardTerm):
             shown += ", beyond float32," if finite else ""
             raise RewardError(f"reward {self.name!r} gave {shown} for {quote(episodes, row, self)}")
         return number
+
+
+def copied(value: Any) -> Any:
+    """A copy of lists, dictionaries, sets and arrays, with all that is in them; anything else is shared."""
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(copied(item) for item in value)
+    if isinstance(value, Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, set | np.ndarray) else value

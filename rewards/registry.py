@@ -16,23 +16,33 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 REWARDS: dict[str, Callable[..., Any]] = {}
 """Name -> a `RewardTerm` class, or a plain function of texts."""
+OPTIONS: dict[str, dict[str, Any]] = {}
+"""Name -> the options ``messages`` and ``special_tokens`` that it was registered with."""
 _BUILTIN_MODULES = ("kl", "metrics", "remote", "reward_model", "shaping", "text")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OBJECT_PREFIX = "object:"
 """Marks, in an environment's spec, a reward that was given as a Python object and can't be written down."""
 
 
-def register_reward(name: str, *, override: bool = False) -> Callable[[T], T]:
+def register_reward(
+    name: str, *, override: bool = False, messages: bool | None = None, special_tokens: bool = False
+) -> Callable[[T], T]:
     """Register a `RewardTerm` class or a plain function under ``name``: a decorator.
 
     Args:
         name: letters, digits and ``. _ -``.
         override: replace another reward of that name. The same class or function may be registered again
             freely, so that a notebook cell can be run twice.
+        messages: what a function is given as ``prompts`` and ``completions``: True for lists of messages
+            (a text is one message of the user), False for texts, None for messages where the prompts were
+            given as messages, else texts.
+        special_tokens: give a function texts with their special tokens (EOS, the marks of a chat template). A
+            class has an attribute of that name.
 
     Raises:
         ValueError: if the name is malformed or belongs to another reward.
-        TypeError: if something else than a `RewardTerm` class or a function is decorated.
+        TypeError: if something else than a `RewardTerm` class or a function is decorated, or an option is not
+            true or false, or does not go with a class.
 
     Example:
         >>> @register_reward("shout")
@@ -44,11 +54,19 @@ def register_reward(name: str, *, override: bool = False) -> Callable[[T], T]:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"a reward's name must consist of letters, digits and '._-', got {name!r}")
+    for option, value in (("messages", messages), ("special_tokens", special_tokens)):
+        if not (isinstance(value, bool) or (option == "messages" and value is None)):
+            raise TypeError(f"reward {name!r}: {option} must be true or false, got {value!r}")
 
     def register(target: T) -> T:
         if inspect.isclass(target):
             if not issubclass(target, RewardTerm):
                 raise TypeError(f"reward {name!r} must be a RewardTerm subclass, got class {target.__name__}")
+            if messages is not None or special_tokens:
+                raise TypeError(
+                    f"reward {name!r}: messages and special_tokens are for functions; a class sets its "
+                    "attribute special_tokens and asks textenv.conversations for messages"
+                )
         elif not callable(target):
             raise TypeError(f"reward {name!r} must be a RewardTerm subclass or a function, got {target!r}")
         if not target.__module__.startswith("textenv.rewards."):
@@ -60,6 +78,7 @@ def register_reward(name: str, *, override: bool = False) -> Callable[[T], T]:
                 "choose another name or pass override=True"
             )
         REWARDS[name] = target
+        OPTIONS[name] = {"messages": messages, "special_tokens": special_tokens}
         if inspect.isclass(target):
             target.name = name  # type: ignore[attr-defined]
         return target
@@ -201,10 +220,14 @@ def _import(name: str) -> Callable[..., Any]:
 def _from_target(
     target: Callable[..., Any], name: str | None, arguments: dict[str, Any], allow_imports: bool = False
 ) -> RewardTerm:
-    from textenv.rewards.functions import FunctionReward
+    from textenv.rewards.functions import FunctionOptions, FunctionReward
 
     if not inspect.isclass(target):
-        return FunctionReward(target, name or _name_of(target), **arguments)
+        called = name or _name_of(target)
+        function = FunctionReward(target, called, **arguments)
+        if REWARDS.get(called) is target:
+            function.options = FunctionOptions(**OPTIONS.get(called, {}))
+        return function
     if not issubclass(target, RewardTerm):
         raise ValueError(f"reward {name!r} must be a RewardTerm class, got {target.__name__}")
     _check_arguments(target, name or target.name, arguments)

@@ -19,6 +19,7 @@ from textenv.pretrained import is_trusted, trusting
 from textenv.ray_session import connect, gather, start_actors, stop_actors
 from textenv.rewards.checks import check_above, check_number
 from textenv.rewards.registry import (
+    OPTIONS,
     REWARDS,
     make_reward,
     normalize_reward_specs,
@@ -41,18 +42,25 @@ class TermFacts(NamedTuple):
 
 
 def own_targets(specs: Any) -> dict[str, Any]:
-    """Name -> class or function of the rewards in ``specs`` that the user registered.
+    """The rewards in ``specs`` that the user registered, for ``register_targets``.
 
     Another process does not know them unless it is given them.
+
+    Returns:
+        Name -> (class or function, options of ``register_reward``).
     """
     found = {name: REWARDS[name] for name in _strings(specs) if name in REWARDS}
-    return {name: target for name, target in found.items() if not target.__module__.startswith("textenv.")}
+    return {
+        name: (target, OPTIONS.get(name, {}))
+        for name, target in found.items()
+        if not target.__module__.startswith("textenv.")
+    }
 
 
 def register_targets(targets: Mapping[str, Any]) -> None:
     """Register what ``own_targets`` gave, in another process."""
-    for name, target in targets.items():
-        register_reward(name, override=True)(target)
+    for name, (target, options) in targets.items():
+        register_reward(name, override=True, **options)(target)
 
 
 def _strings(value: Any) -> Iterator[str]:

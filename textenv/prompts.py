@@ -13,6 +13,7 @@ from torch import Tensor
 from textenv.chat_prompts import encode_chats
 from textenv.checks import check_at_least, check_choice, check_flag
 from textenv.columns import Column
+from textenv.conversations import conversation_columns
 from textenv.messages import OPTION_COLUMNS, chat_options, check_messages, takes_tools, warn_no_tools
 from textenv.names import shown
 from textenv.packed_ids import PackedIds, chunks
@@ -157,7 +158,8 @@ class PromptSet:
                 ``textenv.chat_prompts.encode_chats``.
             truncation_side: "left" drops the beginning, "right" the end, "error" refuses too long a prompt.
             chat_template: render each prompt by the tokenizer's chat template (a string is one user
-                message) and open the assistant's turn.
+                message) and open the assistant's turn. Messages are kept as the column ``prompt_messages``,
+                texts (if all prompts are texts) as ``prompt_text``.
 
         Raises:
             ValueError: if an argument is out of range, a prompt is empty, or the tokenizer has no chat
@@ -197,6 +199,8 @@ class PromptSet:
                 "prompts: the chat template takes it all, and is cut",
                 stacklevel=2,
             )
+        if chat_template:
+            columns = {**(columns or {}), **conversation_columns(texts, columns or {})}
         return cls(ids, columns=columns, texts=texts if as_given else rendered)  # type: ignore[arg-type]
 
     def __len__(self) -> int:

@@ -1,0 +1,83 @@
+"""Prompts that are conversations: the messages are kept beside the tokens, for rewards that read messages.
+
+Shape letters: P prompts, B episodes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from textenv.columns import Column
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from textenv.episodes import EpisodeBatch
+
+MESSAGES = "prompt_messages"
+"""Column of prompts and episodes: the messages of prompts that were given as messages."""
+USER_TEXT = "prompt_text"
+"""Column of prompts and episodes: the text of prompts that the chat template made a user's message of."""
+
+
+def conversation_columns(
+    prompts: Sequence[Any], columns: Mapping[str, Sequence[Any]]
+) -> dict[str, Sequence[Any]]:
+    """The column that keeps what prompts were before the chat template rendered them.
+
+    Args:
+        prompts: P texts, or lists of messages; a text among messages counts as a user's message.
+        columns: the columns that there are.
+
+    Returns:
+        ``prompt_messages``, or ``prompt_text`` where all prompts are texts.
+
+    Raises:
+        ValueError: if there is a column of that name.
+    """
+    texts = all(isinstance(prompt, str) for prompt in prompts)
+    name = USER_TEXT if texts else MESSAGES
+    if name in columns:
+        raise ValueError(
+            f"the column {name!r} keeps what chat prompts were made of; rename the one in the data"
+        )
+    if isinstance(prompts, Column) and (texts or not any(isinstance(prompt, str) for prompt in prompts)):
+        return {name: prompts}
+    kept: list[Any] = [
+        prompt if texts else user_message(prompt) if isinstance(prompt, str) else [dict(m) for m in prompt]
+        for prompt in prompts
+    ]
+    return {name: Column(kept)}
+
+
+def user_message(text: str) -> list[dict[str, Any]]:
+    """A conversation of one message, the user's."""
+    return [{"role": "user", "content": text}]
+
+
+def is_chat(episodes: EpisodeBatch) -> bool:
+    """Whether the prompts of these episodes were given as messages."""
+    return MESSAGES in episodes.extras
+
+
+def prompt_messages(episodes: EpisodeBatch, tokenizer: PreTrainedTokenizerBase) -> list[list[dict[str, Any]]]:
+    """The B prompts as messages, copies that the caller may change.
+
+    Messages come back as they were given; a text counts as one message of the user.
+
+    Args:
+        episodes: B episodes.
+        tokenizer: that the tokens belong to; needed for prompts that were neither given as messages nor
+            rendered by a chat template.
+    """
+    if MESSAGES in episodes.extras:
+        return [copy.deepcopy(list(messages)) for messages in episodes.extras[MESSAGES]]
+    texts = episodes.extras.get(USER_TEXT)
+    return [user_message(text) for text in (episodes.prompt_texts(tokenizer) if texts is None else texts)]
+
+
+def completion_messages(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """B completions as lists of one message, the assistant's."""
+    return [[{"role": "assistant", "content": text}] for text in texts]
