@@ -8,8 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+LEAST_VERSION = (2, 52)
+"""The first version of Ray that can ask those who connect for a token."""
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, Ray is for one machine, whatever the system, and listens on its loopback address."""
+_TOKEN_FILE = Path("~/.ray/auth_token")
+"""Where Ray looks for the user's token."""
 
 
 class ActorsLostError(RuntimeError):
@@ -21,20 +32,56 @@ def connect(address: str | None = None) -> Any:
 
     Args:
         address: of a cluster; None is that of the variable ``RAY_ADDRESS``, else a cluster of this process's
-            own on this machine, without dashboard and usage statistics.
+            own on this machine, without dashboard and usage statistics: it listens on 127.0.0.1 only, and
+            asks for a token, which this process makes unless there is one.
 
     Raises:
-        ImportError: without ray; it names the extra.
+        ImportError: without ray, or if it is too old to ask for a token; it names the extra.
         ConnectionError: if there is no cluster at ``address``.
+
+    Warns:
+        UserWarning: if the process had imported ray before, when it was too late to say where it listens.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # "auto" and "ray://..." name a cluster that is there; "local" is one of this process's own.
+    own = (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    late = "ray" in sys.modules
+    if own and not late:
+        _keep_to_this_machine()
     try:
         import ray
     except ImportError as error:
         raise ImportError("actors need ray: pip install 'textenv[ray]'") from error
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        raise ImportError(
+            f"ray must be {least} or newer, which can ask for a token, got {ray.__version__}: "
+            "pip install 'textenv[ray]'"
+        )
     if not ray.is_initialized():
+        if own and late and os.environ.get(_LOOPBACK) != "0":
+            warnings.warn(
+                "ray was imported before textenv starts a cluster, which may therefore listen on all of this "
+                f"machine's addresses; set {_LOOPBACK}=0 and RAY_AUTH_MODE=token before ray is imported",
+                stacklevel=2,
+            )
         ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
     return ray
+
+
+def _keep_to_this_machine() -> None:
+    """Have a cluster that this process starts listen on 127.0.0.1, and ask for a token.
+
+    Ray reads these variables when it is imported, and its processes inherit them. What the user has set
+    counts.
+    """
+    os.environ.setdefault(_LOOPBACK, "0")
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
+        return
+    known = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if not any(os.environ.get(name) for name in known) and not _TOKEN_FILE.expanduser().exists():
+        # Otherwise Ray writes one into the user's home, where it stays.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def start_actors(
