@@ -30,6 +30,7 @@ from textenv.agents.pipeline_stages import Stage, StageError, StageFolders, writ
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.ppo import PPO
+from textenv.agents.redaction import masked
 from textenv.agents.reports.record import report_at_end
 from textenv.agents.reward_models.agent import RewardModelAgent
 from textenv.agents.scorer import Scorer
@@ -149,7 +150,7 @@ class Pipeline:
         todo = [name for name, stage in plan.items() if folders.finished(stage) is None]
         check_needs(self, todo, ends="rl" in plan)
         with fresh_start(self.run_dir):
-            write(self.run_dir / "pipeline.json", cfg.to_dict())
+            write(self.run_dir / "pipeline.json", masked(cfg.to_dict()))
             return self.run_stages(plan)
 
     def run_stages(self, plan: Mapping[str, Stage]) -> PipelineResult:

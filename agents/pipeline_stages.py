@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from textenv.agents.config import Config
 from textenv.agents.json_files import read_object
 from textenv.agents.pipeline_config import PipelineConfig
+from textenv.agents.redaction import masked
 from textenv.atomic import atomic_file
 
 STAGE_FILE = "stage.json"
@@ -72,7 +73,7 @@ class StageFolders:
         known = self._read(file) if file.is_file() else None
         if known is not None and known["hash"] != key and stage.name in self.config.stages:
             if not self.overwrite:
-                differ = ", ".join(differences(known["made_from"], written))
+                differ = ", ".join(differences(masked(known["made_from"]), masked(written)))
                 raise StageError(
                     f"{folder} was made from other settings ({differ}); "
                     "choose another run_dir, or overwrite=True"
@@ -94,12 +95,17 @@ class StageFolders:
         file = self.run_dir / stage.name / STAGE_FILE
         if file.is_file() and self._read(file)["hash"] != key:
             shutil.rmtree(file.parent)
-        write(file, {"hash": key, "made_from": written, "finished": False})
+        write(file, {"hash": key, "made_from": masked(written), "finished": False})
 
     def end(self, stage: Stage, figures: Mapping[str, Any]) -> None:
         """Note that a stage is finished, with its figures."""
         key, written = self.made_from(stage)
-        content = {"hash": key, "made_from": written, "finished": True, "figures": dict(figures)}
+        content = {
+            "hash": key,
+            "made_from": masked(written),
+            "finished": True,
+            "figures": dict(figures),
+        }
         write(self.run_dir / stage.name / STAGE_FILE, content)
 
     @staticmethod

@@ -19,6 +19,7 @@ from typing import Any
 from textenv.agents.config import Config
 from textenv.agents.json_files import read_object
 from textenv.agents.loggers.jsonl import METRICS_FILE
+from textenv.agents.redaction import masked, masked_command
 from textenv.atomic import atomic_file, atomic_folder
 
 LOCK = ".lock"
@@ -179,11 +180,13 @@ class RunFolder:
         """Add to ``run.json`` that the run went on after ``step``, when, and by which command."""
         info = self.read_info() if self.info_path.exists() else {}
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        resumes = [*info.get("resumes", []), {"step": step, "at": now, "command": sys.argv}]
+        resumes = [*info.get("resumes", []), {"step": step, "at": now, "command": masked_command(sys.argv)}]
         self._write_info({**info, "resumes": resumes})
 
     def write_info(self, config: Config | Mapping[str, Any], **extra: Any) -> None:
         """Write ``run.json``: settings, versions of packages, platform, command, and ``extra``.
+
+        Secrets are masked, see ``textenv.agents.redaction``.
 
         Args:
             config: settings of the agent.
@@ -191,11 +194,11 @@ class RunFolder:
         """
         settings = config.to_dict() if isinstance(config, Config) else dict(config)
         info = {
-            **extra,
-            "config": settings,
+            **masked(extra),
+            "config": masked(settings),
             "versions": {"python": platform.python_version(), **_versions()},
             "platform": platform.platform(),
-            "command": sys.argv,
+            "command": masked_command(sys.argv),
         }
         self._write_info(info)
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from textenv.agents.json_files import read_object
 from textenv.agents.policies.model_setup import disable_dropout, dropout_restored
 from textenv.episodes import EpisodeBatch
 from textenv.model_split import eval_mode
@@ -200,7 +201,7 @@ class Scorer(nn.Module):
         folder = Path(path)
         if not (folder / SETTINGS).is_file():
             raise FileNotFoundError(f"{folder} holds no {SETTINGS}; Scorer(folder) takes a plain classifier")
-        settings = json.loads((folder / SETTINGS).read_text())
+        settings = read_object(folder / SETTINGS, {"format": int})
         version = settings.pop("format")
         settings.pop("trust_remote_code", None)  # the user's to say, never a file's
         if version > FORMAT:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textenv.agents.checkpoint import read_trainer
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.interrupts import advising, how_to_resume
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
 from textenv.agents.cli.parser import build, config_files, make_parser, parse
+from textenv.agents.json_files import read_object
 from textenv.agents.registry import agent_names
 from textenv.agents.resume import model_folder
 from textenv.agents.user_code import import_rewards
@@ -218,13 +220,13 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     if flags.trust_remote_code:
         kwargs["trust_remote_code"] = True
     if (folder / "config.json").is_file():
-        kinds = json.loads((folder / "config.json").read_text()).get("architectures") or []
+        kinds = read_object(folder / "config.json").get("architectures") or []
         if any(kind.endswith("ForSequenceClassification") for kind in kinds):
             raise UsageError(f"{folder} is a reward model, which writes no text; expected a language model")
     if (folder / "policy.json").is_file():
         kind: type[LanguagePolicy] = LanguagePolicy
         if (folder / "trainer.json").is_file():
-            kind = get_agent(json.loads((folder / "trainer.json").read_text())["agent"]).policy_class
+            kind = get_agent(read_trainer(folder)["agent"]).policy_class
         for name in ("top_k", "top_p", "greedy"):  # what was saved counts, unless the user said otherwise
             if kwargs[name] == getattr(type(options)(), name):
                 del kwargs[name]

@@ -201,6 +201,7 @@ def _is_told(error: Exception) -> bool:
 
 def _line(error: Exception) -> str:
     """What an error says, on one line, control characters shown as escapes."""
+    from textenv.agents.redaction import masked_text
     from textenv.render import printable
 
     text = str(error)
@@ -212,7 +213,7 @@ def _line(error: Exception) -> str:
     if type(error).__name__ == "SafetensorError":
         notes = [*notes, "the model's .safetensors file is damaged"]
     joined = "; ".join([text or type(error).__name__, *notes])
-    return printable(" ".join(joined.split()))
+    return printable(masked_text(" ".join(joined.split())))
 
 
 def _show_warning(

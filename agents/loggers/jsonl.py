@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -109,7 +110,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         path: the file, or the folder of a run, which stands for its ``metrics.jsonl``.
 
     Raises:
-        ValueError: if a line other than the last is not JSON.
+        ValueError: if a line other than the last is no JSON object.
+
+    Warns:
+        UserWarning: if the last line was cut off.
     """
     path = Path(path)
     if path.is_dir():
@@ -126,19 +130,28 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
     """(object, its line) for every whole line of a file."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break
+    lines = path.read_bytes().split(b"\n")
+    if lines.pop():  # what a killed process had begun to write
+        warnings.warn(f"{path}: the last line was cut off and is left out", stacklevel=3)
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append((json.loads(line), line))
-        except json.JSONDecodeError as error:
+            text = line.decode("utf-8")
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} must hold a JSON object, got {text[:80]}")
+        rows.append((row, text + "\n"))
     return rows
 
 
 def _drop_after(path: Path, step: int) -> None:
     """Keep the lines up to ``step``; the file is replaced as a whole, so a crash can't lose what is kept."""
-    kept = [line for row, line in _rows(path) if row["step"] <= step]
+    found = _rows(path)
+    for number, (row, _) in enumerate(found, start=1):
+        if isinstance(row.get("step"), bool) or not isinstance(row.get("step"), int | float):
+            raise ValueError(f"{path}, line {number} must have a step, got {row.get('step')!r}")
+    kept = [line for row, line in found if row["step"] <= step]
     with atomic_file(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")
 

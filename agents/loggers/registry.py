@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from textenv.agents.config import Config
+from textenv.agents.redaction import masked
 from textenv.names import nearest, registrar
 
 
@@ -143,7 +144,7 @@ def make_loggers(
         specs: names, ``[name, {keyword: value}]`` pairs, or logger objects.
         run_dir: folder of the run. JSON lines are written there whether or not ``specs`` asks for them;
             without a folder the run leaves no files.
-        config: settings of the run, for loggers that keep them.
+        config: settings of the run, for loggers that keep them; secrets are masked.
         total_steps: steps that the run will have, for the progress bar.
         resume_step: step after which a resumed run goes on: later rows in the run's files are dropped, for
             they will be written again. None for a fresh run.
@@ -163,7 +164,7 @@ def make_loggers(
         raise TypeError(
             f"loggers must be a list of names or loggers, got the string {specs!r}; say [{specs!r}]"
         )
-    settings = config.to_dict() if isinstance(config, Config) else dict(config or {})
+    settings = masked(config.to_dict() if isinstance(config, Config) else dict(config or {}))
     folder = None if run_dir is None else Path(run_dir)
     info = RunInfo(
         name=name, run_dir=folder, config=settings, total_steps=total_steps, resume_step=resume_step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textenv.agents.checkpoint import read_trainer
+from textenv.agents.json_files import read_object
+from textenv.agents.redaction import masked
 from textenv.agents.reports import headline
 from textenv.agents.reports.page import change, shown_number
 from textenv.agents.reports.run_data import RunData, read_run
@@ -51,12 +53,12 @@ class _Source:
     def plain_policy(self) -> bool:
         """Whether ``LanguagePolicy.load`` reads the folder."""
         file = self.folder / "policy.json"
-        return file.is_file() and json.loads(file.read_text())["class"] == "LanguagePolicy"
+        return file.is_file() and read_object(file).get("class") == "LanguagePolicy"
 
     @property
     def scorer(self) -> bool:
         """Whether the model is a reward model."""
-        kinds = json.loads((self.folder / "config.json").read_text()).get("architectures") or []
+        kinds = read_object(self.folder / "config.json").get("architectures") or []
         return any(kind.endswith("ForSequenceClassification") for kind in kinds)
 
 
@@ -164,7 +166,7 @@ def _opened(source: Agent | str | os.PathLike[str]) -> Iterator[_Source]:
         run = RunData(path=folder)
         if source.run_dir is not None and (source.run_dir / "metrics.jsonl").is_file():
             run = read_run(source.run_dir)
-        run.info = {"agent": source.registered_name(), "config": source.config.to_dict(), **run.info}
+        run.info = {"agent": source.registered_name(), "config": masked(source.config.to_dict()), **run.info}
         yield _Source(folder=folder, run=run)
 
 
@@ -175,8 +177,8 @@ def _run_of(path: Path) -> RunData:
             return read_run(folder)
     run = RunData(path=path)
     if (path / "trainer.json").is_file():
-        trainer = json.loads((path / "trainer.json").read_text())
-        run.info = {"agent": trainer["agent"], "config": trainer["config"]}
+        trainer = read_trainer(path)
+        run.info = {"agent": trainer["agent"], "config": masked(trainer["config"])}
     return run
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -10,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from textenv.agents.json_files import read_object
 from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.pipeline_config import STAGES
+from textenv.agents.redaction import masked, masked_command
 from textenv.agents.reports.tokens import TokenView, load_views
 from textenv.agents.run_folder import RunFolder
 
@@ -84,9 +85,11 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
     if not (folder.info_path.is_file() or folder.metrics_path.is_file() or pipeline.is_file()):
         raise ValueError(f"{path} holds neither run.json nor metrics.jsonl nor pipeline.json: it is no run's")
     run = RunData(path=path)
-    run.info = _object(folder.info_path) or {}
+    run.info = masked(_object(folder.info_path) or {})  # older runs were written as they were given
+    if isinstance(run.info.get("command"), list):
+        run.info["command"] = masked_command([str(token) for token in run.info["command"]])
     if pipeline.is_file():
-        run.info = {"agent": "pipeline", **run.info, "config": _object(pipeline) or {}}
+        run.info = {"agent": "pipeline", **run.info, "config": masked(_object(pipeline) or {})}
         run.info.setdefault("task", run.config.get("task"))
         run.stages = {
             name: read_run(path / name) for name in STAGES if RunFolder(path / name).metrics_path.is_file()
@@ -94,8 +97,8 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
         run.info.setdefault("versions", next((s.info.get("versions") for s in run.stages.values()), {}))
     run.rows = read_metrics(folder.metrics_path) if folder.metrics_path.is_file() else []
     run.watch = _lines(path / "watch.jsonl")
-    run.before = _object(path / "evaluations" / "before.json")
-    run.after = _object(path / "evaluations" / "after.json")
+    run.before = _evaluation(path / "evaluations" / "before.json")
+    run.after = _evaluation(path / "evaluations" / "after.json")
     run.rollout = _object(path / "evaluations" / "rollout.json")
     run.results = _object(path / "results.json")
     run.samples = _lines(path / "tables" / "samples.jsonl")
@@ -133,13 +136,16 @@ def _object(path: Path) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(found).__name__}")
-    return found
+    return read_object(path)
+
+
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    """An evaluation that a run kept, None if there is no file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    return read_object(path, {"metrics": dict}) if path.is_file() else None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

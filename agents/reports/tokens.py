@@ -12,9 +12,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textenv.agents.json_files import read_object
 from textenv.agents.text_display import number
 from textenv.atomic import atomic_file
 from textenv.ledger import counts
@@ -184,9 +184,16 @@ def save_views(views: Sequence[TokenView], path: str | os.PathLike[str], **facts
 
 
 def load_views(path: str | os.PathLike[str]) -> list[TokenView]:
-    """Read what ``save_views`` wrote."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    return [TokenView(**view) for view in content["episodes"]]
+    """Read what ``save_views`` wrote.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    content = read_object(path, {"episodes": list})
+    try:
+        return [TokenView(**view) for view in content["episodes"]]
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged, an episode is not as it was written: {error}") from error
 
 
 # -- colours -------------------------------------------------------------------------------------------------

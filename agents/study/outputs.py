@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from textenv.agents.redaction import masked
 from textenv.agents.reports.page import render
 from textenv.agents.reports.plots import Plot
 from textenv.agents.study.config import StudyConfig
@@ -93,7 +94,7 @@ def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Output
         tables=tables,
         plots=plots,
         facts=facts,
-        settings=config.to_dict(),
+        settings=masked(config.to_dict()),
     )
     return Outputs(
         verdict=words,
@@ -146,7 +147,7 @@ def markdown_page(
         parts += [f"## {name}", markdown(*table).rstrip()]
     parts += [f"![{plot.alt}](plots/{plot.path.name})" for plot in plots]
     parts += ["## The study", markdown(["", ""], facts).rstrip()]
-    settings = yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip()
+    settings = yaml.safe_dump(masked(config.to_dict()), sort_keys=False).rstrip()
     return "\n\n".join([*parts, f"```yaml\n{settings}\n```"]) + "\n"
 
 

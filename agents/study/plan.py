@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from textenv.agents.config import Config
+from textenv.agents.json_files import read_object
+from textenv.agents.redaction import masked
 from textenv.agents.study.config import START, StudyConfig
 from textenv.atomic import atomic_file
 
@@ -58,11 +60,27 @@ class RunSpec:
     def result(self, study: Path) -> dict[str, Any] | None:
         """Its result, None as long as there is none."""
         path = self.folder(study) / RESULT
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_result(path) if path.exists() else None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A run's result, checked for its form.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    found = read_object(path, {"status": str})
+    if found["status"] == "done":
+        read_object(path, {"figures": dict})
+    elif found["status"] == "failed":
+        read_object(path, {"error": str})
+    else:
+        raise ValueError(f"{path} is damaged, status must be 'done' or 'failed', got {found['status']!r}")
+    return found
 
 
 def plan(config: StudyConfig) -> Iterator[RunSpec]:
@@ -78,7 +96,10 @@ def plan(config: StudyConfig) -> Iterator[RunSpec]:
 
 
 def identity(config: StudyConfig, spec: RunSpec) -> dict[str, Any]:
-    """What the numbers of a run depend on, as JSON values: a run made from anything else is another run."""
+    """What the numbers of a run depend on, as JSON values: a run made from anything else is another run.
+
+    Secrets are masked: another key to the same service makes no other run.
+    """
     task = given(config.tasks[spec.task])
     made: dict[str, Any] = {"task": task, "eval_episodes": config.eval_episodes, "threads": config.threads}
     if spec.is_anchor:
@@ -86,7 +107,7 @@ def identity(config: StudyConfig, spec: RunSpec) -> dict[str, Any]:
     else:
         made |= {"agent": given(config.agents[spec.label]), "budget": given(config.budget)}
         made["evaluations"] = config.evaluations
-    return json.loads(json.dumps({**spec.to_dict(), **made}))
+    return json.loads(json.dumps(masked({**spec.to_dict(), **made})))
 
 
 def given(config: Config) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from textenv.agents.best_of_n import best_of_k, best_of_n_kl
 from textenv.agents.evaluation import EVAL_SEED, evaluate
 from textenv.agents.loggers.jsonl import JSONLLogger, read_metrics
 from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.redaction import masked_text
 from textenv.agents.registry import get_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.study.config import StudyConfig, TaskSetup
@@ -77,7 +78,11 @@ def perform(study: Study, spec: RunSpec) -> dict[str, Any]:
         result |= {"status": "done", **found, "figures": figures(folder)[-1]}
     except Exception as error:
         lines = "".join(traceback.format_exception(error))
-        result |= {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": lines}
+        result |= {
+            "status": "failed",
+            "error": masked_text(f"{type(error).__name__}: {error}"),
+            "traceback": masked_text(lines),
+        }
     finally:
         torch.set_num_threads(threads)
     if result["status"] == "done" and not study.config.keep_models:

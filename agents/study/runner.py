@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -15,6 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from textenv.agents.json_files import read_object
+from textenv.agents.redaction import masked
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, differences, identity, plan, write_json
 from textenv.agents.study.run import Study, perform
@@ -67,7 +68,7 @@ def run_study(
     with trusting(trust_remote_code), _locked(study.folder):
         specs = list(plan(config))
         _check_same(study, specs, overwrite=overwrite)
-        write_json(study.folder / STUDY, config.to_dict())
+        write_json(study.folder / STUDY, masked(config.to_dict()))
         missing = [spec for spec in specs if not _is_done(study, spec)]
         if len(missing) < len(specs):
             tell(f"{len(specs) - len(missing)} of {len(specs)} runs are done already")
@@ -163,7 +164,7 @@ def _check_same(study: Study, specs: Sequence[RunSpec], *, overwrite: bool) -> N
         path = folder / IDENTITY
         if not path.exists():
             continue
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), identity(study.config, spec))
+        changed = differences(masked(read_object(path)), identity(study.config, spec))
         if not changed:
             continue
         if not overwrite:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 
+from textenv.agents.json_files import read_object
 from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.redaction import masked
 from textenv.agents.sft import SFT
 from textenv.agents.study.config import TaskSetup
 from textenv.agents.study.plan import given, write_json
@@ -41,10 +42,10 @@ def start_model(
         return setup.model
     folder = study / "starts" / label / f"seed-{seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made_from = {"task": given(setup), "seed": seed}
+    made_from = masked({"task": given(setup), "seed": seed})
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         marker = folder / MARKER
-        if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == made_from:
+        if marker.exists() and read_object(marker) == made_from:
             return str(folder)
         policy = _make(setup, seed, trust_remote_code=trust_remote_code)
         with atomic_folder(folder, marker=MARKER) as temporary:
