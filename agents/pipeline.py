@@ -343,6 +343,7 @@ class Pipeline:
     def envs(self, rewards: Sequence[Any], *, split: str) -> Any:
         """Environments of the task with these rewards, and those of the settings."""
         from textenv.tasks.make import make_vec_env
+        from textenv.tasks.stop_tokens import generation_ends
 
         return make_vec_env(
             self.config.num_envs,
@@ -351,6 +352,7 @@ class Pipeline:
             split=split,
             rewards=[*rewards, *self.config.rewards],
             max_new_tokens=self.config.max_new_tokens,
+            model_stop_token_ids=generation_ends(self.config.model),
             shuffle=split == "train",
             device=self.config.device or "cpu",
         )

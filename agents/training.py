@@ -121,6 +121,7 @@ def train(
     from textenv.agents.resume import resume_agent
     from textenv.tasks.make import make_vec_env
     from textenv.tasks.prompts import load_tokenizer
+    from textenv.tasks.stop_tokens import generation_ends
 
     cls = get_agent(agent)
     folder = None if run_dir is None else RunFolder(run_dir)
@@ -143,6 +144,7 @@ def train(
         tokenizer = load_tokenizer(tokenizer_of(model) if tokenizer is None else tokenizer)
     if tokenizer is not None:
         shared["tokenizer"] = tokenizer
+    shared.setdefault("model_stop_token_ids", generation_ends(model))
 
     group, eval_group = _group_sizes(cls, config, config_overrides)
     shared.setdefault("samples_per_prompt", group)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 import textenv
 from textenv.tasks.letters import letter_tokenizer
+from textenv.tasks.stop_tokens import generation_ends
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", help="folder or hub id of a causal LM (default: tiny and random)")
@@ -47,6 +48,7 @@ envs = gym.make_vec(
     prompts=prompts,
     tokenizer=tokenizer,
     max_new_tokens=args.max_new_tokens,
+    model_stop_token_ids=generation_ends(model),  # instruct models have ends of their own
     samples_per_prompt=args.samples,
     shuffle=False,
     device=args.device,

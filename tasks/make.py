@@ -22,6 +22,7 @@ from textenv.rewards.registry import make_reward, normalize_reward_specs
 from textenv.rewards.term import RewardTerm
 from textenv.tasks.prompts import build_prompts, load_tokenizer
 from textenv.tasks.registry import make_task
+from textenv.tasks.stop_tokens import stop_tokens
 from textenv.tasks.task import Task, TaskData
 from textenv.vector_env import TextVectorEnv
 
@@ -74,6 +75,7 @@ def make_vec_env(
     truncation_side: str = "left",
     chat_template: bool = False,
     stop_token_ids: Sequence[int] | None = None,
+    model_stop_token_ids: Sequence[int] | None = None,
     stop_strings: Sequence[str] | None = None,
     min_new_tokens: int | None = None,
     suppressed_tokens: Sequence[int] | None = None,
@@ -104,7 +106,9 @@ def make_vec_env(
         max_episode_steps: Gymnasium's word for ``max_new_tokens``; if both are given they must agree.
         truncation_side: "left" drops the beginning of a long prompt, "right" its end, "error" refuses it.
         chat_template: render prompts by the tokenizer's chat template.
-        stop_token_ids: tokens that end an episode, by default the tokenizer's EOS.
+        stop_token_ids: tokens that end an episode, by default the tokenizer's EOS, the chat template's end of
+            turn (for chats), and ``model_stop_token_ids``.
+        model_stop_token_ids: further ends of a model's own, ``textenv.tasks.stop_tokens.generation_ends``.
         stop_strings: strings that end an episode.
         min_new_tokens: stop tokens are illegal before this many.
         suppressed_tokens: tokens that are never legal.
@@ -141,6 +145,7 @@ def make_env(
     truncation_side: str = "left",
     chat_template: bool = False,
     stop_token_ids: Sequence[int] | None = None,
+    model_stop_token_ids: Sequence[int] | None = None,
     stop_strings: Sequence[str] | None = None,
     min_new_tokens: int | None = None,
     suppressed_tokens: Sequence[int] | None = None,
@@ -180,6 +185,7 @@ class _Source:
     prompts: PromptSet
     tokenizer: PreTrainedTokenizerBase
     data: TaskData | None
+    chat: bool = False
 
 
 def _assemble(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[RewardTerm], TaskData | None]:
@@ -188,6 +194,9 @@ def _assemble(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[Reward
     data = source.data
     env_kwargs = {name: arguments[name] for name in _PASSED_ON}
     env_kwargs |= {"prompts": source.prompts, "tokenizer": source.tokenizer}
+    if env_kwargs["stop_token_ids"] is None:
+        ends = stop_tokens(source.tokenizer, chat=source.chat, model_ends=arguments["model_stop_token_ids"])
+        env_kwargs["stop_token_ids"] = ends
     env_kwargs["max_new_tokens"] = _token_budget(arguments, data)
     for name, default in (("stop_strings", ()), ("min_new_tokens", 0), ("suppressed_tokens", ())):
         of_task = default if data is None else getattr(data, name)
@@ -222,7 +231,7 @@ def _source(arguments: Mapping[str, Any]) -> _Source:
             task_kwargs["tokenizer"] = tokenizer
         data = chosen.build(arguments["split"], **task_kwargs)
         if prompts is None:
-            return _Source(data.prompt_set(**cut), data.tokenizer, data)
+            return _Source(data.prompt_set(**cut), data.tokenizer, data, _is_chat(data, arguments))
 
     if isinstance(prompts, PromptSet):
         if data is None and tokenizer is None:
@@ -233,7 +242,12 @@ def _source(arguments: Mapping[str, Any]) -> _Source:
         data=prompts,
         tokenizer=tokenizer if data is None else data.tokenizer,
     )
-    return _Source(own.prompt_set(**cut), own.tokenizer, own if data is None else data)
+    chat = _is_chat(own, arguments)
+    return _Source(own.prompt_set(**cut), own.tokenizer, own if data is None else data, chat)
+
+
+def _is_chat(data: TaskData, arguments: Mapping[str, Any]) -> bool:
+    return bool(arguments["chat_template"]) or not isinstance(data.prompts[0], str)
 
 
 def _token_budget(arguments: Mapping[str, Any], data: TaskData | None) -> int:

@@ -265,6 +265,7 @@ def _play_options(name: str, about: str, cls: Any, argv: list[str]) -> tuple[str
 def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts: Any = None) -> Any:
     from textenv.tasks.make import make_vec_env
     from textenv.tasks.registry import make_task
+    from textenv.tasks.stop_tokens import generation_ends
 
     prompts = options.prompts if prompts is None else prompts
     if options.task is None and prompts is None:
@@ -280,6 +281,7 @@ def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts
         split=split,  # type: ignore[arg-type]
         tokenizer=tokenizer,
         rewards=rewards,
+        model_stop_token_ids=generation_ends(policy),
         **{**options.env.kwargs(), "shuffle": False},
     )
 

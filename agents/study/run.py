@@ -28,6 +28,7 @@ from textenv.agents.training import train
 from textenv.rewards.registry import make_reward
 from textenv.rollout import collect
 from textenv.tasks.make import make_vec_env
+from textenv.tasks.stop_tokens import generation_ends
 
 FIGURES = {
     "reward": "eval/return/mean",
@@ -155,6 +156,7 @@ def _measure_start(study: Study, spec: RunSpec) -> dict[str, Any]:
             split="validation",
             rewards=ready_list(task.reward),
             tokenizer=task.tokenizer,
+            model_stop_token_ids=generation_ends(policy),
             **{**task.env.kwargs(), "samples_per_prompt": samples_per_prompt, "shuffle": False},
         )
         if judge is not None:

@@ -1,0 +1,108 @@
+"""Which tokens end a response: EOS, the chat template's end of turn, and the model's own ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from textenv.legality import vocabulary_size
+from textenv.messages import around, turn_end
+from textenv.tasks.fetch_model import resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def stop_tokens(
+    tokenizer: PreTrainedTokenizerBase, *, chat: bool = False, model_ends: Iterable[int] | None = None
+) -> list[int]:
+    """What ends an episode where nothing else is said.
+
+    Args:
+        tokenizer: its EOS comes first.
+        chat: prompts are rendered by the chat template, whose end of turn is an end, too.
+        model_ends: see ``generation_ends``; ids that the tokenizer does not have are left out.
+    """
+    ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    if chat and (end := template_end(tokenizer)) is not None:
+        ends.append(end)
+    size = vocabulary_size(tokenizer)
+    ends += [end for end in model_ends or () if 0 <= end < size]
+    return list(dict.fromkeys(ends))
+
+
+def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token by which the chat template ends the assistant's turn, if it does so by one."""
+    try:
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+        probed = around(messages, tokenizer, generation_prompt=False)
+    except ValueError:  # a template that refuses these messages says so where real ones are rendered
+        return None
+    after = "" if probed is None else probed[1]
+    end = turn_end(after, tokenizer)
+    return None if end is None else int(tokenizer(after[:end], add_special_tokens=False)["input_ids"][-1])
+
+
+def generation_ends(model: Any) -> list[int]:
+    """The tokens by which a model ends its texts, as its generation config (else its config) says.
+
+    A single token that is merely the default of the model's class says nothing about a tokenizer and is left
+    out.
+
+    Args:
+        model: a transformers model, a policy around one, a config, or the name or folder of a saved one
+            (which is not loaded, and whose code does not run). None and what cannot be read have no ends.
+
+    Example:
+        >>> from transformers import GPT2Config
+        >>> generation_ends(GPT2Config()), generation_ends(GPT2Config(eos_token_id=[3, 4]))
+        ([], [3, 4])
+    """
+    from transformers import PretrainedConfig
+
+    if isinstance(model, str | os.PathLike):
+        return _saved_ends(model)
+    if isinstance(model, PretrainedConfig):
+        return _ends(model.eos_token_id, type(model))
+    own = getattr(model, "generation_config", None)
+    if own is None:
+        model = getattr(model, "model", None)
+        own = getattr(model, "generation_config", None)
+    return [] if own is None else _ends(own.eos_token_id, type(getattr(model, "config", None)))
+
+
+def _saved_ends(source: str | os.PathLike[str]) -> list[int]:
+    from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
+
+    try:
+        place = resolve_model(source)
+        written, _ = PretrainedConfig.get_config_dict(place)
+    except (OSError, ValueError):  # whoever loads the model says what is wrong
+        return []
+    try:
+        config_class = CONFIG_MAPPING[str(written.get("model_type"))]
+    except KeyError:
+        config_class = None
+    try:
+        ends = GenerationConfig.from_pretrained(place).eos_token_id
+    except (OSError, ValueError):
+        ends = written.get("eos_token_id")
+    return _ends(ends, config_class)
+
+
+def _ends(ends: Any, config_class: type | None) -> list[int]:
+    if ends is None:
+        return []
+    if hasattr(ends, "tolist"):
+        ends = ends.tolist()
+    if isinstance(ends, list | tuple):
+        return [int(end) for end in ends]
+    return [] if ends == _default_end(config_class) else [int(ends)]
+
+
+def _default_end(config_class: Any) -> Any:
+    try:
+        return config_class().eos_token_id
+    except (AttributeError, TypeError, ValueError):  # None, or a class that cannot be made without arguments
+        return None
