@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from textenv.agents import pipeline as module
 from textenv.agents.cli.main import main
+from textenv.agents.needs import check_writable
 from textenv.agents.pipeline import PipelineConfig, StageError, run_pipeline
-from textenv.agents.pipeline_checks import check_writable
 from textenv.agents.run_folder import RunFolderError
 from textenv.tasks.letters import letter_tokenizer
 
@@ -233,9 +233,7 @@ def test_extras(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "textenv.agents.pipeline_checks.find_spec", lambda name: None if name == package else object()
-    )
+    monkeypatch.setattr("textenv.agents.needs.find_spec", lambda name: None if name == package else object())
     with pytest.raises(ImportError, match=message):
         run_pipeline(settings(root, **changes), tmp_path / "run", loggers=())
     assert not (tmp_path / "run").exists()

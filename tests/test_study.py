@@ -127,20 +127,81 @@ def test_a_budget_ends_a_run_with_an_evaluation(tmp_path: Path) -> None:
     assert steps == [1, 2]
 
 
-def test_a_run_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
-    data = tmp_path / "data.jsonl"
-    agents = {
-        "clone": {"agent": "sft", "settings": OFFLINE, "dataset": str(data)},
-        "other": {"agent": "sft", "settings": OFFLINE},
-    }
-    config = tiny(agents=agents, seeds=1, best_of=())
+def test_a_run_that_fails_stops_no_other_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from textenv.agents.study import run as module
+
+    agents = {"clone": {"agent": "sft", "settings": OFFLINE}, "other": {"agent": "sft", "settings": OFFLINE}}
+    config, train = tiny(agents=agents, seeds=1, best_of=()), module.train
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        if "clone" in str(kwargs["run_dir"]):
+            raise RuntimeError("no space left")
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(module, "train", fails)
     failed, other = run_study(config, tmp_path / "study")[1:]
-    assert failed["status"] == "failed" and "data.jsonl" in failed["error"] and other["status"] == "done"
-    assert "Traceback" in failed["traceback"]
+    assert (failed["status"], failed["error"]) == ("failed", "RuntimeError: no space left")
+    assert other["status"] == "done" and "Traceback" in failed["traceback"]
     found = write_outputs(config, tmp_path / "study")
     assert any(line.startswith("1 run failed") for line in found.verdict)
-    data.write_text("".join(json.dumps({"prompt": "a", "completion": "b"}) + "\n" for _ in range(16)))
+    monkeypatch.setattr(module, "train", train)
     assert [one["status"] for one in run_study(config, tmp_path / "study")] == ["done"] * 3
+
+
+PAIRS = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+TASK = {"num_envs": 4}
+
+
+@pytest.mark.parametrize(
+    ("agents", "task", "error", "message", "cell"),
+    [
+        ({}, {"task": "probe-endd"}, ValueError, "probe-endd", "tasks.t"),
+        ({}, {"env": {"task_kwargs": {"sed": 1}}}, TypeError, "sed", "tasks.t"),
+        ({}, {"reward": "lenght"}, ValueError, "unknown reward 'lenght'", "tasks.t"),
+        ({}, {"reward": ["length", {"coeff": 1}]}, ValueError, "coeff", "tasks.t"),
+        ({}, {"judge": "lenght"}, ValueError, "unknown reward 'lenght'", "tasks.t"),
+        ({}, {"judge": ["exact-match", {"column": "answer"}]}, ValueError, "answer", "tasks.t"),
+        ({}, {"model": "./nowhere"}, OSError, r"model './nowhere' can't be loaded", "tasks.t"),
+        ({}, {"policy": {"device": "gpu"}}, ValueError, r"policy\.device must be a device", "tasks.t"),
+        ({}, {"start": {"steps": 1}, "dataset": "no.jsonl"}, OSError, r"no\.jsonl", "tasks.t"),
+        ({"model": "./nowhere"}, {}, OSError, r"model './nowhere' can't be loaded", "agents.a on tasks.t"),
+        ({"agent": "sft", "dataset": "no.jsonl"}, {}, OSError, r"no\.jsonl", "agents.a on tasks.t"),
+        ({"agent": "sft", "dataset": "bad.jsonl"}, {}, ValueError, r"bad\.jsonl", "agents.a on tasks.t"),
+        ({"agent": "dpo", "dataset": "bad.jsonl"}, {}, ValueError, r"bad\.jsonl", "agents.a on tasks.t"),
+        (
+            {"agent": "dpo", "dataset": "rows.jsonl"},
+            {},
+            (ValueError, TypeError),
+            "chosen",
+            "agents.a on tasks.t",
+        ),
+        ({"agent": "reward-model", "dataset": "pairs.jsonl"}, {}, ValueError, "writes no texts", "agents.a"),
+    ],
+)
+def test_every_cell_is_checked_before_the_first_run(
+    agents: dict[str, Any],
+    task: dict[str, Any],
+    error: Any,
+    message: str,
+    cell: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.jsonl").write_text('{"word": "a"}\n')
+    Path("pairs.jsonl").write_text(PAIRS)
+    Path("rows.jsonl").write_text(PAIRS + '{"prompt": "a", "chosen": 5, "rejected": "c"}\n')
+    config = StudyConfig(
+        agents={"ok": {"agent": "ppo", "settings": ONLINE}, "a": {"agent": "ppo", **agents}},
+        tasks={"t": {"task": "probe-end", **TASK, **task}},
+        seeds=1,
+    )
+    with pytest.raises(error, match=message) as found:
+        run_study(config, "study")
+    assert f"needed by {cell}" in " ".join(found.value.__notes__)
+    assert not Path("study").exists()
 
 
 @pytest.mark.timeout(900)

@@ -15,7 +15,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from textenv.agents.json_files import read_object
+from textenv.agents.needs import check_writable
 from textenv.agents.redaction import masked
+from textenv.agents.run_folder import RunFolder
+from textenv.agents.study.checks import check_cells
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, differences, identity, plan, write_json
 from textenv.agents.study.run import Study, perform
@@ -58,15 +61,19 @@ def run_study(
 
     Raises:
         StudyError: if the folder is in use, or holds runs made from other settings.
-        ValueError: if a reward may not be imported, or ``jobs`` is below 1.
+        ValueError: if a reward may not be imported, ``jobs`` is below 1, or a cell of the study can't run:
+            every cell is checked before the first run, and the error names the one.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
     for task in config.tasks.values():
         import_rewards([task.reward, task.judge], may_import)
-    study = Study(config=config, folder=Path(folder), trust_remote_code=trust_remote_code)
+    study = Study(config=config, folder=RunFolder(folder).path, trust_remote_code=trust_remote_code)
+    specs = list(plan(config))
+    check_writable(study.folder)
+    with trusting(trust_remote_code):
+        check_cells(config, [spec for spec in specs if not _is_done(study, spec)])
     with trusting(trust_remote_code), _locked(study.folder):
-        specs = list(plan(config))
         _check_same(study, specs, overwrite=overwrite)
         write_json(study.folder / STUDY, masked(config.to_dict()))
         missing = [spec for spec in specs if not _is_done(study, spec)]
