@@ -19,10 +19,10 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND := Agg
 
-.PHONY: help install test lint types pytest data demo smollm bench clean
+.PHONY: help install test lint types pytest test-portable data demo smollm bench clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 install: $(STAMP)  ## make .venv with the package (editable) and everything the tests use
 
@@ -53,6 +53,11 @@ types: $(STAMP)  ## mypy on the package as it is imported
 
 pytest: $(STAMP)  ## the tests alone
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+# Which instructions are used decides how float32 sums are rounded; torch and oneDNN each take their own variable.
+test-portable: export ATEN_CPU_CAPABILITY := default
+test-portable: export ONEDNN_MAX_CPU_ISA := AVX2
+test-portable: pytest  ## the tests with the instructions of an older CPU
 
 data: $(STAMP)  ## fetch the real texts and ratings that the tasks use into the user's cache
 	$(BIN)/python -m textenv.tasks.fetch

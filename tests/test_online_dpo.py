@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
+from numeric_helpers import relative_error
 from torch import Tensor
 
 from tests.online_helpers import StopAfter
@@ -135,8 +136,7 @@ def test_ties_have_no_gradient() -> None:
     tied = batch["tied"][: len(batch)]
     ranked = batch.select((~tied).nonzero().squeeze(-1))
     assert 0 < len(ranked) < len(batch)
-    for all_, some in zip(gradients(agent, batch), gradients(agent, ranked), strict=True):
-        assert torch.allclose(all_, some, rtol=1e-4, atol=1e-7)
+    assert relative_error(gradients(agent, batch), gradients(agent, ranked)) < 1e-5
     alone = batch.select(tied.nonzero().squeeze(-1))
     assert all(not grad.any() for grad in gradients(agent, alone))
 
@@ -168,8 +168,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(kind: Any) -> None:
     batch = rollout(agent)
     agent.step(batch)
     assert len(list(batch.microbatches(40))) > 1
-    for whole, split in zip(gradients(agent, batch), gradients(agent, batch, 40), strict=True):
-        assert torch.allclose(whole, split, rtol=1e-4, atol=1e-7)
+    assert relative_error(gradients(agent, batch, 40), gradients(agent, batch)) < 1e-5
 
 
 # -- runs ----------------------------------------------------------------------------------------------------
