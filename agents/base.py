@@ -139,6 +139,8 @@ class Agent:
         self.before: Evaluation | None = None
         self.last_batch: TrainingBatch | None = None
         self.dataset: Any = None if dataset is None else self.load_dataset(dataset)
+        if self.dataset is not None and not len(self.dataset):
+            raise ValueError("dataset must hold at least one row, got none")
         self.setup()
         self.sharded = shard(self)
         module = self.trainable()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from textenv.records import Records
 
 
-def as_episodes(dataset: Any, tokenizer: Any) -> EpisodeBatch:
+def as_episodes(dataset: Any, tokenizer: Any, *, need_rewards: bool = False) -> EpisodeBatch:
     """Turn a data set into episodes.
 
     Args:
@@ -23,12 +23,13 @@ def as_episodes(dataset: Any, tokenizer: Any) -> EpisodeBatch:
             columns prompt and completion (and reward); prompt, chosen and rejected; prompt and completions
             (ranked, best first: rewards fall in equal steps from +1 to -1); text; or messages.
         tokenizer: needed for everything that is text.
+        need_rewards: refuse records that say nothing of how good they are.
 
     Raises:
         ValueError: if text is given without a tokenizer, or the columns fit none of the forms.
     """
     if isinstance(dataset, EpisodeBatch):
-        return dataset
+        return dataset.validate()
     if isinstance(dataset, PreferenceBatch):
         return from_preferences(dataset)
     from textenv.data import episodes_from_records, preferences_from_records
@@ -39,15 +40,16 @@ def as_episodes(dataset: Any, tokenizer: Any) -> EpisodeBatch:
         return from_preferences(preferences_from_records(records, tokenizer))
     if "completions" in columns:
         return from_rankings(records, tokenizer)
-    return episodes_from_records(records, tokenizer)
+    return episodes_from_records(_with_rewards(records) if need_rewards else records, tokenizer)
 
 
-def as_demonstrations(dataset: Any, tokenizer: Any) -> EpisodeBatch:
+def as_demonstrations(dataset: Any, tokenizer: Any, *, need_rewards: bool = False) -> EpisodeBatch:
     """Turn a data set into episodes to be cloned: of pairs the chosen, of rankings the best, else all.
 
     Args:
         dataset: as ``as_episodes`` takes it.
         tokenizer: needed for everything that is text.
+        need_rewards: see ``as_episodes``.
 
     Raises:
         ValueError: see ``as_episodes``.
@@ -55,7 +57,7 @@ def as_demonstrations(dataset: Any, tokenizer: Any) -> EpisodeBatch:
     if isinstance(dataset, PreferenceBatch):
         return dataset.chosen
     if isinstance(dataset, EpisodeBatch):
-        return dataset
+        return dataset.validate()
     from textenv.data import episodes_from_records
 
     records = text_records(dataset, tokenizer)
@@ -64,7 +66,17 @@ def as_demonstrations(dataset: Any, tokenizer: Any) -> EpisodeBatch:
     if "completions" in records.columns:
         ranked = from_rankings(records, tokenizer)
         return ranked.select(ranked.returns == 1.0)
-    return episodes_from_records(records, tokenizer)
+    return episodes_from_records(_with_rewards(records) if need_rewards else records, tokenizer)
+
+
+def _with_rewards(records: Records) -> Records:
+    try:
+        return records.require("reward")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; this agent learns from rewards: a number a row, or chosen and rejected, or ranked "
+            "completions"
+        ) from None
 
 
 def from_preferences(pairs: PreferenceBatch) -> EpisodeBatch:

@@ -179,7 +179,7 @@ class ILQL(OfflineAgent):
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
         """Episodes with rewards; preference pairs count +1 and -1."""
-        episodes = as_episodes(dataset, self.tokenizer)
+        episodes = as_episodes(dataset, self.tokenizer, need_rewards=True)
         if self.config.standardize_returns:
             returns = episodes.returns
             spread = returns.std().clamp_min(1e-6)

@@ -74,7 +74,7 @@ class RWR(OfflineAgent):
     def load_dataset(self, dataset: Any) -> TrainingBatch:
         """Episodes of whatever was given, with their weights; see ``textenv.agents.datasets.as_episodes``."""
         cfg = self.config
-        episodes = as_episodes(dataset, self.tokenizer)
+        episodes = as_episodes(dataset, self.tokenizer, need_rewards=True)
         returns = episodes.returns.double()
         if cfg.baseline == "prompt":
             returns = returns.clone()

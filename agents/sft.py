@@ -33,6 +33,8 @@ class SFT(OfflineAgent):
     """Supervised fine-tuning: likelihood of the completions (behaviour cloning of all episodes alike)."""
 
     config_class = SFTConfig
+    needs_rewards = False
+    """Whether a data set of texts must have rewards."""
     config: SFTConfig
 
     def setup(self) -> None:
@@ -45,7 +47,7 @@ class SFT(OfflineAgent):
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
         """What ``as_demonstrations`` gives; without ``completion_only`` all tokens but the first count."""
-        episodes = as_demonstrations(dataset, self.tokenizer)
+        episodes = as_demonstrations(dataset, self.tokenizer, need_rewards=self.needs_rewards)
         if not self.config.completion_only:
             mask = episodes.attention_mask.clone()
             mask[:, 0] = False
@@ -77,6 +79,7 @@ class FilteredBC(SFT):
     """Behaviour cloning of the episodes with the highest returns (filtered BC)."""
 
     config_class = FilteredBCConfig
+    needs_rewards = True
     config: FilteredBCConfig
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:

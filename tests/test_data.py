@@ -275,7 +275,7 @@ def test_missing_columns_list_what_is_there() -> None:
         load_columns([{"promt": "x"}])
     with pytest.raises(ValueError, match=r"the list has no column 'chosen'"):
         load_columns(ROWS).require("chosen")
-    with pytest.raises(TypeError, match="columns must be a list of names, got the string 'prompt'"):
+    with pytest.raises(TypeError, match="columns must be a list of names, got 'prompt'"):
         load_columns(ROWS, columns="prompt")
 
 
@@ -295,7 +295,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         load_columns("someone/something")
     with pytest.raises(TypeError, match=r"data must be a path, .*got generator"):
         load_columns(row for row in ROWS)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="row 1 must be a dict with column names, got str"):
+    with pytest.raises(TypeError, match="row 1 must be a dict with column names, got 'two'"):
         list(load_columns([ROWS[0], "two"]))  # type: ignore[list-item]
     with pytest.raises(ValueError, match="all columns must have the same number of values"):
         load_columns({"prompt": ["a", "b"], "answer": ["c"]})

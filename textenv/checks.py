@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -173,14 +172,17 @@ def as_rewards(values: Any, count: int) -> Tensor:
     """One number for each of ``count`` episodes as (count,) float32.
 
     Raises:
-        ValueError: if the shape differs, or a finite number is too large for float32.
+        TypeError: if they are no numbers.
+        ValueError: if the shape differs, or a number is not finite in float32.
     """
-    paid = torch.as_tensor(values, dtype=torch.float32)
+    try:
+        paid = torch.as_tensor(values, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"rewards must be a list of numbers, got {shown(values)}") from error
     if tuple(paid.shape) != (count,):
         raise ValueError(f"rewards must have shape ({count},), got {tuple(paid.shape)}")
-    for row in paid.isinf().nonzero().flatten().tolist():
-        if not math.isinf(values[row]):
-            raise ValueError(f"rewards[{row}] must be a number that float32 can hold, got {values[row]}")
+    for row in (~paid.isfinite()).nonzero().flatten().tolist():
+        raise ValueError(f"rewards[{row}] must be a finite number that float32 can hold, got {values[row]}")
     return paid
 
 

@@ -19,6 +19,7 @@ from textenv.columns import Column, Columns
 from textenv.data_sources import Row
 from textenv.encoding import PairEncoder, raise_at
 from textenv.episodes import EpisodeBatch
+from textenv.names import shown
 from textenv.preferences import PreferenceBatch
 from textenv.prompts import PromptSet
 from textenv.records import FORMATS, HeldPrompts, Records, Repeats, load_columns
@@ -147,7 +148,7 @@ def episodes_from_records(
             held.add(values[0], values[1])
             if "label" in records.required:
                 if row["label"] not in (False, True):
-                    raise ValueError(f"{place}: label must be true or false, got {row['label']!r}")
+                    raise ValueError(f"{place}: label must be true or false, got {shown(row['label'])}")
                 row["label"] = bool(row["label"])
             extras.add(row)
         parts.append(encoder.encode(pairs, rewards))
@@ -196,7 +197,7 @@ def preferences_from_records(
         for place, row in chunk:
             prompt, better, worse = (row.pop(name) for name in ("prompt", "chosen", "rejected"))
             if better == worse:
-                raise ValueError(f"{place}: chosen and rejected are equal: {better!r}")
+                raise ValueError(f"{place}: chosen and rejected are equal: {shown(better)}")
             for name, column in weights.items():
                 column.append(float(row.pop(name)))
             if "label" in weights and not 0 <= weights["label"][-1] <= 1:

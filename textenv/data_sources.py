@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from textenv.names import nearest
+from textenv.json_text import parse_json
+from textenv.names import nearest, shown
 
 if TYPE_CHECKING:
     import datasets
@@ -122,10 +122,7 @@ def _file_source(path: Path) -> Source:
 
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+    row = parse_json(text, where)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object with column names, got {type(row).__name__}")
     return row
@@ -143,10 +140,7 @@ def _read_json(path: Path) -> Iterator[Row]:
     if not head.lstrip().startswith("["):
         yield from _read_json_lines(path)
         return
-    try:
-        rows = json.loads("".join(text for _, text in decoded_lines(path)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
+    rows = parse_json("".join(text for _, text in decoded_lines(path)), str(path), lines=True)
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, item {i}: expected a JSON object, got {type(row).__name__}")
@@ -183,6 +177,9 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as file:
             number = 0
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ValueError(f"{path}: two columns have the same name: {shown(sorted(names))}")
             for batch in file.iter_batches(batch_size=_BATCH):
                 for row in batch.to_pylist():
                     yield f"{path}, row {number}", row
@@ -239,7 +236,15 @@ def _is_dataset(data: Any) -> bool:
 def _dataset_source(dataset: Any, place: str) -> Source:
     def rows() -> Iterator[Row]:
         number = 0
-        for batch in dataset.with_format(None).iter(batch_size=_BATCH):
+        batches = dataset.with_format(None).iter(batch_size=_BATCH)
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # a generator of the user's, a picture that is none
+                kind = type(error).__name__
+                raise ValueError(f"{place}{number} or after: cannot be read: {kind}: {error}") from error
+            if batch is None:
+                return
             columns = list(batch)
             for values in zip(*batch.values(), strict=True):
                 yield f"{place}{number}", dict(zip(columns, values, strict=True))
@@ -249,9 +254,15 @@ def _dataset_source(dataset: Any, place: str) -> Source:
 
 
 def _columns_source(columns: Mapping[str, Any]) -> Source:
+    for name, values in columns.items():
+        _check_column_name(name, "the dictionary of columns")
+        if isinstance(values, str | bytes | Mapping) or not (
+            hasattr(values, "__len__") and hasattr(values, "__getitem__")
+        ):
+            raise TypeError(f"column {name!r} must be a list of values, got {shown(values)}")
     sizes = {name: len(values) for name, values in columns.items()}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"all columns must have the same number of values, got {sizes}")
+        raise ValueError(f"all columns must have the same number of values, got {shown(sizes)}")
 
     def rows() -> Iterator[Row]:
         for i, values in enumerate(zip(*columns.values(), strict=True)):
@@ -260,10 +271,17 @@ def _columns_source(columns: Mapping[str, Any]) -> Source:
     return rows
 
 
+def _check_column_name(name: Any, where: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{where}: the name of a column must be a string, got {shown(name)}")
+
+
 def _list_rows(rows: Sequence[Any]) -> Iterator[Row]:
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise TypeError(f"row {i} must be a dict with column names, got {type(row).__name__}")
+            raise TypeError(f"row {i} must be a dict with column names, got {shown(row)}")
+        for name in row:
+            _check_column_name(name, f"row {i}")
         yield f"row {i}", dict(row)
 
 

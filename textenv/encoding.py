@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from textenv.chat import SplitConversation, encode_split, split_conversation
+from textenv.chat import TURNS, SplitConversation, encode_split, split_conversation
+from textenv.checks import check_at_least, check_choice, check_flag
 from textenv.episodes import EpisodeBatch
 from textenv.messages import chat_options, takes_tools, warn_no_tools
 from textenv.text_pairs import end_response, eos_to_append
@@ -42,6 +43,13 @@ class PairEncoder:
     chat_template: bool
     turns: str
     _tools_missed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None:
+            check_at_least("max_length", self.max_length, 1)
+        check_flag("append_eos", self.append_eos)
+        check_flag("chat_template", self.chat_template)
+        check_choice("turns", self.turns, TURNS)
 
     def encode(self, pairs: Sequence[Pair], rewards: Sequence[float] | None = None) -> EpisodeBatch:
         """Encode records.

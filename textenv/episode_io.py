@@ -78,9 +78,9 @@ def load_episodes(path: str | os.PathLike[str]) -> EpisodeBatch:
         FileNotFoundError: if there is nothing at ``path``, or a file of the folder is missing.
         ValueError: if what is there is damaged or something else; the message names the file (and line).
     """
-    if _is_json_lines(path):
-        return read_episodes(Path(path))
     with _naming(path):
+        if _is_json_lines(path):
+            return read_episodes(Path(path))
         return episodes_from_dataset(_read_folder(path), where=str(path))
 
 
@@ -96,9 +96,9 @@ def save_preferences(
 
 def load_preferences(path: str | os.PathLike[str]) -> PreferenceBatch:
     """Read what ``save_preferences`` wrote; see ``load_episodes``."""
-    if _is_json_lines(path):
-        return read_preferences(Path(path))
     with _naming(path):
+        if _is_json_lines(path):
+            return read_preferences(Path(path))
         return preferences_from_dataset(_read_folder(path), where=str(path))
 
 
@@ -135,13 +135,17 @@ def _without_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what Arrow says of a damaged file, without a name, into a ValueError that starts with the path."""
+    """Turn what is said of a damaged file without its name into a ValueError that starts with the path."""
     import pyarrow as pa
 
     try:
         yield
     except pa.ArrowException as error:
         raise ValueError(f"{path}: damaged or not written by textenv: {error}") from error
+    except (TypeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_folder(path: str | os.PathLike[str]) -> datasets.Dataset:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from textenv.checks import check_at_least
 from textenv.episodes import EpisodeBatch
+from textenv.json_text import parse_json
 from textenv.preferences import PreferenceBatch
 from textenv.ragged import (
     PER_ROW,
@@ -128,10 +130,7 @@ def _parsed_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise ValueError(f"{where}: not UTF-8 at byte {error.start} of the line") from None
             if not text.strip():
                 continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+            row = parse_json(text, where)
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
             found = True
@@ -193,7 +192,9 @@ def _collect(lines: Iterable[tuple[str, dict[str, Any]]]) -> EpisodeBatch:
                 raise ValueError(
                     f"{where}: {name} differs from the first line's: {row.get(name)} and {meta.get(name)}"
                 )
-        meta["width"] = max(int(row.get("width", 0)), int(meta.get("width", 0)))
+        width = row.get("width", 0)
+        check_at_least(f"{where}: width", width, 0)
+        meta["width"] = max(width, meta.get("width", 0))
         for name, value in flat.items():
             array = _numbers(value, name, where, 1 if is_per_token(name) else 0)
             if is_per_token(name) and len(array) != len(flat["input_ids"]):

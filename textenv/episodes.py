@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from textenv.checks import as_rewards
-from textenv.episode_checks import check_actions, check_whole
+from textenv.checks import as_rewards, check_at_least
+from textenv.episode_checks import check_actions, check_dtypes, check_fields, check_id_rows, check_whole
 from textenv.row_index import row_index
 from textenv.text_pairs import encode_pairs
 from textenv.texts import split_texts
@@ -81,12 +81,11 @@ class EpisodeBatch:
     """False leaves out the checks that read the data: for what is made of a checked batch."""
 
     def __post_init__(self, check: bool) -> None:
+        check_fields(self)
         if self.input_ids.dim() != 2:
             raise ValueError(f"input_ids must have shape (B, L), got {tuple(self.input_ids.shape)}")
         rows, length = self.input_ids.shape
         device = self.input_ids.device
-        self.attention_mask = self.attention_mask.bool()
-        self.action_mask = self.action_mask.bool()
         defaults = {
             "rewards": lambda: torch.zeros(rows, length, device=device),
             "terminated": lambda: torch.ones(rows, dtype=torch.bool, device=device),
@@ -101,6 +100,9 @@ class EpisodeBatch:
             expected = (rows, length) if name in _PER_TOKEN or "/" in name else (rows,)
             if tuple(tensor.shape) != expected:
                 raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
+        check_dtypes(self)
+        self.attention_mask = self.attention_mask.bool()
+        self.action_mask = self.action_mask.bool()
         for name, column in self.extras.items():
             if len(column) != rows:
                 raise ValueError(f"extras[{name!r}] must have {rows} values, got {len(column)}")
@@ -188,15 +190,11 @@ class EpisodeBatch:
             fields_: further fields of the batch.
 
         Raises:
-            ValueError: if the counts differ, a prompt is empty, or a rewarded response is empty.
+            TypeError: if an id is not an integer.
+            ValueError: if the counts differ, a prompt is empty, a rewarded response is empty, or an id or a
+                reward is out of range.
         """
-        if len(prompts) != len(responses):
-            raise ValueError(
-                f"responses must have as many rows as prompts ({len(prompts)}), got {len(responses)}"
-            )
-        for i, prompt in enumerate(prompts):
-            if len(prompt) == 0:
-                raise ValueError(f"prompts[{i}] is empty; prepend BOS or EOS (column 0 is never an action)")
+        check_id_rows(prompts, responses)
         prompt_lengths = torch.tensor([len(p) for p in prompts], dtype=torch.int64)
         lengths = prompt_lengths + torch.tensor([len(r) for r in responses], dtype=torch.int64)
         width = int(lengths.max()) if len(prompts) else 0
@@ -350,8 +348,7 @@ class EpisodeBatch:
         Raises:
             ValueError: if ``max_tokens`` is below 1.
         """
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be >= 1, got {max_tokens}")
+        check_at_least("max_tokens", max_tokens, 1)
         lengths = self.lengths.cpu()
         order = torch.argsort(lengths, descending=True, stable=True) if sort else torch.arange(len(self))
         start, sizes = 0, lengths[order].tolist()

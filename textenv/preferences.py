@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from textenv.episode_checks import check_finite
 from textenv.episodes import EpisodeBatch
 from textenv.row_index import row_index
 
@@ -23,7 +24,9 @@ class PreferenceBatch:
     """Pairs of episodes on the same prompts, one preferred to the other.
 
     Raises:
-        ValueError: if the two sides differ in size, or margin or label does not have shape (B,).
+        TypeError: if a side is no ``EpisodeBatch``.
+        ValueError: if the two sides differ in size, margin or label does not have shape (B,), a margin is not
+            finite, or a label does not lie in [0, 1].
     """
 
     chosen: EpisodeBatch
@@ -36,14 +39,24 @@ class PreferenceBatch:
     """(B,) float in [0, 1]: probability that ``chosen`` is really better (soft labels), 1 if None."""
 
     def __post_init__(self) -> None:
+        for side in ("chosen", "rejected"):
+            if not isinstance(getattr(self, side), EpisodeBatch):
+                raise TypeError(f"{side} must be an EpisodeBatch, got {type(getattr(self, side)).__name__}")
         if len(self.chosen) != len(self.rejected):
             raise ValueError(
                 f"rejected must have {len(self.chosen)} episodes like chosen, got {len(self.rejected)}"
             )
         for name in ("margin", "label"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
             if value is not None and tuple(value.shape) != (len(self.chosen),):
                 raise ValueError(f"{name} must have shape ({len(self.chosen)},), got {tuple(value.shape)}")
+            if value is not None:
+                check_finite(name, value)
+        if self.label is not None and bool(((self.label < 0) | (self.label > 1)).any()):
+            wrong = int(((self.label < 0) | (self.label > 1)).nonzero()[0])
+            raise ValueError(f"label must lie in [0, 1], got {float(self.label[wrong])} at [{wrong}]")
 
     def __len__(self) -> int:
         return len(self.chosen)

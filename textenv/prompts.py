@@ -125,6 +125,11 @@ class PromptSet:
             raise ValueError(
                 f"prompts[{empty}] must have at least one token (the tokenizer's BOS, say), got an empty one"
             )
+        if columns is not None and not isinstance(columns, Mapping):
+            raise TypeError(f"columns must be a dict, name -> P values, got {shown(columns)}")
+        for name, given in (("texts", texts), *(columns or {}).items()):
+            if isinstance(given, str | bytes):
+                raise TypeError(f"{name} must be a list of values, got {shown(given)}")
         self.columns: dict[str, Sequence[Any]] = dict(columns or {})
         for name, column in self.columns.items():
             if len(column) != len(self):

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textenv.checks import check_at_least
 from textenv.episodes import EpisodeBatch
+from textenv.host_memory import check_fits
+from textenv.names import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,6 +132,7 @@ class RaggedEpisodes:
         Raises:
             ValueError: if the episodes are not valid, for example because the first token is an action.
         """
+        _check_meta(self.meta, len(self.lengths))
         lengths = torch.from_numpy(np.array(self.lengths, dtype=np.int64))
         width = max(int(self.meta.get("width", 0)), int(self.lengths.max(initial=0)))
         mask = torch.arange(width) < lengths.unsqueeze(-1)
@@ -154,8 +158,26 @@ class RaggedEpisodes:
         ).validate()
 
 
+def _check_meta(meta: Mapping[str, Any], rows: int) -> None:
+    """What stands once for all episodes of a file.
+
+    Raises:
+        ValueError: naming the entry.
+    """
+    for name in ("sampling", "dtypes"):
+        if not isinstance(meta.get(name, {}), Mapping):
+            raise ValueError(f"{name} must be an object, got {shown(meta[name])}")
+    for name, dtype in meta.get("dtypes", {}).items():
+        if not isinstance(dtype, str) or not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtypes: {name} must be the name of a torch dtype, got {shown(dtype)}")
+    for name in ("width", "pad_token_id"):
+        if name in meta:
+            check_at_least(name, meta[name], 0)
+    check_fits(f"{rows} episodes of {meta.get('width', 0)} tokens", 8 * rows * meta.get("width", 0))
+
+
 def _check_json(value: Any, name: str) -> None:
     try:
-        json.dumps(value)
+        json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a JSON value to be saved, got {value!r} ({error})") from None
+        raise TypeError(f"{name} must be a JSON value to be saved, got {shown(value)} ({error})") from None

@@ -14,7 +14,8 @@ import numpy as np
 from textenv.columns import Column, Columns
 from textenv.data_sources import DataLike, Row, Source, is_untyped, open_source
 from textenv.messages import check_messages
-from textenv.names import nearest
+from textenv.names import nearest, shown
+from textenv.token_ids import is_unicode
 
 FORMATS = (
     ("prompt", "chosen", "rejected"),
@@ -150,12 +151,20 @@ def load_columns(
             ...
         ValueError: the list has no column 'prompt'; its columns: promt
     """
-    if isinstance(columns, str):
-        raise TypeError(f"columns must be a list of names, got the string {columns!r}")
+    if columns is not None and (
+        isinstance(columns, str | bytes)
+        or not isinstance(columns, Sequence)
+        or not all(isinstance(name, str) for name in columns)
+    ):
+        raise TypeError(f"columns must be a list of names, got {shown(columns)}")
     name, source = open_source(data, split=split, config=config)
     first = next(iter(source()), None)
     if first is None:
         raise ValueError(f"{name} holds no records")
+    if rename is not None and not (
+        isinstance(rename, Mapping) and all(isinstance(name, str) for name in rename.values())
+    ):
+        raise TypeError(f"rename must be a dict, name there -> name here, got {shown(rename)}")
     rename = dict(rename or {})
     for column in rename:
         if column not in first[1]:
@@ -191,16 +200,20 @@ def _checked(name: str, value: Any, place: str) -> Any:
     if isinstance(value, str):
         if not value and name in ("text", "prompt"):
             raise ValueError(f"{where} is empty")
+        if not is_unicode(value):
+            raise ValueError(f"{where} holds half of a surrogate pair: {shown(value)}")
         return value
-    if name == "text" or not isinstance(value, Sequence):
+    if name == "text" or isinstance(value, bytes) or not isinstance(value, Sequence):
         expected = "a string" if name == "text" else "a string or a list of messages"
-        raise TypeError(f"{where} must be {expected}, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{where} must be {expected}, got {type(value).__name__} {shown(value)}")
     return check_messages(value, where)
 
 
 def _number(value: Any, name: str, place: str) -> float | bool:
     """A finite number; for label also a bool. CSV cells, which have no type, are parsed."""
     where = f"{place}: {name}"
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, str) and is_untyped(place):
         word = value.strip().lower()
         if name == "label" and word in ("true", "false"):
@@ -208,15 +221,14 @@ def _number(value: Any, name: str, place: str) -> float | bool:
         try:
             value = float(word)
         except ValueError:
-            raise ValueError(f"{where} must be a number, got {value!r}") from None
+            raise ValueError(f"{where} must be a number, got {shown(value)}") from None
     if not isinstance(value, (bool, int, float)) or (isinstance(value, bool) and name != "label"):
-        raise TypeError(f"{where} must be a number, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{where} must be a number, got {type(value).__name__} {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} must be finite, got {value}")
     if abs(value) > FLOAT32_MAX:
-        shown = value if isinstance(value, float) else "a larger one"
         raise ValueError(
-            f"{where} must be a number up to {FLOAT32_MAX:.3g}, which float32 can hold, got {shown}"
+            f"{where} must be a number up to {FLOAT32_MAX:.3g}, which float32 can hold, got {shown(value)}"
         )
     return value
 

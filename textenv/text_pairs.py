@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from textenv.continuations import encode_continuations
 from textenv.prompts import encode_prompts
-from textenv.token_ids import token_ids
+from textenv.token_ids import check_texts, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +37,7 @@ def encode_pairs(
         (B prompts, B responses, B bools: whether the response was cut).
 
     Raises:
+        TypeError: if something is no text.
         ValueError: if the counts differ, the tokenizer lacks the token needed, or a prompt alone fills
             max_length.
     """
@@ -44,6 +45,8 @@ def encode_pairs(
         raise ValueError(
             f"completions must have as many rows as prompts ({len(prompts)}), got {len(completions)}"
         )
+    for name, texts in (("prompts", prompts), ("completions", completions)):
+        check_texts(name, texts)
     eos = eos_to_append(tokenizer) if append_eos else None
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     prompt_ids = encode_prompts(prompts, tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textenv.names import shown
 
@@ -67,6 +67,21 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool)
     first = call(texts[:_COMPARED])
     ids = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=special)]
     return ids if ids[:_COMPARED] == first else call(texts)
+
+
+def check_texts(name: str, texts: Any) -> None:
+    """Refuse anything but a list of strings.
+
+    >>> check_texts("prompts", ["a", 5])
+    Traceback (most recent call last):
+    ...
+    TypeError: prompts[1] must be a string, got 5
+    """
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"{name} must be a list of strings, got {shown(texts)}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{i}] must be a string, got {shown(text)}")
 
 
 def is_unicode(text: str) -> bool:
