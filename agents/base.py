@@ -21,6 +21,7 @@ from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.callbacks import make_callbacks
 from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
+from textenv.agents.datasets import fitting
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
 from textenv.agents.fresh_start import starting
@@ -138,7 +139,7 @@ class Agent:
         self.evaluation: Evaluation | None = None
         self.before: Evaluation | None = None
         self.last_batch: TrainingBatch | None = None
-        self.dataset: Any = None if dataset is None else self.load_dataset(dataset)
+        self.dataset: Any = None if dataset is None else fitting(self.policy, self.load_dataset(dataset))
         if self.dataset is not None and not len(self.dataset):
             raise ValueError("dataset must hold at least one row, got none")
         self.setup()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from textenv.episodes import EpisodeBatch
+from textenv.model_checks import check_holds
 from textenv.preferences import PreferenceBatch
 
 if TYPE_CHECKING:
@@ -41,6 +42,25 @@ def as_episodes(dataset: Any, tokenizer: Any, *, need_rewards: bool = False) -> 
     if "completions" in columns:
         return from_rankings(records, tokenizer)
     return episodes_from_records(_with_rewards(records) if need_rewards else records, tokenizer)
+
+
+def fitting(policy: Any, dataset: Any) -> Any:
+    """The data set, if the policy's model has its tokens and enough positions for its texts.
+
+    Args:
+        policy: has ``model``.
+        dataset: episodes, or a batch with ``episodes``; anything else is not looked at.
+
+    Raises:
+        ValueError: if a token or a text is beyond the model.
+    """
+    episodes = getattr(dataset, "episodes", dataset)
+    if isinstance(episodes, PreferenceBatch):
+        fitting(policy, episodes.chosen), fitting(policy, episodes.rejected)
+    if isinstance(episodes, EpisodeBatch) and len(episodes):
+        ids = torch.where(episodes.attention_mask.bool(), episodes.input_ids, 0)
+        check_holds(policy.model, int(ids.max()), int(episodes.lengths.max()))
+    return dataset
 
 
 def as_demonstrations(dataset: Any, tokenizer: Any, *, need_rewards: bool = False) -> EpisodeBatch:

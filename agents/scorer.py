@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from textenv.agents.json_files import read_object
 from textenv.agents.policies.model_setup import disable_dropout, dropout_restored
 from textenv.episodes import EpisodeBatch
+from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
 from textenv.pretrained import load_pretrained, make_pretrained
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.retokenize import rendered_ids
 from textenv.tasks.fetch_model import resolve_model
+from textenv.whole_weights import refuse_missing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -244,6 +246,12 @@ class Scorer(nn.Module):
         if tokenizer is None:
             return None
         clash = self.append_eos and tokenizer.pad_token_id == tokenizer.eos_token_id
+        size = self.model.get_input_embeddings().num_embeddings
+        if size < vocabulary_size(tokenizer):
+            raise ValueError(
+                f"the model has a vocabulary of {size}, expected at least the tokenizer's of "
+                f"{vocabulary_size(tokenizer)}; each token needs an embedding"
+            )
         if tokenizer.pad_token is None or clash:
             tokenizer = copy.deepcopy(tokenizer)
             if self.append_eos or tokenizer.eos_token is None:
@@ -251,7 +259,7 @@ class Scorer(nn.Module):
             else:
                 tokenizer.pad_token = tokenizer.eos_token
         pad = int(tokenizer.pad_token_id)
-        if pad >= self.model.get_input_embeddings().num_embeddings:
+        if pad >= size:
             self.model.resize_token_embeddings(pad + 1, mean_resizing=False)
         config.pad_token_id = self.model.config.pad_token_id = pad
         return tokenizer
@@ -269,7 +277,7 @@ def load_classifier(
 
     Raises:
         TypeError: if ``source`` is no name, folder, config or module.
-        ValueError: if a trained classifier has several labels.
+        ValueError: if a trained classifier has several labels, or weights below its head are missing.
     """
     from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
@@ -293,6 +301,9 @@ def load_classifier(
             output_loading_info=True,
         )
         fresh = bool(info["missing_keys"])
+        trunk = f"{model.base_model_prefix}."
+        missing = [n for n in info["missing_keys"] if n.startswith(trunk) and "pooler" not in n]
+        refuse_missing(model, missing, f"model {os.fspath(source)!r}")
     else:
         kind = type(source).__name__
         raise TypeError(f"model must be a name, a folder, a transformers config or a module, got {kind}")

@@ -18,6 +18,7 @@ from textenv.kl import KL_ESTIMATORS, kl_estimate
 from textenv.ledger import RAW
 from textenv.legality import Legality
 from textenv.log_probs import token_log_probs
+from textenv.model_checks import check_causal_lm, check_decoder, check_size
 from textenv.model_split import eval_mode
 from textenv.pretrained import is_trusted, load_pretrained
 from textenv.rewards.checks import check_above, check_number
@@ -25,6 +26,7 @@ from textenv.rewards.full_kl import full_kl
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
+from textenv.whole_weights import load_decoder
 
 CONTROLLERS = ("fixed", "adaptive")
 ESTIMATORS = (*KL_ESTIMATORS, "full")
@@ -109,7 +111,8 @@ class KLPenalty(RewardTerm):
             from transformers import AutoConfig
 
             # A name that names nothing is found here, and not after the first rollout.
-            load_pretrained(AutoConfig, reference, what="kl: reference")
+            config = load_pretrained(AutoConfig, reference, what="kl: reference")
+            check_decoder(config, "kl: the reference", type(config).__name__)
 
     # -- scoring -------------------------------------------------------------------------------------------
 
@@ -133,9 +136,7 @@ class KLPenalty(RewardTerm):
         """(B, L) KL of policy and reference in nats at each action, 0 elsewhere."""
         policy = self._policy()
         if self.estimator == "full":
-            reference = (
-                self._reference_model(episodes.device) if self.reference is not None else policy.reference()
-            )
+            reference = self._reference_model(episodes) if self.reference is not None else policy.reference()
             temperature, legality = self._sampling(episodes)
 
             def full(part: EpisodeBatch) -> Tensor:
@@ -246,7 +247,7 @@ class KLPenalty(RewardTerm):
         reference: Any = self.reference
         if hasattr(reference, "log_prob"):
             return reference.log_prob(episodes)
-        model = self._reference_model(episodes.device)
+        model = self._reference_model(episodes)
         temperature, legality = self._sampling(episodes)
 
         def log_probs(part: EpisodeBatch) -> Tensor:
@@ -264,18 +265,21 @@ class KLPenalty(RewardTerm):
             temperature = policy.sampling().get("temperature")
         return 1.0 if temperature is None else float(temperature), legality
 
-    def _reference_model(self, device: torch.device) -> Any:
-        """A reference of one's own; a model given by name is loaded at its first use."""
-        if not isinstance(self.reference, str):
-            return self.reference
-        if self._loaded is None:
-            from transformers import AutoModelForCausalLM
+    def _reference_model(self, episodes: EpisodeBatch) -> Any:
+        """A reference of one's own that can score the episodes; one given by name is loaded at its first use.
 
-            model = load_pretrained(
-                AutoModelForCausalLM,
-                self.reference,
-                what="kl: reference",
-                trust_remote_code=self._trusted,
-            )
-            self._loaded = model.requires_grad_(False).eval().to(device)
-        return self._loaded
+        Raises:
+            ValueError: if the model is no causal LM, or has too few logits or positions for the episodes.
+        """
+        found = self.reference
+        if isinstance(found, str):
+            if self._loaded is None:
+                model = load_decoder(found, what="kl: reference", trust_remote_code=self._trusted)
+                self._loaded = model.requires_grad_(False).eval().to(episodes.device)
+            found = self._loaded
+        if isinstance(found, nn.Module) and hasattr(found, "config"):
+            check_causal_lm(found, "kl: the reference")
+            vocabulary = int(episodes.sampling.get("vocab_size", 1))
+            length = int(episodes.lengths.max()) if len(episodes) else 0
+            check_size(found, "kl: the reference", vocab_size=vocabulary, length=length)
+        return found

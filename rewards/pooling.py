@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from textenv.model_checks import check_finite
 from textenv.model_split import eval_mode
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class ScoreReader:
         tokenizer: names ids that may stand for padding.
 
     Raises:
-        ValueError: if the head is not there, the output has a shape that is no score, or the model's own
-            pooling is wrong.
+        ValueError: if weights are not finite, the head is not there, the output has a shape that is no score,
+            or the model's own pooling is wrong.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ScoreReader:
             for kind in ("pad", "eos")
         ]
         self._pads: set[int] = {token for token in special if isinstance(token, int)}
+        check_finite(model, "reward-model: the model")
         self.head, self.backbone = _split(model, head)
         self._per_token = False
         self._count = 1

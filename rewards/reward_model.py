@@ -14,13 +14,13 @@ from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
-from textenv.pretrained import load_pretrained
 from textenv.rewards.checks import check_flag
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.registry import register_reward
 from textenv.rewards.retokenize import check_template, load_tokenizer, rendered_ids, same_tokenizer
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
+from textenv.whole_weights import load_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -218,7 +218,7 @@ def _load(name: str, device: str | torch.device | None, dtype: str | torch.dtype
 
     extra: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     try:
-        model = load_pretrained(AutoModelForSequenceClassification, name, what="reward-model: model", **extra)
+        model = load_whole(AutoModelForSequenceClassification, name, what="reward-model: model", **extra)
     except OSError as error:
         raise ValueError(str(error)) from error
     model = model.eval().requires_grad_(False)

@@ -21,6 +21,7 @@ from textenv.decoding import DecodeOutput, Decoder
 from textenv.host_rows import HostRows, to_device
 from textenv.legality import Legality
 from textenv.masks import UnsupportedModelError
+from textenv.model_checks import check_causal_lm
 from textenv.model_split import text_config
 from textenv.prompt_stock import Coming
 from textenv.row_memo import RowMemo
@@ -56,7 +57,8 @@ class DecodingPolicy:
         cuda_graphs: see ``Decoder``.
 
     Raises:
-        ValueError: for a sampling parameter out of its range.
+        ValueError: for a sampling parameter out of its range, or a model that is no causal LM with finite
+            weights.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -87,6 +89,7 @@ class DecodingPolicy:
                 f"temperature must be > 0, got {temperature}; use greedy=True for the likeliest token"
             )
         filter_top_k_top_p(torch.zeros(1, 1), top_k, top_p)
+        check_causal_lm(model)
         self.model = model
         self.temperature = temperature
         self.top_k = top_k

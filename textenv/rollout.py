@@ -12,6 +12,7 @@ from textenv import scoring as scorer
 from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
 from textenv.ledger import Finished, to_episodes
+from textenv.model_checks import check_not_nan
 from textenv.vector_env import TextVectorEnv
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def collect(
 
     Raises:
         TypeError: if ``envs`` is not a native vector environment.
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or the policy's logits are not finite.
     """
     base = getattr(envs, "unwrapped", envs)
     if not isinstance(base, TextVectorEnv):
@@ -90,6 +91,8 @@ def collect(
     finally:
         for wrapper, mode in zip(wrappers, before, strict=True):
             wrapper.scoring = mode
+    if batch.log_probs is not None:
+        check_not_nan(batch.log_probs, policy)
     if hasattr(policy, "sampling"):
         batch.sampling = {**policy.sampling(), **batch.sampling}
     if score and deferred and wrappers:

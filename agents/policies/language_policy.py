@@ -31,6 +31,7 @@ from textenv.agents.policies.references import Reference, ReferenceMode, lightes
 from textenv.agents.policies.teacher_forced import Autocast, TeacherForced
 from textenv.compiled import compile_trunk
 from textenv.legality import Legality, vocabulary_size
+from textenv.model_checks import check_causal_lm
 from textenv.model_split import output_head
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ class LanguagePolicy(TeacherForced):
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be >= 1, got {max_tokens}")
         loaded = load_causal_lm(model, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code)
+        if as_peft(loaded) is None:
+            check_causal_lm(loaded)
         adapted = add_lora(loaded, lora, seed=seed) if lora else as_peft(loaded)
         # Registered as a plain attribute: its parameters are those of ``model``.
         object.__setattr__(self, "peft", adapted)

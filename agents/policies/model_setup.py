@@ -16,8 +16,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 
-from textenv.pretrained import load_pretrained, make_pretrained
+from textenv.model_checks import check_decoder
+from textenv.pretrained import make_pretrained
 from textenv.tasks.fetch_model import resolve_model
+from textenv.whole_weights import load_decoder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,22 +45,20 @@ def load_causal_lm(
 
     Raises:
         TypeError: if ``source`` is none of these.
+        ValueError: if the files lack weights, or the config is an encoder-decoder's.
         FileNotFoundError: if it names a model that ``textenv.tasks.fetch`` fetches, and it was not fetched.
     """
     if isinstance(source, nn.Module):
         return source
     if isinstance(source, PretrainedConfig):
+        check_decoder(source, "the model", type(source).__name__)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = make_pretrained(AutoModelForCausalLM, source, trust_remote_code=trust_remote_code)
         return model.to(dtype)
     if isinstance(source, str | os.PathLike):
-        return load_pretrained(
-            AutoModelForCausalLM,
-            resolve_model(source),
-            what="model",
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
+        return load_decoder(
+            resolve_model(source), what="model", dtype=dtype, trust_remote_code=trust_remote_code
         )
     raise TypeError(
         f"model must be a hub id, a folder, a transformers config or a module, got {type(source).__name__}"

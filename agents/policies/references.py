@@ -21,6 +21,7 @@ from textenv.agents.policies.model_setup import adapters_change_nothing, frozen_
 from textenv.agents.policies.teacher_forced import Evaluation, in_parts, joined_evaluation
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import TokenLogProbs
+from textenv.model_checks import check_finite
 from textenv.model_split import split_model
 from textenv.weight_changes import ModelWatch, watch_of
 
@@ -78,6 +79,7 @@ class Reference:
             if moving:
                 raise ValueError(f"reference mode 'adapters-off' needs a frozen base, but {moving[0]} trains")
             return
+        check_finite(policy.model, "the policy that the reference is taken from")
         self._copy = frozen_copy(policy.model)
         self._watch = ModelWatch(self._copy, count_steps=False)
         if mode == "shared-trunk":
