@@ -8,7 +8,8 @@ too, which are never right. Shape letters: B episodes, L tokens.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,11 +21,12 @@ from textenv.episodes import EpisodeBatch
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.tasks.letters import letter_tokenizer
+from textenv.tasks.models import small_gpt2
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
 
 if TYPE_CHECKING:
-    from transformers import GPT2Config, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "validation")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -243,8 +245,6 @@ def _probe(
     layers: int = 1,
     width: int = 32,
 ) -> TaskData:
-    from textenv.rewards.registry import make_reward
-
     check_choice("split", split, SPLITS)
     check_at_least("budget", budget, 1)
     tokenizer = letter_tokenizer(alphabet)
@@ -254,14 +254,14 @@ def _probe(
         rewards=[list(spec)],
         max_new_tokens=budget,
         optimum=1.0,
-        model_config=_model_config(tokenizer, layers, width),
-        make_demonstrations=lambda: random_episodes(
-            prompts, tokenizer, make_reward(list(spec)), max_new_tokens=budget
-        ),
+        model_config=partial(small_gpt2, tokenizer, layers=layers, width=width, heads=2, positions=64),
+        make_demonstrations=partial(_demonstrations, prompts, tokenizer, list(spec), budget),
     )
 
 
-def _model_config(tokenizer: PreTrainedTokenizerFast, layers: int, width: int) -> Callable[[], GPT2Config]:
-    from textenv.tasks.models import small_gpt2
+def _demonstrations(
+    prompts: list[str], tokenizer: PreTrainedTokenizerFast, spec: list[object], budget: int
+) -> EpisodeBatch:
+    from textenv.rewards.registry import make_reward
 
-    return lambda: small_gpt2(tokenizer, layers=layers, width=width, heads=2, positions=64)
+    return random_episodes(prompts, tokenizer, make_reward(spec), max_new_tokens=budget)

@@ -10,7 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -252,7 +252,7 @@ def build_random_walks(split: str = "train", seed: int = DEFAULT_SEED) -> TaskDa
         rewards=[["random-walks-optimality", {"seed": seed}]],
         max_new_tokens=MAX_NEW_TOKENS,
         optimum=1.0,
-        model_config=lambda: small_gpt2(tokenizer, layers=6, width=144, heads=12, positions=1024),
+        model_config=partial(small_gpt2, tokenizer, layers=6, width=144, heads=12, positions=1024),
         texts=list(graph.walks),
-        make_demonstrations=lambda: walk_episodes(graph, tokenizer),
+        make_demonstrations=partial(walk_episodes, graph, tokenizer),
     )

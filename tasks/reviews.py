@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +80,7 @@ def build_reviews(
         films = load_snippets("movie")
         texts, ratings = films.texts, films.means
         others = [*load_snippets("product").texts, *load_snippets("news").texts]
-        make_preferences = lambda: preference_pairs(films, prompt_words=prompt_words)  # noqa: E731
+        make_preferences = partial(preference_pairs, films, prompt_words=prompt_words)
     else:
         texts, ratings = _own_texts(data, data_split, text_column, rating_column)
         others = []
@@ -103,22 +104,27 @@ def build_reviews(
         else load_tokenizer(tokenizer)
     )
 
-    def demonstrations() -> EpisodeBatch:
-        return EpisodeBatch.from_texts(
-            prompts, references, chosen, rewards=columns["rating"], prompt_index=torch.arange(len(prompts))
+    demonstrations = None
+    if ratings is not None:
+        demonstrations = partial(
+            EpisodeBatch.from_texts,
+            prompts,
+            references,
+            chosen,
+            rewards=columns["rating"],
+            prompt_index=torch.arange(len(prompts)),
         )
-
     return TaskData(
         prompts=prompts,
         columns=columns,
         tokenizer=chosen,
         rewards=["lexicon-sentiment"],
         max_new_tokens=max_new_tokens,
-        model_config=lambda: small_gpt2(chosen, layers=3, width=128, heads=4, positions=256),
+        model_config=partial(small_gpt2, chosen, layers=3, width=128, heads=4, positions=256),
         texts=[*(pretraining * FILM_REPEATS), *others],
-        make_demonstrations=demonstrations if ratings is not None else None,
+        make_demonstrations=demonstrations,
         make_preferences=make_preferences,
-        make_feedback=(lambda: reviews_feedback(prompt_words=prompt_words)) if data is None else None,
+        make_feedback=partial(reviews_feedback, prompt_words=prompt_words) if data is None else None,
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Self
 
 from textenv.checks import check_at_least
 from textenv.names import nearest, shown
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from textenv.prompts import PromptSet
     from textenv.tasks.feedback import Feedback
     from textenv.tasks.preferences import PreferencePairs
+
+
+_FUNCTIONS = ("model_config", "make_demonstrations", "make_preferences", "make_feedback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,10 @@ class TaskData:
     optimum: float | None = None
     """Best possible mean return, where it is known."""
     model_config: Callable[[], PretrainedConfig] | None = None
-    """Gives the config of a small model that suits the task, for ``AutoModelForCausalLM.from_config``."""
+    """Gives the config of a small model that suits the task, for ``AutoModelForCausalLM.from_config``.
+
+    So that environments can be pickled, this and the functions below are functions of a module, or
+    ``functools.partial`` of such."""
     texts: Sequence[str] = ()
     """Plain texts for next-token pretraining, without EOS."""
     make_demonstrations: Callable[[], EpisodeBatch] | None = None
@@ -124,6 +131,30 @@ class TaskData:
             raise ValueError(
                 f"min_new_tokens must lie in [0, {self.max_new_tokens}], got {self.min_new_tokens}"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: an environment holds its task's data.
+
+        Raises:
+            TypeError: if one of the functions has no name in a module, as a lambda has none.
+        """
+        for name in _FUNCTIONS:
+            function = getattr(self, name)
+            while isinstance(function, partial):
+                function = function.func
+            spelling = getattr(function, "__qualname__", "")
+            if "<lambda>" in spelling or "<locals>" in spelling:
+                raise TypeError(
+                    f"the environment cannot be pickled, because {name} of its TaskData is {spelling}; use a "
+                    "function at the top of a module, or functools.partial of one"
+                )
+        return self.__dict__.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     @cached_property
     def demonstrations(self) -> EpisodeBatch | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.decoding import DecodeOutput, Decoder
+from textenv.handed_out import source_of
 from textenv.host_rows import HostRows, to_device
 from textenv.legality import Legality
 from textenv.masks import UnsupportedModelError
@@ -119,6 +120,8 @@ class DecodingPolicy:
     def attach(self, env: Any) -> None:
         """Learn an environment's size and legality; another size forgets what was cached.
 
+        ``act`` does it for observations that come straight from an environment of this process.
+
         Args:
             env: the unwrapped environment: ``legality``, ``num_envs``, ``max_length``; if it has them,
                 ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` lets prompts be prefilled ahead, and
@@ -128,6 +131,11 @@ class DecodingPolicy:
             ValueError: if the model has fewer logits than the tokenizer has tokens, or fewer positions than
                 ``max_length``.
         """
+        with watch_of(self.model).lock:
+            self._attach(env)
+
+    def _attach(self, env: Any) -> None:
+        """``attach``, by the one thread that may."""
         legality: Legality = env.legality
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
         width = getattr(getattr(head, "weight", None), "shape", (None,))[0]
@@ -238,6 +246,9 @@ class DecodingPolicy:
 
     def _act(self, obs: Mapping[str, Any], key: Any, active: Any) -> tuple[Any, dict[str, Any]]:
         """``act``, by the one thread that may."""
+        env = source_of(obs)
+        if env is not None and env.host_rows is not self._host_rows:
+            self.attach(env)
         as_numpy = not isinstance(obs["input_ids"], Tensor)
         single = len(obs["input_ids"].shape) == 1
 

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from textenv.checks import check_seed
+from textenv.handed_out import handed_out
 from textenv.names import shown
 from textenv.vector_env import RENDER_FPS, RENDER_MODES, TextVectorEnv
 
@@ -66,7 +67,7 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
         observation, info = self.rows.reset(seed=seed)
         self._over = False
         self._info = _first(info)
-        return _first(observation), self._info
+        return handed_out(self.rows, _first(observation)), self._info
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Append one token.
@@ -91,7 +92,8 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
         observation, reward, terminated, truncated, info = self.rows.step(array.reshape(1))
         self._over = bool(terminated[0] or truncated[0])
         self._info = _first(info)
-        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._info
+        obs = handed_out(self.rows, _first(observation))
+        return obs, float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._info
 
     def pay(self, name: str, values: Any) -> None:
         """Book the reward of a term for the last step, see ``TextVectorEnv.pay``."""

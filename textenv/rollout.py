@@ -11,6 +11,7 @@ import torch
 from textenv import scoring as scorer
 from textenv.checks import check_at_least, check_choice
 from textenv.episodes import EpisodeBatch
+from textenv.guards import played
 from textenv.ledger import Finished, to_episodes
 from textenv.model_checks import check_not_nan
 from textenv.vector_env import TextVectorEnv
@@ -61,6 +62,7 @@ def collect(
     Raises:
         TypeError: if ``envs`` is not a native vector environment.
         ValueError: if an argument is out of range, or the policy's logits are not finite.
+        RuntimeError: if ``envs`` is already played, by another thread or by who calls this from a reward.
     """
     base = getattr(envs, "unwrapped", envs)
     if not isinstance(base, TextVectorEnv):
@@ -135,18 +137,19 @@ def _play(
     finished = 0
     bar = _Bar(total) if progress else None
     try:
-        while finished < total:
-            actions = _act(policy, obs, info, base)
-            obs, rewards, _, _, info = envs.step(actions)
-            if book_foreign:
-                # What wrappers from elsewhere made of it is a term like any other: the sum is what was paid.
-                base.pay(FOREIGN, torch.as_tensor(rewards, device=base.device) - base.paid_now)
-            ended = base.finished_snapshot
-            if ended is not None:
-                done.append(ended)
-                finished += len(ended.rows)
-                if bar:
-                    bar.advance(len(ended.rows))
+        with played(base):
+            while finished < total:
+                actions = _act(policy, obs, info, base)
+                obs, rewards, _, _, info = envs.step(actions)
+                if book_foreign:
+                    # What other wrappers made of it is a term like any other: the sum is what was paid.
+                    base.pay(FOREIGN, torch.as_tensor(rewards, device=base.device) - base.paid_now)
+                ended = base.finished_snapshot
+                if ended is not None:
+                    done.append(ended)
+                    finished += len(ended.rows)
+                    if bar:
+                        bar.advance(len(ended.rows))
     finally:
         if bar:
             bar.close()

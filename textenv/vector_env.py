@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
@@ -31,6 +31,8 @@ from textenv.checks import (
 )
 from textenv.clock import EpisodeClock
 from textenv.endings import Endings
+from textenv.guards import Guarded, one_thread
+from textenv.handed_out import handed_out
 from textenv.host_memory import check_fits
 from textenv.host_rows import HostRows, to_device
 from textenv.ledger import Finished
@@ -54,7 +56,7 @@ RENDER_MODES = ("ansi", "human")
 RENDER_FPS = 10
 
 
-class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
+class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
     """N texts written in parallel, one token a step.
 
     Observation: ``{"input_ids": (N, L) int64, "attention_mask": (N, L) int8, "prompt_length": (N,) int64}``,
@@ -183,6 +185,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
 
     # -- Gymnasium's face -----
 
+    @one_thread
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -204,7 +207,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
                 not have N entries.
             ClosedEnvironmentError: after ``close``.
         """
-        self._refuse_if_closed("reset")
+        self._admit("reset")
         mask, queue = split_options(options, self.num_envs)
         if mask is not None and not self._ready:
             raise ResetNeeded("options['reset_mask'] needs a full reset() first")
@@ -236,6 +239,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
             self.render()
         return self.host_rows.show(self._observe(), self._info())
 
+    @one_thread
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         """Append one token to every active row.
 
@@ -253,7 +257,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
             TypeError: if the actions are not integers.
             ValueError: if they have the wrong shape or an active row's is out of range.
         """
-        self._refuse_if_closed("step")
+        self._admit("step")
         if not self._ready:
             raise ResetNeeded("step() was called before reset(); call envs.reset(seed=...) first")
         chosen = as_token_ids(actions, self.num_envs, self.device)
@@ -272,8 +276,8 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
         if len(waiting):
             self._deal(waiting)
         obs, info = self.host_rows.show(self._observe(), {**self._info(), **ended})
-        rewards = torch.zeros(self.num_envs, device=self.device)
-        return obs, self._out(rewards), self._out(terminated), self._out(truncated), info
+        rewards = self._out(torch.zeros(self.num_envs, device=self.device))
+        return obs, rewards, self._out(terminated), self._out(truncated), info
 
     def render(self) -> tuple[str, ...] | None:
         """The rows as text: N strings in mode "ansi"; printed in mode "human".
@@ -282,7 +286,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
             ValueError: if the environment was made without ``render_mode``.
             ClosedEnvironmentError: after ``close``.
         """
-        self._refuse_if_closed("render")
+        self._admit("render")
         if self.render_mode is None:
             raise ValueError(f"render needs render_mode, expected one of {RENDER_MODES} in make, got None")
         frames = tuple(
@@ -301,7 +305,7 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
 
     def action_masks(self) -> Any:
         """Which tokens are legal now: (N, V) bool, under the name that sb3-contrib asks for."""
-        self._refuse_if_closed("action_masks")
+        self._admit("action_masks")
         return self._out(self.legality.mask(self._rows.steps))
 
     @property
@@ -376,12 +380,10 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
         return index
 
     def _observe(self) -> dict[str, Any]:
-        rows = self._rows
-        return {
-            "input_ids": self._out(rows.tokens.clone(memory_format=torch.contiguous_format)),
-            "attention_mask": self._out(rows.attention_mask.clone(memory_format=torch.contiguous_format)),
-            "prompt_length": self._out(rows.prompt_lengths.clone()),
-        }
+        state = self._rows.tokens, self._rows.attention_mask, self._rows.prompt_lengths
+        copies = [self._out(tensor.clone(memory_format=torch.contiguous_format)) for tensor in state]
+        names = "input_ids", "attention_mask", "prompt_length"
+        return handed_out(self, dict(zip(names, copies, strict=True)))
 
     def _info(self) -> dict[str, Any]:
         rows = self._rows
@@ -394,7 +396,3 @@ class TextVectorEnv(Books, VectorEnv[dict[str, Any], Any, Any]):
 
     def _out(self, tensor: Tensor) -> Any:
         return tensor.cpu().numpy() if self.arrays == "numpy" else tensor
-
-    def _refuse_if_closed(self, method: str) -> None:
-        if self.closed:
-            raise ClosedEnvironmentError(f"{method}() was called after close(); make a new environment")

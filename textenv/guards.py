@@ -1,0 +1,64 @@
+"""Who may reset and step an environment: one thread at a time, and nobody else while a rollout plays it."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+from gymnasium.error import ClosedEnvironmentError
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+# Kept apart from the environments, because locks can't be pickled or copied.
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_PLAYED: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def one_thread(method: _Method) -> _Method:
+    """Let a method of an environment run in one thread at a time; another gets a RuntimeError at once."""
+
+    @functools.wraps(method)
+    def guarded(env: Any, *args: Any, **kwargs: Any) -> Any:
+        lock = _LOCKS.get(env)
+        if lock is None:
+            lock = _LOCKS.setdefault(env, threading.RLock())
+        if not lock.acquire(blocking=False):
+            raise RuntimeError(
+                f"{method.__name__}() was called while another thread is inside this environment; make an "
+                "environment for each thread"
+            )
+        try:
+            return method(env, *args, **kwargs)
+        finally:
+            lock.release()
+
+    return cast(_Method, guarded)
+
+
+@contextmanager
+def played(env: Any) -> Iterator[None]:
+    """Within the block a rollout plays ``env``, and a reset of it is an error."""
+    _PLAYED.add(env)
+    try:
+        yield
+    finally:
+        _PLAYED.discard(env)
+
+
+class Guarded:
+    """What is checked before anything is done to an environment."""
+
+    closed: bool
+
+    def _admit(self, method: str) -> None:
+        """Refuse any call after ``close``, and a reset while a rollout waits for the tickets it dealt."""
+        if self.closed:
+            raise ClosedEnvironmentError(f"{method}() was called after close(); make a new environment")
+        if method == "reset" and self in _PLAYED:
+            raise RuntimeError(
+                "reset() (or collect()) was called while collect() plays this environment, from a reward, a "
+                "policy or another thread; use another environment there"
+            )
