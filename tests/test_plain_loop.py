@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,20 @@ def test_what_nobody_handed_out_has_no_source() -> None:
     assert source_of(copy.copy(obs)) is envs
     del envs
     assert source_of(obs) is None
+
+
+def test_an_observation_of_unknown_source_is_warned_of_once() -> None:
+    envs, policy = vector_env(2, **RULES), DecodingPolicy(model())
+    obs, info = envs.reset(seed=0)
+    copied = {name: value.clone() for name, value in obs.items()}
+    with pytest.warns(UserWarning, match=r"call attach\(env\) before acting"):
+        policy.act(copied, info["key"])
+    policy.attach(envs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = policy.act(copied, info["key"])
+    right = policy.act(obs, info["key"])
+    assert torch.equal(found[0], right[0]) and torch.equal(found[1]["log_prob"], right[1]["log_prob"])
 
 
 # -- threads -------------------------------------------------------------------------------------------------

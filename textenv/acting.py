@@ -105,6 +105,7 @@ class DecodingPolicy:
         self._upcoming: Coming | None = None
         self._host_rows: HostRows | None = None
         self._decoder: Decoder | None = None
+        self._warned = False
         self._shape: tuple[int, int] | None = None
         self._base, self._layout = watch_of(model).state()
         self._version = 0
@@ -132,21 +133,17 @@ class DecodingPolicy:
                 ``max_length``.
         """
         with watch_of(self.model).lock:
-            self._attach(env)
-
-    def _attach(self, env: Any) -> None:
-        """``attach``, by the one thread that may."""
-        legality: Legality = env.legality
-        head = getattr(self.model, "get_output_embeddings", lambda: None)()
-        width = getattr(getattr(head, "weight", None), "shape", (None,))[0]
-        if isinstance(head, nn.Linear) and width is not None and width < legality.vocab_size:
-            legality.apply(torch.empty(0, width), torch.empty(0))
-        self.legality = legality
-        self._upcoming = getattr(env, "upcoming_prompts", None)
-        self._host_rows = getattr(env, "host_rows", None)
-        self._prepare(int(env.num_envs), int(env.max_length))
-        if self.nucleus is not None:
-            self.nucleus.decoding.attach(env)
+            legality: Legality = env.legality
+            head = getattr(self.model, "get_output_embeddings", lambda: None)()
+            width = getattr(getattr(head, "weight", None), "shape", (None,))[0]
+            if isinstance(head, nn.Linear) and width is not None and width < legality.vocab_size:
+                legality.apply(torch.empty(0, width), torch.empty(0))
+            self.legality = legality
+            self._upcoming = getattr(env, "upcoming_prompts", None)
+            self._host_rows = getattr(env, "host_rows", None)
+            self._prepare(int(env.num_envs), int(env.max_length))
+            if self.nucleus is not None:
+                self.nucleus.decoding.attach(env)
 
     def _prepare(self, rows: int, length: int) -> None:
         if self._shape == (rows, length):
@@ -249,6 +246,13 @@ class DecodingPolicy:
         env = source_of(obs)
         if env is not None and env.host_rows is not self._host_rows:
             self.attach(env)
+        if env is None and self.legality is None and "prompt_length" in obs and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the observation is not as an environment of this process gave it, so which tokens are legal "
+                "is not known and all are; call attach(env) before acting",
+                stacklevel=3,
+            )
         as_numpy = not isinstance(obs["input_ids"], Tensor)
         single = len(obs["input_ids"].shape) == 1
 
