@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from textenv.episodes import EpisodeBatch
+from textenv.messages import OPTION_COLUMNS
 from textenv.model_checks import check_holds
 from textenv.preferences import PreferenceBatch
 
@@ -115,12 +116,15 @@ def from_preferences(pairs: PreferenceBatch) -> EpisodeBatch:
 def from_rankings(records: Any, tokenizer: Any) -> EpisodeBatch:
     """Rows of a prompt and its completions, best first; rewards fall in equal steps from +1 to -1.
 
+    Prompt and completions are texts or lists of messages.
+
     Raises:
         ValueError: if a row ranks fewer than two completions.
     """
-    prompts: list[str] = []
-    completions: list[str] = []
+    prompts: list[Any] = []
+    completions: list[Any] = []
     rewards: list[float] = []
+    options: list[dict[str, Any]] = []
     for number, row in enumerate(records):
         ranked = row["completions"]
         if not isinstance(ranked, list | tuple) or len(ranked) < 2:
@@ -131,7 +135,14 @@ def from_rankings(records: Any, tokenizer: Any) -> EpisodeBatch:
             prompts.append(row["prompt"])
             completions.append(completion)
             rewards.append(1.0 - 2.0 * rank / (len(ranked) - 1))
-    return EpisodeBatch.from_texts(prompts, completions, tokenizer, rewards=rewards)
+            options.append({name: row[name] for name in OPTION_COLUMNS if row.get(name) is not None})
+    if all(isinstance(value, str) for value in (*prompts, *completions)):
+        return EpisodeBatch.from_texts(prompts, completions, tokenizer, rewards=rewards)
+    from textenv.data import episodes_from_records, load_columns
+
+    pairs = zip(prompts, completions, rewards, options, strict=True)
+    rows = [{"prompt": one, "completion": other, "reward": paid, **own} for one, other, paid, own in pairs]
+    return episodes_from_records(load_columns(rows), tokenizer)
 
 
 def text_records(dataset: Any, tokenizer: Any) -> Records:

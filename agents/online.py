@@ -15,6 +15,7 @@ from textenv.agents.parallel import distributed
 from textenv.agents.parallel.shares import check_shares, gather_episodes, score_share, spread
 from textenv.episodes import EpisodeBatch
 from textenv.rollout import collect
+from textenv.tasks.stop_tokens import warn_of_missing_ends
 
 
 class OnlineAgent(Agent):
@@ -38,6 +39,7 @@ class OnlineAgent(Agent):
         """Collect, prepare, learn, report; until the budget is spent or a callback stops."""
         total = self.planned_iterations()
         check_shares(self.config)
+        warn_of_missing_ends(self.envs, self.policy)
         playing = nullcontext() if self.rollouts is None else closing(self.rollouts)
         with self.open_loggers(total) as loggers, playing:
             while self.iteration < total:

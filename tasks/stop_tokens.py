@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,39 @@ def stop_tokens(
     size = vocabulary_size(tokenizer)
     ends += [end for end in model_ends or () if 0 <= end < size]
     return list(dict.fromkeys(ends))
+
+
+def warn_of_missing_ends(env: Any, model: Any) -> None:
+    """Warn if a model ends its texts by tokens that end no episode of an environment made without it.
+
+    Args:
+        env: environment of the library; nothing is said of others, or where stop tokens were chosen.
+        model: see ``generation_ends``.
+
+    Warns:
+        UserWarning: naming the tokens.
+    """
+    base: Any = getattr(env, "unwrapped", None)
+    legality = getattr(base, "legality", None)
+    if legality is None:
+        return
+    written = getattr(base, "_written", None)
+    if written is not None and written.get("stop_token_ids") is not None:
+        return
+    if written is None and legality.stop_token_ids != (base.tokenizer.eos_token_id,):
+        return
+    missing = [
+        end
+        for end in generation_ends(model)
+        if 0 <= end < legality.vocab_size and end not in legality.stop_token_ids
+    ]
+    if missing:
+        warnings.warn(
+            f"the model ends its texts by the tokens {missing} (eos_token_id of its generation config), "
+            "which end no episode of the environment; make it with model_stop_token_ids="
+            "textenv.tasks.stop_tokens.generation_ends(model)",
+            stacklevel=4,
+        )
 
 
 def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

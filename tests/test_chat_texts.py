@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from template_families import TEMPLATES, chat_tokenizer, turn_ends_with
 
+from textenv.agents.datasets import as_episodes
 from textenv.chat import split_conversation
 from textenv.data import episodes_from_records, load_columns, preferences_from_records, prompts_from_records
 from textenv.messages import check_messages, render
@@ -308,3 +309,13 @@ def test_a_template_that_takes_all_the_room_is_cut_with_a_warning() -> None:
     text = tokenizer.decode(ids_of(prompts))
     assert text.startswith("<|begin_of_text|>") and len(ids_of(prompts)) == 14
     assert text.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_rankings_of_messages() -> None:
+    tokenizer = chat_tokenizer("qwen-3")
+    row = {"prompt": [user("hi")], "completions": [[assistant("yo")], [user("hi"), assistant("no")]]}
+    episodes = as_episodes([{**row, "tools": [TOOL]}], tokenizer)
+    assert episodes.returns.tolist() == [1.0, -1.0]
+    prompts = episodes.prompt_texts(tokenizer)
+    assert prompts[0] == prompts[1] and prompts[0].count("hi") == 1 and "# Tools" in prompts[0]
+    assert [text[-2:] for text in episodes.completion_texts(tokenizer)] == ["yo", "no"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,21 @@ def test_train_and_the_commands_take_the_models_ends(
     assert not any("f" in row["completion"][:-1] for row in rows)
     ended = [row for row in rows if row["completion"].endswith("f") and len(row["completion"]) < 12]
     assert ended and not any(row["truncated"] for row in ended)
+
+
+def test_an_agent_says_which_ends_its_environment_does_not_know(model: Any) -> None:
+    from textenv.agents import Reinforce, ReinforceConfig
+
+    options = {"prompts": ["a"], "tokenizer": LETTERS, "rewards": ["length"], "max_new_tokens": 4}
+    config = ReinforceConfig(iterations=1, episodes_per_iteration=4, minibatches=1)
+
+    def learn(**said: Any) -> list[str]:
+        envs = make_vec_env(2, **options, **said)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            Reinforce(model, envs=envs, config=config, loggers=()).learn()
+        return [str(each.message) for each in warned if "ends its texts" in str(each.message)]
+
+    assert len(learn()) == 1 and f"by the tokens [{END}]" in learn()[0]
+    assert not learn(model_stop_token_ids=generation_ends(model))
+    assert not learn(stop_token_ids=[0])
