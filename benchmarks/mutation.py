@@ -182,10 +182,16 @@ def main() -> None:
     parser.add_argument("--last", type=int, help="end before this one of the drawn faults")
     parser.add_argument("--limit", type=float, default=900, help="seconds for the tests of one fault")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to measure")
+    parser.add_argument("--match", help="no draw: all faults whose line matches this pattern")
     parser.add_argument("--list", action="store_true", help="print the drawn faults and run nothing")
     options = parser.parse_args()
-    drawn = draw(options.root, options.count, options.seed)
-    print(f"{len(sites(options.root))} sites, {len(drawn)} drawn with seed {options.seed}", flush=True)
+    everything = sites(options.root)
+    if options.match:
+        drawn = [found for found in everything if re.search(options.match, found.name)]
+    else:
+        drawn = draw(options.root, options.count, options.seed)
+    how = f"matching {options.match}" if options.match else f"drawn with seed {options.seed}"
+    print(f"{len(everything)} sites, {len(drawn)} {how}", flush=True)
     if options.list:
         print("\n".join(f"{i:3} {found.name}" for i, found in enumerate(drawn)))
         return
