@@ -135,15 +135,24 @@ def test_losses_of_agents_are_the_formulas(name: str, options: dict[str, Any]) -
     assert row["log_probs/chosen"] == pytest.approx(float(chosen.mean()), rel=1e-9)
 
 
-def test_the_loss_of_kto_is_the_formula() -> None:
+@pytest.mark.parametrize("positive", [False, True])
+def test_the_loss_of_kto_is_the_formula(positive: bool) -> None:
     agent = moved("kto", beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
     whole = agent.dataset
     own, other = whole.first(), whole.second()
+    if positive:  # a random change makes every text less likely, and then z is 0
+        optimizer = torch.optim.SGD(agent.policy.parameters(), lr=0.1)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (-agent.policy(other.episodes).log_probs.sum() / len(other)).backward()
+            optimizer.step()
+        optimizer.zero_grad()
     ratios = [
         (agent.policy.log_prob(part.episodes) - agent.reference.log_prob(part.episodes)).sum(-1)
         for part in (own, other)
     ]
     z = max(0.0, float(ratios[1].mean()))
+    assert (z > 0.5) == positive
     desirable = own["desirable"]
     gain = 1.5 * (1 - torch.sigmoid(0.3 * (ratios[0] - z)))
     loss = 0.5 * (1 - torch.sigmoid(0.3 * (z - ratios[0])))

@@ -142,6 +142,19 @@ def test_a_model_as_reference_shares_temperature_and_legality() -> None:
     assert float(hot.sum()) < 0.01 * float(cold.sum())
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_separate_reference_is_scored_at_the_temperature_of_the_episodes(temperature: float) -> None:
+    policy, model = _policy(), language_model(1)
+    batch = episodes(["fade"], sampling={"temperature": temperature})
+    start, end = int(batch.prompt_lengths[0]), int(batch.lengths[0])
+    vocab = policy.legality.vocab_size
+    logits = model(batch.input_ids[:, :end]).logits[0, start - 1 : end - 1, :vocab] / temperature
+    theirs = logits.log_softmax(-1).gather(-1, batch.input_ids[0, start:end, None]).squeeze(-1)
+    expected = (policy.log_prob(batch)[0, start:end] - theirs).detach()
+    found = _term(policy, reference=model).kl(batch)[0, start:end]
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
 def test_a_token_that_the_policy_can_not_choose_is_an_error() -> None:
     policy = TinyPolicy(language_model(0), language_model(1))
     envs = KLPenalty().wrap(vector_env(suppressed_tokens=(0,)))
@@ -246,14 +259,15 @@ def test_the_controller_by_hand() -> None:
 @pytest.mark.parametrize("noted", [True, False])
 def test_the_coefficient_moves_in_update_by_the_kl_of_own_tokens(noted: bool) -> None:
     policy = _policy()
-    term = _term(policy, coef=0.5, controller="adaptive", target=1.0, horizon=20.0)
+    kl = float(_term(policy).kl(episodes(["ab", "fade"])).sum(-1).mean())
+    target = 0.9 * kl  # near the KL: far from it the change is clipped, whatever the KL is counted per
+    term = _term(policy, coef=0.5, controller="adaptive", target=target, horizon=20.0)
     batch = score(episodes(["ab", "fade"]), [term])
     assert term.coef == 0.5
-    kl = float(batch.reward_terms["raw/kl"].sum(-1).mean())
     if not noted:
         batch.reward_terms = {}
     term.update(batch)
-    assert term.coef == pytest.approx(adapted_coefficient(0.5, kl, 2, target=1.0, horizon=20.0)) != 0.5
+    assert term.coef == pytest.approx(0.5 * (1 + (1 / 0.9 - 1) * 2 / 20), rel=1e-5)
     fixed = _term(policy, coef=0.5)
     fixed.update(batch)
     assert fixed.coef == 0.5
