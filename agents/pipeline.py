@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from textenv.agents.before_after import BeforeAfter, compare
 from textenv.agents.fresh_start import fresh_start
 from textenv.agents.hacking_watch import BEST, RewardHackingWatch
+from textenv.agents.needs import check_writable
 from textenv.agents.parallel import distributed
 from textenv.agents.pipeline_checks import check_needs
 from textenv.agents.pipeline_config import STAGES, DataConfig, PipelineConfig
@@ -33,6 +34,7 @@ from textenv.agents.ppo import PPO
 from textenv.agents.redaction import masked
 from textenv.agents.reports.record import report_at_end
 from textenv.agents.reward_models.agent import RewardModelAgent
+from textenv.agents.run_folder import RunFolder
 from textenv.agents.scorer import Scorer
 from textenv.agents.sft import SFT
 from textenv.atomic import atomic_file
@@ -98,8 +100,9 @@ def run_pipeline(
             f"a pipeline needs one process, got {distributed.world_size()}; its stages can be trained in "
             "several, one by one: textenv sft, textenv reward-model, textenv train"
         )
+    check_writable(folder := RunFolder(run_dir).path)
     with trusting(trust_remote_code):
-        return Pipeline(config, Path(run_dir), loggers=loggers, overwrite=overwrite).run()
+        return Pipeline(config, folder, loggers=loggers, overwrite=overwrite).run()
 
 
 class Pipeline:

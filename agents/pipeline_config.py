@@ -100,6 +100,8 @@ class PipelineConfig(Config):
             repetition_limit=">= 0",
         )
         self.check(final_episodes=">= 1", final_seed=">= 0")
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError(f"stages must differ from each other, got {list(self.stages)}")
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown or not self.stages:
             got = repr(unknown[0]) if unknown else "none"

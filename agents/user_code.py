@@ -18,11 +18,12 @@ def import_module_or_file(name: str) -> ModuleType:
     """Import a module, also from the working folder, or a ``.py`` file.
 
     Raises:
-        ImportError: if it is not there; errors in the user's code pass through.
+        ImportError: if it is not there, has a mistake of syntax, or ends the program; other errors in the
+            user's code pass through.
     """
     path = Path(name)
     if path.suffix != ".py":
-        with _found_from(Path.cwd()):
+        with _found_from(Path.cwd()), _explained(name):
             try:
                 return importlib.import_module(name)
             except ModuleNotFoundError as error:
@@ -41,8 +42,13 @@ def import_module_or_file(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Under its own name, unless that would hide a module that is there already.
     sys.modules.setdefault(path.stem, module)
-    with _found_from(path.resolve().parent):
-        spec.loader.exec_module(module)
+    try:
+        with _found_from(path.resolve().parent), _explained(name):
+            spec.loader.exec_module(module)
+    except BaseException:
+        if sys.modules.get(path.stem) is module:
+            del sys.modules[path.stem]  # half of it is no module
+        raise
     return module
 
 
@@ -108,6 +114,20 @@ def _is_place(text: str) -> bool:
     module, colon, name = text.rpartition(":")
     dotted = all(part.isidentifier() for part in module.split("."))
     return bool(colon) and name.isidentifier() and (module.endswith(".py") or dotted)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Name the user's file in errors that say nothing of it; other errors in it pass through."""
+    try:
+        yield
+    except SyntaxError as error:
+        place = f"{error.filename or name}, line {error.lineno}"
+        raise ImportError(f"{name} can't be imported, {place}: {error.msg}") from error
+    except SystemExit as error:
+        raise ImportError(
+            f"{name} can't be imported, it ends the program (sys.exit({error.code!r}))"
+        ) from error
 
 
 @contextmanager

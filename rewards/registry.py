@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
-from textenv.names import nearest
+from textenv.names import nearest, shown
 from textenv.rewards.term import RewardTerm
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -117,7 +117,12 @@ def make_reward(spec: Any, *, allow_imports: bool = False) -> RewardTerm:
         return _from_target(spec, spec.name, {})
     name, arguments = split_spec(spec)
     target = _find(name, allow_imports)
-    return _from_target(target, None if ":" in name else name, arguments, allow_imports)
+    try:
+        return _from_target(target, None if ":" in name else name, arguments, allow_imports)
+    except (TypeError, ValueError) as error:
+        if not getattr(error, "__notes__", None):
+            error.add_note(f"in the reward {shown(spec)}")
+        raise
 
 
 def split_spec(spec: Any) -> tuple[str, dict[str, Any]]:

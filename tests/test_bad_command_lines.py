@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from textenv.agents.cli.main import Flags, main
+from textenv.tasks.letters import letter_tokenizer
 
 BASE = ["train", "ppo", "--loggers=[]", "--run_dir=run"]
 TASK = "task: probe-end\n"
@@ -104,3 +108,136 @@ def test_only_what_a_reward_option_names_may_be_imported(
 ) -> None:
     assert Flags(argv=argv).may_import(place) is allowed
     assert Flags(argv=argv, allow_imports=True).may_import(place)
+
+
+LETTERS = letter_tokenizer("abcdefgh")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny language model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("bad") / "model"
+    config = GPT2Config(
+        n_layer=1,
+        n_embd=8,
+        n_head=1,
+        n_positions=32,
+        vocab_size=len(LETTERS),
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    LETTERS.save_pretrained(folder)
+    return str(folder)
+
+
+TRAIN = [*BASE, "--task=probe-end", "--settings.iterations=1"]
+FEW = ["--env.max_new_tokens=2", "--num_envs=2"]
+MORE: dict[str, tuple[list[str], str]] = {
+    "a device": ([*TRAIN, "--policy.device=gpu"], "policy.device must be a device that is there, got 'gpu'"),
+    "a task's argument": ([*TRAIN, "--env.task_kwargs={sed: 1}"], "sed"),
+    "settings as a number": ([*TRAIN, "--settings=5"], "settings"),
+    "env as text": ([*TRAIN, "--env=x"], "env"),
+    "a reward's argument": (
+        [*TRAIN, "--reward=[length, {coef: x}]"],
+        "in the reward ['length', {'coef': 'x'}]",
+    ),
+    "a reward file with a mistake": ([*TRAIN, "--reward=syntax.py:f"], "syntax.py, line 1: invalid syntax"),
+    "a reward file that exits": ([*TRAIN, "--reward=leaves.py:f"], "it ends the program (sys.exit(3))"),
+    "a reward file that raises": ([*TRAIN, "--reward=raises.py:f"], "boom"),
+    "an import with a mistake": (["--import", "syntax.py", "agents"], "syntax.py, line 1: invalid syntax"),
+    "an import that exits": (["--import=leaves.py", "agents"], "it ends the program (sys.exit(3))"),
+    "a logger twice": (
+        [*TRAIN, "--loggers=[rich, rich]"],
+        "loggers must differ from each other, got 'rich' twice",
+    ),
+    "a run folder in a file": ([*TRAIN, "--run_dir=file.txt/run"], "file.txt"),
+    "a run folder that is a file": ([*TRAIN, "--run_dir=file.txt"], "run_dir must be a folder"),
+    "a model that is not there": ([*TRAIN, "--model=no/such"], "model 'no/such' can't be loaded"),
+    "a second agent": (["train", "ppo", "sft"], "sft"),
+    "resume of nothing": ([*TRAIN, "--resume"], "run is not there, expected the folder of a run"),
+    "stages twice": (["pipeline", "--stages=[sft, sft]"], "stages must differ from each other"),
+    "a pipeline's reward in a file": (["pipeline", "--config=theirs.yaml"], "--allow_imports"),
+    "a pipeline's empty folder": (["pipeline", "--task=probe-end", "--run_dir="], "run_dir must be the path"),
+    "too many seeds": (["compare", "seeds.yaml"], "seeds must be <= 10000, got 1000000000000"),
+    "a study in a file": (
+        ["compare", "seeds.yaml", "--seeds=1", "--run_dir=file.txt"],
+        "run_dir must be a folder",
+    ),
+    "a repository's name": (["push", "folder", "me/a b"], "the repository must be OWNER/NAME, got 'me/a b'"),
+    "a repository without owner": (
+        ["push", "folder", "name"],
+        "the repository must be OWNER/NAME, got 'name'",
+    ),
+    "an empty repository": (["push", "folder", ""], "the repository must be OWNER/NAME, got ''"),
+    "metrics without steps": (["report", "nosteps"], "line 1 is damaged, it lacks 'step'"),
+    "metrics of text": (["report", "texts"], "line 1 is damaged, x must be a number, got 'abc'"),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_more(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {
+        "syntax.py": "def f(:\n",
+        "leaves.py": "import sys\nsys.exit(3)\n",
+        "raises.py": "raise ValueError('boom')\n",
+        "file.txt": "x",
+        "theirs.yaml": "task: prompts\nrewards: ['os:getcwd']\n",
+        "seeds.yaml": "agents: {ppo: {}}\ntasks: {probe-end: {}}\nseeds: 1000000000000\n",
+        "folder/x": "",
+        "nosteps/metrics.jsonl": '{"x": 1}\n',
+        "texts/metrics.jsonl": '{"step": 1, "x": "abc"}\n',
+    }
+    for path, text in files.items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text)
+    argv, message = MORE[name]
+    assert message in _refused(argv, capsys)
+    assert not Path("run").exists()
+    assert not {"syntax", "leaves", "raises"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--out=", "--out must be the path of a file, got ''"),
+        ("--out=folder", "--out must be the path of a file, folder is a folder"),
+        ("--out=file.txt/x.json", "file.txt is a file"),
+        ("--metrics=[5]", "a metric must be a name or [name, {option: value}], got 5"),
+        ("--metrics=[[rouge, {colum: x}]]", "metric 'rouge' has no option 'colum'"),
+        ("--episodes=0", "episodes"),
+        ("--reference=./nowhere", "nowhere"),
+        ("--policy.device=gpu", "policy.device must be a device"),
+    ],
+)
+def test_evaluations_are_refused_before_they_begin(
+    option: str, message: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("p.jsonl").write_text('{"prompt": "ab"}\n')
+    Path("file.txt").write_text("x")
+    Path("folder").mkdir()
+    given = ["evaluate", model, "--prompts=p.jsonl", "--reward=length", "--episodes=2", *FEW]
+    assert message in _refused([*given, option], capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("policy.json", "{"),
+        ("policy.json", "{}"),
+        ("policy.json", '{"format": "1"}'),
+        ("config.json", "["),
+        ("config.json", "[]"),
+        ("trainer.json", "[]"),
+        ("trainer.json", "{}"),
+    ],
+)
+def test_damaged_files_of_a_model_are_named(
+    name: str, content: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(model, "copy")
+    Path("copy/policy.json").write_text("{}")
+    Path("copy", name).write_text(content)
+    Path("p.jsonl").write_text('{"prompt": "ab"}\n')
+    errors = _refused(["evaluate", "copy", "--prompts=p.jsonl", "--reward=length", *FEW], capsys)
+    assert f"copy/{name} is damaged" in errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ from textenv.agents.cli.interrupts import advising, how_to_resume
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
 from textenv.agents.cli.parser import build, config_files, make_parser, parse
 from textenv.agents.json_files import read_object
+from textenv.agents.needs import check_policy_options
 from textenv.agents.registry import agent_names
 from textenv.agents.resume import model_folder
 from textenv.agents.user_code import import_rewards
@@ -63,6 +65,7 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     run_dir = options.run_dir
     if run_dir is None:
         run_dir = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_policy_options("policy", options.policy)
     policy_kwargs = options.policy.kwargs() | ({"trust_remote_code": True} if flags.trust_remote_code else {})
     given = ("task", "tokenizer", "prompts", "eval_prompts", "dataset", "eval_dataset", "num_envs")
     named, resume = options.run_dir is not None, options.resume
@@ -121,6 +124,7 @@ def pipeline(argv: list[str], flags: Flags) -> int:
     options = build(PipelineOptions, parse(parser, argv))
     _quiet()
     own = {spec.name: getattr(options, spec.name) for spec in fields(PipelineConfig)}
+    own["rewards"] = tuple(import_rewards(list(options.rewards), flags.may_import))
     with advising("the same command goes on: finished stages are reused, the interrupted one is resumed"):
         result = run_pipeline(
             PipelineConfig(**own), options.run_dir, loggers=options.loggers, overwrite=options.overwrite
@@ -214,6 +218,7 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     from textenv.tasks.prompts import load_tokenizer
 
     _check_there(source)
+    check_policy_options("policy", options.policy)
     folder = model_folder(source)
     kwargs = options.policy.kwargs()
     kwargs |= {name: getattr(options, name) for name in ("top_k", "top_p", "greedy")}
@@ -259,7 +264,28 @@ def _play_options(name: str, about: str, cls: Any, argv: list[str]) -> tuple[str
     source = values.pop("model", None)
     if source is None:
         raise UsageError(f"name the model: textenv {name} FOLDER")
-    return source, build(cls, values)
+    options = build(cls, values)
+    if options.out is not None:
+        _check_out(options.out)
+    return source, options
+
+
+def _check_out(path: str) -> None:
+    """Refuse a file that can't be written, before there is anything to write.
+
+    Raises:
+        UsageError: if it is no path of a file, or a folder.
+    """
+    if not path or "\0" in path:
+        raise UsageError(f"--out must be the path of a file, got {path!r}")
+    place = Path(path).absolute()
+    if place.is_dir():
+        raise UsageError(f"--out must be the path of a file, {path} is a folder")
+    there = next(parent for parent in place.parents if parent.exists())
+    if not there.is_dir():
+        raise UsageError(f"--out {path} can't be written: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {path} can't be written: {there} is read-only")
 
 
 def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts: Any = None) -> Any:

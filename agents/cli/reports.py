@@ -75,6 +75,23 @@ def report(argv: list[str]) -> int:
     return 0
 
 
+def _check_repo_id(repo_id: str) -> None:
+    """Refuse what the hub would refuse, before a folder is written for it.
+
+    Raises:
+        UsageError: if it is no OWNER/NAME.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UsageError(f"the repository must be OWNER/NAME, got {repo_id!r}: {error}") from error
+    if "/" not in repo_id:
+        raise UsageError(f"the repository must be OWNER/NAME, got {repo_id!r}")
+
+
 def push(argv: list[str]) -> int:
     """Upload a model with its card, or write what would be uploaded."""
     parser = make_parser(
@@ -90,6 +107,7 @@ def push(argv: list[str]) -> int:
     if not Path(source).is_dir():
         raise UsageError(f"{source}: no such folder")
     options = build(PushOptions, values)
+    _check_repo_id(repo_id)
 
     from textenv.agents.reports.model_card import export_model, push_to_hub
 

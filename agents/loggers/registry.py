@@ -195,11 +195,15 @@ def check_loggers(
     if isinstance(specs, str) or not isinstance(specs, Iterable):
         what = f"the string {specs!r}; say [{specs!r}]" if isinstance(specs, str) else repr(specs)
         raise TypeError(f"loggers must be a list of names or loggers, got {what}")
+    names: set[str] = set()
     for spec in specs:
         if isinstance(spec, Logger):
             continue
         name, kwargs = (spec, {}) if isinstance(spec, str) else _split(spec)
         factory = _factory(name)
+        if name in names:
+            raise ValueError(f"loggers must differ from each other, got {name!r} twice")
+        names.add(name)
         if name in ("jsonl", "tensorboard") and run_dir is None:
             raise ValueError(f"the logger {name!r} needs a run_dir, got None")
         package = _PACKAGES.get(name)

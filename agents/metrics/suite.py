@@ -29,7 +29,8 @@ def check_metrics(metrics: Sequence[MetricSpec]) -> list[tuple[str, dict[str, An
         raise TypeError(f"metrics must be a list of names, got the string {metrics!r}")
     checked = []
     for spec in metrics:
-        name, options = (spec, {}) if isinstance(spec, str) else (*spec, {})[:2]
+        written = spec if isinstance(spec, list | tuple) and len(spec) in (1, 2) else (spec,)
+        name, options = (*written, {})[:2]
         if not isinstance(name, str) or not isinstance(options, Mapping):
             raise TypeError(f"a metric must be a name or [name, {{option: value}}], got {spec!r}")
         if name not in METRICS:

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from textenv.agents.json_files import read_object
 from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.model_setup import dropout_restored, load_causal_lm
 from textenv.pretrained import load_pretrained
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
     Policy = TypeVar("Policy", bound=LanguagePolicy)
 
 FORMAT = 1
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "class": str,
+    "settings": dict,
+    "heads": list,
+    "adapters": bool,
+}
+"""Fields of ``policy.json`` and their types."""
 
 
 def save_policy(policy: LanguagePolicy, path: str | os.PathLike[str], *, reference: bool = False) -> None:
@@ -74,7 +83,7 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
     folder = Path(path)
     if not (folder / "policy.json").is_file():
         raise FileNotFoundError(f"{folder} holds no policy.json; LanguagePolicy(folder) takes a plain model")
-    saved = json.loads((folder / "policy.json").read_text())
+    saved = read_object(folder / "policy.json", FIELDS)
     if saved["format"] > FORMAT:
         raise ValueError(f"{folder} has format {saved['format']}, expected at most {FORMAT}; update textenv")
     settings = {**saved["settings"], **options}
@@ -103,7 +112,7 @@ def restore_policy(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None
         ValueError: if it has other weights, heads, adapters or another reference than were saved.
     """
     folder = Path(path)
-    saved = json.loads((folder / "policy.json").read_text())
+    saved = read_object(folder / "policy.json", FIELDS)
     for name, own in (("adapters", policy.peft is not None), ("class", type(policy).__name__)):
         if saved[name] != own:
             raise ValueError(f"the policy must be made as the saved one, {name} {saved[name]!r}; got {own!r}")

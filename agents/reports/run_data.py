@@ -95,7 +95,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
             name: read_run(path / name) for name in STAGES if RunFolder(path / name).metrics_path.is_file()
         }
         run.info.setdefault("versions", next((s.info.get("versions") for s in run.stages.values()), {}))
-    run.rows = read_metrics(folder.metrics_path) if folder.metrics_path.is_file() else []
+    run.rows = _rows(folder.metrics_path) if folder.metrics_path.is_file() else []
     run.watch = _lines(path / "watch.jsonl")
     run.before = _evaluation(path / "evaluations" / "before.json")
     run.after = _evaluation(path / "evaluations" / "after.json")
@@ -137,6 +137,22 @@ def _object(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     return read_object(path)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The metrics of a run.
+
+    Raises:
+        ValueError: if a row has no step, or something else than numbers.
+    """
+    rows = read_metrics(path)
+    for number, row in enumerate(rows, start=1):
+        if "step" not in row:
+            raise ValueError(f"{path}, line {number} is damaged, it lacks 'step'")
+        for name, value in row.items():
+            if value is not None and not isinstance(value, int | float):
+                raise ValueError(f"{path}, line {number} is damaged, {name} must be a number, got {value!r}")
+    return rows
 
 
 def _evaluation(path: Path) -> dict[str, Any] | None:

@@ -17,6 +17,8 @@ from textenv.agents.sft import SFTConfig
 C = TypeVar("C", bound=Config)
 START = "start"
 """The label under which the policy that all agents begin with is measured."""
+MOST_SEEDS = 10_000
+"""More runs of an agent than anybody can wait for."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
 
 
@@ -184,6 +186,8 @@ class StudyConfig(Config):
             kl_budgets="> 0",
             threads=">= 1",
         )
+        if isinstance(self.seeds, int) and self.seeds > MOST_SEEDS:
+            raise ValueError(f"seeds must be <= {MOST_SEEDS}, got {self.seeds}")
         lists = {
             "agents": self.agents,
             "tasks": self.tasks,
