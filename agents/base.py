@@ -117,12 +117,12 @@ class Agent:
         self.callbacks = make_callbacks([*callbacks, RunRecord()])
         self.logger_specs = loggers
         self.run_dir = None if run_dir is None else Path(run_dir)
+        if metric_fn is not None and not callable(metric_fn):
+            raise TypeError(f"metric_fn must be a function, got {metric_fn!r}")
         self.metric_fn = metric_fn
         self.policy_kwargs = dict(policy_kwargs or {})
         if self.policy_kwargs and isinstance(model, LanguagePolicy):
-            raise ValueError(
-                f"policy_kwargs {self.policy_kwargs} need a model to make a policy of, got a policy"
-            )
+            raise ValueError(f"policy_kwargs {self.policy_kwargs} need a model to be made of, got a policy")
         self.configure(config)
         torch.manual_seed(config.seed)
         self.policy: LanguagePolicy = self.make_policy(model)

@@ -176,7 +176,13 @@ class PolicyGradientAgent(OnlineAgent):
     # -- the update ------------------------------------------------------------------------------------------
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
-        """Episodes for the pretraining loss."""
+        """Episodes for the pretraining loss.
+
+        Raises:
+            ValueError: if ``ptx_coef`` is 0, so that nothing would be learned from them.
+        """
+        if not self.config.ptx_coef:
+            raise ValueError("dataset is for the pretraining loss, which needs ptx_coef > 0, got ptx_coef=0")
         return as_demonstrations(dataset, self.tokenizer)
 
     def setup(self) -> None:

@@ -17,6 +17,7 @@ from textenv.agents.loggers.registry import check_loggers
 from textenv.agents.parallel import distributed
 from textenv.agents.registry import get_agent, make_agent
 from textenv.agents.run_folder import RunFolder
+from textenv.checks import check_at_least, check_dict
 from textenv.pretrained import trusting
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ def train(
     from textenv.tasks.stop_tokens import generation_ends
 
     cls = get_agent(agent)
+    check_dict("env_kwargs", env_kwargs)
+    check_dict("policy_kwargs", policy_kwargs)
+    check_at_least("num_envs", num_envs, 1)
     folder = None if run_dir is None else RunFolder(run_dir)
     if (isinstance(resume, int) and not isinstance(resume, bool)) or resume not in (True, False, "auto"):
         raise ValueError(f"resume must be True, False or 'auto', got {resume!r}")

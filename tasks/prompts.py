@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from textenv.checks import check_at_least
 from textenv.columns import Column, Columns
+from textenv.data_sources import open_source
 from textenv.pretrained import load_pretrained
 from textenv.records import Repeats, load_columns
 from textenv.tasks.registry import register_task
@@ -88,7 +90,14 @@ def build_prompts(
         rewards=rewards,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
+        # A list's places are the numbers themselves.
+        place_of=functools.partial(_place, data, split) if isinstance(data, str | os.PathLike) else None,
     )
+
+
+def _place(data: str | os.PathLike[str], split: str | None, number: int) -> str:
+    """Where prompt ``number`` comes from; the source is read again, for nothing else needs the places."""
+    return next(itertools.islice(open_source(data, split=split)[1](), number, None))[0]
 
 
 def load_tokenizer(tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

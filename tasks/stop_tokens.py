@@ -114,6 +114,8 @@ def _saved_ends(source: str | os.PathLike[str]) -> list[int]:
         written, _ = PretrainedConfig.get_config_dict(place)
     except (OSError, ValueError):  # whoever loads the model says what is wrong
         return []
+    if not isinstance(written, dict):
+        return []
     try:
         config_class = CONFIG_MAPPING[str(written.get("model_type"))]
     except KeyError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -106,6 +107,8 @@ class TaskData:
     ``functools.partial`` of such."""
     texts: Sequence[str] = ()
     """Plain texts for next-token pretraining, without EOS."""
+    place_of: Callable[[int], str] | None = None
+    """Where a prompt comes from ("file.jsonl:12"), by its number, for errors."""
     make_demonstrations: Callable[[], EpisodeBatch] | None = None
     """Makes ``demonstrations`` when they are first asked for."""
     make_preferences: Callable[[], PreferencePairs] | None = None
@@ -184,11 +187,18 @@ class TaskData:
         """
         from textenv.prompts import PromptSet
 
-        return PromptSet.from_texts(
-            self.prompts,
-            self.tokenizer,
-            columns=self.columns,
-            max_prompt_tokens=self.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens,
-            truncation_side=truncation_side,
-            chat_template=chat_template or not all(isinstance(prompt, str) for prompt in self.prompts),
-        )
+        limit = self.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
+        try:
+            return PromptSet.from_texts(
+                self.prompts,
+                self.tokenizer,
+                columns=self.columns,
+                max_prompt_tokens=limit,
+                truncation_side=truncation_side,
+                chat_template=chat_template or not all(isinstance(prompt, str) for prompt in self.prompts),
+            )
+        except (TypeError, ValueError) as error:
+            found = re.match(r"prompts\[(\d+)\]", str(error))
+            if found is None or self.place_of is None:
+                raise
+            raise type(error)(f"{self.place_of(int(found[1]))}: {error}") from error

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from env_helpers import TOKENIZER
+from transformers import GPT2Config
 
+import textenv
 import textenv.episode_checks
 import textenv.json_text
 from textenv.agents.datasets import as_demonstrations, as_episodes
@@ -30,6 +32,7 @@ from textenv.data import (
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
 from textenv.prompts import PromptSet
+from textenv.tasks.make import make_vec_env
 
 REFUSED = (TypeError, ValueError)
 ROW = {"prompt": "a", "completion": "b", "reward": 1.0}
@@ -304,3 +307,51 @@ def test_agents_that_learn_from_rewards_need_them() -> None:
         with pytest.raises(ValueError, match=r"no column 'reward'; .*; this agent learns from rewards"):
             read(rows, TOKENIZER, need_rewards=True)
         assert len(read([PAIR, {**PAIR, "prompt": "d"}], TOKENIZER, need_rewards=True)) in (2, 4)
+
+
+def test_prompts_of_a_file_are_named_by_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": "b\\u0000"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl:3: prompts\[1\] can't be tokenised: .*UNK"):
+        make_vec_env(1, prompts=str(path), tokenizer=TOKENIZER, max_new_tokens=2)
+    path.write_text('{"prompt": "a"}\n{"prompt": "abc"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: prompts\[1\] has 3 tokens"):
+        make_vec_env(1, prompts=str(path), tokenizer=TOKENIZER, max_prompt_tokens=2, truncation_side="error")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"env_kwargs": [1]}, r"env_kwargs must be a dict of arguments by name, got \[1\]"),
+        ({"policy_kwargs": {1: 2}}, "policy_kwargs must be a dict of arguments by name"),
+        ({"num_envs": 2.0}, "num_envs must be an integer, got 2.0"),
+        ({"metric_fn": 5}, "metric_fn must be a function, got 5"),
+        ({"dataset": [{"prompt": "a"}]}, "dataset is for the pretraining loss, which needs ptx_coef > 0"),
+        ({"policy_kwargs": {"top_k": 1.5}}, "top_k must be an integer, got 1.5"),
+        ({"policy_kwargs": {"top_p": True}}, "top_p must be a number, got True"),
+        ({"policy_kwargs": {"temperature": math.inf}}, "temperature must be a finite number, got inf"),
+        ({"policy_kwargs": {"temperature": "1"}}, "temperature must be a number, got '1'"),
+        ({"policy_kwargs": {"greedy": "no"}}, "greedy must be True or False, got 'no'"),
+        ({"policy_kwargs": {"dtype": "float33"}}, "dtype must be a torch dtype of floats"),
+        ({"policy_kwargs": {"dtype": torch.int8}}, "dtype must be a torch dtype of floats"),
+        ({"policy_kwargs": {"device": "gpu"}}, "device 'gpu' can't be used"),
+        ({"policy_kwargs": {"gradient_checkpointing": 1}}, "gradient_checkpointing must be True or False"),
+        ({"seed": 2**70}, r"seed must be below 2\*\*62"),
+    ],
+    ids=repr,
+)
+def test_arguments_of_train(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    model = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=16, vocab_size=len(TOKENIZER))
+    given: dict[str, Any] = {"prompts": ["a"], "reward": ["length"], "tokenizer": TOKENIZER, "loggers": ()}
+    given |= {"iterations": 1, "run_dir": tmp_path / "run"}
+    with pytest.raises(REFUSED, match=message):
+        textenv.train("ppo", model, **{**given, **arguments})
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("agent", ["ilql", "monte-carlo", "rwr", "filtered-bc"])
+def test_training_without_the_rewards_that_an_agent_learns_from(agent: str) -> None:
+    rows = [{"prompt": "a", "completion": letter} for letter in "bcde"]
+    model = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=16, vocab_size=len(TOKENIZER))
+    with pytest.raises(ValueError, match="no column 'reward'"):
+        textenv.train(agent, model, dataset=rows, tokenizer=TOKENIZER, steps=1, loggers=())

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from textenv.checks import check_flag, check_positive
 from textenv.decoding import DecodeOutput, Decoder
 from textenv.handed_out import source_of
 from textenv.host_rows import HostRows, to_device
@@ -85,10 +86,9 @@ class DecodingPolicy:
         cached: bool = True,
         cuda_graphs: bool | None = None,
     ) -> None:
-        if not temperature > 0.0:
-            raise ValueError(
-                f"temperature must be > 0, got {temperature}; use greedy=True for the likeliest token"
-            )
+        check_positive("temperature", temperature, "; use greedy=True for the likeliest token")
+        check_flag("greedy", greedy)
+        check_flag("cached", cached)
         filter_top_k_top_p(torch.zeros(1, 1), top_k, top_p)
         check_causal_lm(model)
         self.model = model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from textenv.names import listed, shown
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 MAX_SEED = 2**63 - 1
 """The largest seed: the noise keys are functions of an int64."""
 
@@ -32,6 +33,45 @@ def check_at_least(name: str, value: Any, low: int) -> None:
         raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if value < low:
         raise ValueError(f"{name} must be >= {low}, got {shown(int(value))}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse anything but a finite number that float32 holds; a bool is none.
+
+    >>> check_number("top_p", True)
+    Traceback (most recent call last):
+    ...
+    TypeError: top_p must be a number, got True
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
+        raise ValueError(f"{name} must be a finite number, got {shown(value)}")
+
+
+def check_positive(name: str, value: Any, hint: str = "") -> None:
+    """Refuse anything but a finite number > 0.
+
+    >>> check_positive("temperature", 0.0, "; use greedy=True")
+    Traceback (most recent call last):
+    ...
+    ValueError: temperature must be > 0, got 0.0; use greedy=True
+    """
+    check_number(name, value)
+    if not value > 0:
+        raise ValueError(f"{name} must be > 0, got {shown(value)}{hint}")
+
+
+def check_dict(name: str, value: Any) -> None:
+    """Refuse anything but a dict with strings as keys, or None.
+
+    >>> check_dict("env_kwargs", [1])
+    Traceback (most recent call last):
+    ...
+    TypeError: env_kwargs must be a dict of arguments by name, got [1]
+    """
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise TypeError(f"{name} must be a dict of arguments by name, got {shown(value)}")
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from textenv.checks import check_positive
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
 from textenv.linear_log_probs import linear_log_probs
@@ -92,8 +93,7 @@ def token_log_probs(
         >>> found.log_probs.shape, (found.log_probs != 0).sum(-1).tolist()
         (torch.Size([2, 5]), [3, 1])
     """
-    if not temperature > 0.0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+    check_positive("temperature", temperature)
     if max_bytes < 1:
         raise ValueError(f"max_bytes must be >= 1, got {max_bytes}")
     split = split_model(model)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textenv.checks import check_at_least, check_number
 from textenv.hashing import hash_key, mix64, uniform
 
 _BLOCK = 256
@@ -86,14 +87,15 @@ def filter_top_k_top_p(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Te
         top_p: mass to keep, in (0, 1].
 
     Raises:
+        TypeError: if ``top_k`` is no integer or ``top_p`` no number.
         ValueError: if ``top_k`` is negative or ``top_p`` lies outside (0, 1].
 
     Example:
         >>> filter_top_k_top_p(torch.tensor([[0.0, 2.0, 1.0]]), top_k=2).tolist()
         [[-inf, 2.0, 1.0]]
     """
-    if top_k < 0:
-        raise ValueError(f"top_k must be >= 0 (0 keeps all), got {top_k}")
+    check_at_least("top_k", top_k, 0)
+    check_number("top_p", top_p)
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
     vocabulary = logits.shape[-1]

@@ -29,6 +29,7 @@ from textenv.agents.policies.model_setup import (
 )
 from textenv.agents.policies.references import Reference, ReferenceMode, lightest_mode
 from textenv.agents.policies.teacher_forced import Autocast, TeacherForced
+from textenv.checks import check_at_least, check_device, check_flag, check_seed
 from textenv.compiled import compile_trunk
 from textenv.legality import Legality, vocabulary_size
 from textenv.model_checks import check_causal_lm
@@ -118,8 +119,13 @@ class LanguagePolicy(TeacherForced):
         super().__init__()
         if lora and train_layers is not None:
             raise ValueError("lora and train_layers are two ways to freeze the model, give one; got both")
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be >= 1, got {max_tokens}")
+        check_at_least("max_tokens", max_tokens, 1)
+        check_seed("seed", seed)
+        check_flag("gradient_checkpointing", gradient_checkpointing)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a torch dtype of floats, such as torch.bfloat16, got {dtype!r}")
+        if device is not None:
+            check_device("device", device)
         loaded = load_causal_lm(model, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code)
         if as_peft(loaded) is None:
             check_causal_lm(loaded)
