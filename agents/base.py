@@ -26,7 +26,7 @@ from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
 from textenv.agents.fresh_start import starting
 from textenv.agents.loggers.registry import Loggers, make_loggers
-from textenv.agents.optim import make_optimizer, make_schedule
+from textenv.agents.optim import check_trains, make_optimizer, make_schedule
 from textenv.agents.optimizer_step import optimizer_step
 from textenv.agents.outcome import TrainResult
 from textenv.agents.parallel import distributed
@@ -126,6 +126,7 @@ class Agent:
         self.configure(config)
         torch.manual_seed(config.seed)
         self.policy: LanguagePolicy = self.make_policy(model)
+        check_trains(self.policy)
         if not distributed.alone():
             self.policy.to(distributed.device())
             distributed.equalize(self.policy)

@@ -16,6 +16,23 @@ from textenv.agents.parallel.distributed import is_sharded, whole_tensor
 OptimizerKind = Literal["adamw", "adamw_8bit"]
 
 
+def check_trains(policy: nn.Module) -> None:
+    """Refuse a policy in which nothing but a critic would train.
+
+    Raises:
+        ValueError: if all parameters outside of the critic are frozen.
+    """
+    critic = ("value_head.", "critic.")
+    own = [parameter for name, parameter in policy.named_parameters() if not name.startswith(critic)]
+    if any(parameter.requires_grad for parameter in own):
+        return
+    cause = "set requires_grad where it is to train"
+    if getattr(policy, "peft", None) is not None:
+        cause = "load adapters by PeftModel.from_pretrained(..., is_trainable=True)"
+    count = sum(parameter.numel() for parameter in own)
+    raise ValueError(f"all {count} parameters of the policy are frozen, so it can't learn; {cause}")
+
+
 def parameter_groups(module: nn.Module, *, weight_decay: float = 0.0) -> list[dict[str, object]]:
     """Trainable parameters in two groups: matrices decay, vectors (biases, norms) do not.
 

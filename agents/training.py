@@ -15,6 +15,7 @@ from textenv.agents.config import AgentConfig
 from textenv.agents.fresh_start import fresh_start, has_begun
 from textenv.agents.loggers.registry import check_loggers
 from textenv.agents.parallel import distributed
+from textenv.agents.policies.adapter_files import tokenizer_source
 from textenv.agents.registry import get_agent, make_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.checks import check_at_least, check_dict
@@ -264,7 +265,7 @@ def tokenizer_of(model: Any) -> Any:
         ValueError: if the model does not say.
     """
     if isinstance(model, str | os.PathLike):
-        return os.fspath(model)
+        return tokenizer_source(os.fspath(model))
     own = getattr(model, "tokenizer", None)
     if own is not None:
         return own

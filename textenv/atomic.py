@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,3 +80,53 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path
         shutil.rmtree(older, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def updated_folder(
+    path: str | os.PathLike[str], *, stale: Sequence[str] = (), last: str | None = None
+) -> Iterator[Path]:
+    """Give a temporary folder to fill; its content moves to ``path`` if the block ends without an exception.
+
+    Other files in ``path`` stay. After an exception ``path`` is as it was.
+
+    Args:
+        path: the folder; it and missing parent folders are made.
+        stale: patterns of names in ``path`` that belong to an earlier content; they are removed when the new
+            one is complete.
+        last: the file that moves last, and is removed first: without it the folder is not whole.
+
+    Raises:
+        FileExistsError: if ``path`` is a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, expected the path of a folder")
+    made = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = path / f".{uuid.uuid4().hex[:8]}.writing"
+    temporary.mkdir()
+    whole = False
+    try:
+        yield temporary
+        old = [found for pattern in ([last] if last else []) + list(stale) for found in path.glob(pattern)]
+        for found in old:
+            _remove(found)
+        entries = sorted(temporary.iterdir(), key=lambda entry: entry.name == last)
+        for entry in entries:
+            target = path / entry.name
+            if target.is_dir():
+                _remove(target)
+            os.replace(entry, target)
+        whole = True
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if made and not whole:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

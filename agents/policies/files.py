@@ -3,16 +3,14 @@
     config.json, model.safetensors, ...   the causal LM, adapters merged in; tokenizer files
     policy.json                           how it acts, which heads and adapters it has
     heads.safetensors                     critics and other heads
-    adapter/, base_layers.safetensors     with adapters: they themselves, and the layers that they sit on,
-    unmerged reference.safetensors                 by option: weights of the reference that are not the
-    policy's
+    adapter/, adapted_layers.safetensors  with adapters: they themselves, and the layers that they sit on
+    reference.safetensors                 by option: weights of the reference that are not the policy's
 
 No pickle is written or read.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from pathlib import Path
@@ -23,18 +21,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textenv.agents.json_files import read_object
+from textenv.agents.policies.adapter_files import load_adapters, restore_adapters, save_adapters
 from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.model_setup import dropout_restored, load_causal_lm
+from textenv.agents.policies.saved_model import save_model
+from textenv.atomic import updated_folder
 from textenv.pretrained import load_pretrained
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from textenv.agents.policies.language_policy import LanguagePolicy
 
     Policy = TypeVar("Policy", bound=LanguagePolicy)
 
-FORMAT = 1
+FORMAT = 2
+FILES = (
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "heads.safetensors",
+    "reference.safetensors",
+    "adapter",
+    "adapted_layers.safetensors",
+    "base_layers.safetensors",
+)
+"""What a policy's folder may hold of an earlier save that a later one does not write again."""
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "class": str,
@@ -47,30 +57,27 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 def save_policy(policy: LanguagePolicy, path: str | os.PathLike[str], *, reference: bool = False) -> None:
     """Write the policy into the folder ``path``; see ``LanguagePolicy.save``."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with dropout_restored(policy.dropout):
-        if policy.peft is None:
-            _save_model(policy.model, folder)
-        else:
-            _save_adapters(policy.peft, folder)
-    if policy.tokenizer is not None:
-        policy.tokenizer.save_pretrained(folder)
-    heads = head_tensors(policy)
-    if heads:
-        save_file(_plain(heads), folder / "heads.safetensors")
-    kept = policy.reference() if reference else None
-    if kept is not None and (tensors := kept.state_dict()):
-        save_file(_plain(tensors), folder / "reference.safetensors")
-    settings = {
-        "format": FORMAT,
-        "class": type(policy).__name__,
-        "settings": settings_of(policy),
-        "heads": sorted(heads),
-        "adapters": policy.peft is not None,
-        "reference": None if kept is None else kept.mode,
-    }
-    (folder / "policy.json").write_text(json.dumps(settings, indent=2) + "\n")
+    with updated_folder(path, stale=FILES, last="policy.json") as folder, dropout_restored(policy.dropout):
+        save_model(policy, folder)
+        adapters = None if policy.peft is None else save_adapters(policy.peft, folder)
+        if policy.tokenizer is not None:
+            policy.tokenizer.save_pretrained(folder)
+        heads = head_tensors(policy)
+        if heads:
+            save_file(_plain(heads), folder / "heads.safetensors")
+        kept = policy.reference() if reference else None
+        if kept is not None and (tensors := kept.state_dict()):
+            save_file(_plain(tensors), folder / "reference.safetensors")
+        settings = {
+            "format": FORMAT,
+            "class": type(policy).__name__,
+            "settings": settings_of(policy),
+            "heads": sorted(heads),
+            "adapters": adapters is not None,
+            "adapter_state": adapters,
+            "reference": None if kept is None else kept.mode,
+        }
+        (folder / "policy.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any) -> Policy:
@@ -99,7 +106,7 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
         )
     model = load_causal_lm(folder, dtype=dtype, trust_remote_code=trust)
     if saved["adapters"]:
-        model = _with_adapters(model, folder)
+        model = load_adapters(model, folder, saved.get("adapter_state"))
     policy = cls(model, **settings)
     _load_beside(policy, folder, saved)
     return policy
@@ -119,10 +126,11 @@ def restore_policy(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None
     # The model's own class, so no code that came with the files is ever needed.
     kind: Any = type(policy.model)
     model = kind.from_pretrained(folder, dtype=next(policy.model.parameters()).dtype, local_files_only=True)
-    if saved["adapters"]:
-        model = _with_adapters(model, folder).get_base_model()
     try:
-        policy.model.load_state_dict(model.state_dict())
+        if policy.peft is not None:
+            restore_adapters(policy.peft, model, folder, saved.get("adapter_state"))
+        else:
+            policy.model.load_state_dict(model.state_dict())
     except RuntimeError as error:
         raise ValueError(f"the policy must be made as the saved one in {folder}: {error}") from error
     _load_beside(policy, folder, saved)
@@ -189,38 +197,6 @@ def load_heads(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None:
         for name, tensor in own.items():
             tensor.copy_(saved[name])
     policy.invalidate()
-
-
-# -- the language model --------------------------------------------------------------------------------------
-
-
-def _save_model(model: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
-
-
-def _save_adapters(peft: PeftModel, folder: Path) -> None:
-    """The merged model for anyone to load; adapters and the layers that they sit on to train on."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    _save_model(copy.deepcopy(peft).merge_and_unload(), folder)
-    peft.save_pretrained(str(folder / "adapter"))
-    base: dict[str, Tensor] = {}
-    for name, module in peft.get_base_model().named_modules():
-        if isinstance(module, BaseTunerLayer):
-            for key, tensor in module.get_base_layer().named_parameters():
-                base[f"{name}.{key}"] = tensor
-    save_file(_plain(base), folder / "base_layers.safetensors")
-
-
-def _with_adapters(model: Any, folder: Path) -> PeftModel:
-    from peft import PeftModel
-
-    base = load_file(folder / "base_layers.safetensors")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    with torch.no_grad():
-        for name, tensor in base.items():
-            parameters[name].copy_(tensor)
-    return PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,12 +15,11 @@ import torch
 from torch import nn
 
 from textenv.acting import DecodingPolicy, LogitsProcessor
+from textenv.agents.policies.adapters import add_lora, as_peft, check_adapters, detach_arguments, unwrapped
 from textenv.agents.policies.critics import SeparateCritic
 from textenv.agents.policies.heads import HeadKind, ValueHead, checked_head, head_dtype
 from textenv.agents.policies.memo import Memo
 from textenv.agents.policies.model_setup import (
-    add_lora,
-    as_peft,
     checkpoint_activations,
     disable_dropout,
     fuse_activations,
@@ -130,9 +129,11 @@ class LanguagePolicy(TeacherForced):
         if as_peft(loaded) is None:
             check_causal_lm(loaded)
         adapted = add_lora(loaded, lora, seed=seed) if lora else as_peft(loaded)
+        check_adapters(loaded if adapted is None else adapted)
         # Registered as a plain attribute: its parameters are those of ``model``.
         object.__setattr__(self, "peft", adapted)
         self.model = loaded if adapted is None else adapted.get_base_model()
+        detach_arguments(self.model)
         if train_layers is not None:
             train_top_layers(self.model, train_layers)
         if device is not None:
@@ -176,7 +177,8 @@ class LanguagePolicy(TeacherForced):
     @property
     def hidden_size(self) -> int:
         """d, width of the LM head's input."""
-        width = getattr(output_head(self.model), "in_features", None)
+        head = output_head(self.model)
+        width = None if head is None else getattr(unwrapped(head), "in_features", None)
         return int(self._hf.config.get_text_config().hidden_size if width is None else width)
 
     @property

@@ -1,4 +1,4 @@
-"""Making a causal LM ready for training: loading, dropout off, adapters, frozen layers.
+"""Making a causal LM ready for training: loading, dropout off, frozen layers.
 
 Nothing here knows an architecture by name: blocks are found by the config's count, and what comes after them
 by watching a forward pass.
@@ -7,22 +7,20 @@ by watching a forward pass.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 
+from textenv.agents.policies.adapter_files import base_of, find_adapter, load_adapter_folder
 from textenv.model_checks import check_decoder
 from textenv.pretrained import make_pretrained
 from textenv.tasks.fetch_model import resolve_model
 from textenv.whole_weights import load_decoder
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 _DROPOUT_NAMES = ("drop", "jitter")
 
@@ -37,7 +35,8 @@ def load_causal_lm(
     """A transformers causal LM from a hub id, a folder, a config (random weights), or itself.
 
     Args:
-        source: what to make it of; a module is taken as it is.
+        source: what to make it of; a module is taken as it is. A folder or hub id of an adapter gives a
+            ``PeftModel`` on the base model that it names, and the adapter trains.
         dtype: of the weights. float32 by default, whatever the files hold: steps of a fine-tuning learning
             rate vanish in 16-bit weights.
         seed: of random weights; the global random state is left alone.
@@ -45,7 +44,8 @@ def load_causal_lm(
 
     Raises:
         TypeError: if ``source`` is none of these.
-        ValueError: if the files lack weights, or the config is an encoder-decoder's.
+        ValueError: if the files lack weights, the config is an encoder-decoder's, or an adapter can't be put on
+            its base model or is refused; see ``textenv.agents.policies.adapters``.
         FileNotFoundError: if it names a model that ``textenv.tasks.fetch`` fetches, and it was not fetched.
     """
     if isinstance(source, nn.Module):
@@ -57,9 +57,15 @@ def load_causal_lm(
             model = make_pretrained(AutoModelForCausalLM, source, trust_remote_code=trust_remote_code)
         return model.to(dtype)
     if isinstance(source, str | os.PathLike):
-        return load_decoder(
-            resolve_model(source), what="model", dtype=dtype, trust_remote_code=trust_remote_code
+        name = resolve_model(source)
+        adapter = find_adapter(name)
+        base = load_decoder(
+            name if adapter is None else base_of(name, adapter),
+            what="model",
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
         )
+        return base if adapter is None else load_adapter_folder(name, base, adapter, seed=seed)
     raise TypeError(
         f"model must be a hub id, a folder, a transformers config or a module, got {type(source).__name__}"
     )
@@ -83,13 +89,15 @@ def disable_dropout(model: nn.Module) -> DropoutSettings:
     changed: DropoutSettings = []
     configs: dict[int, PretrainedConfig] = {}
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
+        if "Dropout" in type(module).__name__ and isinstance(vars(module).get("p"), float):
+            vars(module)["p"] = 0.0
         for name, value in list(vars(module).items()):
             if isinstance(value, PretrainedConfig):
                 configs[id(value)] = value
             elif _is_probability(name, value):
                 setattr(module, name, 0.0)
+            elif isinstance(value, dict):  # adapters keep one for each of their names
+                value.update({key: 0.0 for key, held in value.items() if _is_probability(name, held)})
     pending = list(configs.values())
     while pending:
         config = pending.pop()
@@ -137,65 +145,6 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if type(child) in written_out:
                 setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
-
-
-# -- adapters ------------------------------------------------------------------------------------------------
-
-
-def add_lora(model: nn.Module, lora: bool | Mapping[str, Any] | Any, *, seed: int = 0) -> PeftModel:
-    """Freeze the model and put trainable low-rank adapters into it (Hu et al. 2021), in place.
-
-    Args:
-        model: a causal LM.
-        lora: True for peft's defaults for the architecture, keyword arguments of ``peft.LoraConfig``, or a
-            peft config.
-        seed: of the adapters' random weights.
-
-    Raises:
-        ImportError: without peft.
-        ValueError: if the config is about prompts rather than weights.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("lora= needs peft: pip install 'textenv[lora]'") from error
-    if isinstance(lora, peft.PeftConfig):
-        config = lora
-    else:
-        arguments: dict[str, Any] = dict(lora) if isinstance(lora, Mapping) else {}
-        config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", **arguments})
-    if config.is_prompt_learning:
-        raise ValueError(f"lora must change weights, got the prompt-learning config {type(config).__name__}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapted: Any = peft.get_peft_model(model, config)
-        return adapted
-
-
-def as_peft(model: nn.Module) -> PeftModel | None:
-    """The model as a ``PeftModel``, or None if it is not one (or peft is not there)."""
-    try:
-        from peft import PeftModel
-    except ImportError:
-        return None
-    return model if isinstance(model, PeftModel) else None
-
-
-def adapters_change_nothing(model: nn.Module) -> bool:
-    """Whether only low-rank adapters train and each of them is still the identity (as they start)."""
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if any(p.requires_grad and "lora_" not in name for name, p in model.named_parameters()):
-        return False
-    for module in model.modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        if not isinstance(module, LoraLayer) or module.merged or len(module.lora_magnitude_vector):
-            return False
-        if any(bool(module.get_delta_weight(name).any()) for name in module.active_adapters):
-            return False
-    return True
 
 
 # -- layers --------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from textenv.agents.parallel.shares import share_of
+from textenv.agents.policies.adapters import adapter_parameters, adapters_change_nothing, base_is_start
 from textenv.agents.policies.memo import Memo
-from textenv.agents.policies.model_setup import adapters_change_nothing, frozen_blocks, transformer_blocks
+from textenv.agents.policies.model_setup import frozen_blocks, transformer_blocks
 from textenv.agents.policies.teacher_forced import Evaluation, in_parts, joined_evaluation
 from textenv.episodes import EpisodeBatch
 from textenv.log_probs import TokenLogProbs
@@ -75,9 +76,15 @@ class Reference:
         if mode == "adapters-off":
             if policy.peft is None:
                 raise ValueError("reference mode 'adapters-off' needs a policy with adapters (lora=)")
-            moving = [n for n, p in policy.model.named_parameters() if p.requires_grad and "lora_" not in n]
+            own = adapter_parameters(policy.model)
+            moving = [n for n, p in policy.model.named_parameters() if p.requires_grad and id(p) not in own]
             if moving:
                 raise ValueError(f"reference mode 'adapters-off' needs a frozen base, but {moving[0]} trains")
+            if not base_is_start(policy.peft):
+                raise ValueError(
+                    "reference mode 'adapters-off' needs adapters whose start left the base weights alone, "
+                    "got another init_lora_weights; mode 'copy' takes the start"
+                )
             return
         check_finite(policy.model, "the policy that the reference is taken from")
         self._copy = frozen_copy(policy.model)

@@ -1,0 +1,175 @@
+"""The language model of a policy on disk: written, and compared once with the policy as it loads.
+
+Compared are every parameter and buffer of the reloaded model with what was to be written (exactly, in the
+dtype that the files have), and the logits of a few tokens with those of the policy itself. It costs one load
+on the CPU and two or three passes over 8 tokens; no random number is drawn and nothing of the policy changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from textenv.agents.policies.adapters import merged_copy
+from textenv.model_split import eval_mode, text_config, vocabulary_size
+from textenv.pretrained import load_pretrained
+
+if TYPE_CHECKING:
+    from textenv.agents.policies.language_policy import LanguagePolicy
+
+PROBE_TOKENS = 8
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest difference of logits, as a share of their spread, on one kind of device."""
+_ACROSS = {torch.float64: 1e-8, torch.float32: 1e-2}
+"""The same, where the policy's logits come from an accelerator and the saved model's from the CPU."""
+_SIXTEEN_BITS = 0.1
+"""Root mean square difference, as a share of the spread, where weights have 16 bits: merging rounds them."""
+
+
+class SavedModelDiffers(RuntimeError):
+    """What plain transformers loads from a folder is not the policy that was saved there."""
+
+
+def save_model(policy: LanguagePolicy, folder: Path) -> None:
+    """Write the causal LM, adapters merged in, and check that plain transformers loads the policy from it.
+
+    Raises:
+        TypeError: for a model that transformers can't write.
+        SavedModelDiffers: if the folder holds another model than the policy.
+    """
+    if not hasattr(policy.model, "save_pretrained"):
+        raise TypeError(f"only a model of transformers can be saved, got {type(policy.model).__name__}")
+    written: Any = policy.model if policy.peft is None else merged_copy(policy.peft)
+    written.save_pretrained(folder)
+    check_saved(policy, written, folder)
+
+
+@torch.no_grad()
+def check_saved(policy: LanguagePolicy, written: nn.Module, folder: Path) -> None:
+    """Compare what plain transformers loads from ``folder`` with the policy.
+
+    Args:
+        policy: the policy.
+        written: the model as it was to be written: the policy's own, or a copy with its adapters merged in.
+        folder: where it was written.
+
+    Raises:
+        SavedModelDiffers: if they differ by more than rounding.
+    """
+    reloaded = _plain_load(written, folder)
+    _compare_tensors(written, reloaded)
+    if not _can_run(policy.model):
+        return
+    ids = probe_ids(policy)
+    live = _logits(policy.model, ids)
+    if written is not policy.model:
+        _compare_logits(live, _logits(written, ids), "the merged model")
+    _compare_logits(live, _logits(reloaded, ids), "the saved model")
+
+
+def probe_ids(policy: LanguagePolicy) -> Tensor:
+    """A few tokens all over the vocabulary, and some of those whose rows train on their own: (1, n)."""
+    limit = getattr(text_config(policy.model), "max_position_embeddings", None) or PROBE_TOKENS
+    count = min(PROBE_TOKENS, int(limit))
+    size = vocabulary_size(policy.model, 2)
+    ids = torch.linspace(0, size - 1, count).long()
+    rows = [
+        token
+        for module in policy.model.modules()
+        for indices in dict(getattr(module, "token_indices", None) or {}).values()
+        for token in indices
+    ]
+    own = torch.tensor(sorted(set(rows)), dtype=torch.int64)[: count // 2]
+    ids[: len(own)] = own
+    return ids.unsqueeze(0)
+
+
+def _plain_load(written: Any, folder: Path) -> Any:
+    """The model as ``AutoModelForCausalLM`` loads it; one with code of its own by its own class."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    options = {"local_files_only": True, "dtype": "auto", "output_loading_info": True}
+    with torch.random.fork_rng(devices=[]), _quiet():
+        if type(written.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            model, report = load_pretrained(AutoModelForCausalLM, folder, what="model", **options)
+        else:
+            model, report = type(written).from_pretrained(folder, **options)
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(what):
+            names = sorted(map(str, report[what]))[:5]
+            raise SavedModelDiffers(
+                f"transformers can't load the {type(written).__name__} again, {what}: {names}; a model with "
+                "modules of its own needs a class of its own"
+            )
+    return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers in the block."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _compare_tensors(written: nn.Module, reloaded: nn.Module) -> None:
+    """Every tensor that was to be written is there, exactly."""
+    expected, found = written.state_dict(), reloaded.state_dict()
+    if set(expected) != set(found):
+        names = sorted(set(expected) ^ set(found))[:5]
+        raise SavedModelDiffers(f"the saved model loads with other tensors than the policy's: {names}")
+    for name, tensor in expected.items():
+        other = found[name]
+        tensor = tensor.detach().cpu().to(other.dtype)
+        same = other.shape == tensor.shape and bool(torch.isclose(tensor, other, 0, 0, equal_nan=True).all())
+        if not same:
+            raise SavedModelDiffers(
+                f"{name} of the saved model loads with other values than the policy's; is it tied to another "
+                "tensor in one of the two?"
+            )
+
+
+def _compare_logits(live: Tensor, other: Tensor, what: str) -> None:
+    across = live.device != other.device
+    live, other = live.cpu(), other.cpu()
+    if live.shape != other.shape:
+        raise SavedModelDiffers(
+            f"logits of {what} have the shape {tuple(other.shape)}, expected the policy's {tuple(live.shape)}"
+        )
+    dtype = live.dtype if torch.finfo(live.dtype).bits <= torch.finfo(other.dtype).bits else other.dtype
+    live, other = live.double(), other.double()
+    spread = float(live.std(correction=0))
+    gap = (live - other).abs()
+    tolerance = (_ACROSS if across else _TOLERANCE).get(dtype)
+    size = float(gap.square().mean().sqrt() if tolerance is None else gap.max())
+    if size > (tolerance or _SIXTEEN_BITS) * max(spread, 1e-12):
+        raise SavedModelDiffers(
+            f"logits of {what} differ from the policy's by {size:.3g}, at a spread of {spread:.3g}"
+        )
+
+
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    ids = ids.to(device)
+    with eval_mode(list(model.modules())), torch.autocast(device.type, enabled=False):
+        found: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return found
+
+
+def _can_run(model: nn.Module) -> bool:
+    """Whether the model can be called in this process alone: its weights are not in parts elsewhere."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = any(isinstance(module, FSDPModule) for module in model.modules())
+    return not parts and not any(hasattr(parameter, "ds_id") for parameter in model.parameters())
