@@ -93,7 +93,7 @@ def _plain_load(written: Any, folder: Path) -> Any:
     """The model as ``AutoModelForCausalLM`` loads it; one with code of its own by its own class."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    options = {"local_files_only": True, "dtype": "auto", "output_loading_info": True}
+    options: dict[str, Any] = {"local_files_only": True, "dtype": "auto", "output_loading_info": True}
     with torch.random.fork_rng(devices=[]), _quiet():
         if type(written.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
             model, report = load_pretrained(AutoModelForCausalLM, folder, what="model", **options)
