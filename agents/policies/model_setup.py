@@ -44,8 +44,8 @@ def load_causal_lm(
 
     Raises:
         TypeError: if ``source`` is none of these.
-        ValueError: if the files lack weights, the config is an encoder-decoder's, or an adapter can't be put on
-            its base model or is refused; see ``textenv.agents.policies.adapters``.
+        ValueError: if the files lack weights, the config is an encoder-decoder's, or an adapter is refused or
+            can't be put on its base model; see ``textenv.agents.policies.adapters``.
         FileNotFoundError: if it names a model that ``textenv.tasks.fetch`` fetches, and it was not fetched.
     """
     if isinstance(source, nn.Module):
