@@ -25,6 +25,8 @@ from textenv.whole_weights import load_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MOST_LABELS = 20
+"""Labels that an error lists; a language model taken for a classifier has one for every token."""
 ACTIVATIONS = ("sigmoid", "softmax", "log-softmax")
 
 
@@ -186,7 +188,8 @@ class RewardModel(RewardTerm):
     def _label_index(self, label: str | int | None) -> int:
         """Index of the label that is the reward."""
         count, names = self._reader.labels
-        listed = ", ".join(f"{i}: {names.get(i, i)}" for i in range(count))
+        listed = ", ".join(f"{i}: {names.get(i, i)}" for i in range(min(count, MOST_LABELS)))
+        listed += ", ..." if count > MOST_LABELS else ""
         if label is None:
             if count > 1:
                 raise ValueError(

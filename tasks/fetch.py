@@ -45,7 +45,7 @@ def is_fetched() -> bool:
     """Whether the files are there and complete."""
     try:
         return json.loads((snippets_folder() / MARKER).read_text())["sha256"] == SHA256
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -51,7 +51,7 @@ def is_model_fetched(name: str = MODEL) -> bool:
     """Whether the model is in the cache, complete."""
     try:
         return json.loads((fetched_model(name) / MARKER).read_text())["sha256"] == SHA256
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

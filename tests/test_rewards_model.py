@@ -327,3 +327,15 @@ def test_bad_arguments_name_the_field() -> None:
     small = RewardModel(classifier(vocab_size=4, bos_token_id=0, eos_token_id=1, pad_token_id=2))
     with pytest.raises(ValueError, match=r"the model has 4 tokens, fewer than the policy's tokenizer \(11\)"):
         small.bind(vector_env())
+
+
+@pytest.mark.parametrize("label", [None, "nope", 60_000])
+def test_an_error_never_lists_fifty_thousand_labels(label: Any) -> None:
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    config = GPT2Config(
+        n_layer=1, n_embd=4, n_head=1, n_positions=8, vocab_size=8, num_labels=50_000, pad_token_id=0
+    )
+    with pytest.raises(ValueError, match=r"0: LABEL_0, .*19: LABEL_19, \.\.\.") as found:
+        RewardModel(GPT2ForSequenceClassification(config), label=label)
+    assert len(str(found.value)) < 600
