@@ -14,6 +14,7 @@ from torch import Tensor
 from textenv.agents.advantages import get_advantage
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.effects import Idle, unlike, unused_by
 from textenv.agents.losses import explained_variance, masked_center, ppo_value_loss
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
@@ -52,12 +53,29 @@ class ActorCriticConfig(PolicyGradientConfig):
         self.check(gae_lambda="[0, 1]", value_clip_range="> 0", value_coef=">= 0")
         get_advantage(self.advantage)
 
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        found = super().idle() | unused_by(self.advantage, self)
+        if not self.value_coef:
+            names = ("value_clip_range", "value_model", "value_head")
+            found |= self.changed(*names, because="with value_coef=0, which trains no critic")
+        if self.epochs * self.minibatches == 1 and self.value_clip_range is not None:
+            because = "with one optimizer step an iteration (epochs=1, minibatches=1)"
+            found |= self.changed("value_clip_range", because=because)
+        return found
+
 
 class ActorCriticAgent(PolicyGradientAgent):
     """Base of policy-gradient agents with a critic."""
 
     config: ActorCriticConfig
     critic = True
+
+    def idle(self) -> Idle:
+        """Settings without effect: the shape of a critic's head that the policy was given with."""
+        own = {"value_head": self.policy.head_kind}
+        because = f"on a policy that was made with head_kind={self.policy.head_kind!r}"
+        return super().idle() | unlike(self.config, own, own, because)
 
     def make_policy(self, model: Any) -> LanguagePolicy:
         """A policy with a critic."""

@@ -22,6 +22,7 @@ from textenv.agents.callbacks import make_callbacks
 from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.datasets import fitting
+from textenv.agents.effects import Idle, refuse_in, refuse_in_run
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
 from textenv.agents.fresh_start import starting
@@ -63,12 +64,10 @@ class Agent:
         tokenizer: by default the environment's.
         policy_kwargs: further arguments of the policy made around ``model``: ``lora``, ``device``, ...
         callbacks: objects with hooks, or plain functions ``(agent, metrics)``.
-        loggers: names ("rich", "wandb", "tensorboard") or objects; JSON lines are always written to
-            ``run_dir``.
+        loggers: names ("rich", "wandb", "tensorboard") or objects, beside the JSON lines in ``run_dir``.
         run_dir: folder of this run, None keeps nothing.
         metric_fn: further evaluation metrics, ``(prompts, completions, **columns) -> {name: float or list}``.
-        rollouts: who plays an online agent's episodes (``RayRollouts``, ``EngineRollouts``); None is the
-            agent's own process.
+        rollouts: who plays an online agent's episodes; None is the agent's own process.
 
     Raises:
         TypeError: if ``config`` is not of the agent's class.
@@ -154,14 +153,13 @@ class Agent:
             eps=config.adam_eps,
             kind=config.optimizer,
         )
+        steps, warm = self.planned_steps(), config.warmup_steps
         self.schedule = make_schedule(
-            self.optimizer,
-            config.lr_schedule,
-            total_steps=self.planned_steps(),
-            warmup_steps=config.warmup_steps,
+            self.optimizer, config.lr_schedule, total_steps=steps, warmup_steps=warm
         )
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.engine = start_engine(self)
+        refuse_in(self)
 
     # -- what an agent may supply ----------------------------------------------------------------------------
 
@@ -191,6 +189,10 @@ class Agent:
         """The module whose parameters the optimizer moves."""
         return self.policy
 
+    def idle(self) -> Idle:
+        """Settings without effect in its environment, on its data or model; see ``Config.idle``."""
+        return {}
+
     def planned_iterations(self) -> int:
         """Iterations of the training loop in the whole run."""
         raise NotImplementedError
@@ -212,8 +214,7 @@ class Agent:
         """One optimizer step on all rows of ``batch``; the gradient does not depend on how it is split.
 
         Raises:
-            Diverged: on a NaN or infinite loss or gradient, before the weights change; the episodes are
-                saved.
+            Diverged: on a NaN or infinite loss or gradient, before weights change; the episodes are saved.
         """
         self.gradient_tokens += int(batch.episodes.attention_mask.sum())
         return optimizer_step(self, batch)
@@ -297,6 +298,7 @@ class Agent:
 
     def learn(self) -> TrainResult:
         """Train to the end of the budget (from where a loaded agent stood)."""
+        refuse_in_run(self)
         started = time.perf_counter()
         self.history = earlier_rows(self.run_dir, self.iteration) if self.resumed else []
         self.evaluation = None
@@ -388,10 +390,7 @@ class Agent:
             self.policy.load_state_dict(self.policy_class.load(path).state_dict())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write model, heads, optimizer, counters and settings into the folder ``path``.
-
-        Every process calls it, and the main one writes.
-        """
+        """Write model, heads, optimizer, counters and settings into a folder; every process calls it."""
         save_agent(self, path)
 
     @classmethod

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from textenv.agents.base import Agent
 from textenv.agents.config import AgentConfig
+from textenv.agents.effects import Idle
 from textenv.agents.evaluation import Evaluation
 from textenv.agents.groups import check_groups, group_rows
 from textenv.agents.registry import register_agent
@@ -95,6 +96,14 @@ class BestOfNConfig(AgentConfig):
         """Check the ranges."""
         super().validate()
         self.check(n=">= 1")
+
+    def idle(self) -> Idle:
+        """Settings without effect: those of training, and of what is done every so often."""
+        names = (
+            *("learning_rate", "weight_decay", "adam_betas", "adam_eps", "optimizer", "max_grad_norm"),
+            *("lr_schedule", "warmup_steps", "eval_every", "checkpoint_every", "log_every"),
+        )
+        return super().idle() | self.changed(*names, because="on best-of-n, which trains nothing")
 
 
 @register_agent("best-of-n")

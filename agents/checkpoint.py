@@ -192,7 +192,7 @@ def load_agent(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> A
     kind = get_agent(trainer["agent"])
     if not issubclass(kind, cls):
         raise ValueError(f"{folder} holds a {kind.__name__}, expected a {cls.__name__}")
-    config = kwargs.pop("config", None) or kind.config_class.from_dict(trainer["config"])
+    config = kwargs.pop("config", None) or kind.config_class.from_saved(trainer["config"])
     policy = kind.policy_class.load(folder)
     agent = kind(policy, config=config, **kwargs)
     with agent.engine.whole(write=True):

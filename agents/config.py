@@ -10,8 +10,10 @@ import functools
 import inspect
 import textwrap
 import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
 from textenv.agents.config_types import (
@@ -24,7 +26,20 @@ from textenv.agents.config_types import (
     spell,
     wants_tuple,
 )
+from textenv.agents.effects import Idle, refuse
 from textenv.names import nearest, shown
+
+_loading: ContextVar[bool] = ContextVar("saved settings are being made", default=False)
+
+
+@contextmanager
+def _as_saved() -> Iterator[None]:
+    """Within the block settings are made as saved ones, which may be without effect."""
+    token = _loading.set(True)
+    try:
+        yield
+    finally:
+        _loading.reset(token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +63,7 @@ class Config:
 
     Raises:
         TypeError: if a value does not have its field's type.
-        ValueError: if a value is out of range.
+        ValueError: if a value is out of range, or has no effect beside the others.
     """
 
     def __post_init__(self) -> None:
@@ -65,9 +80,29 @@ class Config:
             if value is not given:
                 object.__setattr__(self, name, value)
         self.validate()
+        object.__setattr__(self, "_saved", _loading.get())
+        if not self.saved:
+            refuse(self, self.idle())
 
     def validate(self) -> None:
         """Check the ranges; a subclass calls ``super().validate()`` first and then ``self.check``."""
+
+    def idle(self) -> Idle:
+        """Settings that differ from their default and change nothing beside the others, and why.
+
+        A subclass adds its own to ``super().idle()``, by ``changed``.
+        """
+        return {}
+
+    def changed(self, *names: str, because: str) -> Idle:
+        """Those of the settings that differ from their default, each with the reason."""
+        defaults = {spec.name: _default(spec) for spec in fields(self)}
+        return {name: because for name in names if getattr(self, name) != defaults[name]}
+
+    def given(self) -> dict[str, Any]:
+        """The settings that differ from their default, by name."""
+        names = [spec.name for spec in fields(self)]
+        return {name: getattr(self, name) for name in self.changed(*names, because="")}
 
     def check(self, **ranges: str) -> None:
         """Check fields against ranges; None passes, for the type has already said whether it may be None.
@@ -97,25 +132,50 @@ class Config:
             TypeError: if it is no mapping.
             ValueError: if a key is no field; the error names the nearest one.
         """
+        cls._check_names(values)
+        return cls(**values)
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> Self:
+        """Like ``from_dict``, for settings of a checkpoint or of ``run.json``: they may be without effect.
+
+        Raises:
+            TypeError: if it is no mapping, or a value does not have its field's type.
+            ValueError: if a key is no field, or a value is out of range.
+        """
+        cls._check_names(values)
+        with _as_saved():
+            return cls(**values)
+
+    @property
+    def saved(self) -> bool:
+        """Whether they, or those that they were made of by ``replace``, are from ``from_saved``."""
+        return bool(getattr(self, "_saved", False))
+
+    def replace(self, **changes: Any) -> Self:
+        """The same settings with some changed, checked again.
+
+        Raises:
+            ValueError: if a name is no field (the error names the nearest one), or a changed setting has no
+                effect, or another one has lost its.
+        """
+        self._check_names(changes)
+        if not self.saved:
+            return replace(self, **changes)
+        with _as_saved():
+            made = replace(self, **changes)
+        before = self.idle().keys() - changes.keys()
+        refuse(made, {name: why for name, why in made.idle().items() if name not in before})
+        return made
+
+    @classmethod
+    def _check_names(cls, values: Mapping[str, Any]) -> None:
         if not isinstance(values, Mapping):
             raise TypeError(f"{cls.__name__} must be made of settings by name, got {shown(values)}")
         names = [spec.name for spec in fields(cls)]
         for key in values:
             if key not in names:
                 raise ValueError(f"{cls.__name__} has no setting {key!r}; {nearest(key, names)}")
-        return cls(**values)
-
-    def replace(self, **changes: Any) -> Self:
-        """The same settings with some changed, checked again.
-
-        Raises:
-            ValueError: if a name is no field; the error names the nearest one.
-        """
-        names = [spec.name for spec in fields(self)]
-        for key in changes:
-            if key not in names:
-                raise ValueError(f"{type(self).__name__} has no setting {key!r}; {nearest(key, names)}")
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +320,10 @@ class OfflineConfig(AgentConfig):
         if self.steps is not None:
             return self.steps
         return (self.epochs or 1) * -(-rows // self.batch_size)
+
+
+def _default(spec: Field[Any]) -> Any:
+    return spec.default if spec.default_factory is MISSING else spec.default_factory()
 
 
 @functools.cache

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from textenv.agents.batch import TrainingBatch
 from textenv.episodes import EpisodeBatch
 from textenv.messages import OPTION_COLUMNS
 from textenv.model_checks import check_holds
@@ -14,6 +16,13 @@ from textenv.preferences import PreferenceBatch
 
 if TYPE_CHECKING:
     from textenv.records import Records
+
+
+def is_tokens(dataset: Any) -> bool:
+    """Whether a data set is tokens already, so that nothing is read, tokenized or cut."""
+    if isinstance(dataset, Mapping):
+        return all(map(is_tokens, dataset.values()))
+    return isinstance(dataset, EpisodeBatch | PreferenceBatch | TrainingBatch)
 
 
 def as_episodes(dataset: Any, tokenizer: Any, *, need_rewards: bool = False) -> EpisodeBatch:

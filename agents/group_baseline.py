@@ -12,6 +12,7 @@ from torch import Tensor
 
 from textenv.agents.advantages import get_advantage, group_moments
 from textenv.agents.batch import TrainingBatch
+from textenv.agents.effects import Idle, unused_by
 from textenv.agents.groups import check_groups, check_whole_groups
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
@@ -39,6 +40,10 @@ class GroupBaselineConfig(PolicyGradientConfig):
         get_advantage(self.estimator)
         if self.samples_per_prompt is not None:
             check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)
+
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        return super().idle() | unused_by(self.estimator, self)
 
     @property
     def estimator(self) -> str:

@@ -16,6 +16,7 @@ from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_episodes
+from textenv.agents.effects import Idle, unlike
 from textenv.agents.evaluation import Evaluation as Played
 from textenv.agents.ilql_losses import (
     ilql_awac_loss,
@@ -77,6 +78,11 @@ class ILQLConfig(OfflineConfig):
             decode_beta=">= 0",
             decode_top_k=">= 0",
         )
+
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        found = super().idle()
+        return found if self.awac_coef else found | self.changed("awac_beta", because="with awac_coef=0")
 
 
 class ILQLPolicy(LanguagePolicy):
@@ -176,6 +182,13 @@ class ILQL(OfflineAgent):
             seed=cfg.seed,
             **self.policy_kwargs,
         )
+
+    def idle(self) -> Idle:
+        """Settings of heads and decoding that the policy was given with."""
+        policy = self.policy
+        own = {"num_q": policy.heads.num_q, "head": policy.heads.kind, "decode_beta": policy.beta}
+        own["decode_top_k"] = policy.decoding.top_k
+        return super().idle() | unlike(self.config, own, own, "on an ILQLPolicy, which was made with its own")
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
         """Episodes with rewards; preference pairs count +1 and -1."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from textenv import scoring as scorer
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
+from textenv.agents.effects import Idle, unlike
 from textenv.agents.losses import masked_sum
 from textenv.agents.outcome import kl_row
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -51,6 +52,14 @@ class NLPOConfig(PPOConfig):
                 "kl_placement must be 'reward': NLPO's loss sees the masked distributions, the KL is of the "
                 f"whole ones; got {self.kl_placement!r}"
             )
+
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        found = super().idle()
+        if self.mask_top_p == 1:
+            names = ("mask_min_tokens", "mask_update_iterations")
+            found |= self.changed(*names, because="with mask_top_p=1, which masks nothing")
+        return found
 
 
 class NucleusPolicy(LanguagePolicy):
@@ -143,6 +152,17 @@ class NLPO(PPO):
                 f"NLPO's KL penalty is scored after the rollout, but {names} changes rewards in every step; "
                 "write it as a reward term, or set kl_coef=0"
             )
+
+    def idle(self) -> Idle:
+        """Settings of a mask that holds every token, or that the policy was given with."""
+        cfg, nucleus, size = self.config, self.policy.nucleus, self.policy.vocab_size
+        found = super().idle()
+        if cfg.mask_top_p < 1 and nucleus.min_tokens >= size:
+            names = ("mask_top_p", "mask_min_tokens", "mask_update_iterations")
+            because = f"with mask_min_tokens={nucleus.min_tokens} of {size} tokens: nothing is masked"
+            found |= cfg.changed(*names, because=because)
+        own = {"mask_top_p": nucleus.top_p, "mask_min_tokens": nucleus.min_tokens}
+        return found | unlike(cfg, own, own, "on a NucleusPolicy, which was made with its own")
 
     def evaluate_old(self, episodes: EpisodeBatch) -> Evaluation:
         """Log-probs under the mask, and values."""

@@ -14,12 +14,13 @@ from torch import Tensor
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OnlineConfig
+from textenv.agents.effects import Idle
 from textenv.agents.groups import SampleChooser, check_whole_groups, group_rows
 from textenv.agents.losses import masked_mean, masked_sum
 from textenv.agents.outcome import kl_row
-from textenv.agents.preferences.agents import Responses, reward_stats
+from textenv.agents.preferences.agents import Responses, idle_smoothing, reward_stats
 from textenv.agents.preferences.data import PairedBatch
-from textenv.agents.preferences.losses import SMOOTHED, DPOKind, dpo_loss, response_log_probs
+from textenv.agents.preferences.losses import DPOKind, dpo_loss, response_log_probs
 from textenv.agents.registry import register_agent
 from textenv.agents.task_scores import task_scores
 from textenv.episodes import EpisodeBatch
@@ -41,7 +42,7 @@ class OnlineDPOConfig(OnlineConfig):
     """Share of preferences taken to be wrong."""
 
     def validate(self) -> None:
-        """Check the ranges, that whole groups fill the minibatches, and that the loss takes the smoothing."""
+        """Check the ranges, and that whole groups fill the minibatches."""
         super().validate()
         self.check(beta="> 0", samples_per_prompt=">= 2", label_smoothing="[0, 0.5)")
         check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)
@@ -50,11 +51,10 @@ class OnlineDPOConfig(OnlineConfig):
             raise ValueError(
                 f"minibatches must be <= the {pairs} pairs of an iteration, got {self.minibatches}"
             )
-        if self.label_smoothing and self.loss not in SMOOTHED:
-            raise ValueError(
-                f"label_smoothing needs loss to be one of {list(SMOOTHED)}, got {self.loss!r} "
-                f"with label_smoothing={self.label_smoothing}"
-            )
+
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        return super().idle() | idle_smoothing(self.loss, self.label_smoothing)
 
 
 @register_agent("online-dpo")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,6 +21,7 @@ from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch, rows_of_step
 from textenv.agents.config import OnlineConfig
 from textenv.agents.datasets import as_demonstrations
+from textenv.agents.effects import Idle, idle_beside_kl, idle_in_policy_gradient
 from textenv.agents.evaluation import Evaluation
 from textenv.agents.importance import importance_weights
 from textenv.agents.losses import (
@@ -120,10 +121,10 @@ class PolicyGradientConfig(OnlineConfig):
             ema_decay="[0, 1)",
         )
         get_aggregation(self.aggregation)
-        defaults = {spec.name: spec.default for spec in fields(self)}
-        for name in ("clip_range_high", "dual_clip", "ratio_level"):
-            if self.clip_range is None and getattr(self, name) != defaults[name]:
-                raise ValueError(f"{name} needs clip_range, got {name}={getattr(self, name)!r} without one")
+
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        return super().idle() | idle_in_policy_gradient(self)
 
 
 class PolicyGradientAgent(OnlineAgent):
@@ -198,7 +199,7 @@ class PolicyGradientAgent(OnlineAgent):
         self.score_std = RunningStd()
         self.loss_kl_coef = cfg.kl_coef if cfg.kl_placement == "loss" else 0.0
         self.envs.unwrapped.bind(self.policy)
-        penalised = bool(kl_wrappers(self.envs))
+        self.paid_kl = penalised = bool(kl_wrappers(self.envs))
         if cfg.kl_coef or penalised:
             self.reference = self.policy.reference()
         if cfg.kl_coef and cfg.kl_placement == "reward" and not penalised:
@@ -207,6 +208,10 @@ class PolicyGradientAgent(OnlineAgent):
             )
             self.envs = term.wrap(self.envs)
         self.average = None if cfg.ema_decay is None else WeightAverage(self.policy, cfg.ema_decay)
+
+    def idle(self) -> Idle:
+        """Settings of a KL penalty that the environment pays by one of its own."""
+        return super().idle() | (idle_beside_kl(self.config) if self.paid_kl else {})
 
     @property
     def adapts_loss(self) -> bool:
@@ -383,8 +388,7 @@ class PolicyGradientAgent(OnlineAgent):
 
     def state_tensors(self) -> dict[str, Tensor]:
         """With an average: the weights in training, for the policy's files hold the averaged ones."""
-        own = {} if self.average is None else self.average.state_tensors()
-        return {**super().state_tensors(), **own}
+        return super().state_tensors() | ({} if self.average is None else self.average.state_tensors())
 
     def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Restore what ``state_values`` and ``state_tensors`` gave."""
@@ -394,4 +398,3 @@ class PolicyGradientAgent(OnlineAgent):
             self.loss_kl_coef = values.get("loss_kl_coef", self.loss_kl_coef)  # the oldest have none
         if self.average is not None:
             self.average.load(tensors)
-            self.policy.invalidate()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from textenv.agents.advantages import discounted_sums, get_advantage
 from textenv.agents.batch import TrainingBatch
+from textenv.agents.effects import Idle, unused_by
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
@@ -137,6 +138,10 @@ class ReinforcePlusPlusConfig(PolicyGradientConfig):
         """Check the estimator's name."""
         super().validate()
         get_advantage(self.advantage)
+
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        return super().idle() | unused_by(self.advantage, self)
 
 
 @register_agent("reinforce++")

@@ -18,6 +18,7 @@ from textenv.agents.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
+    from textenv.agents.config import AgentConfig
 
 FREE_TO_CHANGE = frozenset(
     {
@@ -124,6 +125,48 @@ def _choose(agent: Agent, folder: RunFolder, missing: str) -> tuple[Path | None,
     return found, problems
 
 
+def settings_to_resume(
+    cls: type[Agent], run_dir: str | os.PathLike[str], config: AgentConfig | None, changes: Mapping[str, Any]
+) -> AgentConfig | None:
+    """Settings to go on with a run by: those given now, and the newest checkpoint's for the rest.
+
+    Args:
+        cls: the agent's class.
+        run_dir: folder of the run.
+        config: settings given now, as far as they differ from their default; None gives none.
+        changes: further ones, by name.
+
+    Returns:
+        None if there is no checkpoint with settings of this class.
+
+    Raises:
+        ValueError: for a setting given now that is unknown, out of range or without effect.
+    """
+    saved = None
+    for _, folder in reversed(RunFolder(run_dir).step_folders()):
+        try:
+            saved = cls.config_class.from_saved(read_trainer(folder)["config"])
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+        ):  # damaged, or another agent's: told when it is read
+            continue
+        break
+    if saved is None:
+        return None
+    given: dict[str, Any] = {**({} if config is None else config.given()), **changes}
+    for pair in (("iterations", "total_episodes"), ("steps", "epochs")):
+        # Two ways to say one thing: the one given now replaces the other.
+        if not all(hasattr(saved, name) for name in pair):
+            continue
+        for name, other in (pair, pair[::-1]):
+            if given.get(name) is not None and other not in given:
+                given[other] = None
+    return saved.replace(**given)
+
+
 def check_same_run(agent: Agent, trainer: Mapping[str, Any], path: Path) -> None:
     """Refuse to go on with another agent, other settings or other data than the checkpoint's.
 
@@ -135,7 +178,7 @@ def check_same_run(agent: Agent, trainer: Mapping[str, Any], path: Path) -> None
         raise ValueError(f"{path} is of the agent {trainer['agent']!r}, expected {name!r}")
     free = FREE_TO_CHANGE | (set() if agent.online else {"epochs"})
     # Through the settings' class: settings that came later than the checkpoint get their defaults.
-    own, saved = agent.config.to_dict(), type(agent.config).from_dict(trainer["config"]).to_dict()
+    own, saved = agent.config.to_dict(), type(agent.config).from_saved(trainer["config"]).to_dict()
     differ = [key for key in own if key not in free and own[key] != saved[key]]
     if differ:
         listed = ", ".join(f"{key}={saved[key]!r} (got {own[key]!r})" for key in differ)

@@ -17,6 +17,7 @@ from torch import Tensor
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OnlineConfig
+from textenv.agents.effects import Idle
 from textenv.agents.groups import SampleChooser, check_whole_groups
 from textenv.agents.losses import sft_loss
 from textenv.agents.outcome import mean_row
@@ -57,12 +58,18 @@ class RFTConfig(OnlineConfig):
             end_percentile="[0, 1]",
             generations_kept=">= 1",
         )
-        if self.end_percentile < self.start_percentile:
+        if self.improve_steps > 1 and self.end_percentile < self.start_percentile:
             raise ValueError(
                 f"end_percentile must be >= start_percentile ({self.start_percentile}), "
                 f"got {self.end_percentile}"
             )
         check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)
+
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        last = self.changed("end_percentile", because="with improve_steps=1, where start_percentile counts")
+        differs = self.improve_steps == 1 and self.end_percentile != self.start_percentile
+        return super().idle() | (last if differs else {})
 
     def percentile(self, step: int) -> float:
         """The quantile of improve step 0, 1, ..."""

@@ -98,7 +98,8 @@ def train(
             ``trust_remote_code`` holds for all that is loaded: tokenizer, references and reward models, too.
         run_dir: folder for metrics, samples and checkpoints; None leaves no files.
         resume: go on with the run in ``run_dir`` from its newest whole checkpoint; everything else is given
-            as it was at first. "auto" starts anew where there is none, so one command serves both.
+            as it was at first, but for settings of the agent: those that are not given are the checkpoint's.
+            "auto" starts anew where there is none, so one command serves both.
         loggers: see ``textenv.agents.loggers.registry.make_loggers``.
         callbacks: see ``textenv.agents.callbacks.make_callbacks``.
         metric_fn: further evaluation metrics, see ``textenv.agents.evaluation.evaluate``.
@@ -120,7 +121,7 @@ def train(
         ...     "ppo", "gpt2", prompts=["Once upon a time"], reward=short
         ... )
     """
-    from textenv.agents.resume import resume_agent
+    from textenv.agents.resume import resume_agent, settings_to_resume
     from textenv.tasks.make import make_vec_env
     from textenv.tasks.prompts import load_tokenizer
     from textenv.tasks.stop_tokens import generation_ends
@@ -151,6 +152,11 @@ def train(
         shared["tokenizer"] = tokenizer
     shared.setdefault("model_stop_token_ids", generation_ends(model))
 
+    if seed is not None:
+        config_overrides["seed"] = seed
+    if folder is not None and resume:
+        kept = settings_to_resume(cls, folder.path, config, config_overrides)
+        config, config_overrides = (config, config_overrides) if kept is None else (kept, {})
     group, eval_group = _group_sizes(cls, config, config_overrides)
     shared.setdefault("samples_per_prompt", group)
     # The evaluation's environment comes first: reward terms that both share end up bound to the training's.
@@ -170,8 +176,6 @@ def train(
             dataset = _dataset_of(task, data, preferences=getattr(cls, "from_preferences", False))
     if folder is not None and eval_envs is not None:
         callbacks = [*callbacks, BestCheckpoint()]
-    if seed is not None:
-        config_overrides["seed"] = seed
     pieces = {
         "envs": envs,
         "dataset": dataset,

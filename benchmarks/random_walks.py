@@ -3,9 +3,10 @@
     python -m benchmarks.random_walks --agent ppo --seeds 5 [--graph-seed 1000] [--json FILE]
     python -m benchmarks.random_walks --all --seeds 5 [--starts FOLDER]
 
-Online agents start from a language model pretrained briefly on the 1,000 walks, offline ones from random
-weights. The figures are expected values of the sampling policy (no sampling noise), see
-``textenv.tasks.walk_values``.
+Online agents and some offline ones (``FINE_TUNED``) start from a language model pretrained briefly on the
+1,000 walks, the other offline ones from random weights. ``CONFIGS`` is where the settings of the walks live;
+studies, configuration files and examples hold the same, which a test checks. The figures are expected values
+of the sampling policy (no sampling noise), see ``textenv.tasks.walk_values``.
 """
 
 from __future__ import annotations
@@ -59,11 +60,17 @@ _GROUPED = {**_CLIPPED, "samples_per_prompt": 7}
 _CRITIC: dict[str, Any] = {
     # What follows the goal earns nothing: a discount makes the end of the text better than more text.
     "gamma": 0.95,
-    "whiten_min_std": 0.3,
     "value_coef": 1.2,
     "value_head": "mlp",
 }
-_PPO = {**_ONLINE, "epochs": 4, "minibatches": 2, "adam_betas": (0.9, 0.999), **_CRITIC}
+_PPO = {
+    **_ONLINE,
+    "epochs": 4,
+    "minibatches": 2,
+    "adam_betas": (0.9, 0.999),
+    "whiten_min_std": 0.3,
+    **_CRITIC,
+}
 _LOGGED: dict[str, Any] = {"lr_schedule": "cosine", "batch_size": 100, "steps": 200}
 # 50 pairs are 100 episodes.
 _PAIRS: dict[str, Any] = {**_LOGGED, "batch_size": 50, "learning_rate": 1e-4}
@@ -131,6 +138,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 FINE_TUNED = ("dpo", "kto", "orpo", "simpo", "cpo", "rwr")
 """Offline agents that begin with the pretrained model: what they learn is a change of it."""
+
+
+def begins_pretrained(name: str) -> bool:
+    """Whether an agent begins with the pretrained model; else with random weights."""
+    return get_agent(name).online or name in FINE_TUNED
 
 
 def new_model(task: Any, seed: int) -> Any:
@@ -215,7 +227,7 @@ def run(
         agent = cls(model, envs=envs, config=config, callbacks=[curve])
     else:
         agent = cls(
-            pretrained(graph_seed, seed, starts) if name in FINE_TUNED else new_model(task, seed),
+            pretrained(graph_seed, seed, starts) if begins_pretrained(name) else new_model(task, seed),
             dataset=task.demonstrations,
             tokenizer=task.tokenizer,
             config=config,
@@ -249,7 +261,7 @@ def measure(name: str, graph_seed: int, seeds: Sequence[int], **options: Any) ->
         "agent": name,
         "graph_seed": graph_seed,
         "settings": {**CONFIGS.get(name, {}), **options["overrides"]},
-        "pretraining": PRETRAINING if get_agent(name).online or name in FINE_TUNED else None,
+        "pretraining": PRETRAINING if begins_pretrained(name) else None,
         "optimality": {"mean": statistics.mean(scores), "min": min(scores), "per_seed": scores},
         **{cost: statistics.mean(one[cost] for one in runs) for cost in COSTS},
         "seconds": [one["seconds"] for one in runs],
@@ -317,8 +329,19 @@ def _print_all(found: Sequence[dict[str, Any]], graph_seed: int) -> None:
     columns = ["agent", "mean [95 %]", "worst", *(cost.replace("_", " ") for cost in COSTS), "seconds"]
     seeds = len(found[0]["runs"])
     title = f"random walks, graph seed {graph_seed}, exact optimality, {seeds} agent seeds"
-    note = "Online agents begin after next-token pretraining on the walks, offline ones from random weights."
-    print_table(title, columns, rows, note)
+    print_table(title, columns, rows, starts_note([result["agent"] for result in found]))
+
+
+def starts_note(names: Sequence[str]) -> str:
+    """What these agents start from, in a sentence or two."""
+    fresh = [name for name in names if not begins_pretrained(name)]
+    pretrained_ones = [name for name in names if begins_pretrained(name)]
+    parts = []
+    if pretrained_ones:
+        parts.append(f"After next-token pretraining on the walks begin: {', '.join(pretrained_ones)}.")
+    if fresh:
+        parts.append(f"From random weights begin: {', '.join(fresh)}.")
+    return " ".join(parts)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """PPO finds shortest paths: a small language model, pretrained on random walks, learns to walk straight.
 
-python examples/ppo_random_walks.py                        # 2,800 episodes, a minute or two on one core
+python examples/ppo_random_walks.py                        # 2,800 episodes, some minutes on one core
 python examples/ppo_random_walks.py --episodes 140 --pretraining 5
 """
 
@@ -12,7 +12,7 @@ from textenv.tasks.walk_values import exact_optimality
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--episodes", type=int, default=2800, help="a multiple of 140 (default: %(default)s)")
-parser.add_argument("--pretraining", type=int, default=400, help="steps on the walks (default: %(default)s)")
+parser.add_argument("--pretraining", type=int, default=1000, help="steps on the walks (default: %(default)s)")
 parser.add_argument("--graph-seed", type=int, default=1000, help="(default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 args = parser.parse_args()

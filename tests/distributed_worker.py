@@ -241,8 +241,9 @@ def unlike_lengths(folder: Path) -> dict[str, Any]:
         def __call__(self, agent: Any, metrics: Any) -> None:
             agent.policy.set_logits_processor(end)
 
-    changes = {"env_kwargs": {"max_new_tokens": 64}, "iterations": 3, "stop_at_kl": None, "ptx_coef": 0.0}
-    result = train(**arguments("ppo", callbacks=[Ends()], **changes))
+    changes = {"env_kwargs": {"max_new_tokens": 64}, "iterations": 3, "stop_at_kl": None}
+    plain = {"dataset": None, "ptx_coef": 0.0, "ptx_batch_size": 32}
+    result = train(**arguments("ppo", callbacks=[Ends()], **changes, **plain))
     return {"lengths": [row["episode/length"] for row in result.history], "steps": result.optimizer_steps}
 
 

@@ -77,6 +77,8 @@ def arguments(kind: str) -> dict[str, Any]:
             del shared[name]
         pairs = [{"prompt": "ab", "chosen": text, "rejected": text + "h"} for text in ("ab", "c", "dea")]
         shared |= {"dataset": pairs * 2, "steps": STEPS, "batch_size": 4}
+        if given["agent"] == "reward-model":
+            del shared["eval_episodes"]
     elif given["agent"] in ("ppo", "reinforce", "grpo"):
         shared |= {"prompts": ["a", "bc", "def"], "iterations": STEPS, "episodes_per_iteration": 6}
         shared |= {"epochs": 2, "minibatches": 2}

@@ -208,7 +208,8 @@ def test_with_all_tokens_in_the_nucleus_it_is_ppo() -> None:
     shared = {"iterations": 2, "episodes_per_iteration": 16, "learning_rate": 1e-2}
     plain = PPO(sharp_model(dtype=torch.float64), envs=make_envs(), config=PPOConfig(**shared))
     plain.learn()
-    agent = make(sharp_model(dtype=torch.float64), **shared, epochs=4, minibatches=4, mask_top_p=1.0)
+    unmasked = {"mask_top_p": 1.0, "mask_min_tokens": 100}
+    agent = make(sharp_model(dtype=torch.float64), **shared, epochs=4, minibatches=4, **unmasked)
     agent.learn()
     ours = agent.policy.model.state_dict()
     assert all(torch.allclose(v, ours[k], atol=1e-6) for k, v in plain.policy.model.state_dict().items())

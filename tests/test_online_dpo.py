@@ -223,7 +223,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
         ({"episodes_per_iteration": 15}, r"a multiple of samples_per_prompt \(2\), got 15"),
         ({"episodes_per_iteration": 8, "minibatches": 5}, "minibatches must be <= the 4 pairs"),
         ({"loss": "kto"}, "loss must be one of"),
-        ({"label_smoothing": 0.1}, "label_smoothing needs loss to be one of"),
+        ({"label_smoothing": 0.1}, "label_smoothing has no effect with loss='sigmoid', only with one of"),
         ({"beta": 0.0}, "beta must be > 0"),
     ],
 )

@@ -340,8 +340,9 @@ def test_training_stops_early_at_a_kl() -> None:
 def test_the_pretraining_mixture_keeps_the_text_likely_and_counts_once_a_step() -> None:
     text = EpisodeBatch.from_ids([[0]] * 4, [[1, 2, 3, 2]] * 4)
     kept = {}
-    for coefficient in (0.0, 1.0):
-        agent = make(dataset=text, ptx_coef=coefficient, ptx_batch_size=2, iterations=6, kl_coef=0.0)
+    mixture = {"dataset": text, "ptx_coef": 1.0, "ptx_batch_size": 2}
+    for coefficient, given in ((0.0, {}), (1.0, mixture)):
+        agent = make(iterations=6, kl_coef=0.0, **given)
         agent.learn()
         kept[coefficient] = float(agent.policy.log_prob(text)[0].sum())
     assert kept[1.0] > kept[0.0] + 1.0

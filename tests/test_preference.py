@@ -351,7 +351,9 @@ def test_responses_of_one_kind_or_without_actions_are_refused() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"label_smoothing needs loss to be one of \['cdpo', 'robust'\]"):
+    with pytest.raises(
+        ValueError, match=r"label_smoothing has no effect.*only with one of \['cdpo', 'robust'\]"
+    ):
         DPOConfig(label_smoothing=0.1)
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 0.5\), got 0.5"):
         DPOConfig(loss="cdpo", label_smoothing=0.5)

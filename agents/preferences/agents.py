@@ -11,6 +11,8 @@ from torch import Tensor
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
+from textenv.agents.datasets import is_tokens
+from textenv.agents.effects import Idle
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.parallel.shares import spread
 from textenv.agents.preferences.data import PairedBatch, as_labelled, as_pairs, mismatched
@@ -52,6 +54,14 @@ class ReferenceConfig(PreferenceConfig):
     """Score all data with the reference once, before the first step, instead of in every step."""
 
 
+def idle_smoothing(kind: DPOKind, smoothing: float) -> Idle:
+    """Of ``loss`` and ``label_smoothing``, what has no effect without the other."""
+    if smoothing and kind not in SMOOTHED:
+        return {"label_smoothing": f"with loss={kind!r}, only with one of {list(SMOOTHED)}"}
+    plain = kind in SMOOTHED and not smoothing
+    return {"loss": "without label_smoothing, where it is 'sigmoid'"} if plain else {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig(ReferenceConfig):
     """Settings of DPO."""
@@ -62,14 +72,13 @@ class DPOConfig(ReferenceConfig):
     """Share of preferences taken to be wrong."""
 
     def validate(self) -> None:
-        """Check the ranges, and that the loss takes label smoothing."""
+        """Check the ranges."""
         super().validate()
         self.check(label_smoothing="[0, 0.5)")
-        if self.label_smoothing and self.loss not in SMOOTHED:
-            raise ValueError(
-                f"label_smoothing needs loss to be one of {list(SMOOTHED)}, got {self.loss!r} "
-                f"with label_smoothing={self.label_smoothing}"
-            )
+
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        return super().idle() | idle_smoothing(self.loss, self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +174,13 @@ class PreferenceAgent(OfflineAgent):
     dataset: PairedBatch
     has_reference: ClassVar[bool] = True
     """Whether the loss measures against a reference."""
+    of_tokens: bool = False
+    """Whether the data set was given as tokens."""
+
+    def idle(self) -> Idle:
+        """Settings without effect on the data."""
+        because = "on data that are tokens already"
+        return super().idle() | (self.config.changed("max_length", because=because) if self.of_tokens else {})
 
     def setup(self) -> None:
         """Take the reference, if the loss wants one."""
@@ -200,6 +216,7 @@ class PairAgent(PreferenceAgent):
 
     def load_dataset(self, dataset: Any) -> PairedBatch:
         """Pairs of whatever was given; see ``textenv.agents.preferences.data.as_pairs``."""
+        self.of_tokens = is_tokens(dataset)
         if isinstance(dataset, PairedBatch):
             return PairedBatch(dataset.episodes, dict(dataset.tensors))
         return PairedBatch.of_pairs(as_pairs(dataset, self.tokenizer, max_length=self.config.max_length))
@@ -320,6 +337,7 @@ class KTO(PreferenceAgent):
 
     def load_dataset(self, dataset: Any) -> PairedBatch:
         """Responses, each beside its prompt with a response to another one, for the divergence estimate."""
+        self.of_tokens = is_tokens(dataset)
         if isinstance(dataset, PairedBatch):
             return PairedBatch(dataset.episodes, dict(dataset.tensors))
         episodes, desirable = as_labelled(dataset, self.tokenizer, max_length=self.config.max_length)

@@ -15,6 +15,8 @@ from torch import Tensor
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.config import OfflineConfig
+from textenv.agents.datasets import is_tokens
+from textenv.agents.effects import Idle, unlike
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.parallel import distributed
 from textenv.agents.registry import register_agent
@@ -67,6 +69,11 @@ class RewardModelConfig(OfflineConfig):
             token_dropout="[0, 1)",
             max_length=">= 1",
         )
+
+    def idle(self) -> Idle:
+        """Settings without effect."""
+        because = "on a reward model, which is evaluated on all of its held-out data"
+        return super().idle() | self.changed("eval_episodes", because=because)
 
 
 @register_agent("reward-model")
@@ -138,12 +145,27 @@ class RewardModelAgent(OfflineAgent):
             **self.policy_kwargs,
         )
 
+    def idle(self) -> Idle:
+        """Settings without effect on the data, or that the scorer was given with."""
+        cfg, scorer, found = self.config, self.policy, super().idle()
+        if self.of_tokens:
+            found |= cfg.changed("max_length", because="on data that are tokens already")
+        if not self.dataset.pairs:
+            found |= cfg.changed("pair_coef", "centering_coef", because="on data without pairs")
+        if not self.dataset.rated:
+            found |= cfg.changed("rating_coef", because="on data without ratings")
+        if cfg.dropout and not any(isinstance(module, torch.nn.Dropout) for module in scorer.model.modules()):
+            found |= cfg.changed("dropout", because="on a model without dropout layers")
+        own = {"heads": scorer.heads, "append_eos": scorer.append_eos, "dropout": scorer.dropout}
+        return found | unlike(cfg, own, own, "on a Scorer, which was made with its own")
+
     def load_dataset(self, dataset: Any) -> RewardBatch:
         """Pairs and ratings of whatever was given; every text ends as the scorer reads it.
 
         Raises:
             ValueError: if a text is longer than the model's positions; see ``as_reward_batch``.
         """
+        self.of_tokens = is_tokens(dataset)
         tokenizer = self.policy.tokenizer
         batch = as_reward_batch(dataset, tokenizer, max_length=self.config.max_length)
         eos = None if tokenizer is None else tokenizer.eos_token_id

@@ -11,7 +11,8 @@ from typing import Any
 from textenv.agents.config import Config
 from textenv.agents.json_files import read_object
 from textenv.agents.redaction import masked
-from textenv.agents.study.config import START, StudyConfig
+from textenv.agents.registry import get_agent
+from textenv.agents.study.config import START, AgentSetup, StudyConfig
 from textenv.atomic import atomic_file
 
 RESULT = "result.json"
@@ -137,6 +138,26 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
         elif mine != theirs:
             found.append(f"{prefix}{name}: {mine!r}, now {theirs!r}")
     return found
+
+
+def without_idle(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without those of the agent's settings that have no effect, which older studies may hold.
+
+    >>> made_from = {"agent": {"agent": "grpo", "settings": {"gamma": 0.9, "epochs": 2}}, "kl_coef": None}
+    >>> without_idle(made_from)["agent"]["settings"]
+    {'epochs': 2}
+    """
+    agent = dict(made_from.get("agent") or {})
+    settings = agent.pop("settings", {})
+    try:
+        setup = AgentSetup(**agent)
+        name, coef = setup.kl_field(), made_from.get("kl_coef")
+        beside = {} if coef is None or name is None else {name: coef}
+        idle = get_agent(setup.agent or "").config_class.from_saved({**settings, **beside}).idle()
+    except (TypeError, ValueError):  # no agent, or one or a setting that is not there any more
+        return dict(made_from)
+    kept = {key: value for key, value in settings.items() if key not in idle}
+    return {**made_from, "agent": {**agent, "settings": kept} if kept else agent}
 
 
 def write_json(path: Path, content: Any) -> None:

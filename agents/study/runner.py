@@ -20,7 +20,16 @@ from textenv.agents.redaction import masked
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.study.checks import check_cells
 from textenv.agents.study.config import StudyConfig
-from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, differences, identity, plan, write_json
+from textenv.agents.study.plan import (
+    IDENTITY,
+    RESULT,
+    RunSpec,
+    differences,
+    identity,
+    plan,
+    without_idle,
+    write_json,
+)
 from textenv.agents.study.run import Study, perform
 from textenv.agents.user_code import import_module_or_file, import_rewards
 from textenv.pretrained import trusting
@@ -171,7 +180,8 @@ def _check_same(study: Study, specs: Sequence[RunSpec], *, overwrite: bool) -> N
         path = folder / IDENTITY
         if not path.exists():
             continue
-        changed = differences(masked(read_object(path)), identity(study.config, spec))
+        found = masked(read_object(path))
+        changed = differences(without_idle(found), without_idle(identity(study.config, spec)))
         if not changed:
             continue
         if not overwrite:
