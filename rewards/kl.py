@@ -194,9 +194,15 @@ class KLPenalty(RewardTerm):
     # -- policy and reference ------------------------------------------------------------------------------
 
     def bind(self, env: Any) -> None:
-        """Join an environment; its bound policy is asked later, when there is one."""
+        """Join an environment; its bound policy is asked later, when there is one.
+
+        Raises:
+            ValueError: if the reference is no causal LM, or has too few tokens or positions for the texts.
+        """
         super().bind(env)
         self._env = env
+        if isinstance(self.reference, nn.Module) and hasattr(self.reference, "config"):
+            self._check_reference(self.reference, env.legality.vocab_size, env.max_length)
 
     def prepare(self, env: Any, scoring: str) -> None:
         """Refuse an episode that could not be scored.
@@ -278,8 +284,12 @@ class KLPenalty(RewardTerm):
                 self._loaded = model.requires_grad_(False).eval().to(episodes.device)
             found = self._loaded
         if isinstance(found, nn.Module) and hasattr(found, "config"):
-            check_causal_lm(found, "kl: the reference")
             vocabulary = int(episodes.sampling.get("vocab_size", 1))
             length = int(episodes.lengths.max()) if len(episodes) else 0
-            check_size(found, "kl: the reference", vocab_size=vocabulary, length=length)
+            self._check_reference(found, vocabulary, length)
         return found
+
+    @staticmethod
+    def _check_reference(model: nn.Module, vocab_size: int, length: int) -> None:
+        check_causal_lm(model, "kl: the reference")
+        check_size(model, "kl: the reference", vocab_size=vocab_size, length=length)

@@ -240,6 +240,10 @@ def test_a_reference_that_is_too_small_is_named() -> None:
         term = KLPenalty(0.1, reference=tf.LlamaForCausalLM(llama(**changes)))
         with pytest.raises(ValueError, match=message):
             term._reference_log_prob(episodes)
+    envs = vector_env(2, max_new_tokens=3)
+    small = KLPenalty(0.1, reference=tf.LlamaForCausalLM(llama(vocab_size=envs.legality.vocab_size - 1)))
+    with pytest.raises(ValueError, match="kl: the reference gives"):
+        small.wrap(envs)
 
 
 def test_loading_gives_what_from_pretrained_gives(tmp_path: Path) -> None:

@@ -243,6 +243,19 @@ def test_a_split_is_checked_again_when_a_module_is_replaced() -> None:
     assert not split_model(model).linear
 
 
+def test_a_replaced_trunk_does_not_run_as_it_was_compiled() -> None:
+    policy = LanguagePolicy(LlamaConfig(**CONFIG), compile="eager")
+    model: Any = policy.model
+    before = policy.evaluate(EPISODES).log_probs
+    new = copy.deepcopy(model.model)
+    nn.init.normal_(new.embed_tokens.weight)
+    model.model = new
+    after = policy.evaluate(EPISODES).log_probs
+    plain = LanguagePolicy(copy.deepcopy(model)).evaluate(EPISODES).log_probs
+    assert not torch.allclose(after, before, atol=1e-3)
+    torch.testing.assert_close(after, plain, atol=1e-5, rtol=0)
+
+
 def test_a_watch_does_not_keep_its_model_alive() -> None:
     layer = nn.Linear(2, 2)
     watch = watch_of(layer)
