@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 from tokenizer_families import FAMILIES
 from transformers import LlamaTokenizer
 
+from textenv.agents.reward_models.data import text_episodes
 from textenv.continuations import encode_continuations
 from textenv.episodes import EpisodeBatch
 from textenv.prompts import encode_prompts
 from textenv.rewards import make_reward
+from textenv.tasks.make import make_vec_env
 from textenv.texts import split_texts
 
 BYTES = byte_level_tokenizer()
@@ -152,3 +156,20 @@ class TestSeam:
         assert (
             encode_prompts([bos + "the dog"], tokenizer, max_prompt_tokens=2)[0][0] == tokenizer.bos_token_id
         )
+
+    def test_whole_texts_of_a_scorer_have_bos_once(self) -> None:
+        tokenizer = FAMILIES["llama-2"]()
+        episodes = text_episodes(["the dog", "<s>the dog"], tokenizer)
+        assert (episodes.input_ids == tokenizer.bos_token_id).sum(-1).tolist() == [1, 1]
+
+
+def test_saved_episodes_and_rendered_rows_read_so(tmp_path: Path) -> None:
+    tokenizer = FAMILIES["llama-2"]()
+    episodes = EpisodeBatch.from_texts(["hello"], [" world"], tokenizer)
+    episodes.save(tmp_path / "episodes.jsonl", tokenizer=tokenizer)
+    row = json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0])
+    assert (row["prompt"], row["completion"]) == ("hello", " world")
+    envs = make_vec_env(1, prompts=["hello"], tokenizer=tokenizer, max_new_tokens=3, render_mode="ansi")
+    envs.reset(seed=0)
+    envs.step([tokenizer.convert_tokens_to_ids("▁world")])
+    assert "hello |  world" in envs.render()[0]

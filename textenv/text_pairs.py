@@ -71,6 +71,17 @@ def encode_pairs(
     return prompt_ids, response_ids, cut
 
 
+def bos_once(ids: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Take a second BOS from texts that begin with BOS themselves, where the tokenizer adds one, too.
+
+    Args:
+        ids: B lists, encoded with special tokens.
+        tokenizer: that made them.
+    """
+    bos = [tokenizer.bos_token_id]
+    return [row[1:] if row[:1] == row[1:2] == bos else row for row in ids]
+
+
 def eos_to_append(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of EOS.
 

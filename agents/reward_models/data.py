@@ -16,6 +16,7 @@ from textenv.agents.batch import TrainingBatch
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
 from textenv.row_index import row_index
+from textenv.text_pairs import bos_once
 
 if TYPE_CHECKING:
     from textenv.records import Records
@@ -267,8 +268,7 @@ def text_episodes(texts: Sequence[str], tokenizer: Any, *, max_length: int | Non
     """
     cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
     ids = tokenizer(list(texts), **cut)["input_ids"] if len(texts) else []
-    bos = [tokenizer.bos_token_id]  # which a text may begin with itself
-    ids = [row[1:] if row[:1] == row[1:2] == bos else row for row in ids]
+    ids = bos_once(ids, tokenizer)
     for row, found in enumerate(ids):
         if not found:
             raise ValueError(f"text {row} has no token: {texts[row]!r}")
