@@ -8,6 +8,7 @@ import tempfile
 # Read by the libraries when they are imported, so these come before the imports below.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="textenv-tests-datasets-")
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="textenv-tests-modules-")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
@@ -31,8 +32,9 @@ hypothesis.settings.load_profile("textenv")
 
 
 def pytest_unconfigure() -> None:
-    """Remove this process's cache (with workers there is one each)."""
-    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+    """Remove this process's caches (with workers there is one of each for each)."""
+    for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):
+        shutil.rmtree(os.environ[name], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
