@@ -57,18 +57,23 @@ FILES = (
 """Losses, advantages, KL, value functions, importance weights, groups and log-probs."""
 
 TESTS = (
+    "adaptive_kl",
     "advantages",
     "agent_fields",
     "aggregations",
     "best_of_n",
     "config",
+    "ensembles",
     "group_baseline",
     "ilql",
     "importance",
     "kl",
     "log_probs",
     "loss_gradients",
+    "loss_terms",
     "losses",
+    "masked_inputs",
+    "master_weights",
     "monte_carlo",
     "nlpo",
     "online_dpo",
