@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from textenv.agents.arguments import check_config, check_options, check_sources
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.callbacks import make_callbacks
 from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
@@ -101,14 +102,9 @@ class Agent:
     ) -> None:
         distributed.start()
         config = self.config_class() if config is None else config
-        if not isinstance(config, self.config_class):
-            raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
-        if self.online and envs is None:
-            raise ValueError(f"{type(self).__name__} learns online and needs envs=, got None")
-        if not self.online and dataset is None:
-            raise ValueError(f"{type(self).__name__} learns offline and needs dataset=, got None")
-        if not self.online and rollouts is not None:
-            raise ValueError(f"{type(self).__name__} learns offline, rollouts must be None, got {rollouts!r}")
+        check_config(config, self.config_class)
+        check_sources(self, envs, eval_envs, dataset, rollouts)
+        check_options(tokenizer, callbacks, metric_fn, policy_kwargs)
         self.rollouts = as_collector(rollouts)
         self.envs, self.eval_envs = envs, eval_envs
         spare = next((e.unwrapped for e in (envs, eval_envs) if e is not None), None)
@@ -116,8 +112,6 @@ class Agent:
         self.callbacks = make_callbacks([*callbacks, RunRecord()])
         self.logger_specs = loggers
         self.run_dir = None if run_dir is None else Path(run_dir)
-        if metric_fn is not None and not callable(metric_fn):
-            raise TypeError(f"metric_fn must be a function, got {metric_fn!r}")
         self.metric_fn = metric_fn
         self.policy_kwargs = dict(policy_kwargs or {})
         if self.policy_kwargs and isinstance(model, LanguagePolicy):

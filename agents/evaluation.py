@@ -131,6 +131,10 @@ def evaluate(
     if samples < 0:
         raise ValueError(f"samples must be >= 0, got {samples}")
     check_metrics(metrics)
+    if metric_fn is not None and not callable(metric_fn):
+        raise TypeError(f"metric_fn must be a function, got {metric_fn!r}")
+    if reference is not None and not hasattr(reference, "log_prob"):
+        raise TypeError(f"reference must be a policy with log_prob(), got {reference!r}")
     started = time.perf_counter()
     base = getattr(envs, "unwrapped", envs)
     if not isinstance(base, TextVectorEnv):

@@ -135,6 +135,8 @@ def make_agent(name: str | type[Agent], model: Any, **kwargs: Any) -> Agent:
     changes = {key: kwargs.pop(key) for key in list(kwargs) if key not in arguments}
     if changes:
         config = kwargs.get("config")
+        if config is not None and not isinstance(config, cls.config_class):
+            raise TypeError(f"config must be a {cls.config_class.__name__}, got {type(config).__name__}")
         kwargs["config"] = cls.config_class(**changes) if config is None else config.replace(**changes)
     return cls(model, **kwargs)
 

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
+from textenv.agents.arguments import check_config
 from textenv.agents.callbacks import BestCheckpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.fresh_start import fresh_start, has_begun
@@ -127,6 +128,7 @@ def train(
     from textenv.tasks.stop_tokens import generation_ends
 
     cls = get_agent(agent)
+    check_config(config, cls.config_class)
     check_dict("env_kwargs", env_kwargs)
     check_dict("policy_kwargs", policy_kwargs)
     check_at_least("num_envs", num_envs, 1)

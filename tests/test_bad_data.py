@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from env_helpers import TOKENIZER
+from env_helpers import TOKENIZER, by_key
 from transformers import GPT2Config
 
 import textenv
 import textenv.episode_checks
 import textenv.json_text
 from textenv.agents.datasets import as_demonstrations, as_episodes
+from textenv.agents.registry import make_agent
 from textenv.data import (
     episodes_from_records,
     load_columns,
@@ -32,7 +33,7 @@ from textenv.data import (
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
 from textenv.prompts import PromptSet
-from textenv.tasks.make import make_vec_env
+from textenv.tasks.make import make_env, make_vec_env
 
 REFUSED = (TypeError, ValueError)
 ROW = {"prompt": "a", "completion": "b", "reward": 1.0}
@@ -336,6 +337,11 @@ def test_prompts_of_a_file_are_named_by_their_place(tmp_path: Path) -> None:
         ({"policy_kwargs": {"dtype": torch.int8}}, "dtype must be a torch dtype of floats"),
         ({"policy_kwargs": {"device": "gpu"}}, "device 'gpu' can't be used"),
         ({"policy_kwargs": {"gradient_checkpointing": 1}}, "gradient_checkpointing must be True or False"),
+        ({"policy_kwargs": {"train_layers": True}}, "train_layers must be an integer, got True"),
+        ({"policy_kwargs": {"lora": "yes"}}, "lora must be True, False, a dict or a peft config, got 'yes'"),
+        ({"policy_kwargs": {"legality": 5}}, "legality must be a Legality, got 5"),
+        ({"config": {"seed": 1}}, "config must be a PPOConfig, got dict"),
+        ({"callbacks": 5}, "callbacks must be a list of callbacks, got 5"),
         ({"seed": 2**70}, r"seed must be below 2\*\*62"),
     ],
     ids=repr,
@@ -355,3 +361,26 @@ def test_training_without_the_rewards_that_an_agent_learns_from(agent: str) -> N
     model = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=16, vocab_size=len(TOKENIZER))
     with pytest.raises(ValueError, match="no column 'reward'"):
         textenv.train(agent, model, dataset=rows, tokenizer=TOKENIZER, steps=1, loggers=())
+
+
+def test_arguments_of_agents() -> None:
+    model = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=16, vocab_size=len(TOKENIZER))
+    envs = make_vec_env(2, prompts=["a"], tokenizer=TOKENIZER, max_new_tokens=2)
+    single = make_env(prompts=["a"], tokenizer=TOKENIZER, max_new_tokens=2)
+    for arguments, message in (
+        ({"envs": 5}, "envs must be a native vector environment .*, got int"),
+        ({"envs": single}, "envs must be a native vector environment .*, got MadeTextEnv"),
+        ({"envs": envs, "eval_envs": 5}, "eval_envs must be a native vector environment .*, got int"),
+        ({"envs": envs, "tokenizer": 5}, "tokenizer must be a transformers tokenizer, got 5"),
+        ({"envs": envs, "callbacks": "best"}, "callbacks must be a list of callbacks, got 'best'"),
+        ({"envs": envs, "config": 5, "seed": 1}, "config must be a PPOConfig, got int"),
+    ):
+        with pytest.raises(TypeError, match=f"^{message}"):
+            make_agent("ppo", model, **arguments)
+
+
+def test_flags_of_a_rollout() -> None:
+    envs = make_vec_env(2, prompts=["a"], tokenizer=TOKENIZER, max_new_tokens=2)
+    for name in ("progress", "score", "update_terms"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+            textenv.collect(envs, by_key, 4, **{name: "no"})

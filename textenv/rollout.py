@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from textenv import scoring as scorer
-from textenv.checks import check_at_least, check_choice
+from textenv.checks import check_at_least, check_choice, check_flag
 from textenv.episodes import EpisodeBatch
 from textenv.guards import played
 from textenv.ledger import Finished, to_episodes
@@ -72,6 +72,8 @@ def collect(
         )
     if not (callable(policy) or hasattr(policy, "act")):
         raise TypeError(f"policy must have act(...) or be callable, got {type(policy).__name__}")
+    for name, flag in (("progress", progress), ("score", score), ("update_terms", update_terms)):
+        check_flag(name, flag)
     check_at_least("world_size", world_size, 1)
     check_at_least("episodes", episodes, 1 if world_size == 1 else world_size * base.samples_per_prompt)
     check_choice("scoring", scoring, SCORING)

@@ -125,6 +125,10 @@ class LanguagePolicy(TeacherForced):
             raise TypeError(f"dtype must be a torch dtype of floats, such as torch.bfloat16, got {dtype!r}")
         if device is not None:
             check_device("device", device)
+        if isinstance(lora, str):
+            raise TypeError(f"lora must be True, False, a dict or a peft config, got {lora!r}")
+        if legality is not None and not isinstance(legality, Legality):
+            raise TypeError(f"legality must be a Legality, got {legality!r}")
         loaded = load_causal_lm(model, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code)
         if as_peft(loaded) is None:
             check_causal_lm(loaded)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from textenv.agents.policies.adapter_files import base_of, find_adapter, load_adapter_folder
+from textenv.checks import check_at_least
 from textenv.model_checks import check_decoder
 from textenv.pretrained import make_pretrained
 from textenv.tasks.fetch_model import resolve_model
@@ -202,6 +203,7 @@ def train_top_layers(model: nn.Module, count: int) -> None:
         ValueError: if the model does not have that many blocks.
     """
     blocks = transformer_blocks(model)
+    check_at_least("train_layers", count, 1)
     if not 1 <= count <= len(blocks):
         raise ValueError(f"train_layers must lie in [1, {len(blocks)}], got {count}")
     after = parameters_after_blocks(model)
