@@ -43,6 +43,7 @@ from textenv.agents.parallel import distributed
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.running import RunningStd, WeightAverage
 from textenv.agents.task_scores import kl_wrappers, paid_kl, task_scores
+from textenv.encoding import raise_at
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.kl import KLPenalty, adapted_coefficient
 
@@ -177,14 +178,11 @@ class PolicyGradientAgent(OnlineAgent):
     # -- the update ------------------------------------------------------------------------------------------
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
-        """Episodes for the pretraining loss.
-
-        Raises:
-            ValueError: if ``ptx_coef`` is 0, so that nothing would be learned from them.
-        """
-        if not self.config.ptx_coef:
-            raise ValueError("dataset is for the pretraining loss, which needs ptx_coef > 0, got ptx_coef=0")
-        return as_demonstrations(dataset, self.tokenizer)
+        """Episodes for the pretraining loss; see ``as_demonstrations``."""
+        try:
+            return as_demonstrations(dataset, self.tokenizer)
+        except (TypeError, ValueError) as error:
+            raise_at("dataset", error)
 
     def setup(self) -> None:
         """Take the reference, and put the KL penalty into the reward where it belongs there.

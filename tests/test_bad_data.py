@@ -327,7 +327,7 @@ def test_prompts_of_a_file_are_named_by_their_place(tmp_path: Path) -> None:
         ({"policy_kwargs": {1: 2}}, "policy_kwargs must be a dict of arguments by name"),
         ({"num_envs": 2.0}, "num_envs must be an integer, got 2.0"),
         ({"metric_fn": 5}, "metric_fn must be a function, got 5"),
-        ({"dataset": [{"prompt": "a"}]}, "dataset is for the pretraining loss, which needs ptx_coef > 0"),
+        ({"dataset": [{"prompt": "a"}]}, "dataset: the list has no column 'completion'"),
         ({"policy_kwargs": {"top_k": 1.5}}, "top_k must be an integer, got 1.5"),
         ({"policy_kwargs": {"top_p": True}}, "top_p must be a number, got True"),
         ({"policy_kwargs": {"temperature": math.inf}}, "temperature must be a finite number, got inf"),
