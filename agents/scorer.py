@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,7 +25,7 @@ from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
 from textenv.pretrained import load_pretrained, make_pretrained
 from textenv.rewards.pooling import ScoreReader
-from textenv.rewards.retokenize import rendered_ids
+from textenv.rewards.retokenize import check_template, text_ids
 from textenv.tasks.fetch_model import resolve_model
 from textenv.whole_weights import refuse_missing
 
@@ -52,6 +52,8 @@ class Scorer(nn.Module):
         dropout: probability to set everywhere; None turns dropout off.
         device: where to put the model; None leaves it.
         max_tokens: padded tokens of one pass of ``score``.
+        template: how prompt and completion become the text that is scored, see ``RewardModel``.
+        max_length: longest text in tokens; longer ones lose their beginning.
         seed: of new heads and random weights.
         trust_remote_code: whether code that comes with the files may run.
 
@@ -70,6 +72,8 @@ class Scorer(nn.Module):
         dropout: float | None = None,
         device: str | torch.device | None = None,
         max_tokens: int = 16384,
+        template: str = TEMPLATE,
+        max_length: int | None = None,
         seed: int = 0,
         trust_remote_code: bool = False,
     ) -> None:
@@ -90,6 +94,9 @@ class Scorer(nn.Module):
             if fresh or heads > 1:
                 self._new_head(heads, fresh)
         self.heads, self.append_eos, self.max_tokens, self.seed = heads, append_eos, max_tokens, seed
+        check_template(template)
+        self.template = template
+        self.max_length = max_length
         self.tokenizer = self._with_padding(tokenizer)
         # As in every policy, dropout that the model came with is off; a given probability is put back in.
         self.dropout = dropout
@@ -130,28 +137,32 @@ class Scorer(nn.Module):
                 scores[index] = self(part.to(self.device)).float().cpu()
         return scores
 
-    def score_texts(self, texts: Sequence[str]) -> Tensor:
-        """(B,) mean scores of whole texts (prompt and completion joined).
+    @property
+    def longest(self) -> int | None:
+        """Longest text that is read whole: ``max_length`` or the model's positions, whichever is less."""
+        limits = [limit for limit in (self.max_length, self.max_positions) if limit is not None]
+        return min(limits) if limits else None
+
+    def score_texts(self, texts: Sequence[str | Sequence[Mapping[str, Any]]]) -> Tensor:
+        """(B,) mean scores of whole texts (prompt and completion joined), or of whole conversations.
 
         Raises:
             ValueError: if there is no tokenizer, or a text has no token.
         """
         if self.tokenizer is None:
             raise ValueError("scoring texts needs a tokenizer, got none")
-        ids = rendered_ids(
-            self.tokenizer, [""] * len(texts), list(texts), template=TEMPLATE, append_eos=self.append_eos
-        )
+        ids = text_ids(self.tokenizer, texts, append_eos=self.append_eos, max_length=self.longest)
         return self.score(EpisodeBatch.from_ids(ids, [[]] * len(ids))).mean(-1)
 
     def reward_spec(self, path: str | os.PathLike[str]) -> list[Any]:
         """How an environment uses the saved folder ``path``: ``rewards=[scorer.reward_spec(path)]``."""
         settings: dict[str, Any] = {
             "model": os.fspath(path),
-            "template": TEMPLATE,
+            "template": self.template,
             "append_eos": self.append_eos,
         }
-        if self.max_positions is not None:
-            settings["max_length"] = self.max_positions
+        if self.longest is not None:
+            settings["max_length"] = self.longest
         return ["reward-model", settings]
 
     def invalidate(self) -> None:
@@ -188,6 +199,8 @@ class Scorer(nn.Module):
             "append_eos": self.append_eos,
             "dropout": self.dropout,
             "max_tokens": self.max_tokens,
+            "template": self.template,
+            "max_length": self.max_length,
             "seed": self.seed,
         }
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")

@@ -43,8 +43,9 @@ class ScoreReader:
         self.model = model
         config: Any = getattr(model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        self.vocab_size: int | None = getattr(text, "vocab_size", None)
-        self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
+        self.vocab_size = _vocabulary(model, getattr(text, "vocab_size", None))
+        """Tokens that the model knows, None if it does not say."""
+        self.max_positions = _positions(model, getattr(text, "max_position_embeddings", None))
         """Longest row, None if the model names none."""
         special = [
             getattr(source, f"{kind}_token_id", None)
@@ -135,6 +136,27 @@ class ScoreReader:
                     f"reward-model: {type(self.model).__name__} takes the token {pad} for padding even where "
                     "it is text; name the module that makes scores of hidden states by head="
                 )
+
+
+def _vocabulary(model: nn.Module, named: int | None) -> int | None:
+    """Rows of the token embeddings, or what the config names."""
+    try:
+        embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return named
+    found = getattr(embeddings, "num_embeddings", None)
+    return found if isinstance(found, int) else named
+
+
+def _positions(model: nn.Module, named: int | None) -> int | None:
+    """Positions that can be used: RoBERTa and its kin count them from behind the padding's."""
+    if named is None:
+        return None
+    for name, module in model.named_modules():
+        is_table = isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
+        if is_table and module.padding_idx is not None:
+            named = min(named, module.num_embeddings - module.padding_idx - 1)
+    return named
 
 
 def _split(model: nn.Module, head: str | None) -> tuple[nn.Module | None, nn.Module | None]:

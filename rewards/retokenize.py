@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textenv.conversations import user_message
+from textenv.messages import render
 from textenv.pretrained import load_pretrained
+from textenv.text_pairs import bos_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[Mapping[str, Any]]
+"""A conversation."""
 
 
 def check_template(template: Any) -> None:
@@ -64,45 +71,141 @@ def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase)
 
 def rendered_ids(
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
-    completions: list[str],
+    prompts: Sequence[str | Messages],
+    completions: Sequence[str],
     *,
     template: str,
     append_eos: bool = False,
+    max_length: int | None = None,
+    options: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[list[int]]:
-    """Render and tokenize.
+    """Render prompts and completions, and tokenize.
 
     Args:
         tokenizer: the scoring model's.
-        prompts: B texts.
+        prompts: B texts; with the template "chat" also lists of messages.
         completions: B texts.
         template: "chat", or a format string with {prompt} and {completion}.
-        append_eos: end each text by EOS.
+        append_eos: see ``text_ids``.
+        max_length: see ``text_ids``.
+        options: see ``text_ids``.
 
     Returns:
         B lists of ids.
 
     Raises:
-        ValueError: if the tokenizer has no chat template or no EOS and one is asked for.
+        ValueError: see ``text_ids``.
     """
     pairs = list(zip(prompts, completions, strict=True))
+    items: list[str | Messages]
     if template == "chat":
-        if tokenizer.chat_template is None:
-            raise ValueError('reward-model: template "chat" needs a tokenizer with a chat template')
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}],
-                tokenize=False,
-            )
+        items = [
+            [
+                *(user_message(prompt) if isinstance(prompt, str) else prompt),
+                {"role": "assistant", "content": completion},
+            ]
             for prompt, completion in pairs
         ]
     else:
-        texts = [template.format(prompt=prompt, completion=completion) for prompt, completion in pairs]
-    ids: list[list[int]] = (
-        tokenizer(texts, add_special_tokens=template != "chat")["input_ids"] if texts else []
-    )
+        items = [template.format(prompt=prompt, completion=completion) for prompt, completion in pairs]
+    return text_ids(tokenizer, items, append_eos=append_eos, max_length=max_length, options=options)
+
+
+def text_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[str | Messages],
+    *,
+    append_eos: bool = False,
+    max_length: int | None = None,
+    options: Sequence[Mapping[str, Any]] | None = None,
+) -> list[list[int]]:
+    """What a model that scores texts reads, in training and in use alike.
+
+    A text gets the tokenizer's own special tokens, a conversation those of its chat template. Longer texts
+    lose their beginning, behind the special tokens (BOS, CLS) that stand in front. An empty text is BOS, CLS
+    or EOS alone.
+
+    Args:
+        tokenizer: the scoring model's.
+        items: B whole texts, or B whole conversations.
+        append_eos: end each text by EOS.
+        max_length: longest text in tokens, or None.
+        options: further arguments of the chat template for each of B conversations, such as tools; see
+            ``textenv.messages.chat_options``.
+
+    Returns:
+        B lists of ids, none empty.
+
+    Raises:
+        ValueError: if the tokenizer lacks the chat template, the EOS or any token for an empty text that is
+            needed, or ``max_length`` leaves no room beside the special tokens.
+    """
+    if not items:
+        return []
+    if all(isinstance(item, str) for item in items):
+        given = tokenizer(list(items), return_special_tokens_mask=True)
+        ids, marks = given["input_ids"], given["special_tokens_mask"]
+        fronts = [_run(mark) for mark in marks]
+        backs = [
+            _run(mark[::-1]) if front < len(mark) else 0 for mark, front in zip(marks, fronts, strict=True)
+        ]
+        ids = bos_once(ids, tokenizer)
+    else:
+        if tokenizer.chat_template is None:
+            raise ValueError('reward-model: template "chat" needs a tokenizer with a chat template')
+        texts = [
+            render(item, tokenizer, generation_prompt=False, options=option)  # type: ignore[arg-type]
+            for item, option in zip(items, options or [{}] * len(items), strict=True)
+        ]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        fronts, backs = [leading_special(row, tokenizer) for row in ids], [0] * len(ids)
     if append_eos:
-        if tokenizer.eos_token_id is None:
+        eos = tokenizer.eos_token_id
+        if eos is None:
             raise ValueError("reward-model: append_eos needs a tokenizer with an eos_token")
-        ids = [row if row[-1:] == [tokenizer.eos_token_id] else [*row, tokenizer.eos_token_id] for row in ids]
-    return ids
+        ids = [row if row[-1:] == [eos] else [*row, eos] for row in ids]
+    ids = [list(row) or [_start(tokenizer)] for row in ids]
+    if max_length is None:
+        return ids
+    return [
+        without_beginning(row, max_length, front, back)
+        for row, front, back in zip(ids, fronts, backs, strict=True)
+    ]
+
+
+def without_beginning(ids: list[int], limit: int, front: int, back: int = 0) -> list[int]:
+    """At most ``limit`` ids: the ``front`` special ones, then the end of the text.
+
+    >>> without_beginning([0, 5, 6, 7, 8, 1], 4, 1, 1)
+    [0, 7, 8, 1]
+
+    Raises:
+        ValueError: if no token of the text is left beside ``front`` and ``back`` special ones.
+    """
+    if len(ids) <= limit:
+        return ids
+    if limit <= front + back:
+        raise ValueError(
+            f"reward-model: max_length must leave room for a text beside {front + back} special tokens, "
+            f"got {limit}"
+        )
+    return ids[:front] + ids[len(ids) - (limit - front) :]
+
+
+def leading_special(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many BOS or CLS tokens stand in front."""
+    special = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    return next((i for i, token in enumerate(ids) if token not in special), len(ids))
+
+
+def _run(marks: Sequence[int]) -> int:
+    """Length of the run of ones in front."""
+    return next((i for i, mark in enumerate(marks) if not mark), len(marks))
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What an empty text is."""
+    for token in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ValueError("reward-model: an empty text needs a tokenizer with a BOS, CLS or EOS token")

@@ -5,19 +5,28 @@ Shape letters: B episodes, L tokens, K labels, d width of the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from textenv.checks import check_at_least, check_choice
+from textenv.conversations import prompt_messages, template_options
 from textenv.episodes import EpisodeBatch
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
 from textenv.rewards.checks import check_flag
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.registry import register_reward
-from textenv.rewards.retokenize import check_template, load_tokenizer, rendered_ids, same_tokenizer
+from textenv.rewards.retokenize import (
+    check_template,
+    leading_special,
+    load_tokenizer,
+    rendered_ids,
+    same_tokenizer,
+    without_beginning,
+)
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
 from textenv.whole_weights import load_whole
@@ -44,7 +53,8 @@ class RewardModel(RewardTerm):
         tokenizer: the model's tokenizer, or its name or folder. None takes the one saved with the model, else
             the policy's. Where it differs from the policy's, the texts are tokenized again.
         template: how prompt and response become the model's text: a format string with {prompt} and
-            {completion}, or "chat" for the tokenizer's chat template. None scores the policy's own tokens
+            {completion}, or "chat" for the tokenizer's chat template: the messages that the prompt was made
+            of (a text is one message of the user) and the assistant's. None scores the policy's own tokens
             where the tokenizers are the same, and else "{prompt}{completion}".
         append_eos: end tokenized texts by EOS.
         label: which label's score is the reward, by name or index; needed if the model has several.
@@ -53,8 +63,8 @@ class RewardModel(RewardTerm):
         device: where a model loaded by name lives; by default where the episodes are.
         dtype: of a model loaded by name, such as "bfloat16"; by default as saved.
         max_tokens: padded tokens of one forward.
-        max_length: score only the last so many tokens of longer texts; None refuses texts longer than the
-            model's positions.
+        max_length: longer texts lose their beginning, behind the BOS or CLS in front; None refuses texts
+            longer than the model's positions.
 
     Raises:
         ValueError: if an argument does not fit the model.
@@ -124,7 +134,7 @@ class RewardModel(RewardTerm):
         """(B,) scores at the last token.
 
         Raises:
-            RewardError: if a text is empty, or too long for the model.
+            RewardError: if a text is too long for the model, or holds tokens that it does not know.
         """
         if self._retokenize is None:
             self._retokenize = self._must_retokenize()
@@ -158,26 +168,37 @@ class RewardModel(RewardTerm):
             if eos is None:
                 raise ValueError("reward-model: append_eos needs a tokenizer with an eos_token")
             texts = [ids if ids[-1:] == [eos] else [*ids, eos] for ids in texts]
-        return self._fitted(texts, episodes)
+        if self.max_length is not None:
+            limit, tokenizer = self.max_length, self.own_tokenizer or self.bound_tokenizer
+            fronts = [0 if tokenizer is None else leading_special(ids, tokenizer) for ids in texts]
+            texts = [without_beginning(ids, limit, n) for ids, n in zip(texts, fronts, strict=True)]
+        return self._checked(texts, episodes)
 
     def _rendered(self, episodes: EpisodeBatch) -> list[list[int]]:
+        chat = self.template == "chat"
+        prompts: Sequence[Any] = (
+            prompt_messages(episodes, self.tokenizer) if chat else episodes.prompt_texts(self.tokenizer)
+        )
         ids = rendered_ids(
             self.own_tokenizer or self.tokenizer,
-            episodes.prompt_texts(self.tokenizer),
+            prompts,
             episodes.completion_texts(self.tokenizer),
             template=self.template or "{prompt}{completion}",
             append_eos=self.append_eos,
+            max_length=self.max_length,
+            options=template_options(episodes) if chat else None,
         )
-        return self._fitted(ids, episodes)
+        return self._checked(ids, episodes)
 
-    def _fitted(self, texts: list[list[int]], episodes: EpisodeBatch) -> list[list[int]]:
-        """Cut texts to ``max_length``; refuse empty ones and those beyond the model's positions."""
-        if self.max_length is not None:
-            texts = [ids[-self.max_length :] for ids in texts]
-        limit = self._reader.max_positions
+    def _checked(self, texts: list[list[int]], episodes: EpisodeBatch) -> list[list[int]]:
+        """Refuse texts beyond the model's positions or vocabulary."""
+        limit, size = self._reader.max_positions, self._reader.vocab_size
         for row, ids in enumerate(texts):
-            if not ids:
-                raise RewardError(f"reward {self.name!r} got an empty text for {quote(episodes, row, self)}")
+            if size is not None and max(ids) >= size:
+                raise RewardError(
+                    f"reward {self.name!r} got token {max(ids)}, but its model has a vocabulary of {size} "
+                    f"tokens; give the model's own tokenizer; {quote(episodes, row, self)}"
+                )
             if limit is not None and len(ids) > limit:
                 raise RewardError(
                     f"reward {self.name!r} got {len(ids)} tokens, but its model has {limit} positions; "
@@ -188,8 +209,13 @@ class RewardModel(RewardTerm):
     def _label_index(self, label: str | int | None) -> int:
         """Index of the label that is the reward."""
         count, names = self._reader.labels
+        if count > 1 and count == self._reader.vocab_size and self._reader.head is None:
+            raise ValueError(
+                f"reward-model: {type(self.model).__name__} gives a number for each of {count} tokens, as "
+                "causal language models do; give a sequence classifier or a model with a value head"
+            )
         listed = ", ".join(f"{i}: {names.get(i, i)}" for i in range(min(count, MOST_LABELS)))
-        listed += ", ..." if count > MOST_LABELS else ""
+        listed += f", ... ({count} in all)" if count > MOST_LABELS else ""
         if label is None:
             if count > 1:
                 raise ValueError(

@@ -26,6 +26,7 @@ from textenv.scoring import (
     raised_by,
     raw_part_names,
     says_enough,
+    scored_by,
     unique_name,
     walk,
 )
@@ -81,12 +82,16 @@ class PaysReward:
         """Pay for the last step: -> (N,) float32, or None if there was nothing to pay."""
         term = self.term
         if term.per_token:
-            rows, (values, parts) = base.stepped_rows, self._at_step(base)
+            rows = base.stepped_rows
+            with scored_by(base, self.name):
+                values, parts = self._at_step(base)
         else:
             episodes = base.finished
             if episodes is None:
                 return None
-            rows, (values, parts) = base.finished_rows, checked_parts(term, episodes)
+            rows = base.finished_rows
+            with scored_by(base, self.name):
+                values, parts = checked_parts(term, episodes)
         if not len(rows):
             return None
 
@@ -167,6 +172,8 @@ class RewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, Pays
 
     def close(self) -> None:
         """Close the term, then the environment."""
+        base: Any = self.unwrapped
+        base.refuse_while_scored("close")
         self.term.close()
         super().close()
 
@@ -205,6 +212,8 @@ class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any], RecordConstruc
 
     def close(self, **kwargs: Any) -> None:
         """Close the term, then the environment."""
+        base: Any = self.unwrapped
+        base.refuse_while_scored("close")
         self.term.close()
         super().close(**kwargs)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from textenv.columns import Column
+from textenv.messages import OPTION_COLUMNS, chat_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +77,15 @@ def prompt_messages(episodes: EpisodeBatch, tokenizer: PreTrainedTokenizerBase) 
         return [copy.deepcopy(list(messages)) for messages in episodes.extras[MESSAGES]]
     texts = episodes.extras.get(USER_TEXT)
     return [user_message(text) for text in (episodes.prompt_texts(tokenizer) if texts is None else texts)]
+
+
+def template_options(episodes: EpisodeBatch) -> list[dict[str, Any]]:
+    """What the columns ``tools`` and ``chat_template_kwargs`` say to the chat template, for B episodes."""
+    columns = {name: episodes.extras[name] for name in OPTION_COLUMNS if name in episodes.extras}
+    return [
+        chat_options({name: column[i] for name, column in columns.items()}, f"episode {i}")
+        for i in range(len(episodes))
+    ]
 
 
 def completion_messages(texts: Sequence[str]) -> list[list[dict[str, Any]]]:

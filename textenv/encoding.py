@@ -91,7 +91,7 @@ class PairEncoder:
             )
         splits = [
             split_conversation(
-                self._conversation(prompt, reply),
+                joined_conversation(prompt, reply, texts_too=self.chat_template),
                 self.tokenizer,
                 turns=self.turns,
                 options=self._options(row),
@@ -99,15 +99,6 @@ class PairEncoder:
             for _, prompt, reply, row in pairs
         ]
         return self._from_splits(splits, rewards)
-
-    def _conversation(self, prompt: Any, completion: Any) -> list[dict[str, Any]]:
-        before, after = _messages(prompt, "user"), _messages(completion, "assistant")
-        most = min(len(before), len(after) - 1)
-        repeated = next((k for k in range(most, 0, -1) if before[-k:] == after[:k]), 0)
-        mixed = isinstance(prompt, str) or isinstance(completion, str)
-        if mixed and not self.chat_template and not repeated:
-            raise TypeError("prompt and completion must both be texts or both messages, in all records alike")
-        return [*before, *after[repeated:]]
 
     def _options(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if row.get("tools") and not takes_tools(self.tokenizer):
@@ -146,6 +137,27 @@ class PairEncoder:
         if rewards is not None:
             batch.rewards = batch.at_last_action(torch.tensor(rewards, dtype=torch.float32))
         return batch
+
+
+def joined_conversation(prompt: Any, completion: Any, *, texts_too: bool = False) -> list[dict[str, Any]]:
+    """Prompt and completion as one conversation.
+
+    Args:
+        prompt: messages, or a text, which is the user's message.
+        completion: messages, or a text, which is the assistant's. It may repeat the prompt's messages at its
+            front; they are there once.
+        texts_too: texts may stand for messages; else only a prompt that the completion repeats may.
+
+    Raises:
+        TypeError: if texts and messages are mixed.
+    """
+    before, after = _messages(prompt, "user"), _messages(completion, "assistant")
+    most = min(len(before), len(after) - 1)
+    repeated = next((k for k in range(most, 0, -1) if before[-k:] == after[:k]), 0)
+    mixed = isinstance(prompt, str) or isinstance(completion, str)
+    if mixed and not texts_too and not repeated:
+        raise TypeError("prompt and completion must both be texts or both messages, in all records alike")
+    return [*before, *after[repeated:]]
 
 
 def _messages(value: Any, role: str) -> list[dict[str, Any]]:

@@ -52,11 +52,27 @@ class Guarded:
     """What is checked before anything is done to an environment."""
 
     closed: bool
+    scored_by: str | None = None
+    """Name of the reward that is being computed for this environment, None while none is."""
+
+    def refuse_while_scored(self, method: str) -> None:
+        """Refuse to be played by a reward while it is asked about this environment's episodes.
+
+        Raises:
+            RuntimeError: if a reward is being computed.
+        """
+        if self.scored_by is not None:
+            raise RuntimeError(
+                f"{method}() was called on the environment for which reward {self.scored_by!r} is being "
+                "computed; a reward may play another environment"
+            )
 
     def _admit(self, method: str) -> None:
-        """Refuse any call after ``close``, and a reset while a rollout waits for the tickets it dealt."""
+        """Refuse any call after ``close``, and what others do in the middle of a rollout."""
         if self.closed:
             raise ClosedEnvironmentError(f"{method}() was called after close(); make a new environment")
+        if method in ("reset", "step"):
+            self.refuse_while_scored(method)
         if method == "reset" and self in _PLAYED:
             raise RuntimeError(
                 "reset() (or collect()) was called while collect() plays this environment, from a reward, a "

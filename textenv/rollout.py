@@ -83,6 +83,7 @@ def collect(
     if first_ticket is not None:
         options["first_ticket"] = first_ticket
 
+    base.refuse_while_scored("collect")
     wrappers = scorer.reward_wrappers(envs)
     foreign = scorer.foreign_reward_wrappers(envs)
     deferred = _defer(foreign, scoring)

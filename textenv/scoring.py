@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -122,7 +123,8 @@ def score(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch:
         term = getattr(wrapper, "term", wrapper)
         name = wrapper.name if wrapper is not term else unique_name(term.name, terms)
         raw_names = getattr(wrapper, "raw_names", None) or raw_part_names(term, terms)
-        values, parts = checked_parts(term, batch)
+        with scored_by(getattr(wrapper, "unwrapped", None), name):
+            values, parts = checked_parts(term, batch)
         terms[name] = placed(values, batch)
         rewards = rewards + terms[name]
         for part, value in parts.items():
@@ -134,6 +136,26 @@ def score(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch:
     batch.reward_terms = terms
     batch.rewards = rewards
     return batch
+
+
+@contextmanager
+def scored_by(env: Any, name: str) -> Iterator[None]:
+    """While the block runs, an environment refuses to be reset, stepped or closed: its reward is computed.
+
+    Args:
+        env: an unwrapped environment, or None.
+        name: of the reward.
+    """
+    env = getattr(env, "rows", env)  # a single environment is a view of one of one row
+    if env is None:
+        yield
+        return
+    before = getattr(env, "scored_by", None)
+    env.scored_by = name
+    try:
+        yield
+    finally:
+        env.scored_by = before
 
 
 @torch.no_grad()

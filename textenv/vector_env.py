@@ -300,6 +300,7 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free the device's memory."""
+        self.refuse_while_scored("close")
         del self._rows, self._endings
         self._close_books()
 

@@ -20,7 +20,7 @@ from textenv.agents.effects import Idle, unlike
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.parallel import distributed
 from textenv.agents.registry import register_agent
-from textenv.agents.reward_models.data import RewardBatch, as_reward_batch, drop_tokens, end_rows
+from textenv.agents.reward_models.data import RewardBatch, as_reward_batch, drop_tokens
 from textenv.agents.reward_models.evaluation import (
     RewardEvaluation,
     pair_metrics,
@@ -55,7 +55,8 @@ class RewardModelConfig(OfflineConfig):
     token_dropout: float = 0.0
     """Share of each text's tokens left out at random while training, never the first or the last one."""
     max_length: int | None = None
-    """Longest text in tokens, where the data set is text: longer ones lose their end."""
+    """Longest text in tokens, where the data set is text: longer ones lose their beginning, in training and
+    in use. A BOS or CLS in front stays."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -102,6 +103,8 @@ class RewardModelAgent(OfflineAgent):
     policy_class = Scorer  # type: ignore[assignment]
     policy: Scorer  # type: ignore[assignment]
     dataset: RewardBatch
+    dataset_template: str | None = None
+    """How the texts of the first data set are rendered, None if it was given as tokens."""
 
     def __init__(
         self,
@@ -166,10 +169,18 @@ class RewardModelAgent(OfflineAgent):
             ValueError: if a text is longer than the model's positions; see ``as_reward_batch``.
         """
         self.of_tokens = is_tokens(dataset)
-        tokenizer = self.policy.tokenizer
-        batch = as_reward_batch(dataset, tokenizer, max_length=self.config.max_length)
-        eos = None if tokenizer is None else tokenizer.eos_token_id
-        batch = end_rows(batch, eos, with_eos=self.policy.append_eos)
+        cfg, scorer = self.config, self.policy
+        batch = as_reward_batch(
+            dataset, scorer.tokenizer, max_length=cfg.max_length, append_eos=scorer.append_eos
+        )
+        if batch.template is not None and self.dataset_template is None:
+            self.dataset_template = scorer.template = batch.template
+            scorer.max_length = cfg.max_length
+        elif batch.template is not None and batch.template != self.dataset_template:
+            raise ValueError(
+                "all data sets must be texts or all messages: the first is read as "
+                f"{self.dataset_template!r}, this one as {batch.template!r}"
+            )
         limit = self.policy.max_positions
         if limit is not None and batch.episodes.input_ids.shape[1] > limit:
             row = int(batch.episodes.lengths.argmax())

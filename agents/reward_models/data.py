@@ -5,9 +5,9 @@ Shape letters: P pairs, R rated texts, I = P + R items, B = 2P + R rows, L token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,6 @@ from textenv.agents.batch import TrainingBatch
 from textenv.episodes import EpisodeBatch
 from textenv.preferences import PreferenceBatch
 from textenv.row_index import row_index
-from textenv.text_pairs import bos_once
-
-if TYPE_CHECKING:
-    from textenv.records import Records
 
 RATING_COLUMNS = ("rating", "reward")
 
@@ -44,6 +40,8 @@ class RewardBatch(TrainingBatch):
     """(R,) what the scores of the rated texts should be."""
     item: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """(I,) int64: place of each item in the data set."""
+    template: str | None = None
+    """How texts were rendered: "chat", or as prompt and completion joined; None if tokens were given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +99,7 @@ class RewardBatch(TrainingBatch):
         if self.episodes.device == torch.device(device):
             return self
         moved = {name: getattr(self, name).to(device) for name in ("margin", "label", "ratings", "item")}
-        return RewardBatch(self.episodes.to(device), pairs=self.pairs, **moved)
+        return RewardBatch(self.episodes.to(device), pairs=self.pairs, template=self.template, **moved)
 
     def select(self, index: Tensor) -> RewardBatch:
         """Items by index (i,) int64; pairs come before rated texts, each kind in the order given."""
@@ -115,6 +113,7 @@ class RewardBatch(TrainingBatch):
             label=self.label[pairs],
             ratings=self.ratings[rated - self.pairs],
             item=self.item[torch.cat([pairs, rated])],
+            template=self.template,
         )
 
     def microbatches(self, max_tokens: int) -> Iterator[RewardBatch]:
@@ -166,113 +165,43 @@ def tokens_only(episodes: EpisodeBatch) -> EpisodeBatch:
     )
 
 
-def as_reward_batch(dataset: Any, tokenizer: Any, *, max_length: int | None = None) -> RewardBatch:
+def as_reward_batch(
+    dataset: Any, tokenizer: Any, *, max_length: int | None = None, append_eos: bool | None = None
+) -> RewardBatch:
     """Turn a data set into pairs and rated texts.
 
     Args:
         dataset: a ``RewardBatch``; a ``PreferenceBatch``; rated episodes (see ``RewardBatch.of``);
             ``{"pairs": ..., "ratings": ...}`` of these; or anything that ``textenv.data.load_columns`` reads:
             with the columns prompt, chosen, rejected (and margin, label) for pairs, and with reward or rating
-            beside prompt and completion, text, or messages for rated texts.
+            beside prompt and completion, text, or messages for rated texts. Prompts and completions are all
+            texts, which are joined, or all messages, which the chat template renders.
         tokenizer: needed for everything that is text.
-        max_length: longest text in tokens; longer ones lose their end.
+        max_length: longest text in tokens; longer ones lose their beginning (special tokens stay).
+        append_eos: whether every row ends by EOS; None leaves tokens as they are, and adds none to texts.
 
     Raises:
-        ValueError: if text is given without a tokenizer, or the columns are of neither kind.
+        ValueError: if text is given without a tokenizer, the columns are of neither kind, or texts and
+            messages are mixed.
     """
-    if isinstance(dataset, RewardBatch):
-        return dataset
-    if isinstance(dataset, PreferenceBatch):
-        return RewardBatch.of(dataset)
-    if isinstance(dataset, EpisodeBatch):
-        return RewardBatch.of(rated=dataset)
     if isinstance(dataset, Mapping) and set(dataset) <= {"pairs", "ratings"}:
-        parts = [as_reward_batch(part, tokenizer, max_length=max_length) for part in dataset.values()]
-        return _joined(parts)
+        options: dict[str, Any] = {"max_length": max_length, "append_eos": append_eos}
+        return _joined([as_reward_batch(part, tokenizer, **options) for part in dataset.values()])
+    tokens = None
+    if isinstance(dataset, RewardBatch):
+        tokens = dataset
+    elif isinstance(dataset, PreferenceBatch):
+        tokens = RewardBatch.of(dataset)
+    elif isinstance(dataset, EpisodeBatch):
+        tokens = RewardBatch.of(rated=dataset)
+    if tokens is not None:
+        eos = None if tokenizer is None else tokenizer.eos_token_id
+        return tokens if append_eos is None else end_rows(tokens, eos, with_eos=append_eos)
     if tokenizer is None:
         raise ValueError("a data set of texts needs tokenizer=, got None")
-    from textenv.data import episodes_from_records, load_columns, preferences_from_records
+    from textenv.agents.reward_models.records import reward_batch_from_records
 
-    records = load_columns(dataset)
-    columns = set(records.columns)
-    pairs = {"chosen", "rejected"} <= columns
-    if not pairs and not columns & set(RATING_COLUMNS):
-        raise ValueError(
-            f"{records.name} must have the columns chosen and rejected, or a column reward or rating; "
-            f"it has {', '.join(sorted(columns)) or 'none'}"
-        )
-    if pairs and _is_text(records, "chosen"):
-        return _text_pairs(records, tokenizer, max_length)
-    if pairs:
-        return RewardBatch.of(preferences_from_records(records, tokenizer, max_length=max_length))
-    if {"text"} <= columns or ({"prompt", "completion"} <= columns and _is_text(records, "completion")):
-        return _rated_texts(records, tokenizer, max_length)
-    return RewardBatch.of(rated=episodes_from_records(records, tokenizer, max_length=max_length))
-
-
-def _is_text(records: Records, column: str) -> bool:
-    """Whether a column holds text, by its first row; messages are rendered by the chat template instead."""
-    first = next(iter(records.rows()), None)
-    return first is None or isinstance(first[1].get(column), str)
-
-
-def _text_pairs(records: Records, tokenizer: Any, max_length: int | None) -> RewardBatch:
-    """Pairs of whole texts, tokenized as a reward model reads them: prompt and completion as one text."""
-    from textenv.records import HeldPrompts
-
-    weights: dict[str, list[float]] = {name: [] for name in ("margin", "label") if name in records.columns}
-    chosen, rejected = [], []
-    held = HeldPrompts(records.name)
-    for place, row in records.require("prompt", "chosen", "rejected", *weights).rows():
-        held.add(row["prompt"], row["chosen"], row["rejected"])
-        if row["chosen"] == row["rejected"]:
-            raise ValueError(f"{place}: chosen and rejected are equal: {row['chosen']!r}")
-        for name, column in weights.items():
-            column.append(float(row[name]))
-        if "label" in weights and not 0 <= weights["label"][-1] <= 1:
-            raise ValueError(f"{place}: label must lie in [0, 1], got {weights['label'][-1]}")
-        chosen.append(row["prompt"] + row["chosen"])
-        rejected.append(row["prompt"] + row["rejected"])
-    held.warn()
-    tensors = {name: torch.tensor(column) for name, column in weights.items()}
-    sides = [text_episodes(texts, tokenizer, max_length=max_length) for texts in (chosen, rejected)]
-    batch = PreferenceBatch(chosen=sides[0], rejected=sides[1], **tensors)
-    batch.check_sides_differ(records.name)
-    return RewardBatch.of(batch)
-
-
-def _rated_texts(records: Records, tokenizer: Any, max_length: int | None) -> RewardBatch:
-    rating = next(name for name in RATING_COLUMNS if name in records.columns)
-    parts = ["text"] if "text" in records.columns else ["prompt", "completion"]
-    texts, ratings = [], []
-    for place, row in records.require(*parts, rating).rows():
-        if isinstance(row[rating], bool) or not isinstance(row[rating], int | float):
-            raise ValueError(f"{place}: {rating} must be a number, got {row[rating]!r}")
-        texts.append("".join(row[part] for part in parts))
-        ratings.append(float(row[rating]))
-    episodes = text_episodes(texts, tokenizer, max_length=max_length)
-    episodes.extras = {"rating": ratings}
-    return RewardBatch.of(rated=episodes)
-
-
-def text_episodes(texts: Sequence[str], tokenizer: Any, *, max_length: int | None = None) -> EpisodeBatch:
-    """Whole texts with the tokenizer's own special tokens, as ``textenv.rewards.RewardModel`` makes them.
-
-    Args:
-        texts: B texts.
-        tokenizer: the scorer's.
-        max_length: longest text in tokens; longer ones lose their end (special tokens stay).
-
-    Raises:
-        ValueError: if a text has no token.
-    """
-    cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
-    ids = tokenizer(list(texts), **cut)["input_ids"] if len(texts) else []
-    ids = bos_once(ids, tokenizer)
-    for row, found in enumerate(ids):
-        if not found:
-            raise ValueError(f"text {row} has no token: {texts[row]!r}")
-    return EpisodeBatch.from_ids([row[:1] for row in ids], [row[1:] for row in ids])
+    return reward_batch_from_records(dataset, tokenizer, max_length=max_length, append_eos=bool(append_eos))
 
 
 def end_rows(batch: RewardBatch, eos: int | None, *, with_eos: bool) -> RewardBatch:
@@ -303,7 +232,7 @@ def end_rows(batch: RewardBatch, eos: int | None, *, with_eos: bool) -> RewardBa
         prompt_lengths=torch.minimum(episodes.prompt_lengths, lengths),
         action_mask=action & mask,
     )
-    values = {name: getattr(batch, name) for name in ("margin", "label", "ratings", "item")}
+    values = {name: getattr(batch, name) for name in ("margin", "label", "ratings", "item", "template")}
     return RewardBatch(ended.select(rows), pairs=batch.pairs, **values)
 
 
@@ -341,6 +270,9 @@ def _joined(parts: list[RewardBatch]) -> RewardBatch:
     if not sides:
         raise ValueError("a reward model needs preference pairs or rated episodes, got none")
     count = sum(len(part) for part in parts)
+    templates = sorted({part.template for part in parts if part.template is not None})
+    if len(templates) > 1:
+        raise ValueError("pairs and ratings must be all texts or all messages, got both")
     return RewardBatch(
         EpisodeBatch.concat(sides),
         pairs=sum(part.pairs for part in parts),
@@ -348,4 +280,5 @@ def _joined(parts: list[RewardBatch]) -> RewardBatch:
         label=torch.cat([part.label for part in parts]),
         ratings=torch.cat([part.ratings for part in parts]),
         item=torch.arange(count),
+        template=templates[0] if templates else None,
     )
