@@ -26,7 +26,7 @@ def parse_json(text: str, where: str, *, lines: bool = False) -> Any:
     ValueError: rows.jsonl:3: the key 'a' stands twice in an object
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _DECODER.decode(text)
     except _TwiceError as error:
         raise ValueError(f"{where}: the key {shown(error.args[0])} stands twice in an object") from None
     except json.JSONDecodeError as error:
@@ -48,3 +48,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise _TwiceError(next(name for name in names if names.count(name) > 1))
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
