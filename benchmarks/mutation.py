@@ -59,17 +59,18 @@ FILES = (
 TESTS = (
     "adaptive_kl",
     "advantages",
-    "agent_fields",
     "aggregations",
     "best_of_n",
     "config",
     "ensembles",
     "group_baseline",
+    "idle_settings",
     "ilql",
     "importance",
     "kl",
     "log_probs",
     "loss_gradients",
+    "loss_inputs",
     "loss_terms",
     "losses",
     "masked_inputs",
@@ -87,8 +88,9 @@ TESTS = (
     "reward_model",
     "rewards_kl",
     "rft",
-    "running",
+    "settings_effect",
     "sft",
+    "task_scores",
 )
 """Test files by name, without ``tests/test_`` and ``.py``; one that does not exist is left out."""
 

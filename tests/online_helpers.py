@@ -64,6 +64,7 @@ def make(case: str, envs: Any = None, model: Any = None, **settings: Any) -> Pol
     arguments = {
         "policy_kwargs": settings.pop("policy_kwargs", None),
         "run_dir": settings.pop("run_dir", None),
+        "dataset": settings.pop("dataset", None),
     }
     agent = make_agent(
         name,

@@ -88,6 +88,9 @@ EFFECTIVE: list[tuple[str, dict[str, Any]]] = [
     # What switches something off says what happens; what is read by a function of the user's may count.
     ("a2c", {"gamma": 0.9, "value_head": "mlp", "value_model": "separate"}),
     ("ppo", {"value_clip_range": None, **ONCE}),
+    ("ppo", {"value_clip_range": 0.1, "epochs": 1, "minibatches": 2}),
+    ("ppo", {"value_clip_range": 0.1, "epochs": 2, "minibatches": 1}),
+    ("ppo", {"value_clip_range": 0.1, "epochs": 2, "minibatches": 2}),
     ("grpo", {"clip_range": None, **ONCE}),
     ("rloo", {"clip_range": 0.2, "ratio_level": "sequence"}),
     ("grpo", {"kl_controller": "adaptive", "kl_target": 1.0}),

@@ -44,6 +44,7 @@ def test_no_gradient_flows_through_the_weights_and_padding_may_hold_anything() -
     mu = torch.full((2, 4), math.nan).masked_fill(MASK, -0.5)
     found = truncated_importance_weights(pi, mu, MASK)
     assert not found.requires_grad
+    assert not truncated_importance_weights(pi.detach(), mu.requires_grad_(), MASK).requires_grad
     torch.testing.assert_close(found, torch.where(MASK, math.exp(0.5), 0.0))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from transformers import (
 from textenv.acting import DecodingPolicy
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
-from textenv.log_probs import length_groups, token_log_probs
+from textenv.log_probs import length_groups, token_log_probs, undivided
 from textenv.model_split import split_model
 
 V = 37
@@ -124,6 +126,80 @@ def test_equal_to_log_softmax_and_gather_with_gradients(
     )
     right = plain(model, batch, temperature, legality)
     assert_same_gradients(model, weigh(*again[:2]), weigh(*right), 1e-10)
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 29, 4 * V * 5], ids=["one-chunk", "chunks"])
+def test_a_head_with_a_hook_gives_the_same_by_the_general_path(max_bytes: int) -> None:
+    model, batch = gpt2(), legal_episodes()
+    model.lm_head.register_forward_hook(lambda *_: None)
+    options = {"temperature": 0.7, "legality": LEGAL, "max_bytes": max_bytes}
+    found = token_log_probs(model, batch, with_entropy=True, **options)
+    right = plain(model, batch, 0.7, LEGAL)
+    torch.testing.assert_close(found.log_probs, right[0], atol=1e-10, rtol=0)
+    torch.testing.assert_close(found.entropy, right[1], atol=1e-10, rtol=0)
+    assert_same_gradients(model, weigh(*found[:2]), weigh(*right), 1e-10)
+    assert token_log_probs(model, batch, **options).entropy is None
+
+
+@pytest.mark.parametrize(
+    ("linear", "dtype"), [(True, torch.float64), (True, torch.float32), (False, torch.float32)]
+)
+def test_chunks_fill_the_byte_budget_and_only_several_are_computed_again(
+    linear: bool, dtype: torch.dtype
+) -> None:
+    rows: list[int] = []
+
+    class Counted(Legality):
+        def apply(self, logits: Tensor, t: Tensor) -> Tensor:
+            rows.append(len(logits))
+            return super().apply(logits, t)
+
+    rule = Counted(**{name: getattr(LEGAL, name) for name in LEGAL.__dataclass_fields__})
+    model, batch = gpt2(dtype), legal_episodes()
+    actions = int(batch.action_mask.sum())
+    if not linear:
+        model.lm_head.register_forward_hook(lambda *_: None)
+    row = (V - 4) * dtype.itemsize if linear else 4 * V
+    for budget, chunks in ((actions * row, [actions]), (actions * row - 1, [1, actions - 1])):
+        rows.clear()
+        found = token_log_probs(model, batch, legality=rule, max_bytes=budget).log_probs
+        assert sorted(rows) == chunks
+        found.sum().backward()
+        assert sorted(rows) == sorted(chunks if len(chunks) == 1 else 2 * chunks)
+    rows.clear()
+    with torch.no_grad():
+        token_log_probs(model, batch, legality=rule, max_bytes=3 * row)
+    assert max(rows) == 3 and sum(rows) == actions
+    rows.clear()
+    with torch.no_grad():
+        token_log_probs(model, batch, legality=rule, max_bytes=1)
+    assert rows == [1] * actions
+
+
+@pytest.mark.parametrize("legality", [None, LEGAL], ids=["all", "legal"])
+@pytest.mark.parametrize("max_bytes", [1 << 29, 8 * V * 5], ids=["one-chunk", "chunks"])
+def test_the_bias_of_a_head_has_its_gradient(legality: Legality | None, max_bytes: int) -> None:
+    torch.manual_seed(0)
+    model, batch = PhiForCausalLM(PhiConfig(**SIZES)).double(), legal_episodes()
+    with torch.no_grad():
+        model.lm_head.bias.normal_(std=1.0)
+    found = token_log_probs(model, batch, legality=legality, max_bytes=max_bytes).log_probs
+    assert_same_gradients(model, weigh(found), weigh(plain(model, batch, 1.0, legality)[0]), 1e-9)
+
+
+def test_what_passes_no_gradient_on_gets_none_back() -> None:
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> None:
+            return None
+
+    model = gpt2()
+    Stop.apply(token_log_probs(model, episodes()).log_probs).sum().backward()
+    assert not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
 
 
 def test_entropy_alone_has_its_gradient() -> None:
@@ -287,6 +363,13 @@ def test_the_logits_of_all_positions_are_never_made() -> None:
     finally:
         handle.remove()
     assert max(rows) == int(batch.action_mask.sum()) < batch.input_ids.numel()
+    seen: list[int] = []
+    before = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    try:
+        token_log_probs(model, batch)
+    finally:
+        before.remove()
+    assert sum(seen) == int(batch.action_mask.sum())
 
 
 def test_batches_without_actions() -> None:
@@ -294,9 +377,19 @@ def test_batches_without_actions() -> None:
     batch.action_mask[:] = False
     found = token_log_probs(model, batch, with_entropy=True)
     assert found.log_probs.abs().sum() == 0 and found.log_probs.shape == batch.input_ids.shape
-    found.log_probs.sum().backward()
+    torch.use_deterministic_algorithms(True)  # memory that nobody wrote holds NaN
+    try:
+        found.log_probs.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters())
     empty = token_log_probs(model, EpisodeBatch.from_ids([], []))
-    assert empty.log_probs.shape == (0, 0)
+    assert empty.log_probs.shape == (0, 0) and empty.entropy is None and empty.values is None
+    empty = token_log_probs(
+        model, EpisodeBatch.from_ids([], []), with_entropy=True, value_head=lambda x: x[:, 0]
+    )
+    assert empty.entropy is not None and empty.values is not None
+    assert empty.entropy.shape == empty.values.shape == (0, 0)
 
 
 def test_bad_arguments() -> None:
@@ -307,6 +400,16 @@ def test_bad_arguments() -> None:
         token_log_probs(model, batch, max_bytes=0)
     with pytest.raises(ValueError, match="37 logits, expected at least the tokenizer's vocabulary of 50"):
         token_log_probs(model, batch, legality=Legality(vocab_size=50))
+
+
+def test_undivided_rows_are_one_group() -> None:
+    with undivided():
+        assert [(rows.tolist(), width) for rows, width in length_groups(torch.tensor([2, 9, 2]), 0)] == [
+            ([0, 1, 2], 9)
+        ]
+        assert [width for _, width in length_groups(torch.tensor([0, 0]), 0)] == [1]
+    assert len(list(length_groups(torch.tensor([2, 9, 2]), 0))) == 2
+    assert [width for _, width in length_groups(torch.tensor([0, 0]), 0)] == [1]
 
 
 @pytest.mark.parametrize("overhead", [0, 5, 10_000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from textenv.agents.losses import (
     explained_variance,
     kl_loss,
     log_ratio,
+    masked_center,
     masked_mean,
     masked_whiten,
     ppo_policy_loss,
@@ -54,6 +56,18 @@ def test_masked_whiten_by_hand() -> None:
     torch.testing.assert_close(
         masked_whiten(row(100.0, 1.0, 3.0), own(0, 1, 1), shift_mean=False), row(0.0, 1.0, 3.0)
     )
+
+
+def test_values_that_are_all_equal_are_whitened_to_zero() -> None:
+    assert masked_whiten(row(5.0, 3.0, 3.0), own(0, 1, 1)).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_centring_by_group_by_hand() -> None:
+    # Own tokens of group 7 are 1, 3 and 8, of group 2 only 5.
+    values = torch.tensor([[1.0, 3.0, 9.0], [5.0, 9.0, 9.0], [8.0, 9.0, 9.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)
+    expected = torch.tensor([[-3.0, -1.0, 0.0], [0.0, 0.0, 0.0], [4.0, 0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(masked_center(values, mask, torch.tensor([7, 2, 7])), expected)
 
 
 def test_whitening_by_a_floor_keeps_small_differences_small() -> None:
@@ -98,6 +112,9 @@ def test_clip_range_high_and_dual_clip_by_hand() -> None:
     # A = -1: 1.25 stays, 5.0 is capped at c = 3.
     loss, _ = ppo_policy_loss(log_probs, old, row(-1.0, -1.0), mask, dual_clip=3.0)
     assert float(loss) == pytest.approx((1.25 + 3.0) / 2)
+    # A > 0 has no such bound: -1.1 and -1.2 stay, although -3 is less.
+    loss, _ = ppo_policy_loss(row(1.1, 5.0).log(), old, row(1.0, 1.0), mask, dual_clip=3.0)
+    assert float(loss) == pytest.approx((-1.1 - 1.2) / 2)
     with pytest.raises(ValueError, match="dual_clip must be > 1, got 1"):
         ppo_policy_loss(log_probs, old, row(1.0, 1.0), mask, dual_clip=1.0)
 
@@ -149,6 +166,14 @@ def test_entropy_kl_and_sft_losses_by_hand() -> None:
     # k3 at d = 0.5 and 0: exp(-0.5) - 1 + 0.5 over 2.
     expected = (math.exp(-0.5) - 0.5) / 2
     assert float(kl_loss(row(9.0, -1.0, -2.0), row(0.0, -1.5, -2.0), mask)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("k1", 0.25), ("k2", 0.0625), ("k3", (math.exp(-0.5) - 0.5) / 2)]
+)
+def test_the_kinds_of_the_kl_by_hand(kind: Any, expected: float) -> None:
+    found = kl_loss(row(9.0, -1.0, -2.0), row(0.0, -1.5, -2.0), own(0, 1, 1), kind=kind)
+    assert float(found) == pytest.approx(expected)
 
 
 def test_kl_loss_is_not_spoilt_by_illegal_tokens_off_the_mask() -> None:

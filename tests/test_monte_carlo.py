@@ -49,6 +49,7 @@ def test_the_loss_by_loops() -> None:
             value_loss += (value - target) ** 2
             weight = float(torch.tensor(0.5 * (least - value)).exp())
             awac -= weight * float(out.log_probs[row, column])
+    assert not any(value.requires_grad for value in stats.values())
     tokens = int(episodes.action_mask.sum())
     expected = {"q_loss": q_loss, "value_loss": value_loss, "awac_loss": awac, "cql_loss": cql}
     for name, value in expected.items():
@@ -60,7 +61,7 @@ def test_the_loss_by_loops() -> None:
 def test_the_gradient_does_not_depend_on_the_split() -> None:
     gradients = []
     for max_tokens in (10_000, 40):
-        agent = make(max_tokens_per_microbatch=max_tokens, max_grad_norm=None)
+        agent = make(max_tokens_per_microbatch=max_tokens, max_grad_norm=None, cql_coef=0.3, awac_beta=0.5)
         agent.optimizer.register_step_pre_hook(
             lambda *_, agent=agent: gradients.append(torch.cat([p.grad.flatten() for p in agent.parameters]))
         )

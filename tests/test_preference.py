@@ -126,6 +126,7 @@ def test_losses_of_agents_are_the_formulas(name: str, options: dict[str, Any]) -
             "cpo": -logsigmoid(beta * (chosen - rejected)).mean() - 0.5 * chosen.sum() / counts_c.sum(),
         }[name]
         rewards = (beta * chosen, beta * rejected) if name == "cpo" else (beta * mean_c, beta * mean_r)
+    assert not any(value.requires_grad for value in agent.loss(whole, agent.totals(whole))[1].values())
     row, _ = gradient_of(agent, whole)
     assert row["loss"] == pytest.approx(float(expected), rel=1e-9)
     assert row["rewards/chosen"] == pytest.approx(float(rewards[0].mean()), rel=1e-9)
@@ -133,6 +134,7 @@ def test_losses_of_agents_are_the_formulas(name: str, options: dict[str, Any]) -
     assert row["rewards/margin"] == pytest.approx(float((rewards[0] - rewards[1]).mean()), rel=1e-9)
     assert row["rewards/accuracy"] == pytest.approx(float((rewards[0] > rewards[1]).double().mean()))
     assert row["log_probs/chosen"] == pytest.approx(float(chosen.mean()), rel=1e-9)
+    assert row["log_probs/rejected"] == pytest.approx(float(rejected.mean()), rel=1e-9)
 
 
 @pytest.mark.parametrize("positive", [False, True])
@@ -163,6 +165,37 @@ def test_the_loss_of_kto_is_the_formula(positive: bool) -> None:
     assert row["rewards/rejected"] == pytest.approx(0.3 * float(ratios[0][~desirable].mean()), rel=1e-9)
     right = ((ratios[0] > z) == desirable).double().mean()
     assert row["rewards/accuracy"] == pytest.approx(float(right))
+
+
+def test_kto_is_right_about_a_response_by_its_distance_from_the_baseline() -> None:
+    agent = moved("kto", beta=0.3)
+    own = agent.dataset.first()
+    with torch.no_grad():
+        ratios = (agent.policy.log_prob(own.episodes) - agent.reference.log_prob(own.episodes)).sum(-1)
+    ordered = ratios.sort().values
+    z = (ordered[3] + ordered[4]) / 2
+    desirable = ratios > z  # so that it is right about each of them
+    assert all(bool(((ratios > other) != desirable).any()) for other in (-z, z / 0.3, 1 / z, 1.0))
+    own.tensors |= {"baseline": z.expand(len(own)), "desirable": desirable}
+    loss, stats = agent.loss(own, agent.totals(own))
+    assert loss.requires_grad and not any(value.requires_grad for value in stats.values())
+    assert float(stats["rewards/accuracy"]) == 1.0
+    margin = 0.3 * (ratios[desirable].mean() - ratios[~desirable].mean())
+    assert float(stats["rewards/margin"]) == pytest.approx(float(margin), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_texts_are_cut_at_max_length(name: str) -> None:
+    rows = [
+        {"prompt": "ab", "chosen": "abcd", "rejected": "dcba"},
+        {"prompt": "c", "chosen": "d", "rejected": "bad"},
+    ]
+    found = {}
+    for longest in (None, 4):
+        agent: Any = make_agent(name, gpt2_config(), dataset=rows, tokenizer=TOKENIZER, max_length=longest)
+        data = agent.dataset.first() if name == "kto" else agent.dataset
+        found[longest] = int(data.episodes.lengths.max())
+    assert found[4] == 4 < found[None]
 
 
 def test_margin_and_label_of_the_data_count() -> None:
@@ -388,6 +421,14 @@ def test_rwr_is_weighted_likelihood() -> None:
     row, _ = gradient_of(agent, agent.batch(torch.arange(3)))
     assert row["loss"] == pytest.approx(float((weights * nll).sum() / 4), rel=1e-6)
     assert row["rwr/nll"] == pytest.approx(float(nll.sum() / 4), rel=1e-9)
+    assert row["rwr/weight"] == pytest.approx(float(weights.mean()), rel=1e-6)
+    totals = agent.totals(agent.batch(torch.arange(3)))
+    parts = [agent.loss(agent.batch(torch.tensor(rows)), totals)[1] for rows in ([0], [1, 2])]
+    fresh = -agent.policy.log_prob(data).sum() / 4
+    assert sum(float(part["rwr/nll"]) for part in parts) == pytest.approx(float(fresh), rel=1e-9)
+    assert not any(value.requires_grad for part in parts for value in part.values())
+    bounded = make_agent("rwr", policy64(), dataset=data, max_weight=1.25)
+    assert float(bounded.dataset["weights"].max()) == 1.25 < float(weights.max())
     centred = make_agent("rwr", policy64(), dataset=data, baseline="prompt", standardize=False)
     expected = reward_weights(torch.tensor([-0.5, 0.0, 0.5]))
     assert centred.dataset["weights"].tolist() == pytest.approx(expected.tolist())

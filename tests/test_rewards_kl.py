@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -14,16 +15,19 @@ from reward_helpers import (
     PROMPTS,
     TOKENIZER,
     TinyPolicy,
+    config,
     episodes,
     language_model,
     random_actions,
     vector_env,
 )
+from transformers import GPT2LMHeadModel
 
 import textenv  # noqa: F401 - registers the environments
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.env import TextEnv
 from textenv.episodes import EpisodeBatch
+from textenv.legality import Legality
 from textenv.prompts import PromptSet
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.kl import KLPenalty, adapted_coefficient
@@ -153,6 +157,123 @@ def test_a_separate_reference_is_scored_at_the_temperature_of_the_episodes(tempe
     expected = (policy.log_prob(batch)[0, start:end] - theirs).detach()
     found = _term(policy, reference=model).kl(batch)[0, start:end]
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "full"])
+def test_a_reference_of_its_own_goes_before_the_policys(estimator: str) -> None:
+    batch = episodes(["ab", "fade"], sampling={"temperature": 1.0})
+    found = _term(_policy(1), estimator=estimator, reference=language_model(2)).kl(batch)
+    right, other = (_term(_policy(seed), estimator=estimator).kl(batch) for seed in (2, 1))
+    torch.testing.assert_close(found, right, atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(found, other, atol=1e-2)
+
+
+def test_the_full_kl_of_a_model_heeds_the_sampling_of_the_episodes() -> None:
+    legality = Legality(vocab_size=len(TOKENIZER), suppressed_tokens=(8, 10))
+    policy, model = _policy(), language_model(2)
+    cold, hot = (
+        episodes(["ab", "fade"], sampling={"temperature": temperature, **legality.to_sampling()})
+        for temperature in (1.0, 2.0)
+    )
+    plain = full_kl(policy, model, cold)
+    for batch, temperature in ((cold, 1.0), (hot, 2.0)):
+        found = _term(policy, estimator="full", reference=model).kl(batch)
+        right = full_kl(policy, model, batch, temperature=temperature, legality=legality)
+        torch.testing.assert_close(found, right, atol=2e-5, rtol=1e-4)
+        assert not torch.allclose(found, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "full"])
+def test_the_policys_temperature_counts_where_the_episodes_say_none(estimator: str) -> None:
+    class Hot(TinyPolicy):
+        def sampling(self) -> dict[str, Any]:
+            return {"temperature": 3.0}
+
+    policy = Hot(language_model(0), language_model(1))
+    policy.attach(vector_env())
+    term = _term(policy, estimator=estimator, reference=language_model(2))
+    silent = term.kl(episodes(["fade"]))
+    said, cold = (term.kl(episodes(["fade"], sampling={"temperature": t})) for t in (3.0, 1.0))
+    torch.testing.assert_close(silent, said)
+    assert not torch.allclose(silent, cold, atol=1e-2)
+
+
+def test_what_stands_off_the_actions_has_no_part() -> None:
+    class Junk:
+        def __init__(self, policy: TinyPolicy, filler: float) -> None:
+            self.policy, self.filler = policy, filler
+
+        def log_prob(self, batch: EpisodeBatch) -> torch.Tensor:
+            return self.policy.log_prob(batch).masked_fill(~batch.action_mask, self.filler)
+
+    batch = episodes(["ab", "fade"])
+    expected = _term(_policy()).kl(batch)
+    policy: Any = Junk(_policy(), -torch.inf)  # a reference of one's own: the policy needs none
+    found = _term(policy, reference=Junk(_policy().reference(), torch.nan)).kl(batch)
+    assert torch.equal(found, expected) and bool(expected.any())
+
+
+def test_what_is_asked_of_a_policy_is_said() -> None:
+    class Bare:
+        def log_prob(self, batch: EpisodeBatch) -> torch.Tensor:
+            return torch.zeros(batch.input_ids.shape)
+
+    bare: Any = Bare()
+    batch = episodes(["ab"])
+    assert not _term(bare, reference=Bare()).kl(batch).any()
+    with pytest.raises(
+        RewardError, match=r"needs a policy with log_prob\(\), reference\(\), .* without reference"
+    ):
+        _term(bare).kl(batch)
+    with pytest.raises(RewardError, match="needs the policy: call envs"):
+        KLPenalty().kl(batch)
+
+
+def test_whole_distributions_are_not_recorded() -> None:
+    env = SimpleNamespace(recorded=lambda name: [0.0])
+    assert _term(_policy(), estimator="full").step_parts(env) is None
+
+
+def test_a_reference_too_small_is_refused_by_name_when_it_scores_and_as_a_model_at_once(
+    tmp_path: Path,
+) -> None:
+    short = GPT2LMHeadModel(config(n_positions=5))
+    narrow = GPT2LMHeadModel(config(vocab_size=len(TOKENIZER) - 1))
+    sampling = {"temperature": 1.0, "vocab_size": len(TOKENIZER)}
+    fits, long = episodes(["a"], sampling=sampling), episodes(["a", "fadead"], sampling=sampling)
+    assert int(fits.lengths.max()) <= 5 < int(long.lengths.max())
+    for name, model in (("short", short), ("narrow", narrow)):
+        model.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match="kl: the reference"):
+            _term(_policy(), reference=model)
+    by_name = _term(_policy(), reference=str(tmp_path / "short"))
+    assert by_name.kl(fits).shape == fits.input_ids.shape
+    with pytest.raises(ValueError, match="5 positions"):
+        by_name.kl(long)
+    with pytest.raises(ValueError, match=f"{len(TOKENIZER) - 1} logits"):
+        _term(_policy(), reference=str(tmp_path / "narrow")).kl(fits)
+
+
+def test_the_full_kl_keeps_to_its_byte_budget_and_takes_models_of_every_kind() -> None:
+    policy, model, batch = _policy(), language_model(1), episodes(["ab", "fade"])
+    whole = full_kl(policy, model, batch)
+    rows: list[int] = []
+    policy.model.lm_head.register_forward_pre_hook(lambda _, args: rows.append(args[0].numel() // 16))
+    split = full_kl(policy, model, batch, max_bytes=3 * 4 * len(TOKENIZER))
+    torch.testing.assert_close(split, whole)
+    assert max(rows) == 3 and sum(rows) == int(batch.action_mask.sum())
+
+    class Headless(GPT2LMHeadModel):
+        def get_output_embeddings(self) -> None:
+            return None
+
+    headless = Headless(config()).eval()
+    headless.load_state_dict(model.state_dict())
+    torch.testing.assert_close(full_kl(policy, headless, batch), whole, atol=1e-5, rtol=1e-4)
+    holder = SimpleNamespace(model=model, config=None)
+    torch.testing.assert_close(full_kl(policy, holder, batch), whole)
+    with pytest.raises(ValueError, match="needs a causal language model, got Linear"):
+        full_kl(policy, torch.nn.Linear(1, 1), batch)
 
 
 def test_a_token_that_the_policy_can_not_choose_is_an_error() -> None:
