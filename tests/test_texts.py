@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tokenizer_families import FAMILIES
 from transformers import LlamaTokenizer
 
-from textenv.agents.reward_models.data import text_episodes
 from textenv.continuations import encode_continuations
 from textenv.episodes import EpisodeBatch
 from textenv.prompts import encode_prompts
 from textenv.rewards import make_reward
+from textenv.rewards.retokenize import text_ids
 from textenv.tasks.make import make_vec_env
+from textenv.text_pairs import encode_pairs
 from textenv.texts import split_texts
 
 BYTES = byte_level_tokenizer()
@@ -157,10 +158,19 @@ class TestSeam:
             encode_prompts([bos + "the dog"], tokenizer, max_prompt_tokens=2)[0][0] == tokenizer.bos_token_id
         )
 
+    def test_bos_that_is_eos_is_there_once_behind_an_empty_prompt(self) -> None:
+        tokenizer = FAMILIES["gpt-2"]()
+        assert tokenizer.bos_token == tokenizer.eos_token
+        end, x = tokenizer.eos_token, tokenizer("x")["input_ids"]
+        bos = [tokenizer.eos_token_id]
+        prompts, responses, _ = encode_pairs(["", "x", ""], [end + "x", end + "x", end], tokenizer)
+        assert prompts == [bos, x, bos]
+        assert responses == [x + bos, bos + x + bos, bos]
+
     def test_whole_texts_of_a_scorer_have_bos_once(self) -> None:
         tokenizer = FAMILIES["llama-2"]()
-        episodes = text_episodes(["the dog", "<s>the dog"], tokenizer)
-        assert (episodes.input_ids == tokenizer.bos_token_id).sum(-1).tolist() == [1, 1]
+        ids = text_ids(tokenizer, ["the dog", "<s>the dog"])
+        assert [row.count(tokenizer.bos_token_id) for row in ids] == [1, 1]
 
 
 def test_saved_episodes_and_rendered_rows_read_so(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def encode_pairs(
     """Tokenise B prompts and completions apart, so that the boundary is exact.
 
     Together the ids read prompt + completion; see ``textenv.continuations``. A BOS in front of a completion
-    is dropped, unless it is EOS as well: BOS begins a prompt and nothing else.
+    is dropped, unless it is EOS as well: BOS begins a prompt and nothing else. Behind an empty prompt, which
+    is BOS, a text that begins with BOS itself gets no second one, whatever else BOS is.
 
     Args:
         prompts: B strings; an empty one becomes BOS (or EOS where the tokenizer has no BOS).
@@ -63,7 +64,10 @@ def encode_pairs(
                     f"prompts[{i}] is empty and the tokenizer has neither bos_token nor eos_token"
                 )
             prompt.append(start)
-        if response[:1] == [tokenizer.bos_token_id] != [tokenizer.eos_token_id]:
+            doubled = len(response) > 1 and response[0] == start  # an EOS alone is an empty completion
+        else:
+            doubled = response[:1] == [tokenizer.bos_token_id] != [tokenizer.eos_token_id]
+        if doubled:
             response = response[1:]
         ended, was_cut = end_response(response, len(prompt), eos, max_length, f"prompts[{i}]")
         response_ids.append(ended)
