@@ -14,6 +14,7 @@ from reward_helpers import TOKENIZER
 
 import textenv
 from textenv.conversations import MESSAGES, USER_TEXT, prompt_messages
+from textenv.data import episodes_from_records, load_columns, preferences_from_records
 from textenv.episodes import EpisodeBatch
 from textenv.prompts import PromptSet
 from textenv.rewards.functions import FunctionReward
@@ -131,6 +132,55 @@ def test_messages_survive_saving_selecting_and_joining(tmp_path: Path) -> None:
     assert prompts.select([1]).extras([0]) == {MESSAGES: [[message("ab", "user")]]}
     with pytest.raises(ValueError, match="the column 'prompt_text' keeps what chat prompts were made of"):
         PromptSet.from_texts(["a"], CHAT, chat_template=True, columns={USER_TEXT: ["b"]})
+
+
+def test_records_of_chats_keep_their_messages(tmp_path: Path) -> None:
+    user, answer = message("ab", "user"), message("c", "assistant")
+    chat = [user, answer, message("d", "user"), message("e", "assistant")]
+    by_messages = episodes_from_records(load_columns([{"messages": chat}]), CHAT, append_eos=False)
+    by_columns = episodes_from_records(
+        load_columns([{"prompt": chat[:3], "completion": chat[3:], "topic": "t"}]), CHAT, append_eos=False
+    )
+    assert by_messages.extras == {MESSAGES: [chat[:3]]}
+    assert by_columns.extras == {"topic": ["t"], MESSAGES: [chat[:3]]}
+    by_columns.save(tmp_path / "episodes.jsonl")
+    assert prompt_messages(EpisodeBatch.load(tmp_path / "episodes.jsonl"), CHAT) == [chat[:3]]
+    every = episodes_from_records(load_columns([{"messages": chat}]), CHAT, append_eos=False, turns="all")
+    assert every.extras == {MESSAGES: [[user]]}
+    rows = [{"prompt": "ab", "completion": "c"}]
+    plain = episodes_from_records(load_columns(rows), CHAT, append_eos=False)
+    rendered = episodes_from_records(load_columns(rows), CHAT, append_eos=False, chat_template=True)
+    assert (plain.extras, rendered.extras) == ({}, {USER_TEXT: ["ab"]})
+    assert prompt_messages(rendered, CHAT) == [[user]]
+    row = {"prompt": [user], "chosen": [user, answer], "rejected": [message("d", "assistant")]}
+    pairs = preferences_from_records(load_columns([row]), CHAT, append_eos=False)
+    assert pairs.chosen.extras == pairs.rejected.extras == {MESSAGES: [[user]]}
+    seen: list[Any] = []
+
+    def keep(prompts: Any, completions: Any) -> list[float]:
+        seen.append((prompts, completions))
+        return [0.0]
+
+    term = FunctionReward(keep)
+    with pytest.warns(UserWarning, match="messages=False"):
+        _envs([term])
+    term.score(by_columns)
+    assert seen == [([chat[:3]], [[message("e;", "assistant")]])]
+
+
+def test_parts_of_records_agree_on_what_prompts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textenv.data._CHUNK", 1)
+    text = {"prompt": "ab", "completion": "c"}
+    chat = {"prompt": [message("d", "user")], "completion": [message("e", "assistant")]}
+    both = episodes_from_records(load_columns([text, chat]), CHAT, append_eos=False, chat_template=True)
+    assert both.extras == {MESSAGES: [[message("ab", "user")], [message("d", "user")]]}
+    with pytest.raises(
+        TypeError, match="the list: prompt and completion must both be texts or both messages"
+    ):
+        episodes_from_records(load_columns([text, chat]), CHAT, append_eos=False)
+    taken = {**chat, MESSAGES: "mine"}
+    with pytest.raises(ValueError, match="the list: the column 'prompt_messages' keeps what chat prompts"):
+        episodes_from_records(load_columns([taken]), CHAT, append_eos=False)
 
 
 def test_a_text_function_that_fails_on_messages_is_told_why() -> None:

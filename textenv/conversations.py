@@ -40,10 +40,7 @@ def conversation_columns(
     """
     texts = all(isinstance(prompt, str) for prompt in prompts)
     name = USER_TEXT if texts else MESSAGES
-    if name in columns:
-        raise ValueError(
-            f"the column {name!r} keeps what chat prompts were made of; rename the one in the data"
-        )
+    _check_free(name, columns)
     if isinstance(prompts, Column) and (texts or not any(isinstance(prompt, str) for prompt in prompts)):
         return {name: prompts}
     kept: list[Any] = [
@@ -51,6 +48,47 @@ def conversation_columns(
         for prompt in prompts
     ]
     return {name: Column(kept)}
+
+
+def joined_columns(
+    parts: Sequence[Mapping[str, Sequence[Any]]], columns: Mapping[str, Sequence[Any]]
+) -> dict[str, list[Any]]:
+    """What ``conversation_columns`` gave for several parts of a data set, as one column.
+
+    Args:
+        parts: one dictionary each, empty where no chat template rendered the part.
+        columns: the other columns of the data.
+
+    Returns:
+        ``prompt_messages``, ``prompt_text`` where all prompts are texts, or nothing.
+
+    Raises:
+        TypeError: if some parts are texts that no template rendered, and others are messages.
+        ValueError: if there is a column of that name.
+
+    Example:
+        >>> joined_columns([{"prompt_text": ["a"]}, {"prompt_text": ["b"]}], {})
+        {'prompt_text': ['a', 'b']}
+    """
+    names = {name for part in parts for name in part}
+    if not names:
+        return {}
+    if not all(parts):
+        raise TypeError("prompt and completion must both be texts or both messages, in all records alike")
+    name = MESSAGES if MESSAGES in names else USER_TEXT
+    _check_free(name, columns)
+    joined: list[Any] = []
+    for part in parts:
+        texts = name == MESSAGES and USER_TEXT in part
+        joined += [user_message(text) for text in part[USER_TEXT]] if texts else part[name]
+    return {name: joined}
+
+
+def _check_free(name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    if name in columns:
+        raise ValueError(
+            f"the column {name!r} keeps what chat prompts were made of; rename the one in the data"
+        )
 
 
 def user_message(text: str) -> list[dict[str, Any]]:

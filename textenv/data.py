@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from textenv.columns import Column, Columns
+from textenv.conversations import joined_columns
 from textenv.data_sources import Row
 from textenv.encoding import PairEncoder, raise_at
 from textenv.episodes import EpisodeBatch
@@ -111,7 +112,8 @@ def episodes_from_records(
             (the assistant's last turn is the completion), or ``text`` (a completion of nothing). A column
             ``reward`` (number) is paid at the last action. ``tools`` and ``chat_template_kwargs`` reach the
             chat template. All other columns become extras; ``label`` becomes bools if ``load_columns`` was
-            told to require it.
+            told to require it. The messages of chat prompts become the extra ``prompt_messages`` (texts that
+            the chat template rendered: ``prompt_text``), so that rewards read them.
         tokenizer: a transformers tokenizer; messages need one with a chat template.
         max_length: longest episode in tokens; a longer one loses its end and counts as truncated.
         append_eos: end completions by EOS, as generated ones would.
@@ -154,7 +156,7 @@ def episodes_from_records(
         parts.append(encoder.encode(pairs, rewards))
     seen.warn()
     held.warn()
-    return _joined(parts, extras.values)
+    return _joined(parts, extras.values, records.name)
 
 
 def preferences_from_records(
@@ -212,8 +214,8 @@ def preferences_from_records(
     held.warn()
     tensors = {name: torch.tensor(column) for name, column in weights.items()}
     batch = PreferenceBatch(
-        chosen=_joined(chosen, extras.values),
-        rejected=_joined(rejected, extras.values),
+        chosen=_joined(chosen, extras.values, records.name),
+        rejected=_joined(rejected, extras.values, records.name),
         margin=tensors.get("margin"),
         label=tensors.get("label"),
     )
@@ -225,8 +227,16 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
     return iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
 
 
-def _joined(parts: list[EpisodeBatch], extras: Mapping[str, Column]) -> EpisodeBatch:
+def _joined(parts: list[EpisodeBatch], extras: Mapping[str, Column], source: str) -> EpisodeBatch:
+    """One batch, with the data's columns and what the chat prompts were made of as extras."""
+    conversations = [part.extras for part in parts]
+    for part in parts:
+        part.extras = {}
+    try:
+        kept = joined_columns(conversations, extras)
+    except (TypeError, ValueError) as error:
+        raise_at(source, error)
     batch = EpisodeBatch.concat(parts)
     batch.episode_id = torch.arange(len(batch))
-    batch.extras = {name: list(values) for name, values in extras.items()}
+    batch.extras = {name: list(values) for name, values in extras.items()} | kept
     return batch

@@ -10,6 +10,7 @@ import torch
 
 from textenv.chat import TURNS, SplitConversation, encode_split, split_conversation
 from textenv.checks import check_at_least, check_choice, check_flag
+from textenv.conversations import conversation_columns
 from textenv.episodes import EpisodeBatch
 from textenv.messages import chat_options, takes_tools, warn_no_tools
 from textenv.text_pairs import end_response, eos_to_append
@@ -59,6 +60,10 @@ class PairEncoder:
                 the completion repeats at its front are there once.
             rewards: one number each, paid at the last action.
 
+        Returns:
+            The episodes. Where a chat template rendered them, their extras are the column that keeps what the
+            prompts were; see ``textenv.conversations.conversation_columns``.
+
         Raises:
             ValueError: naming the place of the first record that cannot be encoded.
             TypeError: naming the place, if texts and messages are mixed.
@@ -89,16 +94,21 @@ class PairEncoder:
                 append_eos=self.append_eos,
                 max_length=self.max_length,
             )
-        splits = [
-            split_conversation(
-                joined_conversation(prompt, reply, texts_too=self.chat_template),
-                self.tokenizer,
-                turns=self.turns,
-                options=self._options(row),
-            )
-            for _, prompt, reply, row in pairs
-        ]
-        return self._from_splits(splits, rewards)
+        splits, prompts = [], []
+        for (_, prompt, reply, row), plain in zip(pairs, texts, strict=True):
+            messages = joined_conversation(prompt, reply, texts_too=self.chat_template)
+            options = self._options(row)
+            splits.append(split_conversation(messages, self.tokenizer, turns=self.turns, options=options))
+            prompts.append(prompt if plain else self._before_the_actions(messages))
+        batch = self._from_splits(splits, rewards)
+        batch.extras = {name: list(kept) for name, kept in conversation_columns(prompts, {}).items()}
+        return batch
+
+    def _before_the_actions(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages that are the prompt."""
+        if self.turns == "last":
+            return messages[:-1]
+        return messages[: next(i for i, message in enumerate(messages) if message["role"] == "assistant")]
 
     def _options(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if row.get("tools") and not takes_tools(self.tokenizer):
