@@ -210,14 +210,23 @@ class TestTools:
                 read(load_columns([row]), chat_tokenizer("qwen-3"))
 
     def test_messages_that_call(self) -> None:
-        calling = {"role": "assistant", "tool_calls": [{"function": {}}], "content": None, "name": None}
+        call = {"function": {"name": "add", "arguments": "{}"}}
+        calling = {"role": "assistant", "tool_calls": [call], "content": None, "name": None}
         assert check_messages([calling], "row") == [
-            {"role": "assistant", "tool_calls": [{"function": {}}], "content": None}
+            {"role": "assistant", "tool_calls": [call], "content": None}
         ]
         with pytest.raises(ValueError, match=r"row\[0\] has no 'content'"):
             check_messages([{"role": "assistant", "content": None, "tool_calls": []}], "row")
         with pytest.raises(TypeError, match=r"row\[0\]\['tool_calls'\] must be a list, got str"):
             check_messages([{"role": "assistant", "tool_calls": "add"}], "row")
+        for broken, error in (
+            ({"name": "add"}, r"\['tool_calls'\]\[0\] beside content None has no 'arguments'; it has 'name'"),
+            ({"function": {"arguments": {}}}, r"\[0\] beside content None has no 'name'; it has 'arguments'"),
+            ("add", r"\[0\] must be a dict with 'name' and 'arguments', got 'add'"),
+            ({"name": "add", "arguments": 3}, r"\[0\]\['arguments'\] must be Mapping or str, got 3"),
+        ):
+            with pytest.raises((TypeError, ValueError), match=error):
+                check_messages([{"role": "assistant", "content": None, "tool_calls": [broken]}], "row")
 
 
 class TestRepeatedPrompts:

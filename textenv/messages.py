@@ -20,11 +20,12 @@ _OWN = ("conversation", "tokenize", "add_generation_prompt", "continue_final_mes
 def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
     """Return the messages, or say what is wrong with them.
 
-    A message of the assistant that calls tools (``tool_calls``) needs no content. Keys whose value is None
-    are left off: data sets whose columns have one type for all rows write them.
+    A message of the assistant that calls tools (``tool_calls``) needs no content. Each call has a name and
+    arguments, at its top or under "function". Keys whose value is None are left off: data sets whose columns
+    have one type for all rows write them.
 
     Raises:
-        ValueError: if there is none, or a role or content is missing.
+        ValueError: if there is none, or a role, content, or part of a tool call is missing.
         TypeError: if it is not a list of dicts with text.
 
     Example:
@@ -44,6 +45,8 @@ def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
         calls = message.get("tool_calls")
         if calls is not None and (isinstance(calls, str | Mapping) or not isinstance(calls, Sequence)):
             raise TypeError(f"{where}[{i}]['tool_calls'] must be a list, got {type(calls).__name__}")
+        for j, call in enumerate(calls or ()):
+            _check_call(call, f"{where}[{i}]['tool_calls'][{j}]", message.get("content"))
         for key in ("role", "content"):
             value = message.get(key)
             if value is None and key == "content" and calls:
@@ -58,6 +61,21 @@ def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
         kept = {key: value for key, value in message.items() if value is not None}
         checked.append({**kept, "content": None} if kept.get("content") is None else kept)
     return checked
+
+
+def _check_call(call: Any, where: str, content: Any) -> None:
+    """A tool call as chat templates read it: name and arguments (a dict, or JSON text of one)."""
+    function = call.get("function") or call if isinstance(call, Mapping) else call
+    if not isinstance(function, Mapping):
+        raise TypeError(f"{where} must be a dict with 'name' and 'arguments', got {shown(call)}")
+    beside = " beside content None" if content is None else ""
+    for key, kinds in (("name", (str,)), ("arguments", (Mapping, str))):
+        value = function.get(key)
+        if value is None:
+            raise ValueError(f"{where}{beside} has no {key!r}; it has {_keys(function)}")
+        if not isinstance(value, kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{where}[{key!r}] must be {expected}, got {shown(value)}")
 
 
 def _keys(message: Mapping[Any, Any]) -> str:
