@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from textenv.legality import vocabulary_size
 from textenv.messages import around, turn_end
+from textenv.tasks.adapter_source import base_of, find_adapter
 from textenv.tasks.fetch_model import resolve_model
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def generation_ends(model: Any) -> list[int]:
 
     Args:
         model: a transformers model, a policy around one, a config, or the name or folder of a saved one
-            (which is not loaded, and whose code does not run). None and what cannot be read have no ends.
+            (which is not loaded, and whose code does not run) or of an adapter, whose base model says. None
+            and what cannot be read have no ends.
 
     Example:
         >>> from transformers import GPT2Config
@@ -111,6 +113,8 @@ def _saved_ends(source: str | os.PathLike[str]) -> list[int]:
 
     try:
         place = resolve_model(source)
+        if (adapter := find_adapter(place)) is not None:  # its base model says
+            place = resolve_model(base_of(place, adapter))
         written, _ = PretrainedConfig.get_config_dict(place)
     except (OSError, ValueError):  # whoever loads the model says what is wrong
         return []

@@ -372,3 +372,19 @@ def test_a_policy_without_a_mask_and_wrappers_that_pay_at_once_are_refused() -> 
 
     with pytest.raises(ValueError, match=r"scored after the rollout, but Doubled changes rewards"):
         make(envs=Doubled(make_envs()), kl_coef=0.1)
+
+
+def test_a_saved_policy_is_not_loaded_by_a_class_without_its_settings(tmp_path: Path) -> None:
+    policy = NucleusPolicy(small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32), mask_top_p=0.5)
+    policy.save(tmp_path / "nlpo")
+    with pytest.raises(
+        ValueError, match=r"class NucleusPolicy with the settings \['mask_.*\], which Language"
+    ):
+        LanguagePolicy.load(tmp_path / "nlpo")
+    plain = LanguagePolicy(tmp_path / "nlpo")  # as the error says
+    again = NucleusPolicy.load(tmp_path / "nlpo")
+    plain.save(tmp_path / "plain")
+    widened = NucleusPolicy.load(tmp_path / "plain")  # a class may add settings, which then have defaults
+    ids = torch.arange(3).unsqueeze(0)
+    logits = [each.model(input_ids=ids).logits for each in (policy, plain, again, widened)]
+    assert all(torch.equal(logits[0], other) for other in logits[1:])

@@ -54,6 +54,13 @@ class TestEnds:
         assert generation_ends(tmp_path) == [7, 5]  # no generation_config.json
         assert generation_ends(GPT2Config(eos_token_id=5)) == [5]
 
+    def test_of_an_adapters_base_model(self, folder: Path, tmp_path: Path) -> None:
+        named = json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)})
+        (tmp_path / "adapter_config.json").write_text(named)
+        assert generation_ends(tmp_path) == generation_ends(str(tmp_path)) == [LETTERS.eos_token_id, END]
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "./gone"}))
+        assert generation_ends(tmp_path) == []  # loading says what is wrong
+
     def test_a_default_of_the_class_says_nothing(self, tmp_path: Path) -> None:
         assert generation_ends(LlamaConfig()) == generation_ends(GPT2Config()) == []
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 2}))

@@ -11,8 +11,10 @@ No pickle is written or read.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,7 +87,8 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
 
     Raises:
         FileNotFoundError: if there is no policy in the folder.
-        ValueError: if it was written by a newer version, or its heads do not fit.
+        ValueError: if it was written by a newer version or by a class with settings of its own, or its heads
+            do not fit.
     """
     folder = Path(path)
     if not (folder / "policy.json").is_file():
@@ -93,6 +96,7 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
     saved = read_object(folder / "policy.json", FIELDS)
     if saved["format"] > FORMAT:
         raise ValueError(f"{folder} has format {saved['format']}, expected at most {FORMAT}; update textenv")
+    _check_class(cls, folder, saved)
     settings = {**saved["settings"], **options}
     dtype = settings.pop("dtype")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -110,6 +114,19 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
     policy = cls(model, **settings)
     _load_beside(policy, folder, saved)
     return policy
+
+
+def _check_class(cls: type[LanguagePolicy], folder: Path, saved: Mapping[str, Any]) -> None:
+    """Refuse a class that lacks settings which the saved policy's own class added."""
+    takes = inspect.signature(cls.__init__).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values()):
+        return
+    if unknown := sorted(set(saved["settings"]) - set(takes)):
+        raise ValueError(
+            f"{folder} holds a policy of the class {saved['class']} with the settings {unknown}, which "
+            f"{cls.__name__} does not have; load it by {saved['class']}.load, or as a plain model by "
+            f"{cls.__name__}(folder)"
+        )
 
 
 def restore_policy(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None:
