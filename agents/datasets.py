@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from textenv.agents.batch import TrainingBatch
+from textenv.columns import Columns
 from textenv.episodes import EpisodeBatch
-from textenv.messages import OPTION_COLUMNS
 from textenv.model_checks import check_holds
 from textenv.preferences import PreferenceBatch
 
 if TYPE_CHECKING:
     from textenv.records import Records
+
+_RANKED = ("prompt", "completions", "completion", "reward")
+"""Columns of rankings that are read or made here; all others are kept."""
 
 
 def is_tokens(dataset: Any) -> bool:
@@ -125,7 +128,7 @@ def from_preferences(pairs: PreferenceBatch) -> EpisodeBatch:
 def from_rankings(records: Any, tokenizer: Any) -> EpisodeBatch:
     """Rows of a prompt and its completions, best first; rewards fall in equal steps from +1 to -1.
 
-    Prompt and completions are texts or lists of messages.
+    Prompt and completions are texts or lists of messages. All other columns become extras of each episode.
 
     Raises:
         ValueError: if a row ranks fewer than two completions.
@@ -133,7 +136,7 @@ def from_rankings(records: Any, tokenizer: Any) -> EpisodeBatch:
     prompts: list[Any] = []
     completions: list[Any] = []
     rewards: list[float] = []
-    options: list[dict[str, Any]] = []
+    columns = Columns()
     for number, row in enumerate(records):
         ranked = row["completions"]
         if not isinstance(ranked, list | tuple) or len(ranked) < 2:
@@ -144,14 +147,16 @@ def from_rankings(records: Any, tokenizer: Any) -> EpisodeBatch:
             prompts.append(row["prompt"])
             completions.append(completion)
             rewards.append(1.0 - 2.0 * rank / (len(ranked) - 1))
-            options.append({name: row[name] for name in OPTION_COLUMNS if row.get(name) is not None})
+            columns.add({name: value for name, value in row.items() if name not in _RANKED})
+    extras = {name: list(values) for name, values in columns.values.items()}
     if all(isinstance(value, str) for value in (*prompts, *completions)):
-        return EpisodeBatch.from_texts(prompts, completions, tokenizer, rewards=rewards)
+        episodes = EpisodeBatch.from_texts(prompts, completions, tokenizer, rewards=rewards)
+        episodes.extras = extras
+        return episodes
     from textenv.data import episodes_from_records, load_columns
 
-    pairs = zip(prompts, completions, rewards, options, strict=True)
-    rows = [{"prompt": one, "completion": other, "reward": paid, **own} for one, other, paid, own in pairs]
-    return episodes_from_records(load_columns(rows), tokenizer)
+    table = {"prompt": prompts, "completion": completions, "reward": rewards, **extras}
+    return episodes_from_records(load_columns(table), tokenizer)
 
 
 def text_records(dataset: Any, tokenizer: Any) -> Records:

@@ -15,6 +15,7 @@ from textenv.chat import split_conversation
 from textenv.data import episodes_from_records, load_columns, preferences_from_records, prompts_from_records
 from textenv.messages import check_messages, render
 from textenv.prompts import PromptSet
+from textenv.tasks.letters import letter_tokenizer
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
@@ -323,8 +324,18 @@ def test_a_template_that_takes_all_the_room_is_cut_with_a_warning() -> None:
 def test_rankings_of_messages() -> None:
     tokenizer = chat_tokenizer("qwen-3")
     row = {"prompt": [user("hi")], "completions": [[assistant("yo")], [user("hi"), assistant("no")]]}
-    episodes = as_episodes([{**row, "tools": [TOOL]}], tokenizer)
+    episodes = as_episodes([{**row, "tools": [TOOL], "topic": "t"}], tokenizer)
+    extras = {"tools": [TOOL], "topic": "t", "prompt_messages": [user("hi")]}
+    assert episodes.extras == {name: [value, value] for name, value in extras.items()}
     assert episodes.returns.tolist() == [1.0, -1.0]
     prompts = episodes.prompt_texts(tokenizer)
     assert prompts[0] == prompts[1] and prompts[0].count("hi") == 1 and "# Tools" in prompts[0]
     assert [text[-2:] for text in episodes.completion_texts(tokenizer)] == ["yo", "no"]
+
+
+def test_rankings_keep_the_other_columns() -> None:
+    rows: list[dict[str, Any]] = [{"prompt": "a", "completions": ["b", "c"]}]
+    rows.append({"prompt": "c", "completions": ["a", "b", "cc"], "topic": "t", "reward": 5.0})
+    episodes = as_episodes(rows, letter_tokenizer("abc"))
+    assert episodes.extras == {"topic": [None, None, "t", "t", "t"]}
+    assert episodes.returns.tolist() == [1.0, -1.0, 1.0, 0.0, -1.0]
