@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textenv.checks import check_at_least, check_choice
+from textenv.checks import check_at_least, check_choice, check_number, check_positive
 from textenv.episodes import EpisodeBatch
 from textenv.kl import KL_ESTIMATORS, kl_estimate
 from textenv.ledger import RAW
@@ -21,7 +21,6 @@ from textenv.log_probs import token_log_probs
 from textenv.model_checks import check_causal_lm, check_decoder, check_size
 from textenv.model_split import eval_mode
 from textenv.pretrained import is_trusted, load_pretrained
-from textenv.rewards.checks import check_above, check_number
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
@@ -99,7 +98,7 @@ class KLPenalty(RewardTerm):
         check_choice("kl: controller", controller, CONTROLLERS)
         check_choice("kl: estimator", estimator, ESTIMATORS)
         for field, value in (("target", target), ("horizon", horizon)):
-            check_above(f"kl: {field}", value, 0)
+            check_positive(f"kl: {field}", value)
         check_at_least("kl: max_tokens", max_tokens, 1)
         self.coef = float(coef)
         self.controller, self.target, self.horizon = controller, target, horizon

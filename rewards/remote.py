@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from textenv.checks import check_at_least
+from textenv.checks import check_at_least, check_number, check_positive
 from textenv.episodes import EpisodeBatch
 from textenv.pretrained import is_trusted, trusting
 from textenv.ray_session import connect, gather, start_actors, stop_actors
-from textenv.rewards.checks import check_above, check_number
 from textenv.rewards.registry import (
     OPTIONS,
     REWARDS,
@@ -175,7 +174,7 @@ class Remote(RewardTerm):
         check_at_least("remote: max_restarts", max_restarts, 0)
         for field, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
             check_number(f"remote: {field}", value, 0)
-        check_above("remote: start_timeout", start_timeout, 0)
+        check_positive("remote: start_timeout", start_timeout)
         (self.of,) = normalize_reward_specs([of], allow_imports=True)
         self._ray = ray = connect(address)
         self._actors = start_actors(

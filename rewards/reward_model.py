@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.checks import check_at_least, check_choice
+from textenv.checks import check_at_least, check_choice, check_flag
 from textenv.conversations import prompt_messages, template_options
 from textenv.episodes import EpisodeBatch
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
-from textenv.rewards.checks import check_flag
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.registry import register_reward
 from textenv.rewards.retokenize import (

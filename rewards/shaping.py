@@ -15,10 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from textenv.checks import check_choice
+from textenv.checks import check_choice, check_flag, check_number
 from textenv.episodes import EpisodeBatch
 from textenv.ledger import RAW
-from textenv.rewards.checks import check_flag, check_number
 from textenv.rewards.registry import make_reward, register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import checked_parts, unique_name, with_raw_parts

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.checks import check_at_least, check_choice
+from textenv.checks import check_at_least, check_choice, check_flag, check_number, check_positive
 from textenv.episodes import EpisodeBatch
-from textenv.rewards.checks import check_above, check_column, check_flag, check_number, check_text, column
+from textenv.rewards.checks import check_column, check_text, column
 from textenv.rewards.patterns import TIME_LIMIT, Pattern
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
@@ -149,7 +149,7 @@ class Regex(RewardTerm):
         check_number("regex: otherwise", otherwise)
         check_flag("regex: ignore_case", ignore_case)
         check_flag("regex: special_tokens", special_tokens)
-        check_above("regex: timeout", timeout, 0)
+        check_positive("regex: timeout", timeout)
         if column is not None:
             check_text("regex: column", column)
         self.flags = re.IGNORECASE if ignore_case else re.NOFLAG
@@ -230,7 +230,7 @@ class ExactMatch(RewardTerm):
         check_text("exact-match: column", column)
         check_number("exact-match: reward", reward)
         check_number("exact-match: otherwise", otherwise)
-        check_above("exact-match: timeout", timeout, 0)
+        check_positive("exact-match: timeout", timeout)
         flags = {"ignore_case": ignore_case, "strip": strip, "special_tokens": special_tokens}
         for field, value in flags.items():
             check_flag(f"exact-match: {field}", value)

@@ -342,7 +342,7 @@ def test_bad_specs_name_the_place() -> None:
         ("kl", {"target": 0}, "kl: target must be > 0, got 0"),
         ("clipped", {"of": "length"}, "clipped: needs low, high or both"),
         ("clipped", {"of": "length", "low": 2, "high": 1}, r"clipped: low must be <= high \(1\), got 2"),
-        ("weighted", {"of": "length", "weight": "x"}, "weighted: weight must be a finite number, got 'x'"),
+        ("weighted", {"of": "length", "weight": "x"}, "weighted: weight must be a number, got 'x'"),
         (
             "ensemble",
             {"of": ["length"], "how": "max"},

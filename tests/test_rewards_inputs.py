@@ -63,7 +63,7 @@ def _annotation(name: str, field: str) -> Any:
 @pytest.mark.parametrize(("name", "field"), list(_arguments(("bool",))))
 @pytest.mark.parametrize("value", ["no", 1, None])
 def test_flags_are_no_words(name: str, field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"{name}: {field} must be true or false, got {value!r}"):
+    with pytest.raises(TypeError, match=rf"{name}: {field} must be True or False, got {value!r}"):
         make_reward([name, {**NEEDED.get(name, {}), field: value}])
 
 

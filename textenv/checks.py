@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -35,18 +37,24 @@ def check_at_least(name: str, value: Any, low: int) -> None:
         raise ValueError(f"{name} must be >= {low}, got {shown(int(value))}")
 
 
-def check_number(name: str, value: Any) -> None:
-    """Refuse anything but a finite number that float32 holds; a bool is none.
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """Refuse anything but a finite number in [``low``, ``high``] that float32 holds; a bool is none.
 
     >>> check_number("top_p", True)
     Traceback (most recent call last):
     ...
     TypeError: top_p must be a number, got True
+    >>> check_number("kl: coef", -1.0, 0)
+    Traceback (most recent call last):
+    ...
+    ValueError: kl: coef must be a finite number >= 0, got -1.0
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
-    if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
-        raise ValueError(f"{name} must be a finite number, got {shown(value)}")
+    if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX or not low <= value <= high:
+        bound = "" if low == -math.inf else f" >= {low}"
+        bound += "" if high == math.inf else f"{' and' if bound else ''} <= {high}"
+        raise ValueError(f"{name} must be a finite number{bound}, got {shown(value)}")
 
 
 def check_positive(name: str, value: Any, hint: str = "") -> None:
