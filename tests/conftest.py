@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 
 # Read by the libraries when they are imported, so these come before the imports below.
@@ -12,6 +13,8 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="textenv-tests-modules-
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
+# Without one, Ray writes a token for its clusters into the user's home.
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import shutil
 from collections.abc import Iterator
