@@ -27,7 +27,7 @@ from textenv.pretrained import load_pretrained, make_pretrained
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.retokenize import check_template, text_ids
 from textenv.tasks.fetch_model import resolve_model
-from textenv.whole_weights import refuse_missing
+from textenv.whole_weights import load_fitting, refuse_missing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -290,7 +290,8 @@ def load_classifier(
 
     Raises:
         TypeError: if ``source`` is no name, folder, config or module.
-        ValueError: if a trained classifier has several labels, or weights below its head are missing.
+        ValueError: if a trained classifier has several labels, or weights are missing below its head or have
+            another shape than the configuration says.
     """
     from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
@@ -304,14 +305,13 @@ def load_classifier(
             True,
         )
     elif isinstance(source, str | os.PathLike):
-        model, info = load_pretrained(
+        model, info = load_fitting(
             AutoModelForSequenceClassification,
             source,
             what="model",
             num_labels=1,
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
-            output_loading_info=True,
         )
         fresh = bool(info["missing_keys"])
         trunk = f"{model.base_model_prefix}."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.model_checks import check_finite
+from textenv.model_checks import check_finite, usable_positions
 from textenv.model_split import eval_mode
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ScoreReader:
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.vocab_size = _vocabulary(model, getattr(text, "vocab_size", None))
         """Tokens that the model knows, None if it does not say."""
-        self.max_positions = _positions(model, getattr(text, "max_position_embeddings", None))
+        self.max_positions = usable_positions(model)
         """Longest row, None if the model names none."""
         special = [
             getattr(source, f"{kind}_token_id", None)
@@ -92,15 +92,20 @@ class ScoreReader:
         return torch.tensor([[plain[i % len(plain)] for i in range(1, length + 1)]], device=device)
 
     def _probe(self) -> None:
-        row = self._row(5)
+        longest = 5 if self.max_positions is None else min(5, self.max_positions - 2)
+        if longest < 2:  # a text, a shorter one, and two columns of padding
+            raise ValueError(
+                f"reward-model: the model has {self.max_positions} positions, expected at least 4"
+            )
+        row = self._row(longest)
         ones = torch.ones_like(row)
         if self.head is None or self.backbone is None:
-            short, long = (_own_output(self.model, row[:, :n], ones[:, :n]) for n in (3, 5))
-            self._per_token = long.dim() >= 2 and short.shape[1:2] == (3,) and long.shape[1:2] == (5,)
+            short, long = (_own_output(self.model, row[:, :n], ones[:, :n]) for n in (longest - 1, longest))
+            self._per_token = long.dim() >= 2 and (short.shape[1], long.shape[1]) == (longest - 1, longest)
             if long.dim() not in ((2, 3) if self._per_token else (1, 2)):
                 raise ValueError(
                     "reward-model: the model must give (B,), (B, K), (B, L) or (B, L, K), "
-                    f"got {tuple(long.shape)} for (1, 5) tokens"
+                    f"got {tuple(long.shape)} for (1, {longest}) tokens"
                 )
         scores = self(row, ones)
         self._count = scores.shape[-1]
@@ -146,17 +151,6 @@ def _vocabulary(model: nn.Module, named: int | None) -> int | None:
         return named
     found = getattr(embeddings, "num_embeddings", None)
     return found if isinstance(found, int) else named
-
-
-def _positions(model: nn.Module, named: int | None) -> int | None:
-    """Positions that can be used: RoBERTa and its kin count them from behind the padding's."""
-    if named is None:
-        return None
-    for name, module in model.named_modules():
-        is_table = isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
-        if is_table and module.padding_idx is not None:
-            named = min(named, module.num_embeddings - module.padding_idx - 1)
-    return named
 
 
 def _split(model: nn.Module, head: str | None) -> tuple[nn.Module | None, nn.Module | None]:

@@ -20,10 +20,11 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.model_setup import load_causal_lm
 from textenv.agents.scorer import Scorer
 from textenv.episodes import EpisodeBatch
-from textenv.model_checks import check_causal_lm, first_not_finite
+from textenv.model_checks import check_causal_lm, first_not_finite, usable_positions
 from textenv.rewards.kl import KLPenalty
 from textenv.rewards.reward_model import RewardModel
 from textenv.tasks.letters import letter_tokenizer
+from textenv.tasks.make import make_vec_env
 from textenv.whole_weights import load_whole
 
 SIZES: dict[str, Any] = {
@@ -244,6 +245,57 @@ def test_a_reference_that_is_too_small_is_named() -> None:
     small = KLPenalty(0.1, reference=tf.LlamaForCausalLM(llama(vocab_size=envs.legality.vocab_size - 1)))
     with pytest.raises(ValueError, match="kl: the reference gives"):
         small.wrap(envs)
+
+
+def roberta(positions: int) -> tf.RobertaForCausalLM:
+    sizes = {**SIZES, "pad_token_id": 1, "is_decoder": True, "max_position_embeddings": positions}
+    return tf.RobertaForCausalLM(tf.RobertaConfig(**sizes))
+
+
+def test_positions_that_are_counted_from_behind_the_padding_are_not_promised() -> None:
+    """Position p of a text is row p + 2 of RoBERTa's table, so two rows of it are never used."""
+    assert usable_positions(roberta(9)) == 7
+    assert usable_positions(tf.LlamaForCausalLM(llama())) == 32
+    assert usable_positions(nn.Linear(2, 2)) is None
+    tokenizer = letter_tokenizer("abcdefgh")
+    envs = make_vec_env(2, prompts=["ab"], tokenizer=tokenizer, max_new_tokens=3, rewards=[])
+    with pytest.raises(ValueError, match="the model has 4 positions, expected at least the max_length of 5"):
+        textenv.collect(envs, DecodingPolicy(roberta(6)), 2, seed=0)
+    policy = LanguagePolicy(roberta(7), tokenizer=tokenizer)
+    with pytest.warns(UserWarning, match="right, but slow"):
+        episodes = textenv.collect(envs, policy, 2, seed=0)
+    torch.testing.assert_close(policy.evaluate(episodes).log_probs, episodes.log_probs)
+    rows = [{"prompt": "aaa", "completion": "bb"}]
+    with pytest.raises(ValueError, match="the model has 4 positions, expected at least the 6 tokens"):
+        textenv.train("sft", roberta(6), tokenizer=tokenizer, dataset=rows, loggers=())
+    small = KLPenalty(0.1, reference=roberta(6))
+    with pytest.raises(ValueError, match="kl: the reference has 4 positions, expected at least the 5"):
+        small.wrap(envs.unwrapped)
+
+
+@pytest.mark.parametrize("positions", [3, 4])
+def test_a_reward_model_of_very_few_positions_is_probed_within_them(positions: int) -> None:
+    model = tf.GPT2ForSequenceClassification(
+        tf.GPT2Config(
+            vocab_size=16, n_positions=positions, n_embd=8, n_layer=1, n_head=1, num_labels=1, **NO_SPECIAL
+        )
+    )
+    if positions < 4:
+        with pytest.raises(ValueError, match="the model has 3 positions, expected at least 4"):
+            RewardModel(model)
+    else:
+        assert RewardModel(model)._reader.max_positions == 4
+
+
+def test_weights_of_other_sizes_than_the_config_says_are_named(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tf.LlamaForSequenceClassification(llama(num_labels=1)))
+    file = Path(folder) / "model.safetensors"
+    weights = {**load_file(file), "model.norm.weight": torch.ones(7)}
+    save_file(weights, file, metadata={"format": "pt"})
+    message = r"holds 1 weights of other sizes .* model\.norm\.weight: \[7\], expected \[16\]"
+    for load in (RewardModel, lambda name: Scorer(name, tokenizer=letter_tokenizer("abc"))):
+        with pytest.raises(ValueError, match=message):
+            load(folder)
 
 
 def test_loading_gives_what_from_pretrained_gives(tmp_path: Path) -> None:

@@ -23,8 +23,7 @@ from textenv.handed_out import source_of
 from textenv.host_rows import HostRows, to_device
 from textenv.legality import Legality
 from textenv.masks import UnsupportedModelError
-from textenv.model_checks import check_causal_lm
-from textenv.model_split import text_config
+from textenv.model_checks import check_causal_lm, usable_positions
 from textenv.prompt_stock import Coming
 from textenv.row_memo import RowMemo
 from textenv.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
@@ -148,8 +147,8 @@ class DecodingPolicy:
     def _prepare(self, rows: int, length: int) -> None:
         if self._shape == (rows, length):
             return
-        positions = getattr(text_config(self.model), "max_position_embeddings", None)
-        if isinstance(positions, int) and positions < length:
+        positions = usable_positions(self.model)
+        if positions is not None and positions < length:
             raise ValueError(
                 f"the model has {positions} positions, expected at least the max_length of {length}"
             )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from textenv.masks import UnsupportedModelError
+from textenv.model_checks import usable_positions
 from textenv.model_split import eval_mode, logits_agree, vocabulary_size
 from textenv.weight_changes import watch_of
 
@@ -43,7 +44,8 @@ def verify_decoder(model: nn.Module, max_length: int, make: Callable[..., Decode
     """
     parameter = next(model.parameters())
     config: Any = model.config
-    length = _check_length(config.get_text_config(), max_length)
+    longest = min(max_length, usable_positions(model) or max_length)
+    length = _check_length(config.get_text_config(), longest)
     attention = getattr(config, "_attn_implementation", None)
     key = (length, parameter.dtype, parameter.device, attention, watch_of(model).modules())
     verdicts = _VERIFIED.setdefault(model, {})
@@ -70,14 +72,13 @@ def verify_decoder(model: nn.Module, max_length: int, make: Callable[..., Decode
 def _check_length(config: Any, max_length: int) -> int:
     """Tokens of the self-check's longest row: beyond every window-like number of the config that can bite."""
     names = [name for name in config.to_dict() if "window" in name or "chunk" in name]
-    positions = getattr(config, "max_position_embeddings", None) or max_length
     sizes = [getattr(config, name, None) for name in names]
     biting = [
         size
         for size in sizes
         if isinstance(size, int) and not isinstance(size, bool) and 0 < size < max_length
     ]
-    return min(max([_SHORT_CHECK, *(size + 4 for size in biting)]), max_length, positions)
+    return min(max([_SHORT_CHECK, *(size + 4 for size in biting)]), max_length)
 
 
 @torch.no_grad()

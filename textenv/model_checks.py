@@ -65,8 +65,7 @@ def _probe_texts(model: nn.Module) -> Tensor | None:
     size = vocabulary_size(model, 2)
     getter = getattr(model, "get_input_embeddings", lambda: None)
     size = min(size, int(getattr(getter(), "num_embeddings", size)))
-    positions = getattr(text_config(model), "max_position_embeddings", None)
-    length = min(_PROBE, positions) if isinstance(positions, int) and positions > 0 else _PROBE
+    length = min(_PROBE, usable_positions(model) or _PROBE)
     if size < 2 or length < 2:
         return None
     ids = torch.arange(1, length + 1, device=next(model.parameters()).device) * 7919 % size
@@ -182,6 +181,22 @@ def check_not_nan(log_probs: Tensor, policy: Any) -> None:
 # -- sizes ---------------------------------------------------------------------------------------------------
 
 
+def usable_positions(model: nn.Module) -> int | None:
+    """Tokens of the longest text that a model can read, None if it names no limit.
+
+    RoBERTa and its kin count positions from behind that of the padding, so a few rows of their table are
+    never used.
+    """
+    named = getattr(text_config(model), "max_position_embeddings", None)
+    if not isinstance(named, int) or named <= 0:
+        return None
+    for name, module in model.named_modules():
+        is_table = isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
+        if is_table and module.padding_idx is not None:
+            named = min(named, module.num_embeddings - module.padding_idx - 1)
+    return named
+
+
 def check_size(model: nn.Module, what: str, *, vocab_size: int, length: int) -> None:
     """Make sure that a causal LM has logits for a vocabulary and positions for texts.
 
@@ -226,8 +241,8 @@ def check_holds(model: nn.Module, token: int, length: int) -> None:
 
 
 def _check_positions(model: nn.Module, what: str, length: int) -> None:
-    positions = getattr(text_config(model), "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < length:
+    positions = usable_positions(model)
+    if positions is not None and positions < length:
         raise ValueError(
             f"{what} has {positions} positions, expected at least the {length} tokens of the longest text"
         )

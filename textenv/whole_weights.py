@@ -44,6 +44,29 @@ def load_whole(auto: Any, source: str | os.PathLike[str], *, what: str, **option
         ValueError: if weights are missing or have another shape than the configuration says, or the files are
             damaged.
     """
+    model, info = load_fitting(auto, source, what=what, **options)
+    refuse_missing(model, info["missing_keys"], f"{what} {os.fspath(source)!r}")
+    return model
+
+
+def load_fitting(
+    auto: Any, source: str | os.PathLike[str], *, what: str, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """``load_pretrained`` and what it did not find, refusing weights that do not fit the configuration.
+
+    Args:
+        auto: an Auto class of transformers.
+        source: hub id or folder.
+        what: what is loaded, for errors.
+        options: of ``load_pretrained``.
+
+    Returns:
+        The model, and transformers' loading info; ``info["missing_keys"]`` are the weights that are random.
+
+    Raises:
+        OSError: if there is nothing of that name, or a file is missing.
+        ValueError: if weights have another shape than the configuration says, or the files are damaged.
+    """
     try:
         model, info = load_pretrained(auto, source, what=what, output_loading_info=True, **options)
     except RuntimeError as error:
@@ -57,8 +80,7 @@ def load_whole(auto: Any, source: str | os.PathLike[str], *, what: str, **option
             f"{what} {os.fspath(source)!r} holds {len(wrong)} weights of other sizes than its config.json "
             f"says{first}"
         ) from error
-    refuse_missing(model, info["missing_keys"], f"{what} {os.fspath(source)!r}")
-    return model
+    return model, info
 
 
 def refuse_missing(model: nn.Module, missing: Iterable[str], what: str) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from textenv.agents.policies.adapters import merged_copy
-from textenv.model_split import eval_mode, text_config, vocabulary_size
+from textenv.model_checks import usable_positions
+from textenv.model_split import eval_mode, vocabulary_size
 from textenv.pretrained import load_pretrained
 
 if TYPE_CHECKING:
@@ -74,8 +75,7 @@ def check_saved(policy: LanguagePolicy, written: nn.Module, folder: Path) -> Non
 
 def probe_ids(policy: LanguagePolicy) -> Tensor:
     """A few tokens all over the vocabulary, and some of those whose rows train on their own: (1, n)."""
-    limit = getattr(text_config(policy.model), "max_position_embeddings", None) or PROBE_TOKENS
-    count = min(PROBE_TOKENS, int(limit))
+    count = min(PROBE_TOKENS, usable_positions(policy.model) or PROBE_TOKENS)
     size = vocabulary_size(policy.model, 2)
     ids = torch.linspace(0, size - 1, count).long()
     rows = [
