@@ -49,7 +49,8 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     ...
     ValueError: kl: coef must be a finite number >= 0, got -1.0
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_real:
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX or not low <= value <= high:
         bound = "" if low == -math.inf else f" >= {low}"
