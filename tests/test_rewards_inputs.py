@@ -197,7 +197,9 @@ def test_logged_rewards_fit_into_float32() -> None:
             episodes_from_records(
                 load_columns([{"prompt": "a", "completion": "b", "reward": huge}]), TOKENIZER
             )
-    with pytest.raises(ValueError, match=r"rewards\[1\] must be a number that float32 can hold, got 1e\+300"):
+    with pytest.raises(
+        ValueError, match=r"rewards\[1\] must be a finite number that float32 can hold, got 1e\+300"
+    ):
         EpisodeBatch.from_ids([[1], [1]], [[2], [2]], rewards=[0.0, 1e300])
 
 
