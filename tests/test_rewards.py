@@ -352,7 +352,7 @@ def test_bad_specs_name_the_place() -> None:
     ],
 )
 def test_bad_arguments_name_the_field(name: str, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make_reward([name, arguments])
 
 
