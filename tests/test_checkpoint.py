@@ -49,8 +49,9 @@ def config() -> GPT2Config:
 
 
 def train(run_dir: Path | None = None, **changes: Any) -> Any:
-    """Four steps of SFT, a checkpoint after each."""
-    given = {"steps": 4, "batch_size": 2, "checkpoint_every": 1, "learning_rate": 1e-2, "loggers": ()}
+    """Four steps of SFT; with a folder for the run, a checkpoint after each."""
+    given = {"steps": 4, "batch_size": 2, "learning_rate": 1e-2, "loggers": ()}
+    given |= {} if run_dir is None else {"checkpoint_every": 1}
     settings = {**given, "dataset": ROWS, "tokenizer": TOKENIZER, **changes}
     return textenv.train("sft", config(), run_dir=run_dir, **settings).agent
 

@@ -296,6 +296,8 @@ def test_what_a_function_requires_must_be_offered() -> None:
 def test_every_reward_has_a_line_of_documentation() -> None:
     assert set(describe()) == set(reward_names()) >= {"kl", "reward-model", "normalized", "rouge", "length"}
     for name, line in describe().items():
+        if not REWARDS[name].__module__.startswith("textenv."):
+            continue  # of a test
         assert line.endswith((".", ")")) and len(line) > 20, name
 
 

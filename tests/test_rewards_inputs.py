@@ -18,6 +18,7 @@ from textenv.rewards.patterns import Pattern
 from textenv.rewards.registry import REWARDS, make_reward, reward_names
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, score
+from textenv.tasks import probes, random_walks  # noqa: F401 - register the rewards of tasks
 from textenv.tasks.make import make_vec_env
 
 NEEDED: dict[str, dict[str, Any]] = {
@@ -28,6 +29,10 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ensemble": {"of": ["length"]},
     "remote": {"of": "length"},
     "reward-model": {"model": "never-loaded"},
+    "probe-constant": {"target": "a", "budget": 3},
+    "probe-copy": {"position": 0},
+    "probe-end": {"budget": 3},
+    "probe-longest": {"budget": 3},
 }
 """Arguments without which a reward can't be made."""
 MODES = {"target": {"mode": "target"}, "buffer": {"mode": "overlong", "target": 3}}
