@@ -402,6 +402,17 @@ def test_bad_arguments() -> None:
         token_log_probs(model, batch, legality=Legality(vocab_size=50))
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_no_token_is_forwarded_that_no_action_depends_on(packing: bool) -> None:
+    model, batch = gpt2(), episodes()
+    token_log_probs(model, batch, packing=packing)  # the first pass looks at the model's structure, too
+    needed, sizes = batch.lengths - 1, []
+    model.transformer.wte.register_forward_pre_hook(lambda _, args: sizes.append(args[0].numel()))
+    token_log_probs(model, batch, packing=packing)
+    groups = sum(len(rows) * width for rows, width in length_groups(needed, 48))
+    assert sum(sizes) == (int(needed.sum()) if packing else groups)
+
+
 def test_undivided_rows_are_one_group() -> None:
     with undivided():
         assert [(rows.tolist(), width) for rows, width in length_groups(torch.tensor([2, 9, 2]), 0)] == [

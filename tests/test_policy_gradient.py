@@ -40,7 +40,7 @@ def test_at_learning_rate_zero_the_ratio_stays_one_and_no_weight_moves(case: str
     row = agent.update(rollout(agent))
     # Minibatches pad differently than the whole batch, so equal up to float32's rounding.
     assert row["ratio"] == pytest.approx(1.0, abs=1e-5)
-    assert row["policy/approx_kl"] == pytest.approx(0.0, abs=1e-7)
+    assert row["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert equal(before, weights(agent))
 
 
@@ -75,7 +75,7 @@ def test_the_gradient_and_the_statistics_do_not_depend_on_the_micro_batches(case
     (whole, grads), (split, split_grads) = found
     assert whole.keys() == split.keys() and grads
     for name in whole:
-        assert split[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
+        assert split[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-5), name
     assert relative_error(split_grads, grads) < 1e-5
 
 

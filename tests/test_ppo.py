@@ -109,7 +109,7 @@ def test_at_learning_rate_zero_the_ratio_stays_one() -> None:
     row = agent.update(rollout(agent))
     # Minibatches pad differently than the whole batch, so equal up to float32's rounding.
     assert row["ratio"] == pytest.approx(1.0, abs=1e-5)
-    assert row["policy/approx_kl"] == pytest.approx(0.0, abs=1e-7)
+    assert row["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert row["policy/clip_fraction"] == 0.0
     assert all(torch.equal(old, new) for old, new in zip(before, weights(agent), strict=True))
 
@@ -135,7 +135,7 @@ def test_the_step_does_not_depend_on_the_micro_batches(settings: dict[str, Any])
     whole, split = rows
     assert whole.keys() == split.keys()
     for name in whole:
-        assert split[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
+        assert split[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-5), name
 
 
 def test_the_gradient_does_not_depend_on_the_micro_batches() -> None:
@@ -232,9 +232,9 @@ def test_kl_as_reward_is_paid_per_token() -> None:
     episodes = agent.collect()
     agent.score(episodes)
     kl = agent.policy.log_prob(episodes) - agent.policy.reference().log_prob(episodes)
-    assert torch.allclose(episodes.reward_terms["kl"], -0.5 * kl, atol=1e-6)
+    assert torch.allclose(episodes.reward_terms["kl"], -0.5 * kl, atol=1e-5)
     assert torch.allclose(
-        episodes.rewards, episodes.reward_terms["kl"] + episodes.reward_terms["probe-end"], atol=1e-6
+        episodes.rewards, episodes.reward_terms["kl"] + episodes.reward_terms["probe-end"], atol=1e-5
     )
     row = agent.describe(agent.advantages(episodes))
     assert row["objective/kl"] == pytest.approx(float(kl.sum(-1).mean()), abs=1e-5)

@@ -293,7 +293,7 @@ def test_light_references_stay_where_the_policy_began(name: str, options: dict[s
     before = agent.policy.log_prob(episodes)
     first, *_, last = agent.learn().history
     assert agent.reference.mode != "copy"
-    assert first["rewards/margin"] == pytest.approx(0.0, abs=1e-6)
+    assert first["rewards/margin"] == pytest.approx(0.0, abs=1e-5)
     assert last["rewards/margin"] > 1e-3
     assert torch.allclose(agent.reference.log_prob(episodes), before, atol=1e-5)
     assert not torch.allclose(agent.policy.log_prob(episodes), before, atol=1e-2)

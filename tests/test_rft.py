@@ -186,6 +186,12 @@ def test_how_long_samples_stay(kept: int | None, sizes: list[int]) -> None:
     assert int(agent.pool["generation"].min()) == 3 - sizes[-1] // 32 + 1
 
 
+def test_there_is_no_pool_to_save_before_the_first_iteration() -> None:
+    agent = make()
+    assert agent.state_values()["pool"] is None
+    assert not any(name.startswith("pool/") for name in agent.state_tensors())
+
+
 def test_where_nothing_differs_nothing_is_learned() -> None:
     envs = make_envs(rewards=[])
     agent = make(envs=envs)
