@@ -78,7 +78,8 @@ class Rows:
 def agree(model: nn.Module, rows: Rows, tolerance: float = 1e-4, **options: Any) -> int:
     """Play all rows, comparing the cached policy with the uncached one in every step; returns the steps."""
     quick, slow = (DecodingPolicy(model, cached=cached, **options) for cached in (True, False))
-    quick.attach(environment(len(rows.ids)))
+    for policy in (quick, slow):
+        policy.attach(environment(len(rows.ids)))
     steps = 0
     while rows.active.any():
         arguments = (rows.observe(), rows.key())
