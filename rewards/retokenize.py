@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textenv.conversations import user_message
-from textenv.messages import render
+from textenv.messages import around, render
 from textenv.pretrained import load_pretrained
 from textenv.text_pairs import bos_once
 
@@ -99,16 +99,32 @@ def rendered_ids(
     pairs = list(zip(prompts, completions, strict=True))
     items: list[str | Messages]
     if template == "chat":
-        items = [
-            [
-                *(user_message(prompt) if isinstance(prompt, str) else prompt),
-                {"role": "assistant", "content": completion},
-            ]
-            for prompt, completion in pairs
-        ]
+        items = []
+        for (prompt, completion), option in zip(pairs, options or [{}] * len(pairs), strict=True):
+            before = user_message(prompt) if isinstance(prompt, str) else list(prompt)
+            blank = _blank_before_answers(before, tokenizer, option)
+            items.append([*before, {"role": "assistant", "content": completion.removeprefix(blank)}])
     else:
         items = [template.format(prompt=prompt, completion=completion) for prompt, completion in pairs]
     return text_ids(tokenizer, items, append_eos=append_eos, max_length=max_length, options=options)
+
+
+def _blank_before_answers(
+    messages: Messages, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
+) -> str:
+    """The blank that the template writes between the opened turn and its content; a policy writes it, too."""
+    if tokenizer.chat_template is None:
+        return ""
+    try:
+        opened = render(messages, tokenizer, generation_prompt=True, options=options)
+        answer = [*messages, {"role": "assistant", "content": ""}]
+        probed = around(answer, tokenizer, generation_prompt=False, options=options)
+    except ValueError:  # refused again, and named, where the whole conversation is rendered
+        return ""
+    if probed is None or not probed[0].startswith(opened):
+        return ""
+    blank = probed[0][len(opened) :]
+    return blank if blank.isspace() else ""
 
 
 def text_ids(

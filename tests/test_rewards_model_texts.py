@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from template_families import chat_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -21,8 +22,9 @@ import textenv
 from textenv.agents.reward_models.agent import RewardModelAgent, RewardModelConfig
 from textenv.agents.reward_models.data import as_reward_batch
 from textenv.agents.scorer import Scorer
+from textenv.data import episodes_from_records, load_columns
 from textenv.episodes import EpisodeBatch
-from textenv.rewards.retokenize import text_ids
+from textenv.rewards.retokenize import rendered_ids, text_ids
 from textenv.rewards.reward_model import RewardModel
 from textenv.scoring import RewardError
 from textenv.tasks.letters import letter_tokenizer
@@ -271,3 +273,14 @@ def test_a_causal_model_is_no_reward_model() -> None:
     with pytest.raises(ValueError, match="GPT2LMHeadModel gives a number for each of 12 tokens") as caught:
         RewardModel(GPT2LMHeadModel(_config(eos_token_id=None, bos_token_id=None)))
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["mistral", "llama-2", "chatml"])
+def test_the_blank_that_a_template_writes_before_an_answer_is_there_once(name: str) -> None:
+    tokenizer = chat_tokenizer(name)
+    user, answer = {"role": "user", "content": "the dog"}, {"role": "assistant", "content": "the fox"}
+    episodes = episodes_from_records(load_columns([{"messages": [user, answer]}]), tokenizer)
+    said = episodes.completion_texts(tokenizer)[0].removesuffix(" " * (name == "llama-2"))
+    assert said == " the fox" if name != "chatml" else said == "the fox"
+    read = rendered_ids(tokenizer, [[user]], [said], template="chat")
+    assert read == text_ids(tokenizer, [[user, answer]])
