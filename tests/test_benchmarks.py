@@ -183,7 +183,8 @@ def loss(a, mask, weight: float = 1.0):
     assert not any("raise" in line or "def" in line for _, line in found)
 
 
-def test_a_draw_of_mutations_depends_on_the_seed_alone() -> None:
+def test_a_draw_of_mutations_depends_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutation, "FILES", ("agents/importance.py", "textenv/kl.py"))
     drawn = mutation.draw(mutation.ROOT, 20, seed=1)
     assert drawn == mutation.draw(mutation.ROOT, 20, seed=1) != mutation.draw(mutation.ROOT, 20, seed=2)
     assert len(set(drawn)) == 20
