@@ -150,8 +150,28 @@ def test_no_own_tokens_at_all() -> None:
 
 def test_advantages_carry_no_gradient() -> None:
     rewards, mask, values, _ = ragged()
-    advantages, returns = gae(rewards, mask, values=values.requires_grad_())
-    assert not advantages.requires_grad and not returns.requires_grad
+    final = torch.ones(len(values), dtype=values.dtype, requires_grad=True)
+    for estimator in (gae, monte_carlo):
+        for found in estimator(rewards, mask, values=values.requires_grad_(), final_values=final):
+            assert not found.requires_grad
+
+
+def test_there_may_be_no_episodes_and_no_own_tokens() -> None:
+    assert discounted_sums(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool), 0.5).shape == (0, 3)
+    for found in batch_mean(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool)):
+        assert found.tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
+)
+def test_advantages_are_float32_at_least(given: torch.dtype, expected: torch.dtype) -> None:
+    rewards, mask = torch.ones(2, 3, dtype=given), torch.ones(2, 3, dtype=torch.bool)
+    groups = torch.zeros(2, dtype=torch.int64)
+    for estimator in (gae, monte_carlo, batch_mean, rloo, grpo):
+        for found in estimator(rewards, mask, values=rewards, groups=groups):
+            assert found.dtype == expected, estimator.__name__
 
 
 def test_batch_mean_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -100,6 +101,35 @@ def test_the_nucleus_by_hand() -> None:
 def test_a_nucleus_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Nucleus(sharp_model(), **settings)
+
+
+@pytest.mark.parametrize("rows", [None, [0, 1, 2], [2, 0]])
+@pytest.mark.parametrize("theirs", [None, [2, 0, 1]])
+def test_logits_of_the_mask_policy_come_in_the_order_that_is_asked_for(rows: Any, theirs: Any) -> None:
+    nucleus = Nucleus(sharp_model())
+    order = [0, 1, 2] if theirs is None else theirs
+    logits = torch.tensor([[10.0 * row] for row in order])
+    theirs = None if theirs is None else torch.tensor(theirs)
+    nucleus.decoding = SimpleNamespace(next_logits=lambda *_: (theirs, logits, None))  # type: ignore[assignment]
+    asked = None if rows is None else torch.tensor(rows)
+    found = nucleus.next_logits(asked, torch.zeros(3, 4), torch.ones(3), None)
+    expected = [0, 1, 2] if rows is None else rows
+    assert found.squeeze(-1).tolist() == [10.0 * row for row in expected]
+
+
+def test_without_a_rule_the_nucleus_is_one_of_the_policys_tokens() -> None:
+    nucleus = Nucleus(sharp_model(), top_p=0.6, min_tokens=1)
+    logits = torch.zeros(1, 3, dtype=torch.float64)
+    # The fourth token is none of the policy's. At temperature 2 the first has 0.5 of the mass, at 1 more.
+    theirs = 2 * torch.tensor([[0.5, 0.3, 0.2, 0.9]], dtype=torch.float64).log()
+    options: dict[str, Any] = {"legality": None, "chosen": None}
+    kept = nucleus.restrict(logits, theirs, torch.zeros(1), temperature=2.0, **options)
+    assert kept.tolist() == [[0.0, 0.0, -torch.inf]]
+    kept = nucleus.restrict(logits, theirs, torch.zeros(1), temperature=1.0, **options)
+    assert kept.tolist() == [[0.0, -torch.inf, -torch.inf]]
+    options["chosen"] = torch.tensor([2])
+    kept = nucleus.restrict(logits, theirs, torch.zeros(1), temperature=1.0, **options)
+    assert kept.tolist() == [[0.0, -torch.inf, 0.0]]
 
 
 def test_log_probs_within_the_nucleus_by_hand_and_by_chunks() -> None:

@@ -144,6 +144,30 @@ def test_cpo_by_hand() -> None:
     assert float(loss) == pytest.approx(softplus(-3.0) + 0.1 * 0.5, rel=1e-12)
 
 
+def test_margins_and_labels_of_losses_without_a_reference_by_hand() -> None:
+    # x = log 4 - 0.25, 3 - 1 and 2, each right with probability 0.75.
+    def expected(x: float) -> float:
+        return 0.75 * softplus(-x) + 0.25 * softplus(x)
+
+    p, q = t(math.log(0.8)).requires_grad_(), t(math.log(0.5))
+    loss, stats = orpo_loss(p, q, beta=0.5, margin=t(0.25), label=t(0.75))
+    right = -math.log(0.8) + 0.5 * expected(math.log(4) - 0.25)
+    assert float(loss.detach()) == pytest.approx(right, rel=1e-12)
+    assert float(stats["log_odds_ratio"]) == pytest.approx(math.log(4))
+    assert not any(value.requires_grad for value in stats.values())
+    chosen = t(-4.0).requires_grad_()
+    loss, stats = cpo_loss(chosen, t(-10.0), beta=0.5, chosen_tokens=8, margin=t(1.0), label=t(0.75))
+    assert float(loss.detach()) == pytest.approx(expected(2.0) + 0.5, rel=1e-12)
+    assert not stats["nll"].requires_grad
+    assert float(simpo_loss(t(-1.0), t(-2.5), label=t(0.75))) == pytest.approx(expected(2.0), rel=1e-12)
+
+
+def test_no_gradient_reaches_ktos_baseline() -> None:
+    ratios, baseline = t(3.0, -1.0).requires_grad_(), t(1.0, 1.0).requires_grad_()
+    kto_loss(ratios, torch.tensor([True, False]), baseline).backward()
+    assert ratios.grad is not None and baseline.grad is None
+
+
 MARGIN, LABEL = t(0.3, -0.1, 0.0), t(1.0, 0.4, 0.7)
 DESIRABLE = torch.tensor([True, False, True])
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

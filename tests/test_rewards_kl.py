@@ -229,6 +229,17 @@ def test_what_is_asked_of_a_policy_is_said() -> None:
         KLPenalty().kl(batch)
 
 
+def test_recorded_log_probs_and_a_reference_of_its_own_need_no_policy() -> None:
+    batch, model = episodes(["ab"]), language_model(1)
+    env = SimpleNamespace(recorded=lambda name: [-1.5], stepped=batch, stepped_rows=torch.tensor([0]))
+    found = KLPenalty(0.5, reference=model).step_parts(env)
+    assert found is not None
+    end = int(batch.lengths[0])
+    theirs = float(_log_softmax(model, batch, 0)[-1, batch.input_ids[0, end - 1]])
+    assert found[1]["kl"].tolist() == pytest.approx([-1.5 - theirs], rel=1e-4)
+    assert found[0].tolist() == pytest.approx([-0.5 * (-1.5 - theirs)], rel=1e-4)
+
+
 def test_whole_distributions_are_not_recorded() -> None:
     env = SimpleNamespace(recorded=lambda name: [0.0])
     assert _term(_policy(), estimator="full").step_parts(env) is None
