@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from textenv.agents.json_files import read_object
 from textenv.agents.policies.model_setup import disable_dropout, dropout_restored
+from textenv.agents.policies.tokenizer_files import save_tokenizer
 from textenv.episodes import EpisodeBatch
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
@@ -192,7 +193,7 @@ class Scorer(nn.Module):
             setattr(owner, name, head)
             self._set_labels(self.heads)
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+            save_tokenizer(self.tokenizer, folder)
         settings = {
             "format": FORMAT,
             "heads": self.heads,

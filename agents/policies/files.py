@@ -27,6 +27,7 @@ from textenv.agents.policies.adapter_files import load_adapters, restore_adapter
 from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.model_setup import dropout_restored, load_causal_lm
 from textenv.agents.policies.saved_model import save_model
+from textenv.agents.policies.tokenizer_files import save_tokenizer
 from textenv.atomic import updated_folder
 from textenv.pretrained import load_pretrained
 
@@ -63,7 +64,7 @@ def save_policy(policy: LanguagePolicy, path: str | os.PathLike[str], *, referen
         save_model(policy, folder)
         adapters = None if policy.peft is None else save_adapters(policy.peft, folder)
         if policy.tokenizer is not None:
-            policy.tokenizer.save_pretrained(folder)
+            save_tokenizer(policy.tokenizer, folder)
         heads = head_tensors(policy)
         if heads:
             save_file(_plain(heads), folder / "heads.safetensors")
