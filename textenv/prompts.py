@@ -54,9 +54,12 @@ def encode_prompts(
         return []
     encoded = token_ids(texts, tokenizer, special=True, name="prompts", first=first)
     front, back = _special_tokens(texts, tokenizer)
-    encoded = [ids[: len(ids) - back] for ids in encoded]
+    if back:
+        encoded = [ids[: len(ids) - back] for ids in encoded]
     if front:  # texts may begin with BOS themselves, a chat template's for example
         encoded = [ids[front:] if ids[:front] == ids[front : 2 * front] else ids for ids in encoded]
+    if max_prompt_tokens is None:
+        return encoded
     bos = [tokenizer.bos_token_id]
     return [
         _cut(ids, first + i, max(front, int(ids[:1] == bos)), max_prompt_tokens, truncation_side)
