@@ -45,11 +45,8 @@ lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# agents/, rewards/ and tasks/ are imported as textenv.agents, ...: the type checker sees them so through links.
 types: $(STAMP)  ## mypy on the package as it is imported
-	@rm -rf build/typecheck && mkdir -p build/typecheck/textenv
-	@ln -s $(addprefix $(CURDIR)/,$(wildcard textenv/*.py) textenv/py.typed agents rewards tasks) build/typecheck/textenv/
-	MYPYPATH=build/typecheck $(BIN)/mypy -p textenv | sed -E 's#^build/typecheck/textenv/(agents|rewards|tasks)/#\1/#; s#^build/typecheck/##'
+	MYPYPATH=src $(BIN)/mypy -p textenv | sed -E 's#^(src/)?textenv/(agents|rewards|tasks)/#\2/#; s#^src/##'
 
 pytest: $(STAMP)  ## the tests alone
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
@@ -73,5 +70,5 @@ bench: $(STAMP)  ## run the benchmarks and print their tables
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 clean:  ## remove what builds and tests left; .venv stays
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info src/*.egg-info
 	find $(FOLDERS) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -123,14 +123,12 @@ def tests_for(root: Path, file: str) -> list[str]:
 
 
 def copy_checkout(root: Path, target: Path) -> None:
-    """Copy what git tracks, and link the folders into one package, as they are imported."""
+    """Copy what git tracks; links stay links, so that the copy imports its own files."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True).stdout
     for name in filter(None, tracked.decode().split("\0")):
-        if (root / name).is_file():
+        if (root / name).is_symlink() or (root / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, target / name)
-    for folder in ("agents", "rewards", "tasks"):
-        (target / "textenv" / folder).symlink_to(target / folder, target_is_directory=True)
+            shutil.copy2(root / name, target / name, follow_symlinks=False)
 
 
 def run_tests(root: Path, tests: list[str], limit: float) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -50,6 +51,11 @@ def module_name(path: Path) -> str:
     return package if path.stem == "__init__" else f"{package}.{path.stem}"
 
 
+def path_in_package(path: Path) -> str:
+    """Where a module's file lies below the folder of an install."""
+    return f"{PACKAGES[path.parent.relative_to(ROOT).as_posix()].replace('.', '/')}/{path.name}"
+
+
 def label(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -83,32 +89,70 @@ def imports_when_loaded(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_every_folder_is_a_package_and_every_module_is_in_one() -> None:
-    mapping = PROJECT["tool"]["setuptools"]["package-dir"]
-    assert mapping == {package: folder for folder, package in PACKAGES.items()}
-    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(PACKAGES.values())
-    everything = {path for folder in TOP for path in (ROOT / folder).rglob("*.py")}
-    assert everything - set(FILES) == set(), "a subfolder needs an entry under [tool.setuptools]"
+    found = {
+        path.parent.relative_to(ROOT).as_posix() for folder in TOP for path in (ROOT / folder).rglob("*.py")
+    }
+    assert found == set(PACKAGES)
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in PACKAGES)
 
 
-def test_the_wheel_holds_the_packages(tmp_path: Path) -> None:
-    source = tmp_path / "source"
+def test_links_make_one_package_of_the_folders() -> None:
+    """Type checkers and editors follow ``src``, the one path of an editable install, to the sources."""
+    for folder, package in PACKAGES.items():
+        place = ROOT / "src" / Path(*package.split("."))
+        assert place.resolve() == ROOT / folder
+    links = [ROOT / "src" / "textenv", *(ROOT / "textenv" / folder for folder in TOP if folder != "textenv")]
+    assert [os.readlink(link) for link in links] == ["../textenv", "../rewards", "../tasks", "../agents"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is needed to build the package."""
+    source = tmp_path_factory.mktemp("checkout") / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for folder in TOP:
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    build = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
-    done = run_python(build, source)
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for folder in (*TOP, "src"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignored, symlinks=True)
+    return source
+
+
+def build(source: Path, kind: str, target: Path) -> Path:
+    """What setuptools builds of the package: "wheel", "editable" or "sdist"."""
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(target)!r}))"
+    done = run_python(code, source)
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    return target / done.stdout.splitlines()[-1]
+
+
+def test_the_wheel_holds_the_packages(source: Path, tmp_path: Path) -> None:
+    names = set(zipfile.ZipFile(build(source, "wheel", tmp_path)).namelist())
     expected = {module_name(path).replace(".", "/") for path in FILES if path.stem != "__init__"}
     expected |= {f"{package.replace('.', '/')}/__init__" for package in PACKAGES.values()}
-    assert {name for name in names if not name.startswith("textenv-")} >= {f"{name}.py" for name in expected}
+    assert {name for name in names if name.endswith(".py")} == {f"{name}.py" for name in expected}
     assert "textenv/py.typed" in names
     assert "textenv/agents/reports/templates/base.html" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"textenv"}
+
+
+def test_an_editable_install_is_one_path_that_type_checkers_follow(source: Path, tmp_path: Path) -> None:
+    files = zipfile.ZipFile(build(source, "editable", tmp_path))
+    outside = [name for name in files.namelist() if ".dist-info/" not in name]
+    # A hook on imports, which setuptools writes for other layouts, hides the package from type checkers.
+    assert [name.rpartition(".")[2] for name in outside] == ["pth"]
+    (line,) = files.read(outside[0]).decode().splitlines()
+    assert Path(line).resolve() == (source / "src").resolve()
+    assert [path.name for path in Path(line).iterdir() if path.suffix != ".egg-info"] == ["textenv"]
+
+
+def test_the_source_distribution_needs_no_links(source: Path, tmp_path: Path) -> None:
+    with tarfile.open(build(source, "sdist", tmp_path)) as files:
+        members = {member.name.partition("/")[2]: member for member in files.getmembers()}
+    assert not any(member.issym() for member in members.values())
+    for path in FILES:
+        assert members[f"src/{path_in_package(path)}"].size == path.stat().st_size
 
 
 def test_dependencies_are_pinned_and_nothing_undeclared_is_imported() -> None:
