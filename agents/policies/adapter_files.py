@@ -24,6 +24,7 @@ from textenv.agents.policies.adapters import (
     plain_name,
     tied_names,
 )
+from textenv.agents.policies.tied_adapters import tie_adapters, tied_weights
 from textenv.tasks.adapter_source import base_of, find_adapter
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def load_adapters(model: Any, folder: Path, saved: Mapping[str, Any] | None) -> 
         wrapped.set_adapter(saved["active"][0])
     else:
         wrapped.base_model.set_adapter(saved["active"])
+    tie_adapters(wrapped)
     trainable = set(saved["trainable"])
     for name, parameter in wrapped.get_base_model().named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -108,6 +110,8 @@ def restore_adapters(own: PeftModel, plain: Any, folder: Path, saved: Mapping[st
             state.update(dict.fromkeys(names, state[known]))
         base.load_state_dict(state)
         return
+    tied = tied_weights(base)
+    saved = {**saved, "trainable": [name for name in saved["trainable"] if name not in tied]}
     made = {
         "names": list(own.peft_config),
         "active": active_adapters(own),
@@ -148,9 +152,9 @@ def _injected(model: nn.Module, config: PeftConfig, name: str, wrapped: PeftMode
 
 
 def _put(base: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    own = adapter_tensors(base)
-    if set(own) != set(tensors):
-        wrong = sorted(set(own) ^ set(tensors))
+    own, saved = adapter_tensors(base), set(tensors) - tied_weights(base)
+    if set(own) != saved:
+        wrong = sorted(set(own) ^ saved)
         raise ValueError(f"the policy must have the adapters saved in {folder}, differ {wrong[:5]}")
     with torch.no_grad():
         for name, tensor in own.items():

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from textenv.agents.policies.tied_adapters import act_as_one
+
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
@@ -335,13 +337,6 @@ def base_is_start(peft: PeftModel) -> bool:
     return not any(start.lower().startswith(CHANGE_BASE) for start in starts)
 
 
-def detach_arguments(model: nn.Module) -> None:
-    """Let go of the graph of tensors that peft's tied layers keep of their making, which cannot be copied."""
-    for _, layer in _adapter_layers(model):
-        tied = (getattr(layer, "kwargs", None) or {}).get("tied_adapter") or {}
-        tied.update({name: tensor.detach() for name, tensor in tied.items()})
-
-
 # -- merging -------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +351,7 @@ def merged_copy(peft: PeftModel) -> nn.Module:
         id(tensor): tensor for tensor in [*live.parameters(), *live.buffers()] if id(tensor) not in inside
     }
     groups = [names for names in tied_names(live) if any(name != plain_name(name) for name in names)]
+    same = [act_as_one(live, names) for names in groups]
     adapted = copy.deepcopy(peft, shared)
     inner: Any = adapted.get_base_model()
     for name in (name for names in groups for name in names):
@@ -367,11 +363,11 @@ def merged_copy(peft: PeftModel) -> nn.Module:
     merged: Any = adapted.merge_and_unload()
     if tied is not None:
         merged.config.tie_word_embeddings = tied
-    for names in groups:
+    for names, one in zip(groups, same, strict=True):
         places = [_place(merged, plain_name(name)) for name in names]
         first, *others = [parent._parameters[key] for parent, key in places]
         assert first is not None
-        if all(other is not None and torch.equal(first, other) for other in others):
+        if one or all(other is not None and torch.equal(first, other) for other in others):
             for parent, key in places:
                 parent._parameters[key] = first
         else:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from textenv.acting import DecodingPolicy, LogitsProcessor
-from textenv.agents.policies.adapters import add_lora, as_peft, check_adapters, detach_arguments, unwrapped
+from textenv.agents.policies.adapters import add_lora, as_peft, check_adapters, unwrapped
 from textenv.agents.policies.critics import SeparateCritic
 from textenv.agents.policies.heads import HeadKind, ValueHead, checked_head, head_dtype
 from textenv.agents.policies.memo import Memo
@@ -28,6 +28,7 @@ from textenv.agents.policies.model_setup import (
 )
 from textenv.agents.policies.references import Reference, ReferenceMode, lightest_mode
 from textenv.agents.policies.teacher_forced import Autocast, TeacherForced
+from textenv.agents.policies.tied_adapters import tie_adapters
 from textenv.checks import check_at_least, check_device, check_flag, check_seed
 from textenv.compiled import compile_trunk
 from textenv.legality import Legality, vocabulary_size
@@ -137,7 +138,8 @@ class LanguagePolicy(TeacherForced):
         # Registered as a plain attribute: its parameters are those of ``model``.
         object.__setattr__(self, "peft", adapted)
         self.model = loaded if adapted is None else adapted.get_base_model()
-        detach_arguments(self.model)
+        if adapted is not None:
+            tie_adapters(adapted)
         if train_layers is not None:
             train_top_layers(self.model, train_layers)
         if device is not None:
