@@ -24,6 +24,7 @@ from torch import Tensor
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.sb3_buffer import SequenceRolloutBuffer
 from textenv.episodes import EpisodeBatch
+from textenv.final_rows import final_row
 from textenv.legality import Legality
 
 
@@ -83,12 +84,13 @@ class TextVecEnv(VecEnv):
         done = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if done.any():
-            final = _arrays(info["final_obs"])
+            final = info["final_obs"]
+            final = final if isinstance(final, np.ndarray) else _arrays(final)
             episode = _arrays(info.get("episode", {}))
-            for row in np.flatnonzero(done):
+            for row in np.flatnonzero(done).tolist():
                 cut = bool(truncated[row] and not terminated[row])
                 infos[row] = {
-                    "terminal_observation": {name: value[row] for name, value in final.items()},
+                    "terminal_observation": final_row(final, row),
                     "TimeLimit.truncated": cut and self.bootstrap_truncated,
                     "truncated": cut,
                 }

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from textenv.rewards.registry import OBJECT_PREFIX, make_reward
@@ -195,6 +195,12 @@ class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any], RecordConstruc
         RecordConstructorArgs.__init__(self, term=_written(term))
         VectorWrapper.__init__(self, env)
         self._join(env, term, "VectorRewardWrapper")
+
+    @property
+    def autoreset_mode(self) -> AutoresetMode:
+        """How rows that ended start again; Gymnasium's wrappers do not pass this attribute on."""
+        mode: AutoresetMode = self.env.metadata["autoreset_mode"]
+        return mode
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Let the term check the environment, then reset it."""

@@ -18,6 +18,7 @@ from env_helpers import EOS, MADE, PROMPTS, TOKENIZER, V, make, make_vec, random
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import (
     FlattenObservation,
     RecordEpisodeStatistics,
@@ -25,8 +26,10 @@ from gymnasium.wrappers import (
     TransformReward,
 )
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from textenv.env import TextEnv
+import textenv
+from textenv.env import SHARED_ATTRIBUTES, TextEnv
 from textenv.prompts import PromptSet
 
 
@@ -83,6 +86,43 @@ class TestCheckers:
 
         agent = PPO("MultiInputPolicy", make(), n_steps=16, batch_size=8, n_epochs=1, seed=0, device="cpu")
         assert agent.learn(32).num_timesteps == 32
+
+
+class TestAttributes:
+    """Libraries tell single from vectorized environments by their attributes."""
+
+    def test_none_of_a_vectorized_environment(self) -> None:
+        of_vectors = {*dir(VectorEnv), *VectorEnv.__annotations__, *vars(SyncVectorEnv([make]))}
+        of_vectors |= {"autoreset", "autoreset_mode", "arrays", "closed"}
+        of_singles = {*dir(gym.Env), *gym.Env.__annotations__}
+        env = make().unwrapped
+        for name in sorted(of_vectors - of_singles):
+            assert not hasattr(env, name), name
+
+    def test_all_that_rewards_and_policies_ask(self) -> None:
+        env = make()
+        env.reset(seed=0)
+        base = env.unwrapped
+        for name in SHARED_ATTRIBUTES:
+            assert hasattr(base, name), name
+            if not callable(getattr(base, name)):
+                assert same_object_or_value(getattr(base, name), getattr(base.rows, name)), name
+        with pytest.raises(AttributeError, match="'MadeTextEnv' object has no attribute 'num_envs'"):
+            base.num_envs  # noqa: B018
+
+    def test_a_policy_plays_it_as_one_row(self) -> None:
+        env = make().unwrapped
+        config = GPT2Config(vocab_size=V, n_layer=1, n_embd=8, n_head=1, n_positions=16)
+        policy = textenv.DecodingPolicy(GPT2LMHeadModel(config))
+        policy.attach(env)
+        observation, info = env.reset(seed=0)
+        batch = {name: torch.as_tensor(value)[None] for name, value in observation.items()}
+        actions, _ = policy.act(batch, key=torch.as_tensor(info["key"])[None])
+        assert tuple(actions.shape) == (1,)
+
+
+def same_object_or_value(a: Any, b: Any) -> bool:
+    return a is b or bool(np.all(np.asarray(a) == np.asarray(b)))
 
 
 class TestSpec:

@@ -60,8 +60,9 @@ def test_sb3_accepts_the_single_environment(recwarn: pytest.WarningsRecorder) ->
     assert [str(w.message) for w in recwarn if "env_checker" in str(w.filename)] == []
 
 
-def test_the_adapter_says_what_the_native_environment_says() -> None:
-    native, rows = text_envs(), TextVecEnv(text_envs())
+@pytest.mark.parametrize("arrays", ["torch", "numpy"])
+def test_the_adapter_says_what_the_native_environment_says(arrays: str) -> None:
+    native, rows = text_envs(), TextVecEnv(text_envs(arrays=arrays))
     rows.seed(5)
     observation, (expected, _) = rows.reset(), native.reset(seed=5)
     rng = np.random.default_rng(0)

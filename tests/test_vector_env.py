@@ -42,6 +42,21 @@ def assert_same_rows(ours: Any, theirs: Any, rows: np.ndarray, what: str) -> Non
     np.testing.assert_array_equal(np.asarray(ours)[rows], np.asarray(theirs)[rows], err_msg=what)
 
 
+def assert_same(ours: Any, theirs: Any, what: str) -> None:
+    """Equality of nested dicts and arrays, object arrays and data types included."""
+    assert type(ours) is type(theirs), what
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), what
+        for name in ours:
+            assert_same(ours[name], theirs[name], f"{what}[{name!r}]")
+    elif isinstance(ours, np.ndarray) and ours.dtype == object:
+        for row, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(one, other, f"{what}[{row}]")
+    elif ours is not None:
+        assert ours.dtype == theirs.dtype, what
+        np.testing.assert_array_equal(ours, theirs, err_msg=what)
+
+
 def compare_transition(ours: Any, theirs: Any, step: int) -> np.ndarray:
     """Everything but time; returns which rows ended."""
     for name in OBSERVATION:
@@ -180,6 +195,46 @@ class TestAutoreset:
         assert final["input_ids"][0, :n].tolist() == [*prompt, 4, EOS]
         assert final["attention_mask"][0].tolist() == [1] * n + [0] * (envs.max_length - n)
         assert info["final_info"]["episode_id"][0] == 0 and info["episode_id"][0] == 1
+
+    @pytest.mark.parametrize("statistics", [True, False])
+    def test_with_numpy_the_ends_have_gymnasiums_form(self, statistics: bool) -> None:
+        """final_obs and final_info are those of SyncVectorEnv to the last key, mask, type and zero."""
+        changes = {"episode_statistics": statistics}
+        native = make_vec(3, arrays="numpy", **changes)
+        mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        upstream = make_vec(3, "sync", vector_kwargs=mode, **changes)
+        native.reset(seed=3)
+        upstream.reset(seed=3)
+        ends = 0
+        for actions in random_actions(40, 3):
+            ours, theirs = native.step(actions)[-1], upstream.step(actions)[-1]
+            assert ("final_obs" in ours) == ("final_obs" in theirs)
+            if "final_obs" not in ours:
+                continue
+            ends += 1
+            for info in (ours, theirs):
+                info["final_info"].get("episode", {}).pop("t", None)
+            for name in ("final_obs", "final_info", "_final_obs", "_final_info"):
+                assert_same(ours[name], theirs[name], name)
+            row = int(np.flatnonzero(ours["_final_obs"])[0])
+            assert native.single_observation_space.contains(ours["final_obs"][row])
+        assert ends > 10
+
+    def test_final_observations_of_numpy_are_of_their_own(self) -> None:
+        envs = vector_env(2, arrays="numpy")
+        envs.reset(seed=0)
+        *_, info = envs.step([EOS, 1])
+        kept = pickle.dumps(info)
+        envs.step([EOS, EOS])
+        assert pickle.dumps(info) == kept
+
+    @pytest.mark.parametrize("autoreset", AUTORESET_MODES)
+    def test_the_mode_is_an_attribute_as_gymnasiums_own(self, autoreset: str) -> None:
+        envs = make_vec(2, autoreset=autoreset)
+        assert envs.autoreset_mode is envs.unwrapped.autoreset_mode is AUTORESET_MODES[autoreset]
+        assert envs.metadata["autoreset_mode"] is envs.autoreset_mode
+        upstream = make_vec(2, "sync", vector_kwargs={"autoreset_mode": AUTORESET_MODES[autoreset]})
+        assert upstream.autoreset_mode is envs.autoreset_mode
 
     def test_truncation_at_the_budget_and_termination_wins(self) -> None:
         envs = vector_env(2, max_new_tokens=2)

@@ -123,9 +123,9 @@ class DecodingPolicy:
         ``act`` does it for observations that come straight from an environment of this process.
 
         Args:
-            env: the unwrapped environment: ``legality``, ``num_envs``, ``max_length``; if it has them,
-                ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` lets prompts be prefilled ahead, and
-                ``host_rows`` spares a look at the device at every token.
+            env: the unwrapped environment: ``legality``, ``max_length``, and ``num_envs`` unless it is a
+                single one; if it has them, ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` lets
+                prompts be prefilled ahead, and ``host_rows`` spares a look at the device at every token.
 
         Raises:
             ValueError: if the model has fewer logits than the tokenizer has tokens, or fewer positions than
@@ -140,7 +140,7 @@ class DecodingPolicy:
             self.legality = legality
             self._upcoming = getattr(env, "upcoming_prompts", None)
             self._host_rows = getattr(env, "host_rows", None)
-            self._prepare(int(env.num_envs), int(env.max_length))
+            self._prepare(int(getattr(env, "num_envs", 1)), int(env.max_length))
             if self.nucleus is not None:
                 self.nucleus.decoding.attach(env)
 

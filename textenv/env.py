@@ -8,10 +8,19 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from textenv.books import Books
 from textenv.checks import check_seed
 from textenv.handed_out import handed_out
 from textenv.names import shown
 from textenv.vector_env import RENDER_FPS, RENDER_MODES, TextVectorEnv
+
+SHARED_ATTRIBUTES = frozenset(
+    {name for name in dir(Books) if not name.startswith("_")}
+    | {"prompts", "tokenizer", "max_new_tokens", "max_length", "legality", "stop_strings", "device"}
+    | {"samples_per_prompt", "shuffle", "episode_statistics", "host_rows"}
+    | {"stream_seed", "ticket_count", "scored_by", "refuse_while_scored"}
+)
+"""What reward terms, policies and users may ask of a single environment as of a vectorized one."""
 
 
 class TextEnv(gym.Env[dict[str, Any], Any]):
@@ -44,9 +53,10 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
         self._over: bool | None = None
 
     def __getattr__(self, name: str) -> Any:
-        # Everything that reward terms and policies ask of an environment (legality, finished, record, ...).
-        if name.startswith("_") or name == "rows":
-            raise AttributeError(name)
+        # No attribute of vectorized environments may come through (num_envs, autoreset_mode, ...): libraries
+        # take an environment that has one for a batch.
+        if name not in SHARED_ATTRIBUTES:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.rows, name)
 
     def reset(

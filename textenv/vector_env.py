@@ -31,6 +31,7 @@ from textenv.checks import (
 )
 from textenv.clock import EpisodeClock
 from textenv.endings import Endings
+from textenv.final_rows import final_entries
 from textenv.guards import Guarded, one_thread
 from textenv.handed_out import handed_out
 from textenv.host_memory import check_fits
@@ -148,8 +149,13 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         self.autoreset = autoreset
         self.render_mode = render_mode
         self.episode_statistics = episode_statistics
-        mode = AUTORESET_MODES[autoreset]
-        self.metadata = {"render_modes": [*RENDER_MODES], "render_fps": RENDER_FPS, "autoreset_mode": mode}
+        self.autoreset_mode = AUTORESET_MODES[autoreset]
+        """Gymnasium's name of ``autoreset``, under which its own vector environments have it."""
+        self.metadata = {
+            "render_modes": [*RENDER_MODES],
+            "render_fps": RENDER_FPS,
+            "autoreset_mode": self.autoreset_mode,
+        }
         self.legality = Legality(
             vocab_size=vocab_size,
             min_new_tokens=min_new_tokens,
@@ -249,7 +255,7 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         Returns:
             Observation, rewards (N,) (zero: wrappers pay), terminated (N,), truncated (N,), info. When an
             episode ended, info also holds "episode" {"r", "l", "t"} with "_episode", and in same-step mode
-            the batched "final_obs" and "final_info", valid where "_final_obs".
+            "final_obs" and "final_info", valid where "_final_obs" (see ``final_entries``).
 
         Raises:
             ResetNeeded: before the first ``reset``.
@@ -350,12 +356,7 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
                 last.shown_returns = statistics["r"]
             ended = {"episode": statistics, "_episode": ended_rows}
         if self.autoreset == "same_step":
-            ended |= {
-                "final_info": {**self._info(), **ended},
-                "_final_info": ended_rows,
-                "final_obs": self._observe(),
-                "_final_obs": ended_rows,
-            }
+            ended |= final_entries(self._observe(), {**self._info(), **ended}, ended_rows)
         elif self.autoreset == "next_step":
             self._waiting = rows
         return ended
