@@ -5,8 +5,7 @@ Shape letters: B episodes, L tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,55 +13,13 @@ from torch import Tensor
 from textenv.agents.advantages import get_advantage
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.effects import Idle, unlike, unused_by
+from textenv.agents.effects import Idle, unlike
 from textenv.agents.losses import explained_variance, masked_center, ppo_value_loss
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
-from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
+from textenv.agents.policy_gradient import PolicyGradientAgent
+from textenv.agents.settings.actor_critic import ActorCriticConfig
 from textenv.episodes import EpisodeBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActorCriticConfig(PolicyGradientConfig):
-    """Settings of policy-gradient agents with a critic."""
-
-    gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation."""
-    advantage: str = "gae"
-    """Name of the registered advantage estimator."""
-    center_by_prompt: bool = False
-    """Shift the advantages of each prompt's episodes to mean 0: a baseline while the critic is still poor."""
-    whiten_advantages: bool = True
-    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
-    scale_rewards: bool = False
-    """Divide the rewards of an iteration by their standard deviation over own tokens."""
-    value_clip_range: float | None = 0.2
-    """Clip of the value function around its old values; None does not clip."""
-    value_coef: float = 0.1
-    """Weight of the value loss."""
-    value_model: Literal["shared", "separate"] = "shared"
-    """The critic: a head on the policy's trunk, or a model of its own that starts as a copy of the trunk."""
-    value_head: Literal["linear", "mlp"] = "linear"
-    """Shape of the critic's head."""
-    bootstrap_truncated: bool = False
-    """Take V after the last token of an episode cut by the token budget as the value of what would follow."""
-
-    def validate(self) -> None:
-        """Check the ranges and the estimator's name."""
-        super().validate()
-        self.check(gae_lambda="[0, 1]", value_clip_range="> 0", value_coef=">= 0")
-        get_advantage(self.advantage)
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        found = super().idle() | unused_by(self.advantage, self)
-        if not self.value_coef:
-            names = ("value_clip_range", "value_model", "value_head")
-            found |= self.changed(*names, because="with value_coef=0, which trains no critic")
-        if self.epochs * self.minibatches == 1 and self.value_clip_range is not None:
-            because = "with one optimizer step an iteration (epochs=1, minibatches=1)"
-            found |= self.changed("value_clip_range", because=because)
-        return found
 
 
 class ActorCriticAgent(PolicyGradientAgent):

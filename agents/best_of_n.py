@@ -6,18 +6,16 @@ Shape letters: B episodes, P prompts, n samples of a prompt, k of them that a ch
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from textenv.agents.base import Agent
-from textenv.agents.config import AgentConfig
-from textenv.agents.effects import Idle
 from textenv.agents.evaluation import Evaluation
 from textenv.agents.groups import check_groups, group_rows
 from textenv.agents.registry import register_agent
+from textenv.agents.settings.samples import BestOfNConfig
 from textenv.episodes import EpisodeBatch
 from textenv.names import nearest
 
@@ -81,29 +79,6 @@ def _tie_means(scores: Tensor, values: Tensor) -> Tensor:
     index = scores.unique(return_inverse=True)[1]
     sums = torch.zeros_like(values).index_add(0, index, values)
     return (sums / index.bincount(minlength=len(values)))[index]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestOfNConfig(AgentConfig):
-    """Settings of best-of-n sampling; those of the optimizer have no use."""
-
-    n: int = 16
-    """Samples of each prompt, of which the best is kept."""
-    choose_by: str | None = None
-    """Name of the reward term that says which sample is best; None is the whole return."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(n=">= 1")
-
-    def idle(self) -> Idle:
-        """Settings without effect: those of training, and of what is done every so often."""
-        names = (
-            *("learning_rate", "weight_decay", "adam_betas", "adam_eps", "optimizer", "max_grad_norm"),
-            *("lr_schedule", "warmup_steps", "eval_every", "checkpoint_every", "log_every"),
-        )
-        return super().idle() | self.changed(*names, because="on best-of-n, which trains nothing")
 
 
 @register_agent("best-of-n")

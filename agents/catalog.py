@@ -11,13 +11,16 @@ from textenv.agents.registry import AGENTS, BUILTIN
 
 def agents() -> dict[str, str]:
     """Agent -> its line: those that come with the library, and those that were registered."""
-    lines = {}
-    for name, place in BUILTIN.items():
-        module, attribute = place.split(":")
-        for node in _definitions(_source(module)):
-            if node.name == attribute:
-                lines[name] = _first_line(node)
-    return lines | {name: _documented(cls) for name, cls in AGENTS.items() if name not in BUILTIN}
+    return {name: agent(name) for name in [*BUILTIN, *(name for name in AGENTS if name not in BUILTIN)]}
+
+
+def agent(name: str) -> str:
+    """The line of a registered agent."""
+    if name in AGENTS:
+        return _documented(AGENTS[name])
+    module, attribute = BUILTIN[name].split(":")
+    found = next(node for node in _definitions(_source(module)) if node.name == attribute)
+    return _first_line(found)
 
 
 def tasks() -> dict[str, str]:

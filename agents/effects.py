@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
     from textenv.agents.config import Config
-    from textenv.agents.policy_gradient import PolicyGradientConfig
+    from textenv.agents.settings.policy_gradient import PolicyGradientConfig
 
 Idle = dict[str, str]
 """Setting -> why it has no effect, as the end of a sentence."""
@@ -116,11 +116,12 @@ def idle_beside_kl(config: PolicyGradientConfig) -> Idle:
 
 def unused_by(estimator: str, config: Config) -> Idle:
     """Settings that an advantage estimator does not look at."""
+    keywords = {"gamma": "gamma", "gae_lambda": "gae_lambda", "bootstrap_truncated": "final_values"}
+    why = f"with the advantage estimator {estimator!r}, which does not use it"
+    found = config.changed(*(field for field in keywords if hasattr(config, field)), because=why)
+    if not found:  # the estimators need torch, which settings at their defaults do without
+        return {}
     from textenv.agents.advantages import get_advantage
 
     function = get_advantage(estimator)
-    keywords = {"gamma": "gamma", "gae_lambda": "gae_lambda", "bootstrap_truncated": "final_values"}
-    names = [field for field in keywords if hasattr(config, field) and not takes(function, keywords[field])]
-    return config.changed(
-        *names, because=f"with the advantage estimator {estimator!r}, which does not use it"
-    )
+    return {field: why for field in found if not takes(function, keywords[field])}

@@ -5,50 +5,21 @@ The environment deals them one after the other (``samples_per_prompt``). Shape l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from textenv.agents.advantages import get_advantage, group_moments
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.effects import Idle, unused_by
-from textenv.agents.groups import check_groups, check_whole_groups
+from textenv.agents.groups import check_groups
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
-from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
+from textenv.agents.policy_gradient import PolicyGradientAgent
+from textenv.agents.settings.groups import GroupBaselineConfig, check_whole_groups
 from textenv.agents.task_scores import task_scores
 from textenv.episodes import EpisodeBatch
 
 GROUP_SIZE = 8
 """Episodes on each prompt where nobody says how many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupBaselineConfig(PolicyGradientConfig):
-    """Settings of agents whose baseline is the group."""
-
-    advantage: str | None = None
-    """Name of the registered advantage estimator; None is the agent's own."""
-    samples_per_prompt: int | None = None
-    """Episodes on each prompt, which are compared with each other; None is as many as the environment deals
-    (8 where ``textenv.train`` makes it)."""
-
-    def validate(self) -> None:
-        """Check the estimator's name, and that an iteration holds whole groups."""
-        super().validate()
-        self.check(samples_per_prompt=">= 2")
-        get_advantage(self.estimator)
-        if self.samples_per_prompt is not None:
-            check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        return super().idle() | unused_by(self.estimator, self)
-
-    @property
-    def estimator(self) -> str:
-        """Name of the advantage estimator."""
-        raise NotImplementedError
 
 
 class GroupBaselineAgent(PolicyGradientAgent):

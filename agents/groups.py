@@ -28,18 +28,6 @@ def check_groups(envs: Any, size: int, *, who: str) -> None:
         )
 
 
-def check_whole_groups(episodes: int, size: int) -> None:
-    """Refuse iterations of ``episodes`` that hold no whole groups of ``size``.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    if episodes % size:
-        raise ValueError(
-            f"episodes_per_iteration must be a multiple of samples_per_prompt ({size}), got {episodes}"
-        )
-
-
 class SampleChooser(OnlineAgent):
     """Base of agents that choose among ``samples_per_prompt`` samples of each prompt."""
 

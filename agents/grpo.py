@@ -7,55 +7,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 
 from textenv import scoring as scorer
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.group_baseline import GroupBaselineAgent, GroupBaselineConfig
+from textenv.agents.group_baseline import GroupBaselineAgent
 from textenv.agents.losses import masked_sum
 from textenv.agents.parallel.shares import spread
 from textenv.agents.registry import register_agent
+from textenv.agents.settings.groups import GRPOConfig
 from textenv.episodes import EpisodeBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class GRPOConfig(GroupBaselineConfig):
-    """Settings of GRPO."""
-
-    advantage: str | None = None
-    """Name of the registered advantage estimator. None is "grpo", or "dr_grpo" with the aggregation of that
-    name: without the division by the group's standard deviation."""
-    aggregation: str = "grpo"
-    """Name of the registered aggregation: "grpo" is the mean of the episodes' means, "dapo" the mean over
-    tokens, "dr_grpo" the sum over tokens by the most that there can be."""
-    clip_range: float | None = 0.2
-    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range). None has no ratio."""
-    kl_coef: float = 0.04
-    """Weight of the KL divergence from the reference; 0 keeps none (and no reference)."""
-    kl_placement: Literal["reward", "loss"] = "loss"
-    """Pay the KL as a per-token reward (k1), or add it to the loss (k3)."""
-    max_rollouts: int = 1
-    """With more than 1, groups whose scores, the returns without a KL penalty, are all equal
-    make way for those of up to so many rollouts an iteration (DAPO's dynamic sampling). What adapts (reward
-    terms, the scale of scores, the KL coefficient) learns from all groups played."""
-
-    def validate(self) -> None:
-        """Check the ranges, and how the run's length is said."""
-        super().validate()
-        self.check(max_rollouts=">= 1")
-        if self.max_rollouts > 1 and self.total_episodes is not None:
-            raise ValueError(
-                f"with max_rollouts={self.max_rollouts} nobody knows how many episodes an iteration takes: "
-                f"give iterations, got total_episodes={self.total_episodes}"
-            )
-
-    @property
-    def estimator(self) -> str:
-        """Name of the advantage estimator."""
-        return self.advantage or ("dr_grpo" if self.aggregation == "dr_grpo" else "grpo")
 
 
 @register_agent("grpo")

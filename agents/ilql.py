@@ -6,15 +6,13 @@ Shape letters: A own tokens, B episodes, L tokens, n rows, d width, V vocabulary
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_episodes
 from textenv.agents.effects import Idle, unlike
 from textenv.agents.evaluation import Evaluation as Played
@@ -30,59 +28,8 @@ from textenv.agents.policies.heads import HeadKind, ILQLHeads, head_dtype
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.registry import register_agent
+from textenv.agents.settings.offline import ILQLConfig
 from textenv.episodes import EpisodeBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class ILQLConfig(OfflineConfig):
-    """Settings of ILQL."""
-
-    gamma: float = 0.99
-    """Discount per own token."""
-    expectile: float = 0.7
-    """Tau of the expectile that V regresses to; towards 1 it is the maximum."""
-    cql_coef: float = 0.1
-    """Weight of the conservative term."""
-    awac_coef: float = 1.0
-    """Weight of the language-model loss."""
-    awac_beta: float = 0.0
-    """Sharpness of that loss's advantage weights; 0 clones all data alike."""
-    num_q: int = 2
-    """Q heads, of which the least counts."""
-    head: Literal["linear", "mlp"] = "mlp"
-    """Shape of the Q and V heads; "linear" is light, "mlp" costs 2 d V more parameters for each Q head.
-    Linear Q heads start with small weights of their own, for equal ones would stay equal."""
-    target_alpha: float = 0.005
-    """Share of the new Q heads in each target synchronisation (Polyak averaging)."""
-    target_every: int = 1
-    """Optimizer steps between target synchronisations."""
-    standardize_returns: bool = False
-    """Shift and scale rewards so that the data set's returns have mean 0 and standard deviation 1."""
-    decode_beta: float = 1.0
-    """Weight of the advantage when the policy acts; 0 is the language model alone."""
-    decode_top_k: int = 0
-    """When acting, keep only the k likeliest tokens after the shift; 0 keeps all."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(
-            gamma="[0, 1]",
-            expectile="(0, 1)",
-            cql_coef=">= 0",
-            awac_coef=">= 0",
-            awac_beta=">= 0",
-            num_q=">= 1",
-            target_alpha="(0, 1]",
-            target_every=">= 1",
-            decode_beta=">= 0",
-            decode_top_k=">= 0",
-        )
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        found = super().idle()
-        return found if self.awac_coef else found | self.changed("awac_beta", because="with awac_coef=0")
 
 
 class ILQLPolicy(LanguagePolicy):

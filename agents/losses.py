@@ -16,12 +16,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from textenv.agents.loss_names import RatioLevel
 from textenv.bounded_exp import bounded_exp
 from textenv.kl import kl_estimate
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
 """(values (B, L), mask (B, L) bool) -> scalar, with its denominators inside; see ``aggregations``."""
-RatioLevel = Literal["token", "sequence"]
 Stats = dict[str, Tensor]
 
 

@@ -6,36 +6,17 @@ measured against (Snell et al. 2022, section 6, "MC returns"). Shape letters: B 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from textenv.agents.advantages import discounted_sums
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.ilql import ILQL, ILQLConfig
+from textenv.agents.ilql import ILQL
 from textenv.agents.ilql_losses import ilql_awac_loss, ilql_cql_loss, ilql_q_loss
 from textenv.agents.losses import masked_squared_error
 from textenv.agents.registry import register_agent
-
-
-@dataclass(frozen=True, kw_only=True)
-class MonteCarloConfig(ILQLConfig):
-    """Settings of the Monte Carlo critic: ILQL's, of which ``expectile`` must stay 0.5, the mean."""
-
-    expectile: float = 0.5
-    """V is the mean of the returns that followed a state, so this is 0.5."""
-    cql_coef: float = 0.0
-    """Weight of the conservative term."""
-    target_alpha: float = 1.0
-    """Share of the new Q heads in each target synchronisation; nothing bootstraps, so the targets follow."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        if self.expectile != 0.5:
-            raise ValueError(f"expectile must be 0.5 for Monte Carlo returns, got {self.expectile}")
+from textenv.agents.settings.offline import MonteCarloConfig
 
 
 @register_agent("monte-carlo")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textenv.agents.run_folder import RunFolder, RunFolderError
-from textenv.legality import vocabulary_size
 from textenv.pretrained import load_pretrained
 from textenv.tasks.fetch_model import resolve_model
 
@@ -89,6 +88,8 @@ def check_model(field: str, source: str, tokenizer: Any = None, *, scores: bool 
         ValueError: if it is of another kind, or has too few tokens.
     """
     from transformers import AutoConfig
+
+    from textenv.legality import vocabulary_size
 
     name = resolve_model(source)
     folder = Path(name)

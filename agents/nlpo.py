@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,41 +24,12 @@ from textenv.agents.outcome import kl_row
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.references import frozen_copy
 from textenv.agents.policies.teacher_forced import Evaluation
-from textenv.agents.ppo import PPO, PPOConfig
+from textenv.agents.ppo import PPO
 from textenv.agents.registry import register_agent
+from textenv.agents.settings.actor_critic import NLPOConfig
 from textenv.agents.task_scores import kl_wrappers
 from textenv.episodes import EpisodeBatch
 from textenv.nucleus import Nucleus
-
-
-@dataclass(frozen=True, kw_only=True)
-class NLPOConfig(PPOConfig):
-    """Settings of NLPO."""
-
-    mask_top_p: float = 0.9
-    """Mass of the mask policy's nucleus, outside of which no token is sampled."""
-    mask_min_tokens: int = 100
-    """Tokens that stay possible at least, where the vocabulary has so many."""
-    mask_update_iterations: int | None = 5
-    """The mask policy becomes a copy of the policy after every so many iterations; None keeps the first."""
-
-    def validate(self) -> None:
-        """Check the ranges, and that the KL is paid as a reward."""
-        super().validate()
-        self.check(mask_top_p="(0, 1]", mask_min_tokens=">= 1", mask_update_iterations=">= 1")
-        if self.kl_coef and self.kl_placement != "reward":
-            raise ValueError(
-                "kl_placement must be 'reward': NLPO's loss sees the masked distributions, the KL is of the "
-                f"whole ones; got {self.kl_placement!r}"
-            )
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        found = super().idle()
-        if self.mask_top_p == 1:
-            names = ("mask_min_tokens", "mask_update_iterations")
-            found |= self.changed(*names, because="with mask_top_p=1, which masks nothing")
-        return found
 
 
 class NucleusPolicy(LanguagePolicy):

@@ -6,55 +6,21 @@ Guo et al. 2024, "Direct language model alignment from online AI feedback". Shap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.config import OnlineConfig
-from textenv.agents.effects import Idle
-from textenv.agents.groups import SampleChooser, check_whole_groups, group_rows
+from textenv.agents.groups import SampleChooser, group_rows
 from textenv.agents.losses import masked_mean, masked_sum
 from textenv.agents.outcome import kl_row
-from textenv.agents.preferences.agents import Responses, idle_smoothing, reward_stats
+from textenv.agents.preferences.agents import Responses, reward_stats
 from textenv.agents.preferences.data import PairedBatch
-from textenv.agents.preferences.losses import DPOKind, dpo_loss, response_log_probs
+from textenv.agents.preferences.losses import dpo_loss, response_log_probs
 from textenv.agents.registry import register_agent
+from textenv.agents.settings.samples import OnlineDPOConfig
 from textenv.agents.task_scores import task_scores
 from textenv.episodes import EpisodeBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlineDPOConfig(OnlineConfig):
-    """Settings of online DPO."""
-
-    epochs: int = 1
-    """Passes over the collected pairs in each round of learning."""
-    samples_per_prompt: int = 2
-    """Samples k of each prompt; the best and the worst of them make a pair."""
-    beta: float = 0.1
-    """How much a nat of log-prob counts as reward."""
-    loss: DPOKind = "sigmoid"
-    """Of the log ratios' gap: "sigmoid", "cdpo" or "robust" (with label_smoothing), "ipo", "hinge"."""
-    label_smoothing: float = 0.0
-    """Share of preferences taken to be wrong."""
-
-    def validate(self) -> None:
-        """Check the ranges, and that whole groups fill the minibatches."""
-        super().validate()
-        self.check(beta="> 0", samples_per_prompt=">= 2", label_smoothing="[0, 0.5)")
-        check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)
-        pairs = self.episodes_per_iteration // self.samples_per_prompt
-        if self.minibatches > pairs:
-            raise ValueError(
-                f"minibatches must be <= the {pairs} pairs of an iteration, got {self.minibatches}"
-            )
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        return super().idle() | idle_smoothing(self.loss, self.label_smoothing)
 
 
 @register_agent("online-dpo")

@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from textenv.agents.config import Config
 from textenv.agents.policies.options import PolicyOptions
-from textenv.agents.ppo import PPOConfig
-from textenv.agents.reward_models.agent import RewardModelConfig
-from textenv.agents.sft import SFTConfig
+from textenv.agents.settings.actor_critic import PPOConfig
+from textenv.agents.settings.offline import SFTConfig
+from textenv.agents.settings.preferences import RewardModelConfig
 
 STAGES = ("sft", "reward-model", "judge", "rl")
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,13 +18,11 @@ from torch import Tensor
 from textenv.agents.aggregations import get_aggregation
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch, rows_of_step
-from textenv.agents.config import OnlineConfig
 from textenv.agents.datasets import as_demonstrations
-from textenv.agents.effects import Idle, idle_beside_kl, idle_in_policy_gradient
+from textenv.agents.effects import Idle, idle_beside_kl
 from textenv.agents.evaluation import Evaluation
 from textenv.agents.importance import importance_weights
 from textenv.agents.losses import (
-    RatioLevel,
     entropy_loss,
     kl_loss,
     log_ratio,
@@ -42,90 +39,11 @@ from textenv.agents.outcome import kl_row
 from textenv.agents.parallel import distributed
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.running import RunningStd, WeightAverage
+from textenv.agents.settings.policy_gradient import PolicyGradientConfig
 from textenv.agents.task_scores import kl_wrappers, paid_kl, task_scores
 from textenv.encoding import raise_at
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.kl import KLPenalty, adapted_coefficient
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyGradientConfig(OnlineConfig):
-    """Settings that online policy-gradient agents share."""
-
-    gamma: float = 1.0
-    """Discount per own token."""
-    whiten_advantages: bool = False
-    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
-    whiten_min_std: float = 0.0
-    """Whiten by this where the advantages spread less: once all goes well they are little but the critic's
-    noise, which should not be blown up to variance 1."""
-    clip_range: float | None = None
-    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range). None has no ratio:
-    the plain policy gradient, right as long as an iteration's episodes serve one optimizer step."""
-    clip_range_high: float | None = None
-    """Upper side of the clip, if it differs."""
-    dual_clip: float | None = None
-    """Bound on the loss where the advantage is negative, 3.0 is usual; None has no bound."""
-    ratio_level: RatioLevel = "token"
-    """One ratio a token, or one a sequence: exp of the mean log-ratio (GSPO, with clips near 3e-4)."""
-    aggregation: str = "token-mean"
-    """Name of the registered aggregation, by which the losses of tokens become one number."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    kl_coef: float = 0.05
-    """Weight of the KL divergence from the reference; 0 keeps none (and no reference)."""
-    kl_placement: Literal["reward", "loss"] = "reward"
-    """Pay the KL as a per-token reward (k1), or add it to the loss (k3)."""
-    kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """Whether the coefficient, in the reward or in the loss, follows ``kl_target``."""
-    kl_target: float = 6.0
-    """Target of the adaptive controller: KL (k1) from the reference in nats a sequence."""
-    kl_horizon: int = 10_000
-    """Episodes over which the adaptive controller acts."""
-    score_scale: bool = False
-    """Divide scores (rewards without the KL) by their running standard deviation."""
-    score_clip: float | None = None
-    """Clip scores, after scaling, to [-score_clip, score_clip] an episode."""
-    stop_at_kl: float | None = None
-    """End the passes of an iteration once a step's approximate KL, in nats a token, exceeds this."""
-    importance_correction: Literal["none", "token", "sequence"] = "none"
-    """Weigh advantages by truncated importance weights, for episodes that older weights played."""
-    importance_clip: float = 2.0
-    """The largest importance weight (rho-bar in IMPALA)."""
-    packing: bool = False
-    """Forward several short episodes in one row, blind to each other: the same gradient with less padding."""
-    ptx_coef: float = 0.0
-    """Weight of the next-token loss on ``dataset`` (InstructGPT's pretraining mixture, "ptx")."""
-    ptx_batch_size: int = 32
-    """Episodes of ``dataset`` in each optimizer step."""
-    ema_decay: float | None = None
-    """Keep an exponential average of the weights over optimizer steps, and evaluate and save that."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(
-            gamma="[0, 1]",
-            clip_range="(0, 1)",
-            clip_range_high="> 0",
-            whiten_min_std=">= 0",
-            dual_clip="> 1",
-            entropy_coef=">= 0",
-            kl_coef=">= 0",
-            kl_target="> 0",
-            kl_horizon=">= 1",
-            score_clip="> 0",
-            stop_at_kl="> 0",
-            importance_clip="> 0",
-            ptx_coef=">= 0",
-            ptx_batch_size=">= 1",
-            ema_decay="[0, 1)",
-        )
-        get_aggregation(self.aggregation)
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        return super().idle() | idle_in_policy_gradient(self)
 
 
 class PolicyGradientAgent(OnlineAgent):

@@ -5,18 +5,9 @@ Several passes of minibatches over each iteration's episodes, with a clipped sur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from textenv.agents.actor_critic import ActorCriticAgent, ActorCriticConfig
+from textenv.agents.actor_critic import ActorCriticAgent
 from textenv.agents.registry import register_agent
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig(ActorCriticConfig):
-    """Settings of PPO."""
-
-    clip_range: float = 0.2
-    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range)."""
+from textenv.agents.settings.actor_critic import PPOConfig
 
 
 @register_agent("ppo")

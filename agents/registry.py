@@ -12,6 +12,7 @@ from textenv.names import check_name, nearest, shown
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
+    from textenv.agents.config import AgentConfig
 
 AgentClass = TypeVar("AgentClass", bound="type[Agent]")
 
@@ -39,6 +40,31 @@ BUILTIN: dict[str, str] = {
     "simpo": "textenv.agents.preferences.agents:SimPO",
 }
 """Name -> ``"module:class"`` of the agents that come with the library, imported when they are first used."""
+
+SETTINGS: dict[str, str] = {
+    "a2c": "actor_critic:A2CConfig",
+    "best-of-n": "samples:BestOfNConfig",
+    "cpo": "preferences:CPOConfig",
+    "dpo": "preferences:DPOConfig",
+    "filtered-bc": "offline:FilteredBCConfig",
+    "grpo": "groups:GRPOConfig",
+    "ilql": "offline:ILQLConfig",
+    "kto": "preferences:KTOConfig",
+    "monte-carlo": "offline:MonteCarloConfig",
+    "nlpo": "actor_critic:NLPOConfig",
+    "online-dpo": "samples:OnlineDPOConfig",
+    "orpo": "preferences:ORPOConfig",
+    "ppo": "actor_critic:PPOConfig",
+    "reinforce": "policy_gradient:ReinforceConfig",
+    "reinforce++": "policy_gradient:ReinforcePlusPlusConfig",
+    "reward-model": "preferences:RewardModelConfig",
+    "rft": "samples:RFTConfig",
+    "rloo": "groups:RLOOConfig",
+    "rwr": "offline:RWRConfig",
+    "sft": "offline:SFTConfig",
+    "simpo": "preferences:SimPOConfig",
+}
+"""Name -> ``"module:class"`` of their settings in ``textenv.agents.settings``, read without the agent."""
 
 AGENTS: dict[str, type[Agent]] = {}
 """Name -> class of the agents that were registered."""
@@ -92,6 +118,18 @@ def get_agent(name: str | type[Agent]) -> type[Agent]:
         module, attribute = BUILTIN[name].split(":")
         return getattr(import_module(module), attribute)
     return AGENTS[name]
+
+
+def get_config_class(name: str) -> type[AgentConfig]:
+    """The class of an agent's settings. The agents of the library are not imported, and neither is torch.
+
+    Raises:
+        ValueError: if no agent has this name; the error lists the known ones, the nearest first.
+    """
+    if name in AGENTS or name not in SETTINGS:
+        return get_agent(name).config_class
+    module, attribute = SETTINGS[name].split(":")
+    return getattr(import_module(f"textenv.agents.settings.{module}"), attribute)
 
 
 def name_of(cls: type[Agent]) -> str:

@@ -4,56 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from textenv.agents.advantages import discounted_sums, get_advantage
 from textenv.agents.batch import TrainingBatch
-from textenv.agents.effects import Idle, unused_by
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
-from textenv.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig
+from textenv.agents.policy_gradient import PolicyGradientAgent
 from textenv.agents.registry import register_agent
+from textenv.agents.settings.policy_gradient import ReinforceConfig, ReinforcePlusPlusConfig
 from textenv.episodes import EpisodeBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReinforceConfig(PolicyGradientConfig):
-    """Settings of REINFORCE."""
-
-    baseline: Literal["none", "batch", "greedy"] = "batch"
-    """What the return to go is compared with: nothing, the mean return of the iteration's episodes, or the
-    return of a greedy episode on the same prompt (ReMax). A greedy episode costs as much as a sampled one:
-    half of ``total_episodes`` are greedy then."""
-    epochs: int = 1
-    """Passes over the collected episodes in each round of learning."""
-    minibatches: int = 1
-    """Optimizer steps in each pass."""
-
-    @property
-    def episodes_of_an_iteration(self) -> int:
-        """Episodes generated in an iteration, those of the baseline included."""
-        return self.episodes_per_iteration * (2 if self.baseline == "greedy" else 1)
-
-    def validate(self) -> None:
-        """Check that whole iterations make up the run."""
-        super().validate()
-        size = self.episodes_of_an_iteration
-        if self.total_episodes is not None and self.total_episodes % size:
-            raise ValueError(
-                f"with baseline='greedy' total_episodes must be a multiple of {size}, which is twice "
-                f"episodes_per_iteration, got {self.total_episodes}"
-            )
-
-    @property
-    def num_iterations(self) -> int:
-        """Iterations of the whole run."""
-        if self.total_episodes is not None:
-            return self.total_episodes // self.episodes_of_an_iteration
-        return super().num_iterations
 
 
 @register_agent("reinforce")
@@ -121,27 +83,6 @@ def acting_greedily(policy: LanguagePolicy) -> Iterator[None]:
         yield
     finally:
         policy.decoding.greedy = before
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReinforcePlusPlusConfig(PolicyGradientConfig):
-    """Settings of REINFORCE++."""
-
-    advantage: str = "monte-carlo"
-    """Name of the registered advantage estimator; it gets no values."""
-    whiten_advantages: bool = True
-    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
-    clip_range: float | None = 0.2
-    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range). None has no ratio."""
-
-    def validate(self) -> None:
-        """Check the estimator's name."""
-        super().validate()
-        get_advantage(self.advantage)
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        return super().idle() | unused_by(self.advantage, self)
 
 
 @register_agent("reinforce++")

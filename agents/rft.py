@@ -8,7 +8,6 @@ Shape letters: B episodes, L tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,65 +15,14 @@ from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.config import OnlineConfig
-from textenv.agents.effects import Idle
-from textenv.agents.groups import SampleChooser, check_whole_groups
+from textenv.agents.groups import SampleChooser
 from textenv.agents.losses import sft_loss
 from textenv.agents.outcome import mean_row
 from textenv.agents.preferences.data import tokens_and_rule
 from textenv.agents.registry import register_agent
+from textenv.agents.settings.samples import RFTConfig
 from textenv.agents.task_scores import kl_wrappers, task_scores
 from textenv.episodes import EpisodeBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class RFTConfig(OnlineConfig):
-    """Settings of rejection fine-tuning."""
-
-    episodes_per_iteration: int = 1024
-    """Episodes generated before each round of learning."""
-    samples_per_prompt: int = 32
-    """Samples of each prompt in a round of generation, among which the best are found."""
-    improve_steps: int = 4
-    """Times that samples are chosen and trained on after each round of generation."""
-    start_percentile: float = 0.9
-    """In the first of these, samples count whose return reaches this quantile of their prompt's."""
-    end_percentile: float = 0.95
-    """In the last of these; in between the quantile rises in a line."""
-    generations_kept: int | None = None
-    """Rounds of generation whose samples stay in the pool that is chosen from; None keeps all."""
-    deduplicate: bool = True
-    """Train once on equal samples."""
-    epochs: int = 1
-    """Passes over the chosen samples in each improve step."""
-
-    def validate(self) -> None:
-        """Check the ranges, and that an iteration holds whole groups."""
-        super().validate()
-        self.check(
-            samples_per_prompt=">= 2",
-            improve_steps=">= 1",
-            start_percentile="[0, 1]",
-            end_percentile="[0, 1]",
-            generations_kept=">= 1",
-        )
-        if self.improve_steps > 1 and self.end_percentile < self.start_percentile:
-            raise ValueError(
-                f"end_percentile must be >= start_percentile ({self.start_percentile}), "
-                f"got {self.end_percentile}"
-            )
-        check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        last = self.changed("end_percentile", because="with improve_steps=1, where start_percentile counts")
-        differs = self.improve_steps == 1 and self.end_percentile != self.start_percentile
-        return super().idle() | (last if differs else {})
-
-    def percentile(self, step: int) -> float:
-        """The quantile of improve step 0, 1, ..."""
-        share = step / max(1, self.improve_steps - 1)
-        return self.start_percentile + share * (self.end_percentile - self.start_percentile)
 
 
 @register_agent("rft")

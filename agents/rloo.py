@@ -6,25 +6,9 @@ feedback in LLMs".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from textenv.agents.group_baseline import GroupBaselineAgent, GroupBaselineConfig
+from textenv.agents.group_baseline import GroupBaselineAgent
 from textenv.agents.registry import register_agent
-
-
-@dataclass(frozen=True, kw_only=True)
-class RLOOConfig(GroupBaselineConfig):
-    """Settings of RLOO."""
-
-    epochs: int = 1
-    """Passes over the collected episodes in each round of learning."""
-    minibatches: int = 1
-    """Optimizer steps in each pass."""
-
-    @property
-    def estimator(self) -> str:
-        """Name of the advantage estimator."""
-        return self.advantage or "rloo"
+from textenv.agents.settings.groups import RLOOConfig
 
 
 @register_agent("rloo")

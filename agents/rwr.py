@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_episodes
 from textenv.agents.losses import masked_mean, sft_loss
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.preferences.data import rows_by_prompt
 from textenv.agents.registry import register_agent
-
-
-@dataclass(frozen=True, kw_only=True)
-class RWRConfig(OfflineConfig):
-    """Settings of reward-weighted regression."""
-
-    temperature: float = 1.0
-    """Returns are divided by it in the exponent; near 0 only the best count, near infinity all alike."""
-    standardize: bool = True
-    """Divide returns by their standard deviation in the data set first."""
-    baseline: Literal["none", "prompt"] = "none"
-    """Count returns from 0, or from the mean return of the prompt's episodes (advantage weighting)."""
-    max_weight: float | None = 20.0
-    """No episode counts more than so many average ones; None has no bound."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(temperature="> 0", max_weight=">= 1")
+from textenv.agents.settings.offline import RWRConfig
 
 
 def reward_weights(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,22 +10,12 @@ from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import as_demonstrations
 from textenv.agents.losses import sft_loss
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.registry import register_agent
+from textenv.agents.settings.offline import FilteredBCConfig, SFTConfig
 from textenv.episodes import EpisodeBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTConfig(OfflineConfig):
-    """Settings of supervised fine-tuning."""
-
-    completion_only: bool = True
-    """Train on the response's tokens only; False trains on the prompt's too (plain language modelling)."""
-    packing: bool = False
-    """Forward several short episodes in one row, blind to each other: the same gradient with less padding."""
 
 
 @register_agent("sft")
@@ -59,19 +49,6 @@ class SFT(OfflineAgent):
         out = self.policy(batch.episodes)
         loss = sft_loss(out.log_probs, batch.mask, denominator=totals.tokens)
         return loss, {"sft/nll": loss.detach()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilteredBCConfig(SFTConfig):
-    """Settings of filtered behaviour cloning."""
-
-    percentile: float = 0.9
-    """Clone episodes whose return reaches this quantile of the data set's returns."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(percentile="[0, 1]")
 
 
 @register_agent("filtered-bc")

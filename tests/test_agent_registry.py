@@ -15,7 +15,14 @@ import pytest
 import textenv.agents
 import textenv.agents.registry as registry
 from textenv.agents.config import OnlineConfig, field_docs
-from textenv.agents.registry import agent_names, describe, get_agent, make_agent, register_agent
+from textenv.agents.registry import (
+    agent_names,
+    describe,
+    get_agent,
+    get_config_class,
+    make_agent,
+    register_agent,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,15 @@ def _no_toy_stays() -> Iterator[None]:
 
 def test_doctests() -> None:
     assert doctest.testmod(registry).failed == 0
+
+
+def test_settings_are_read_without_the_agent() -> None:
+    for name in registry.BUILTIN:
+        assert get_config_class(name) is get_agent(name).config_class
+    register_agent("toy")(Toy)  # type: ignore[type-var]
+    assert get_config_class("toy") is ToyConfig
+    with pytest.raises(ValueError, match="unknown agent 'pp0'; known: ppo"):
+        get_config_class("pp0")
 
 
 def test_register_and_make() -> None:

@@ -35,6 +35,7 @@ PACKAGES = {
     "agents/reports": "textenv.agents.reports",
     "agents/reward_models": "textenv.agents.reward_models",
     "agents/rollouts": "textenv.agents.rollouts",
+    "agents/settings": "textenv.agents.settings",
     "agents/study": "textenv.agents.study",
 }
 """Folder -> package, lowest floor first: a package may import those before it; subfolders share a floor."""

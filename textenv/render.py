@@ -5,11 +5,12 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from textenv.rows import Rows
 from textenv.texts import split_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from textenv.rows import Rows
 
 
 def printable(text: str) -> str:

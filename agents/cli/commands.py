@@ -10,15 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.checkpoint import read_trainer
+from textenv.agents import catalog
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.interrupts import advising, how_to_resume
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
 from textenv.agents.cli.parser import build, config_files, make_parser, parse
 from textenv.agents.json_files import read_object
 from textenv.agents.needs import check_policy_options
-from textenv.agents.registry import agent_names
-from textenv.agents.resume import model_folder
+from textenv.agents.registry import agent_names, get_config_class
 from textenv.agents.user_code import import_rewards
 from textenv.names import nearest
 
@@ -46,16 +45,13 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     if name not in agent_names():
         raise UsageError(f"unknown agent {name!r}; {nearest(name, agent_names())}")
 
-    from textenv.agents.registry import get_agent
-
-    cls = get_agent(name)
-    about = (cls.__doc__ or "").splitlines()[0]
-    nested = {"settings": cls.config_class}
+    nested = {"settings": get_config_class(name)}
     places = {} if agent is not None else {"agent": "name of the agent"}
     prog = "textenv train" if agent is None else f"textenv {agent}"
-    parser = make_parser(prog, about, TrainOptions, nested=nested, positional=places)
+    parser = make_parser(prog, catalog.agent(name), TrainOptions, nested=nested, positional=places)
     options = build(TrainOptions, parse(parser, argv), nested)
 
+    from textenv.agents.resume import model_folder
     from textenv.agents.training import train as run_training
 
     _quiet()
@@ -103,7 +99,7 @@ def reward_model(argv: list[str], flags: Flags) -> int:
 
 def pipeline(argv: list[str], flags: Flags) -> int:
     """The three stages, one after the other."""
-    from textenv.agents.pipeline import PipelineConfig, run_pipeline
+    from textenv.agents.pipeline_config import PipelineConfig
 
     @dataclass(frozen=True, kw_only=True)
     class PipelineOptions(PipelineConfig):
@@ -122,6 +118,9 @@ def pipeline(argv: list[str], flags: Flags) -> int:
         PipelineOptions,
     )
     options = build(PipelineOptions, parse(parser, argv))
+
+    from textenv.agents.pipeline import run_pipeline
+
     _quiet()
     own = {spec.name: getattr(options, spec.name) for spec in fields(PipelineConfig)}
     own["rewards"] = tuple(import_rewards(list(options.rewards), flags.may_import))
@@ -212,8 +211,10 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     Raises:
         UsageError: if the folder is a reward model's.
     """
+    from textenv.agents.checkpoint import read_trainer
     from textenv.agents.policies.language_policy import LanguagePolicy
     from textenv.agents.registry import get_agent
+    from textenv.agents.resume import model_folder
     from textenv.agents.training import tokenizer_of
     from textenv.tasks.prompts import load_tokenizer
 
@@ -245,6 +246,8 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
 
 def _local(model: str) -> str:
     """The model's folder, if it is that of a run; else the name or folder as it is."""
+    from textenv.agents.resume import model_folder
+
     return str(model_folder(model)) if Path(model).is_dir() else model
 
 

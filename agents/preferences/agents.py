@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -10,15 +9,12 @@ from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import is_tokens
 from textenv.agents.effects import Idle
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.parallel.shares import spread
 from textenv.agents.preferences.data import PairedBatch, as_labelled, as_pairs, mismatched
 from textenv.agents.preferences.losses import (
-    SMOOTHED,
-    DPOKind,
     cpo_loss,
     dpo_loss,
     kto_baseline,
@@ -28,106 +24,16 @@ from textenv.agents.preferences.losses import (
     simpo_loss,
 )
 from textenv.agents.registry import register_agent
+from textenv.agents.settings.preferences import (
+    CPOConfig,
+    DPOConfig,
+    KTOConfig,
+    ORPOConfig,
+    PreferenceConfig,
+    ReferenceConfig,
+    SimPOConfig,
+)
 from textenv.episodes import EpisodeBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferenceConfig(OfflineConfig):
-    """Settings that all preference agents have."""
-
-    beta: float = 0.1
-    """How much a nat of log-prob counts as reward."""
-    max_length: int | None = None
-    """Longest text in tokens, where the data set is text: longer ones lose their end."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(beta="> 0", max_length=">= 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceConfig(PreferenceConfig):
-    """Settings of preference agents that measure against a reference."""
-
-    precompute_reference: bool = False
-    """Score all data with the reference once, before the first step, instead of in every step."""
-
-
-def idle_smoothing(kind: DPOKind, smoothing: float) -> Idle:
-    """Of ``loss`` and ``label_smoothing``, what has no effect without the other."""
-    if smoothing and kind not in SMOOTHED:
-        return {"label_smoothing": f"with loss={kind!r}, only with one of {list(SMOOTHED)}"}
-    plain = kind in SMOOTHED and not smoothing
-    return {"loss": "without label_smoothing, where it is 'sigmoid'"} if plain else {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPOConfig(ReferenceConfig):
-    """Settings of DPO."""
-
-    loss: DPOKind = "sigmoid"
-    """Of the log ratios' gap: "sigmoid", "cdpo" or "robust" (with label_smoothing), "ipo", "hinge"."""
-    label_smoothing: float = 0.0
-    """Share of preferences taken to be wrong."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(label_smoothing="[0, 0.5)")
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        return super().idle() | idle_smoothing(self.loss, self.label_smoothing)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KTOConfig(ReferenceConfig):
-    """Settings of KTO."""
-
-    desirable_weight: float = 1.0
-    """Weight of a desirable response. Balance the classes with it and its counterpart: weight times number of
-    responses of the two in a ratio between 1 and 4/3 (Ethayarajh et al. 2024, section 4.2)."""
-    undesirable_weight: float = 1.0
-    """Weight of an undesirable response."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(desirable_weight=">= 0", undesirable_weight=">= 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ORPOConfig(PreferenceConfig):
-    """Settings of ORPO; ``beta`` weighs the odds ratio."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimPOConfig(PreferenceConfig):
-    """Settings of SimPO."""
-
-    beta: float = 2.0
-    """How much a nat of log-prob a token counts as reward."""
-    gamma: float = 1.0
-    """By how much the chosen response's reward should exceed the rejected one's."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(gamma=">= 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CPOConfig(PreferenceConfig):
-    """Settings of CPO."""
-
-    nll_coef: float = 1.0
-    """Weight of the negative log-likelihood of the chosen responses."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(nll_coef=">= 0")
 
 
 class Responses(NamedTuple):

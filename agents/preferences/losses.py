@@ -11,17 +11,14 @@ is right; then the loss is the expected one (Mitchell 2023, "A note on DPO with 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from textenv.agents.loss_names import SMOOTHED, DPOKind
 from textenv.agents.losses import Stats
-
-DPOKind = Literal["sigmoid", "cdpo", "robust", "ipo", "hinge"]
-SMOOTHED = ("cdpo", "robust")
-"""Losses that take label smoothing."""
 
 
 def response_log_probs(log_probs: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.config import OfflineConfig
 from textenv.agents.datasets import is_tokens
 from textenv.agents.effects import Idle, unlike
 from textenv.agents.offline import OfflineAgent
@@ -29,52 +27,11 @@ from textenv.agents.reward_models.evaluation import (
 )
 from textenv.agents.reward_models.losses import bradley_terry_loss, centering_loss, rating_loss
 from textenv.agents.scorer import Scorer
+from textenv.agents.settings.preferences import RewardModelConfig
 from textenv.hashing import hash_key, uniform
 
 SAMPLES = 8
 """Texts in an evaluation's table."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardModelConfig(OfflineConfig):
-    """Settings of reward modelling."""
-
-    pair_coef: float = 1.0
-    """Weight of the Bradley-Terry loss on the pairs."""
-    rating_coef: float = 1.0
-    """Weight of the squared error on the rated texts."""
-    centering_coef: float = 0.0
-    """Weight of the mean of (r_chosen + r_rejected)^2, which keeps scores around 0; 0.01 is usual."""
-    heads: int = 1
-    """Heads on the one trunk; with several, each learns from its own bootstrap of the data and the score is
-    their mean."""
-    append_eos: bool = False
-    """Score texts at an EOS behind them instead of at their last token."""
-    dropout: float | None = None
-    """Probability of every dropout layer while training; None turns dropout off."""
-    token_dropout: float = 0.0
-    """Share of each text's tokens left out at random while training, never the first or the last one."""
-    max_length: int | None = None
-    """Longest text in tokens, where the data set is text: longer ones lose their beginning, in training and
-    in use. A BOS or CLS in front stays."""
-
-    def validate(self) -> None:
-        """Check the ranges."""
-        super().validate()
-        self.check(
-            pair_coef=">= 0",
-            rating_coef=">= 0",
-            centering_coef=">= 0",
-            heads=">= 1",
-            dropout="[0, 1)",
-            token_dropout="[0, 1)",
-            max_length=">= 1",
-        )
-
-    def idle(self) -> Idle:
-        """Settings without effect."""
-        because = "on a reward model, which is evaluated on all of its held-out data"
-        return super().idle() | self.changed("eval_episodes", because=because)
 
 
 @register_agent("reward-model")

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from textenv.agents.cli.options import EnvOptions
 from textenv.agents.config import AgentConfig, Config
 from textenv.agents.policies.options import PolicyOptions
-from textenv.agents.registry import get_agent
-from textenv.agents.sft import SFTConfig
+from textenv.agents.registry import get_config_class
+from textenv.agents.settings.offline import SFTConfig
 
 C = TypeVar("C", bound=Config)
 START = "start"
@@ -75,7 +75,7 @@ class AgentSetup(Config):
 
     def kl_field(self) -> str | None:
         """The setting that the study's KL coefficients go to, None if there is none."""
-        known = [spec.name for spec in fields(get_agent(self.agent or "").config_class)]
+        known = [spec.name for spec in fields(get_config_class(self.agent or ""))]
         return self.kl_setting or ("kl_coef" if "kl_coef" in known else None)
 
     def config(self, seed: int, kl_coef: float | None = None) -> AgentConfig:
@@ -85,7 +85,7 @@ class AgentSetup(Config):
             ValueError: if a setting is unknown or out of range.
             TypeError: if a setting does not have its type.
         """
-        cls = get_agent(self.agent or "").config_class
+        cls = get_config_class(self.agent or "")
         given = {**self.settings, "seed": seed}
         name = self.kl_field()
         if kl_coef is not None and name is not None:
