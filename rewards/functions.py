@@ -41,7 +41,8 @@ class FunctionReward(RewardTerm):
     of ids) and the task's columns (lists of B values) that its signature names; all of them if it takes
     ``**kwargs``. They are its own copies. Where prompts were given as messages, each prompt is a list of
     messages and each completion ``[{"role": "assistant", "content": text}]``. None means "not applicable" and
-    pays 0. The function may be ``async``, or give a list of awaitables, which are awaited together.
+    pays 0; True and False are 1 and 0. The function may be ``async``, or give a list of awaitables, which are
+    awaited together.
 
     Args:
         function: the function.

@@ -384,3 +384,19 @@ def test_flags_of_a_rollout() -> None:
     for name in ("progress", "score", "update_terms"):
         with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
             textenv.collect(envs, by_key, 4, **{name: "no"})
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [[1.0, True], [False, 1], np.array([True, False]), torch.tensor([True, False]), [np.True_, 0.5]],
+)
+def test_flags_are_no_rewards(rewards: Any) -> None:
+    with pytest.raises(TypeError, match=r"rewards\[[01]\] must be a number, got (True|False)"):
+        EpisodeBatch.from_ids([[1], [2]], [[3], [4]], rewards=rewards)
+    numbers = [float(value) for value in rewards]
+    assert EpisodeBatch.from_ids([[1], [2]], [[3], [4]], rewards=numbers).returns.tolist() == numbers
+
+
+def test_flags_are_no_margins() -> None:
+    with pytest.raises(TypeError, match="margin must hold numbers"):
+        PreferenceBatch(chosen=batch(), rejected=batch(), margin=torch.tensor([True]))

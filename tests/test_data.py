@@ -223,6 +223,11 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, messa
             "reward must be finite, got nan",
         ),
         ({"prompt": "x", "completion": "y", "label": 2}, ValueError, "label must be true or false, got 2"),
+        (
+            {"prompt": "x", "completion": "y", "label": "yes"},
+            TypeError,
+            "label must be true or false, got str 'yes'",
+        ),
         ({"prompt": "x", "chosen": "y", "rejected": "y"}, ValueError, "chosen and rejected are equal: 'y'"),
         (
             {"prompt": "x", "chosen": "y", "rejected": "z", "label": 1.5},

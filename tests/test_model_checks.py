@@ -75,8 +75,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "BART": (lambda: tf.BartForConditionalGeneration(tf.BartConfig(**BART)), "encoder-decoder"),
     "BART's config": (lambda: tf.BartConfig(**BART), "encoder-decoder"),
     "T5": (t5, "encoder-decoder"),
-    "classifier": (lambda: tf.LlamaForSequenceClassification(llama()), "must (have an LM head|give a logit)"),
-    "of tokens": (lambda: tf.LlamaForTokenClassification(llama()), r"16\), got \(4, 6, 2\)"),
+    "classifier": (lambda: tf.LlamaForSequenceClassification(llama()), "got the classifier LlamaForSeq"),
+    "a label a token": (
+        lambda: tf.LlamaForTokenClassification(llama(num_labels=16)),
+        "got the classifier LlamaForTokenClassification, whose logits are of labels",
+    ),
+    "of tokens": (lambda: tf.LlamaForTokenClassification(llama()), "got the classifier LlamaForTok"),
     "body": (lambda: tf.LlamaModel(llama()), "without an LM head"),
 }
 

@@ -221,7 +221,7 @@ def as_rewards(values: Any, count: int) -> Tensor:
     """One number for each of ``count`` episodes as (count,) float32.
 
     Raises:
-        TypeError: if they are no numbers.
+        TypeError: if they are no numbers; a bool is none.
         ValueError: if the shape differs, or a number is not finite in float32.
     """
     try:
@@ -230,6 +230,10 @@ def as_rewards(values: Any, count: int) -> Tensor:
         raise TypeError(f"rewards must be a list of numbers, got {shown(values)}") from error
     if tuple(paid.shape) != (count,):
         raise ValueError(f"rewards must have shape ({count},), got {tuple(paid.shape)}")
+    flags = getattr(values, "dtype", None) in (torch.bool, np.dtype(bool))
+    for row, value in enumerate(() if isinstance(values, Tensor | np.ndarray) and not flags else values):
+        if flags or isinstance(value, bool | np.bool_):
+            raise TypeError(f"rewards[{row}] must be a number, got {bool(value)}")
     for row in (~paid.isfinite()).nonzero().flatten().tolist():
         raise ValueError(f"rewards[{row}] must be a finite number that float32 can hold, got {values[row]}")
     return paid

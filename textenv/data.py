@@ -1,7 +1,7 @@
 """Users' data by the ecosystem's column names: prompts, completions, preferences, rewards, labels, messages.
 
     text | prompt | prompt, completion | prompt, completion, label | prompt, completion, reward
-    prompt, chosen, rejected [, margin, label] | messages
+    [prompt,] chosen, rejected [, margin, label] | messages
 
 ``load_columns`` finds and checks the records; ``prompts_from_records``, ``episodes_from_records`` and
 ``preferences_from_records`` tokenise them. Every error names the place: file and line, or row.
@@ -148,10 +148,6 @@ def episodes_from_records(
                 values = ["", values[0]]
             pairs.append((place, values[0], values[1], row))
             held.add(values[0], values[1])
-            if "label" in records.required:
-                if row["label"] not in (False, True):
-                    raise ValueError(f"{place}: label must be true or false, got {shown(row['label'])}")
-                row["label"] = bool(row["label"])
             extras.add(row)
         parts.append(encoder.encode(pairs, rewards))
     seen.warn()

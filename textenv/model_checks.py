@@ -91,6 +91,11 @@ def _check_logits(model: nn.Module, what: str, texts: Tensor) -> None:
             f"{type(error).__name__}: {error}"
         ) from error
     logits = getattr(output, "logits", None)
+    if isinstance(output, _classifier_outputs()):
+        raise ValueError(
+            f"{what} must be a language model, got the classifier {name}, whose logits are of labels, not of "
+            f"tokens ({type(output).__name__}); load it by AutoModelForCausalLM"
+        )
     if not isinstance(logits, Tensor):
         raise ValueError(
             f"{what} must give logits, got {name} without an LM head; load it by AutoModelForCausalLM"
@@ -119,6 +124,18 @@ def _check_logits(model: nn.Module, what: str, texts: Tensor) -> None:
                 f"{float(change):.3g}): its log-probs of a text would know the answer. An encoder can be "
                 "loaded as a decoder with is_decoder=True, if it was trained so"
             )
+
+
+def _classifier_outputs() -> tuple[type, ...]:
+    """Types of what transformers' classifiers give: with as many labels as tokens, shapes say nothing."""
+    from transformers import modeling_outputs
+
+    return (
+        modeling_outputs.TokenClassifierOutput,
+        modeling_outputs.SequenceClassifierOutput,
+        modeling_outputs.SequenceClassifierOutputWithPast,
+        modeling_outputs.MultipleChoiceModelOutput,
+    )
 
 
 # -- weights -------------------------------------------------------------------------------------------------

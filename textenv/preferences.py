@@ -24,7 +24,7 @@ class PreferenceBatch:
     """Pairs of episodes on the same prompts, one preferred to the other.
 
     Raises:
-        TypeError: if a side is no ``EpisodeBatch``.
+        TypeError: if a side is no ``EpisodeBatch``, or margin or label hold no numbers.
         ValueError: if the two sides differ in size, margin or label does not have shape (B,), a margin is not
             finite, or a label does not lie in [0, 1].
     """
@@ -52,6 +52,8 @@ class PreferenceBatch:
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
             if value is not None and tuple(value.shape) != (len(self.chosen),):
                 raise ValueError(f"{name} must have shape ({len(self.chosen)},), got {tuple(value.shape)}")
+            if value is not None and (value.dtype == torch.bool or value.is_complex()):
+                raise TypeError(f"{name} must hold numbers, got {value.dtype}")
             if value is not None:
                 check_finite(name, value)
         if self.label is not None and bool(((self.label < 0) | (self.label > 1)).any()):

@@ -13,6 +13,7 @@ import numpy as np
 
 from textenv.columns import Column, Columns
 from textenv.data_sources import DataLike, Row, Source, is_untyped, open_source
+from textenv.implicit_prompts import PAIR, has_implicit_prompt, with_prompts
 from textenv.messages import check_messages
 from textenv.names import nearest, shown
 from textenv.token_ids import is_unicode
@@ -32,7 +33,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 _SURELY = 12
 """Characters of a prompt that no completion repeats by chance."""
 NUMBER_COLUMNS = ("reward", "margin", "label")
-"""Columns of numbers; a label may be a bool."""
+"""Columns of numbers; the label of a pair is a probability, any other is a flag."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Records:
             for name in self.required:
                 if name not in row:
                     raise ValueError(_no_column(place, name, row))
-                row[name] = _checked(name, row[name], place)
+                row[name] = _checked(name, row[name], place, flag="chosen" not in self.required)
             yield place, row
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -125,7 +126,8 @@ def load_columns(
 ) -> Records:
     """Find records and check what the first one says about them.
 
-    Files are streamed at every pass, so a large one costs no memory here. Blank lines are skipped.
+    Files are streamed at every pass, so a large one costs no memory here. Blank lines are skipped. Pairs
+    without a prompt get the one that both sides begin with; see ``textenv.implicit_prompts``.
 
     Args:
         data: a path to JSON lines, JSON, CSV or Parquet; a folder of such files (splits by file or folder
@@ -173,6 +175,12 @@ def load_columns(
     if len(set(found)) < len(found):
         raise ValueError(f"rename={rename} gives two columns of {name} the same name: {sorted(found)}")
     records = Records(name=name, columns=found, required=(), source=source, rename=rename)
+    if has_implicit_prompt(found, columns):
+        pairs = records.require(*PAIR)
+        found = ("prompt", *found)
+        records = Records(
+            name=name, columns=found, required=(), source=lambda: with_prompts(pairs.rows()), rename={}
+        )
     if columns is None:
         columns = next((form for form in FORMATS if set(form) <= set(found)), None)
     if columns is None:
@@ -186,11 +194,13 @@ def _no_column(where: str, name: str, columns: Sequence[str] | Mapping[str, Any]
     return f"{where} has no column {name!r}; {nearest(name, columns, 'its columns')}"
 
 
-def _checked(name: str, value: Any, place: str) -> Any:
-    """The value of a required column, or an error that names the place."""
+def _checked(name: str, value: Any, place: str, *, flag: bool) -> Any:
+    """The value of a required column, or an error that names the place; ``flag``: a label is one."""
     where = f"{place}: {name}"
     if value is None:
         raise ValueError(f"{where} is null")
+    if name == "label" and flag:
+        return _flag(value, place)
     if name in NUMBER_COLUMNS:
         return _number(value, name, place)
     if name == "messages":
@@ -207,6 +217,19 @@ def _checked(name: str, value: Any, place: str) -> Any:
         expected = "a string" if name == "text" else "a string or a list of messages"
         raise TypeError(f"{where} must be {expected}, got {type(value).__name__} {shown(value)}")
     return check_messages(value, where)
+
+
+def _flag(value: Any, place: str) -> bool:
+    """True or False; 1 and 0 are these. CSV cells, which have no type, are parsed."""
+    given = value.item() if isinstance(value, np.generic) else value
+    if isinstance(given, str) and is_untyped(place):
+        words = {"true": 1, "false": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
+        given = words.get(given.strip().lower(), math.nan)
+    if not isinstance(given, bool | int | float):
+        raise TypeError(f"{place}: label must be true or false, got {type(value).__name__} {shown(value)}")
+    if given not in (0, 1):
+        raise ValueError(f"{place}: label must be true or false, got {shown(value)}")
+    return bool(given)
 
 
 def _number(value: Any, name: str, place: str) -> float | bool:
