@@ -170,6 +170,8 @@ def train(
         eval_envs = make_vec_env(task=task, prompts=eval_prompts, **{**shared, **changes})
     if cls.online:
         envs = make_vec_env(task=task, prompts=prompts, **shared)
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = None  # the agent takes the environment's, which was loaded by this name
     if task is not None and (model is None or not cls.online):
         data = _task_data(task, shared)
         model = _model_of(task, data) if model is None else model

@@ -71,13 +71,3 @@ def test_generate_takes_a_folder(tmp_path: Path) -> None:
     arguments = ("--model", str(tmp_path), "--prompt", "a b", "--prompt", "c", "--samples", "1")
     lines = run(script, tmp_path, *arguments).splitlines()
     assert [line.split(" -> ")[0] for line in lines] == ["'a b'", "'c'"]
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/environment.md", "docs/data.md", "docs/rewards.md"])
-def test_snippets(page: str, tmp_path: Path) -> None:
-    """The Python blocks of a page run, one after the other, as a reader would paste them."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
-    script = tmp_path / "page.py"
-    script.write_text("\n".join(blocks))
-    run(script, tmp_path)
-    assert len(blocks) > 1

@@ -17,6 +17,7 @@ import gymnasium as gym
 import pytest
 import torch
 from env_helpers import PROMPTS, REWARDS, TOKENIZER, make_vec
+from test_docs import run_page
 from torch import Tensor
 
 from textenv.agents.callbacks import make_callbacks
@@ -593,3 +594,8 @@ def test_an_agents_own_actors_are_stopped_at_the_end() -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_the_blocks_of_the_page_on_ray_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page("docs/ray.md", tmp_path, monkeypatch)

@@ -34,12 +34,12 @@ TEXTS = [
 ]
 
 
-def tiny_files():
-    """Name -> content of the eight files, five sentences a source but for the films."""
+def tiny_files(films=TEXTS):
+    """Name -> content of the eight files, five sentences per source, and ``films``."""
     random = np.random.default_rng(0)
     files = {"_README_.txt": "read me"}
     for stem in fetch.STEMS:
-        texts = TEXTS if stem.startswith("movie") else TEXTS[:5]
+        texts = films if stem.startswith("movie") else TEXTS[:5]
         truth, ratings = [], []
         for i, text in enumerate(texts, start=1):
             given = random.integers(-4, 5, size=6).tolist()
