@@ -195,12 +195,9 @@ class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any], RecordConstruc
         RecordConstructorArgs.__init__(self, term=_written(term))
         VectorWrapper.__init__(self, env)
         self._join(env, term, "VectorRewardWrapper")
-
-    @property
-    def autoreset_mode(self) -> AutoresetMode:
+        base: Any = self.unwrapped
+        self.autoreset_mode: AutoresetMode = base.autoreset_mode
         """How rows that ended start again; Gymnasium's wrappers do not pass this attribute on."""
-        mode: AutoresetMode = self.env.metadata["autoreset_mode"]
-        return mode
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Let the term check the environment, then reset it."""

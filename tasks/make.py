@@ -117,7 +117,7 @@ def make_vec_env(
         autoreset: "same_step", "next_step" or "disabled".
         device: where the state lives.
         arrays: "torch" or "numpy".
-        render_mode: None, "ansi" or "human".
+        render_mode: None, "ansi", "rgb_array" or "human".
         episode_statistics: put return, length and time into ``info["episode"]``.
         unknown: always an error, which names the nearest argument.
 
@@ -166,6 +166,9 @@ def make_env(
     env_kwargs, terms, data = _assemble(arguments)
     return _finish(MadeTextEnv(**env_kwargs), terms, data, arguments)
 
+
+# Where Gymnasium looks before it calls: "rgb_array_list" and "ansi_list" become its own RenderCollection.
+make_env.metadata = TextEnv.metadata  # type: ignore[attr-defined]
 
 _SHARED = tuple(name for name in inspect.signature(make_env).parameters if name != "unknown")
 _PASSED_ON = (
@@ -302,4 +305,7 @@ def _refuse_unknown(unknown: Mapping[str, Any], function: Any) -> None:
     if unknown:
         known = [name for name in inspect.signature(function).parameters if name != "unknown"]
         name = next(iter(unknown))
-        raise TypeError(f"unknown argument {name!r}; {nearest(name, known)}")
+        # Python's own words: TorchRL drops an argument of its own where an error says them.
+        raise TypeError(
+            f"{function.__name__}() got an unexpected keyword argument {name!r}; {nearest(name, known)}"
+        )

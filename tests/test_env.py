@@ -337,7 +337,7 @@ class TestBadInput:
             ({"stop_token_ids": [999]}, r"stop_token_ids must lie in \[0, \d+\), got \[999\]"),
             ({"stop_strings": "end"}, "stop_strings must be a list of strings"),
             ({"stop_strings": [""]}, r"stop_strings\[0\] must be a non-empty string"),
-            ({"render_mode": "rgb_array"}, "render_mode must be one of"),
+            ({"render_mode": "depth_array"}, "render_mode must be one of"),
             ({"samples_per_prompt": 0}, "samples_per_prompt must be >= 1, got 0"),
             ({"truncation_side": "middle"}, "truncation_side must be one of"),
             ({"chat_template": True}, "chat template"),

@@ -192,12 +192,23 @@ def test_steps_and_tokens_are_one_number(own_task):
 
 @pytest.mark.parametrize("make", [make_env, make_vec_env])
 def test_unknown_arguments_get_the_nearest(make):
-    with pytest.raises(TypeError, match="unknown argument 'max_tokens'; known: max_new_tokens, "):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_tokens'; known: max_new_tokens, "):
         make(max_tokens=3)
 
 
+@pytest.mark.parametrize("make", [make_env, make_vec_env])
+def test_unknown_arguments_are_said_in_pythons_words(make):
+    """TorchRL's GymEnv passes frameskip=, and drops it where the error says exactly this."""
+    with pytest.raises(
+        TypeError, match=rf"^{make.__name__}\(\) got an unexpected keyword argument 'frameskip'; "
+    ):
+        make(frameskip=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
+        gym.make("TextRLHF-v0", frameskip=1)
+
+
 def test_unknown_arguments_through_gymnasium():
-    with pytest.raises(TypeError, match="unknown argument 'reward'; known: rewards, "):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'reward'; known: rewards, "):
         gym.make("TextRLHF-v0", reward=[])
 
 

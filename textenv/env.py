@@ -12,7 +12,8 @@ from textenv.books import Books
 from textenv.checks import check_seed
 from textenv.handed_out import handed_out
 from textenv.names import shown
-from textenv.vector_env import RENDER_FPS, RENDER_MODES, TextVectorEnv
+from textenv.render import RENDER_FPS, RENDER_MODES
+from textenv.vector_env import TextVectorEnv
 
 SHARED_ATTRIBUTES = frozenset(
     {name for name in dir(Books) if not name.startswith("_")}
@@ -120,8 +121,8 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
         masks: np.ndarray = self.rows.action_masks()
         return masks[0]
 
-    def render(self) -> str | None:
-        """The text so far: a string in mode "ansi", printed in mode "human"."""
+    def render(self) -> Any:
+        """The text so far: a string ("ansi"), (H, W, 3) uint8 ("rgb_array"), or None, printed ("human")."""
         frames = self.rows.render()
         return None if frames is None else frames[0]
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
+from textenv.picture import draw
 from textenv.texts import split_texts
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
     from textenv.rows import Rows
+
+RENDER_MODES = ("ansi", "human", "rgb_array")
+RENDER_FPS = 10
 
 
 def printable(text: str) -> str:
@@ -31,13 +36,31 @@ def render_row(
     tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
 ) -> str:
     """One row as a line: ticket, prompt, response so far, what each reward term has paid."""
+    header, prompt, response, footer = _parts(tokenizer, rows, row, reward_terms)
+    if not int(rows.prompt_lengths[row]):
+        return header
+    ticket, _, state = header.partition(" ")
+    return f"{ticket} {prompt} | {response}" + "".join(f"  {part}" for part in (state, footer) if part)
+
+
+def render_picture(
+    tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
+) -> np.ndarray:
+    """The same as a picture, (H, W, 3) uint8; see ``textenv.picture``."""
+    return draw(*_parts(tokenizer, rows, row, reward_terms))
+
+
+def _parts(
+    tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
+) -> tuple[str, str, str, str]:
+    """Ticket and state, prompt, response, what was paid."""
     split, steps = int(rows.prompt_lengths[row]), int(rows.steps[row])
     if not split:
-        return "(no episode)"
+        return "(no episode)", "", "", ""
     ids = rows.tokens[row].tolist()
     ids = ids[: split + steps]
     parts = split_texts([ids], [split], tokenizer, skip_special_tokens=False)[0]
     prompt, response = (printable(part) for part in parts)
-    terms = "".join(f"  {name}={value:+.3f}" for name, value in reward_terms.items())
-    state = "" if bool(rows.active[row]) else "  (over)"
-    return f"[{int(rows.tickets[row])}] {prompt} | {response}{state}{terms}"
+    terms = "  ".join(f"{printable(name)}={value:+.3f}" for name, value in reward_terms.items())
+    state = "" if bool(rows.active[row]) else " (over)"
+    return f"[{int(rows.tickets[row])}]{state}", prompt, response, terms

@@ -39,7 +39,7 @@ from textenv.host_rows import HostRows, to_device
 from textenv.ledger import Finished
 from textenv.legality import Legality, vocabulary_size
 from textenv.prompts import PromptSet
-from textenv.render import render_row
+from textenv.render import RENDER_FPS, RENDER_MODES, render_picture, render_row
 from textenv.reset_options import split_options
 from textenv.rows import Rows
 from textenv.stop_strings import StopStrings
@@ -53,8 +53,6 @@ AUTORESET_MODES = {
     "next_step": AutoresetMode.NEXT_STEP,
     "disabled": AutoresetMode.DISABLED,
 }
-RENDER_MODES = ("ansi", "human")
-RENDER_FPS = 10
 
 
 class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
@@ -79,7 +77,8 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         autoreset: "same_step", "next_step" or "disabled".
         device: where the state lives.
         arrays: "torch" tensors on ``device``, or "numpy" for clients that can't take tensors.
-        render_mode: None, "ansi" (``render`` returns strings) or "human" (every reset and step prints).
+        render_mode: None, "ansi" (``render`` returns strings), "rgb_array" (pictures) or "human" (every reset
+            and step prints).
         episode_statistics: put return, length and time into ``info["episode"]`` when an episode ends.
             Switch it off below Gymnasium's own ``RecordEpisodeStatistics``, which claims the same key.
 
@@ -285,8 +284,8 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         rewards = self._out(torch.zeros(self.num_envs, device=self.device))
         return obs, rewards, self._out(terminated), self._out(truncated), info
 
-    def render(self) -> tuple[str, ...] | None:
-        """The rows as text: N strings in mode "ansi"; printed in mode "human".
+    def render(self) -> tuple[Any, ...] | None:
+        """The rows as N strings, or as N pictures (H, W, 3) uint8; mode "human" prints.
 
         Raises:
             ValueError: if the environment was made without ``render_mode``.
@@ -295,11 +294,10 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         self._admit("render")
         if self.render_mode is None:
             raise ValueError(f"render needs render_mode, expected one of {RENDER_MODES} in make, got None")
-        frames = tuple(
-            render_row(self.tokenizer, self._rows, row, self._ledger.totals(row))
-            for row in range(self.num_envs)
-        )
-        if self.render_mode == "ansi":
+        show: Any = render_picture if self.render_mode == "rgb_array" else render_row
+        paid = [self._ledger.totals(row) for row in range(self.num_envs)]
+        frames = tuple(show(self.tokenizer, self._rows, row, terms) for row, terms in enumerate(paid))
+        if self.render_mode != "human":
             return frames
         print("\n".join(frames), flush=True)
         return None
