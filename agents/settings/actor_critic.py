@@ -49,6 +49,9 @@ class ActorCriticConfig(PolicyGradientConfig):
         if not self.value_coef:
             names = ("value_clip_range", "value_model", "value_head")
             found |= self.changed(*names, because="with value_coef=0, which trains no critic")
+        if not self.gamma:
+            names = ("gae_lambda", "bootstrap_truncated")
+            found |= self.changed(*names, because="with gamma=0, where no value of a later state counts")
         if self.epochs * self.minibatches == 1 and self.value_clip_range is not None:
             because = "with one optimizer step an iteration (epochs=1, minibatches=1)"
             found |= self.changed("value_clip_range", because=because)
