@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import textenv
 from textenv.agents.cli.main import main
+from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_env, make_vec_env
 from textenv.tasks.stop_tokens import generation_ends, stop_tokens, template_end
@@ -144,3 +145,42 @@ def test_an_agent_says_which_ends_its_environment_does_not_know(model: Any) -> N
     assert len(learn()) == 1 and f"by the tokens [{END}]" in learn()[0]
     assert not learn(model_stop_token_ids=generation_ends(model))
     assert not learn(stop_token_ids=[0])
+
+
+def saved_ends(tokenizer: Any, ends: Any, folder: Path, size: int | None = None) -> Any:
+    """What a policy's folder says, where the model's generation config says ``ends``."""
+    config = LlamaConfig(
+        vocab_size=size or len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    made: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    made.generation_config.eos_token_id = ends
+    LanguagePolicy(made, tokenizer=tokenizer).save(folder)
+    assert made.generation_config.eos_token_id == ends, "the policy's own is left alone"
+    return json.loads((folder / "generation_config.json").read_text()).get("eos_token_id")
+
+
+def test_a_saved_policy_stops_by_the_end_of_its_template(tmp_path: Path) -> None:
+    """The token that ends the assistant's turn, the tokenizer's EOS, and what the model said, each once."""
+    chat = chat_tokenizer("phi-3")
+    turn, eos = chat.convert_tokens_to_ids("<|end|>"), chat.eos_token_id
+    assert turn != eos
+    assert saved_ends(chat, 7, tmp_path / "one") == [7, eos, turn]
+    assert saved_ends(chat, [eos, 7], tmp_path / "list") == [eos, 7, turn]
+    assert saved_ends(chat, [turn, 7, eos], tmp_path / "same") == [turn, 7, eos]
+    assert saved_ends(chat, None, tmp_path / "none") == [eos, turn]
+    assert generation_ends(tmp_path / "one") == [7, eos, turn]
+    loaded = LanguagePolicy.load(tmp_path / "one")
+    assert loaded.model.generation_config.eos_token_id == [7, eos, turn]  # type: ignore[union-attr]
+    loaded.save(tmp_path / "again")
+    assert generation_ends(tmp_path / "again") == [7, eos, turn]
+
+
+def test_a_saved_policy_of_texts_stops_by_its_tokenizers_eos(tmp_path: Path) -> None:
+    default = LlamaConfig().eos_token_id
+    assert default not in (LETTERS.eos_token_id, None)
+    assert saved_ends(LETTERS, default, tmp_path / "default") == LETTERS.eos_token_id
+    assert saved_ends(LETTERS, END, tmp_path / "own") == [END, LETTERS.eos_token_id]

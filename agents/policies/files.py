@@ -26,7 +26,7 @@ from textenv.agents.json_files import read_object
 from textenv.agents.policies.adapter_files import load_adapters, restore_adapters, save_adapters
 from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.model_setup import dropout_restored, load_causal_lm
-from textenv.agents.policies.saved_model import save_model
+from textenv.agents.policies.saved_model import save_ends, save_model
 from textenv.agents.policies.tokenizer_files import save_tokenizer
 from textenv.atomic import updated_folder
 from textenv.pretrained import load_pretrained
@@ -65,6 +65,7 @@ def save_policy(policy: LanguagePolicy, path: str | os.PathLike[str], *, referen
         adapters = None if policy.peft is None else save_adapters(policy.peft, folder)
         if policy.tokenizer is not None:
             save_tokenizer(policy.tokenizer, folder)
+            save_ends(policy, folder)
         heads = head_tensors(policy)
         if heads:
             save_file(_plain(heads), folder / "heads.safetensors")

@@ -7,6 +7,7 @@ on the CPU and two or three passes over 8 tokens; no random number is drawn and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from textenv.agents.policies.adapters import merged_copy
 from textenv.model_checks import usable_positions
 from textenv.model_split import eval_mode, vocabulary_size
 from textenv.pretrained import load_pretrained
+from textenv.tasks.stop_tokens import generation_ends, stop_tokens
 
 if TYPE_CHECKING:
     from textenv.agents.policies.language_policy import LanguagePolicy
@@ -48,6 +50,27 @@ def save_model(policy: LanguagePolicy, folder: Path) -> None:
     written: Any = policy.model if policy.peft is None else merged_copy(policy.peft)
     written.save_pretrained(folder)
     check_saved(policy, written, folder)
+
+
+def save_ends(policy: LanguagePolicy, folder: Path) -> None:
+    """Let plain ``generate`` stop where the policy's texts end, by the saved generation config.
+
+    To the ends that the model names come the tokenizer's EOS and, with a chat template, the token that ends
+    the assistant's turn. A single end that is merely the default of the model's class gives way to them.
+    Without a tokenizer nothing changes, nor does the policy's own model.
+    """
+    path = folder / "generation_config.json"
+    if policy.tokenizer is None or not path.is_file():
+        return
+    chat = bool(getattr(policy.tokenizer, "chat_template", None))
+    size = vocabulary_size(policy.model, 0)
+    ends = [*generation_ends(policy.model), *stop_tokens(policy.tokenizer, chat=chat)]
+    ends = [end for end in dict.fromkeys(ends) if end < size]
+    written = json.loads(path.read_text())
+    before = written.get("eos_token_id")
+    if ends and set(ends) != set(before if isinstance(before, list) else [before]):
+        written["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
 @torch.no_grad()
