@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.conversations import MESSAGES, completion_messages, is_chat, prompt_messages
+from textenv.conversations import (
+    MESSAGES,
+    completion_messages,
+    generation_prompts,
+    is_chat,
+    prompt_messages,
+)
 from textenv.episodes import EpisodeBatch
 from textenv.names import nearest
 from textenv.rewards.awaiting import awaited
@@ -22,6 +28,8 @@ from textenv.rewards.term import RewardTerm
 from textenv.scoring import FLOAT32_MAX, RewardError, quote
 
 _TEXT_INPUTS = ("prompts", "completions", "completion_ids")
+_OPENED = "generation_prompts"
+"""A further input, for functions that name it."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,11 @@ class FunctionReward(RewardTerm):
 
     The function gets those of ``prompts``, ``completions`` (lists of B strings), ``completion_ids`` (B lists
     of ids) and the task's columns (lists of B values) that its signature names; all of them if it takes
-    ``**kwargs``. They are its own copies. Where prompts were given as messages, each prompt is a list of
-    messages and each completion ``[{"role": "assistant", "content": text}]``. None means "not applicable" and
-    pays 0; True and False are 1 and 0. The function may be ``async``, or give a list of awaitables, which are
-    awaited together.
+    ``**kwargs``. They are its own copies. One that names ``generation_prompts`` gets what the chat template
+    wrote to open each assistant's turn (B strings, which may end in ``<think>``; empty without a template).
+    Where prompts were given as messages, each prompt is a list of messages and each completion
+    ``[{"role": "assistant", "content": text}]``. None means "not applicable" and pays 0; True and False are 1
+    and 0. The function may be ``async``, or give a list of awaitables, which are awaited together.
 
     Args:
         function: the function.
@@ -152,7 +161,7 @@ class FunctionReward(RewardTerm):
 
     def _check_columns(self, columns: Mapping[str, Any]) -> None:
         for p in self._parameters.values():
-            known = p.name in _TEXT_INPUTS or p.name in columns or p.name in self._constants
+            known = p.name in (*_TEXT_INPUTS, _OPENED) or p.name in columns or p.name in self._constants
             if not known and p.default is inspect.Parameter.empty:
                 offered = ", ".join((*_TEXT_INPUTS, *columns))
                 raise ValueError(
@@ -173,6 +182,8 @@ class FunctionReward(RewardTerm):
         if self._takes("completions"):
             texts = episodes.completion_texts(self.tokenizer, skip_special_tokens=skip)
             inputs["completions"] = completion_messages(texts) if messages else texts
+        if _OPENED in self._parameters and _OPENED not in (*inputs, *self._constants):
+            inputs[_OPENED] = generation_prompts(episodes, self.tokenizer)
         if self._takes("completion_ids"):
             starts, ends = episodes.prompt_lengths.tolist(), episodes.lengths.tolist()
             rows = episodes.input_ids.tolist()

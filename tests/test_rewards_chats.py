@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from reward_helpers import TOKENIZER
+from template_families import chat_tokenizer
 
 import textenv
-from textenv.conversations import MESSAGES, USER_TEXT, prompt_messages
+from textenv.conversations import MESSAGES, USER_TEXT, generation_prompts, prompt_messages
 from textenv.data import episodes_from_records, load_columns, preferences_from_records
 from textenv.episodes import EpisodeBatch
 from textenv.prompts import PromptSet
@@ -287,3 +289,48 @@ def test_functions_get_copies_of_nested_columns() -> None:
     assert seen == [(tests * 2, [1])] * 2
     assert prompts.columns["tests"] == [["x", {"in": [1]}], ["y", {"in": [2]}]]
     assert batch.extras["tests"] == tests * 2
+
+
+# -- what opens the assistant's turn -------------------------------------------------------------------------
+
+
+def test_a_function_may_ask_what_opened_the_assistants_turn() -> None:
+    """A template that opens a thinking block leaves the tag out of the completion."""
+    tokenizer = chat_tokenizer("thinker")
+    spoken = tokenizer("a plan</think>Tea.", add_special_tokens=False)["input_ids"]
+    seen: list[Any] = []
+
+    @register_reward("thinks", messages=False)
+    def thinks(completions: Any, generation_prompts: Any) -> list[float]:
+        seen.extend(zip(generation_prompts, completions, strict=True))
+        whole = [opened + text for opened, text in zip(generation_prompts, completions, strict=True)]
+        return [float(bool(re.search(r"<think>\n.*</think>.+", text))) for text in whole]
+
+    ask = [[message("Tea?", "user")], [message("Why?", "user")]]
+    envs = _envs(["thinks"], prompts=ask, tokenizer=tokenizer)
+    batch = _play(envs)
+    assert [opened for opened, _ in seen[:2]] == ["<|assistant|><think>\n"] * 2
+    assert generation_prompts(batch, tokenizer) == ["<|assistant|><think>\n"] * 2
+    played = EpisodeBatch.from_ids([tokenizer("x")["input_ids"]], [spoken], extras={MESSAGES: [ask[0]]})
+    term = make_reward("thinks")
+    term.tokenizer = tokenizer
+    assert term.score(played).tolist() == [1.0]
+
+
+def test_what_opens_a_turn_is_empty_without_a_template_and_a_column_comes_first() -> None:
+    def own(completions: Any, generation_prompts: Any) -> list[float]:
+        return [float(len(opened)) for opened in generation_prompts]
+
+    assert _play(_envs([own], prompts=["ab", "c"])).returns.tolist() == [0.0, 0.0]
+    assert _play(_envs([own], prompts=["ab", "c"], chat_template=True)).returns.tolist() == [2.0, 2.0]
+    given = {"generation_prompts": ["xyz", "wxyz"]}
+    with_column = _envs([own], prompts=PromptSet.from_texts(["ab", "c"], CHAT, columns=given))
+    assert sorted(_play(with_column).returns.tolist()) == [3.0, 4.0]
+    everything: list[str] = []
+
+    def all_keywords(completions: Any, **columns: Any) -> list[float]:
+        everything.extend(columns)
+        return [0.0] * len(completions)
+
+    _play(_envs([all_keywords], prompts=["ab", "c"], chat_template=True))
+    assert "generation_prompts" not in everything

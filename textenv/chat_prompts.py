@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from textenv.continuations import encode_continuations
-from textenv.messages import around, render
+from textenv.messages import around, opened_turn, render
 from textenv.token_ids import token_ids
 
 if TYPE_CHECKING:
@@ -60,45 +61,53 @@ def encode_chats(
             raise ValueError(
                 f"prompts[{first + i}] has {len(ids)} tokens, expected at most max_prompt_tokens={limit}"
             )
-        texts[i], encoded[i], nothing_left = _fitted(
-            conversations[i], tokenizer, options[i], limit, truncation_side, f"prompts[{first + i}]"
-        )
+        budget = _Budget(tokenizer, options[i], limit, truncation_side, f"prompts[{first + i}]")
+        texts[i], encoded[i], nothing_left = _fitted(conversations[i], budget)
         bare += nothing_left
     return texts, encoded, bare
 
 
-def _fitted(
-    messages: Sequence[Mapping[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-    limit: int,
-    side: str,
-    name: str,
-) -> tuple[str, list[int], bool]:
-    """A conversation of at most ``limit`` tokens: text, ids, and whether no message is left."""
+@dataclass(frozen=True)
+class _Budget:
+    """What a conversation is rendered with, and what it must fit."""
+
+    tokenizer: PreTrainedTokenizerBase
+    options: Mapping[str, Any]
+    """Further arguments of the template."""
+    limit: int
+    """Most tokens."""
+    side: str
+    """Of the last message's content, which loses its beginning ("left") or its end ("right")."""
+    name: str
+    """Of the prompt, in errors."""
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        return render(messages, self.tokenizer, generation_prompt=True, options=self.options)
+
+    def ids(self, text: str) -> list[int]:
+        return token_ids([text], self.tokenizer, special=False, name=self.name)[0]
+
+
+def _fitted(messages: Sequence[Mapping[str, Any]], budget: _Budget) -> tuple[str, list[int], bool]:
+    """A conversation that fits: text, ids, and whether no message is left."""
     kept = int(messages[0]["role"] == "system")
     while True:
-        text = render(messages, tokenizer, generation_prompt=True, options=options)
-        ids = token_ids([text], tokenizer, special=False, name=name)[0]
-        if len(ids) <= limit:
+        text = budget.render(messages)
+        ids = budget.ids(text)
+        if len(ids) <= budget.limit:
             return text, ids, False
         later = (j for j in range(kept + 1, len(messages)) if messages[j]["role"] == "user")
         start = next(later, None)
         if start is None:
-            return _cut_last(messages, text, tokenizer, options, limit, side, name)
+            return _cut_last(messages, text, budget)
         messages = [*messages[:kept], *messages[start:]]
 
 
 def _cut_last(
-    messages: Sequence[Mapping[str, Any]],
-    text: str,
-    tokenizer: PreTrainedTokenizerBase,
-    options: Mapping[str, Any],
-    limit: int,
-    side: str,
-    name: str,
+    messages: Sequence[Mapping[str, Any]], text: str, budget: _Budget
 ) -> tuple[str, list[int], bool]:
     """Cut inside the content of the last message; see ``_fitted``."""
+    tokenizer, options, limit, name = budget.tokenizer, budget.options, budget.limit, budget.name
     probed = around(messages, tokenizer, generation_prompt=True, options=options)
     head, tail = ("", "") if probed is None else probed
     length = len(text) - len(head) - len(tail)
@@ -108,17 +117,16 @@ def _cut_last(
             "content of its last message in one piece, so it cannot be cut"
         )
     content = text[len(head) : len(head) + length]
-    if side == "right":  # a blank before the content belongs to its first word in many vocabularies
+    if budget.side == "right":  # a blank before the content belongs to its first word in many vocabularies
         head, content = head.rstrip(" "), head[len(head.rstrip(" ")) :] + content
-    first = token_ids([head], tokenizer, special=False, name=name)[0]
+    first = budget.ids(head)
     middle, last = encode_continuations([head, content], [content, tail], tokenizer)
     room = limit - len(first) - len(last)
     if room > 0:
-        ids = [*first, *(middle[:room] if side == "right" else middle[-room:]), *last]
+        ids = [*first, *(middle[:room] if budget.side == "right" else middle[-room:]), *last]
     else:
         bos = int(first[:1] == [tokenizer.bos_token_id])
-        closed = render(messages, tokenizer, generation_prompt=False, options=options)
-        opened = (text[len(closed) :] if text.startswith(closed) else "") or tail
+        opened = opened_turn(messages, tokenizer, options=options)
         needed = bos + len(encode_continuations([content], [opened], tokenizer)[0])
         if limit < needed:
             raise ValueError(

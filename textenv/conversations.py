@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from textenv.columns import Column
-from textenv.messages import OPTION_COLUMNS, chat_options
+from textenv.messages import OPTION_COLUMNS, chat_options, opened_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,6 +124,18 @@ def template_options(episodes: EpisodeBatch) -> list[dict[str, Any]]:
         chat_options({name: column[i] for name, column in columns.items()}, f"episode {i}")
         for i in range(len(episodes))
     ]
+
+
+def generation_prompts(episodes: EpisodeBatch, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    r"""What the chat template wrote at the end of each prompt to open the assistant's turn: B texts.
+
+    Such as ``<|im_start|>assistant\n``, with ``<think>\n`` behind it where the template opens a thinking
+    block, which the completion then does not hold. Empty where no template rendered the prompt.
+    """
+    if MESSAGES not in episodes.extras and USER_TEXT not in episodes.extras:
+        return [""] * len(episodes)
+    chats = zip(prompt_messages(episodes, tokenizer), template_options(episodes), strict=True)
+    return [opened_turn(messages, tokenizer, options=options) for messages, options in chats]
 
 
 def completion_messages(texts: Sequence[str]) -> list[list[dict[str, Any]]]:

@@ -205,3 +205,22 @@ def turn_end(after: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     start = min(place for place, _ in found)
     return start + max(len(token) for place, token in found if place == start)
+
+
+def opened_turn(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    """What the template writes behind the messages to open the assistant's turn: its generation prompt.
+
+    Where the template does more than append to the finished conversation, it is all that stands behind the
+    content of the last message.
+    """
+    text = render(messages, tokenizer, generation_prompt=True, options=options)
+    closed = render(messages, tokenizer, generation_prompt=False, options=options)
+    if text.startswith(closed) and len(text) > len(closed):
+        return text[len(closed) :]
+    probed = around(messages, tokenizer, generation_prompt=True, options=options)
+    return "" if probed is None else probed[1]
