@@ -6,7 +6,7 @@ Shape letters: B episodes, L tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from textenv.checks import check_at_least, check_number, check_positive
 from textenv.episodes import EpisodeBatch
+from textenv.names import strings_in
 from textenv.pretrained import is_trusted, trusting
 from textenv.ray_session import connect, gather, start_actors, stop_actors
 from textenv.rewards.registry import (
@@ -48,7 +49,7 @@ def own_targets(specs: Any) -> dict[str, Any]:
     Returns:
         Name -> (class or function, options of ``register_reward``).
     """
-    found = {name: REWARDS[name] for name in _strings(specs) if name in REWARDS}
+    found = {name: REWARDS[name] for name in strings_in(specs) if name in REWARDS}
     return {
         name: (target, OPTIONS.get(name, {}))
         for name, target in found.items()
@@ -60,17 +61,6 @@ def register_targets(targets: Mapping[str, Any]) -> None:
     """Register what ``own_targets`` gave, in another process."""
     for name, (target, options) in targets.items():
         register_reward(name, override=True, **options)(target)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)
 
 
 def _holds_values(state: Any) -> bool:

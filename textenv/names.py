@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -50,6 +50,19 @@ def listed(values: Iterable[Any], limit: int = _MOST_NAMES) -> str:
     items = [text if len(text) <= 80 else f"{text[:77]}..." for text in map(str, values)]
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Every string in nested mappings (their values), lists and tuples.
+
+    >>> list(strings_in(["a", {"key": ("b", 1)}]))
+    ['a', 'b']
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from strings_in(inner)
 
 
 def check_name(kind: str, name: Any) -> None:

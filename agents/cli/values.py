@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import yaml
 
 from textenv.agents.cli.errors import UsageError
+from textenv.names import strings_in
 
 
 def option_values(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -36,20 +36,9 @@ def named_in(text: str) -> set[str]:
     ({'a:b:c'}, {'['})
     """
     try:
-        return set(_strings(yaml.safe_load(text))) or {text}
+        return set(strings_in(yaml.safe_load(text))) or {text}
     except (yaml.YAMLError, ValueError, RecursionError):
         return {text}
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner)
 
 
 def check_no_repeats(node: yaml.Node | None, place: str) -> None:
