@@ -147,7 +147,8 @@ def evaluate(
         numbers = _episode_metrics(batch)
         if reference is not None:
             numbers.update(_kl_metrics(policy, reference, batch, max_tokens))
-        prompts, completions = batch.prompt_texts(base.tokenizer), batch.completion_texts(base.tokenizer)
+        texts = batch.texts(base.tokenizer)
+        prompts, completions = [prompt for prompt, _ in texts], [completion for _, completion in texts]
         columns: dict[str, list[float | None]] = {}
         if metric_fn is not None or metrics:
             with distributed.joined("metrics"), by_itself():

@@ -173,14 +173,16 @@ class FunctionReward(RewardTerm):
         inputs: dict[str, Any] = {key: list(column) for key, column in episodes.extras.items()}
         skip = not self.options.special_tokens
         messages = is_chat(episodes) if self.options.messages is None else self.options.messages
-        if self._takes("prompts"):
+        takes_prompts, takes_completions = self._takes("prompts"), self._takes("completions")
+        pairs = []
+        if takes_completions or (takes_prompts and not messages):
+            pairs = episodes.texts(self.tokenizer, skip_special_tokens=skip)
+        if takes_prompts:
             inputs["prompts"] = (
-                prompt_messages(episodes, self.tokenizer)
-                if messages
-                else episodes.prompt_texts(self.tokenizer, skip_special_tokens=skip)
+                prompt_messages(episodes, self.tokenizer) if messages else [prompt for prompt, _ in pairs]
             )
-        if self._takes("completions"):
-            texts = episodes.completion_texts(self.tokenizer, skip_special_tokens=skip)
+        if takes_completions:
+            texts = [completion for _, completion in pairs]
             inputs["completions"] = completion_messages(texts) if messages else texts
         if _OPENED in self._parameters and _OPENED not in (*inputs, *self._constants):
             inputs[_OPENED] = generation_prompts(episodes, self.tokenizer)

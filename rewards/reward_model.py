@@ -175,13 +175,14 @@ class RewardModel(RewardTerm):
 
     def _rendered(self, episodes: EpisodeBatch) -> list[list[int]]:
         chat = self.template == "chat"
+        texts = episodes.texts(self.tokenizer)
         prompts: Sequence[Any] = (
-            prompt_messages(episodes, self.tokenizer) if chat else episodes.prompt_texts(self.tokenizer)
+            prompt_messages(episodes, self.tokenizer) if chat else [prompt for prompt, _ in texts]
         )
         ids = rendered_ids(
             self.own_tokenizer or self.tokenizer,
             prompts,
-            episodes.completion_texts(self.tokenizer),
+            [completion for _, completion in texts],
             template=self.template or "{prompt}{completion}",
             append_eos=self.append_eos,
             max_length=self.max_length,

@@ -297,9 +297,7 @@ class LexiconSentiment(RewardTerm):
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
         """(B,) compound scores, scaled."""
-        texts = episodes.completion_texts(self.tokenizer)
-        if self.with_prompt:
-            prompts = episodes.prompt_texts(self.tokenizer)
-            texts = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        pairs = episodes.texts(self.tokenizer)
+        texts = [(prompt if self.with_prompt else "") + completion for prompt, completion in pairs]
         compound = [self._analyzer.polarity_scores(text)["compound"] for text in texts]
         return self.factor * torch.tensor(compound, dtype=torch.float32, device=episodes.device)

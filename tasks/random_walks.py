@@ -200,11 +200,9 @@ class WalkOptimality(RewardTerm):
     def score(self, episodes: EpisodeBatch) -> Tensor:
         """(B,) optimality in [0, 1]."""
         eos = self.tokenizer.eos_token or "\0"
-        prompts = episodes.prompt_texts(self.tokenizer, skip_special_tokens=False)
-        completions = episodes.completion_texts(self.tokenizer, skip_special_tokens=False)
         scores = [
             self.graph.optimality(prompt + completion.split(eos, 1)[0])
-            for prompt, completion in zip(prompts, completions, strict=True)
+            for prompt, completion in episodes.texts(self.tokenizer, skip_special_tokens=False)
         ]
         return torch.tensor(scores, dtype=torch.float32, device=episodes.device)
 

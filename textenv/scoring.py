@@ -358,4 +358,5 @@ def quote(episodes: EpisodeBatch, row: int, term: Any = None) -> str:
         start = int(one.prompt_lengths[0])
         ids = one.input_ids[0].tolist()
         return f"prompt ids {ids[:start]}, completion ids {ids[start:]}"
-    return f"prompt {one.prompt_texts(tokenizer)[0]!r}, completion {one.completion_texts(tokenizer)[0]!r}"
+    prompt, completion = one.texts(tokenizer)[0]
+    return f"prompt {prompt!r}, completion {completion!r}"

@@ -31,18 +31,10 @@ def load_decoder(
 
 
 def load_whole(auto: Any, source: str | os.PathLike[str], *, what: str, **options: Any) -> Any:
-    """``load_pretrained``, refusing files that lack weights.
-
-    Args:
-        auto: an Auto class of transformers.
-        source: hub id or folder.
-        what: what is loaded, for errors.
-        options: of ``load_pretrained``.
+    """The model that ``load_fitting`` gives for the same arguments, refusing files that lack weights.
 
     Raises:
-        OSError: if there is nothing of that name, or a file is missing.
-        ValueError: if weights are missing or have another shape than the configuration says, or the files are
-            damaged.
+        ValueError: if weights are missing, too.
     """
     model, info = load_fitting(auto, source, what=what, **options)
     refuse_missing(model, info["missing_keys"], f"{what} {os.fspath(source)!r}")

@@ -187,11 +187,8 @@ def generate(argv: list[str], flags: Flags) -> int:
     episodes = collect(envs, policy, count * base.samples_per_prompt, seed=options.seed)
     rows = [
         {"prompt": prompt, "completion": completion, "truncated": bool(truncated)}
-        for prompt, completion, truncated in zip(
-            episodes.prompt_texts(base.tokenizer),
-            episodes.completion_texts(base.tokenizer),
-            episodes.truncated.tolist(),
-            strict=True,
+        for (prompt, completion), truncated in zip(
+            episodes.texts(base.tokenizer), episodes.truncated.tolist(), strict=True
         )
     ]
     if options.out is not None:

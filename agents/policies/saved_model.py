@@ -63,7 +63,7 @@ def save_ends(policy: LanguagePolicy, folder: Path) -> None:
     if policy.tokenizer is None or not path.is_file():
         return
     chat = bool(getattr(policy.tokenizer, "chat_template", None))
-    size = vocabulary_size(policy.model, 0)
+    size = vocabulary_size(policy.model, 1 << 62)
     ends = [*generation_ends(policy.model), *stop_tokens(policy.tokenizer, chat=chat)]
     ends = [end for end in dict.fromkeys(ends) if end < size]
     written = json.loads(path.read_text())

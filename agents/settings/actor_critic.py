@@ -50,8 +50,8 @@ class ActorCriticConfig(PolicyGradientConfig):
             names = ("value_clip_range", "value_model", "value_head")
             found |= self.changed(*names, because="with value_coef=0, which trains no critic")
         if not self.gamma:
-            names = ("gae_lambda", "bootstrap_truncated")
-            found |= self.changed(*names, because="with gamma=0, where no value of a later state counts")
+            because = "with gamma=0, where no value of a later state counts"
+            found |= self.changed("gae_lambda", "bootstrap_truncated", because=because)
         if self.epochs * self.minibatches == 1 and self.value_clip_range is not None:
             because = "with one optimizer step an iteration (epochs=1, minibatches=1)"
             found |= self.changed("value_clip_range", because=because)
