@@ -23,6 +23,7 @@ from textenv.agents.callbacks import make_callbacks
 from textenv.agents.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.datasets import fitting
+from textenv.agents.devices import device_of
 from textenv.agents.effects import Idle, refuse_in, refuse_in_run
 from textenv.agents.evaluation import Evaluation, evaluate
 from textenv.agents.failure import Diverged, save_failure
@@ -230,11 +231,11 @@ class Agent:
             return Loggers()
         resume = self.iteration if self.iteration or self.resumed else None
         name = type(self).__name__
-        loggers = make_loggers(
-            self.logger_specs, self.run_dir, self.config, total_steps=total, resume_step=resume, name=name
-        )
+        where = device_of(self)
+        known: dict[str, Any] = {"total_steps": total, "resume_step": resume, "name": name, "device": where}
+        loggers = make_loggers(self.logger_specs, self.run_dir, self.config, **known)
         if self.run_dir is not None and not RunFolder(self.run_dir).info_path.exists():
-            RunFolder(self.run_dir).write_info(self.config, agent=name)
+            RunFolder(self.run_dir).write_info(self.config, agent=name, device=where)
         return loggers
 
     def finish(self, row: dict[str, float], loggers: Loggers, *, last: bool) -> bool:

@@ -35,23 +35,6 @@ def check_writable(run_dir: Path) -> None:
         raise RunFolderError(f"{run_dir} can't be written to: {there} is read-only; choose another run_dir")
 
 
-def check_device(field: str, device: str | None) -> None:
-    """Refuse a device that is unknown or not there.
-
-    Raises:
-        ValueError: naming the field.
-    """
-    import torch
-
-    if device is None:
-        return
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:  # torch has one for each way to be wrong
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{field} must be a device that is there, got {device!r}: {reason}") from error
-
-
 def check_optimizer(field: str, kind: str) -> None:
     """Refuse an optimizer whose package is not installed.
 
@@ -71,7 +54,10 @@ def check_policy_options(field: str, options: PolicyOptions) -> None:
     """
     if options.lora and find_spec("peft") is None:
         raise ImportError(f"{field}.lora needs peft: pip install 'textenv[lora]'")
-    check_device(f"{field}.device", options.device)
+    if options.device is not None:
+        from textenv.checks import check_device
+
+        check_device(f"{field}.device", options.device)
 
 
 def check_model(field: str, source: str, tokenizer: Any = None, *, scores: bool = False) -> None:

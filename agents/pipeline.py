@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textenv.agents.before_after import BeforeAfter, compare
+from textenv.agents.devices import device_kwargs
 from textenv.agents.fresh_start import fresh_start
 from textenv.agents.hacking_watch import BEST, RewardHackingWatch
 from textenv.agents.needs import check_writable
@@ -266,7 +267,7 @@ class Pipeline:
             eval_dataset=held_out,
             config=settings,
             tokenizer=tokenizer,
-            policy_kwargs={} if cfg.device is None else {"device": cfg.device},
+            policy_kwargs=device_kwargs(cfg.device),
             **self.common(folder),
         )
         agent.resume(missing="start")
@@ -340,8 +341,7 @@ class Pipeline:
 
     def policy_kwargs(self, options: PolicyOptions) -> dict[str, Any]:
         """Arguments of a stage's policy; a device of its own comes before the pipeline's."""
-        shared: dict[str, Any] = {} if self.config.device is None else {"device": self.config.device}
-        return shared | options.kwargs()
+        return device_kwargs(self.config.device) | options.kwargs()
 
     def envs(self, rewards: Sequence[Any], *, split: str) -> Any:
         """Environments of the task with these rewards, and those of the settings."""
@@ -357,7 +357,7 @@ class Pipeline:
             max_new_tokens=self.config.max_new_tokens,
             model_stop_token_ids=generation_ends(self.config.model),
             shuffle=split == "train",
-            device=self.config.device or "cpu",
+            device=device_kwargs(self.config.device).get("device", "cpu"),
         )
 
     def people(self) -> EpisodeBatch | None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from textenv.agents.datasets import as_demonstrations
 from textenv.agents.loggers.registry import check_loggers
 from textenv.agents.needs import (
-    check_device,
     check_model,
     check_optimizer,
     check_policy_options,
@@ -17,6 +16,7 @@ from textenv.agents.needs import (
     quietly,
 )
 from textenv.agents.reward_models.data import as_reward_batch
+from textenv.checks import check_device
 
 if TYPE_CHECKING:
     from textenv.agents.pipeline import Pipeline
@@ -40,7 +40,8 @@ def check_needs(pipeline: Pipeline, todo: Sequence[str], *, ends: bool) -> None:
     cfg = pipeline.config
     check_writable(pipeline.run_dir)
     check_loggers(pipeline.loggers, pipeline.run_dir)
-    check_device("device", cfg.device)
+    if cfg.device is not None:
+        check_device("device", cfg.device)
     if "sft" in todo:
         with needed_by("the stage 'sft'; no stage has begun"), quietly():
             check_optimizer("sft.optimizer", cfg.sft.optimizer)

@@ -47,7 +47,7 @@ class PipelineConfig(Config):
     model: str | None = None
     """Hub id or folder of the language model to begin with, or smollm2; None is the task's own small one."""
     device: str | None = None
-    """Where all stages compute, such as cuda; None is the CPU."""
+    """Where all stages compute, such as cuda or cpu; None is the GPU if there is one."""
     data: DataConfig = field(default_factory=DataConfig)
     """Data of one's own."""
     policy: str | None = None

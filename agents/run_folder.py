@@ -176,12 +176,12 @@ class RunFolder:
         os.rename(folder, aside)
         return aside
 
-    def note_resume(self, step: int) -> None:
-        """Add to ``run.json`` that the run went on after ``step``, when, and by which command."""
+    def note_resume(self, step: int, **extra: Any) -> None:
+        """Add to ``run.json`` that the run went on after ``step``, when, by which command, and ``extra``."""
         info = self.read_info() if self.info_path.exists() else {}
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        resumes = [*info.get("resumes", []), {"step": step, "at": now, "command": masked_command(sys.argv)}]
-        self._write_info({**info, "resumes": resumes})
+        made = {"step": step, "at": now, "command": masked_command(sys.argv), **extra}
+        self._write_info({**info, "resumes": [*info.get("resumes", []), made]})
 
     def write_info(self, config: Config | Mapping[str, Any], **extra: Any) -> None:
         """Write ``run.json``: settings, versions of packages, platform, command, and ``extra``.

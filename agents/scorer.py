@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from textenv.agents.json_files import read_object
 from textenv.agents.policies.model_setup import disable_dropout, dropout_restored
 from textenv.agents.policies.tokenizer_files import save_tokenizer
+from textenv.checks import check_device
 from textenv.episodes import EpisodeBatch
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
@@ -81,6 +82,8 @@ class Scorer(nn.Module):
         super().__init__()
         if heads < 1:
             raise ValueError(f"heads must be >= 1, got {heads}")
+        if device is not None:
+            check_device("device", device)
         if isinstance(model, str | os.PathLike):
             model = resolve_model(model)
         if tokenizer is None and isinstance(model, str):

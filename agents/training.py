@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from textenv.agents.arguments import check_config
 from textenv.agents.callbacks import BestCheckpoint
 from textenv.agents.config import AgentConfig
+from textenv.agents.devices import device_of, on_device
 from textenv.agents.fresh_start import fresh_start, has_begun
 from textenv.agents.loggers.registry import check_loggers
 from textenv.agents.parallel import distributed
@@ -97,6 +98,8 @@ def train(
             ``samples_per_prompt`` is by default what the agent needs.
         policy_kwargs: further arguments of the ``LanguagePolicy`` made around ``model``, such as ``lora``.
             ``trust_remote_code`` holds for all that is loaded: tokenizer, references and reward models, too.
+            Without ``device`` the model and the environments are on this process's GPU if there is one; a
+            module stays where it is.
         run_dir: folder for metrics, samples and checkpoints; None leaves no files.
         resume: go on with the run in ``run_dir`` from its newest whole checkpoint; everything else is given
             as it was at first, but for settings of the agent: those that are not given are the checkpoint's.
@@ -142,6 +145,7 @@ def train(
     check_loggers(loggers, run_dir)
     distributed.start()
     distributed.barrier()  # no process writes before all have looked
+    env_kwargs, policy_kwargs = on_device(cls, model, env_kwargs, policy_kwargs)
     shared = {"num_envs": num_envs, **(env_kwargs or {})}
     if reward is not None:
         shared["rewards"] = list(reward) if isinstance(reward, list | tuple) else [reward]
@@ -207,13 +211,15 @@ def train(
         if resume:
             found = resume_agent(learner, folder.path, missing="start" if resume == "auto" else "error")
         if distributed.is_main():
+            device = device_of(learner)
             with folder.running():
                 if found is not None:
-                    folder.note_resume(learner.iteration)
+                    folder.note_resume(learner.iteration, device=device)
                 else:
                     name = agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}"
                     start = os.fspath(model) if isinstance(model, str | os.PathLike) else None
-                    folder.write_info(learner.config, agent=name, task=task, model=start, num_envs=num_envs)
+                    given = {"agent": name, "task": task, "model": start, "num_envs": num_envs}
+                    folder.write_info(learner.config, **given, device=device)
         return learner.learn()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.checks import check_at_least, check_choice, check_flag
+from textenv.checks import check_at_least, check_choice, check_device, check_flag
 from textenv.conversations import prompt_messages, template_options
 from textenv.episodes import EpisodeBatch
 from textenv.legality import vocabulary_size
@@ -100,6 +100,8 @@ class RewardModel(RewardTerm):
                     )
             self.model = model
         elif isinstance(model, str):
+            if device is not None:
+                check_device("reward-model: device", device)
             self.model = _load(model, device, dtype)
         else:
             raise ValueError(f"reward-model: model must be a name, a folder or a module, got {model!r}")

@@ -34,6 +34,14 @@ hypothesis.settings.register_profile("textenv", derandomize=True, deadline=None,
 hypothesis.settings.load_profile("textenv")
 
 
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that name no device are on the CPU, also on a machine with a GPU."""
+    from textenv.agents import devices
+
+    monkeypatch.setattr(devices, "default_device", lambda: "cpu")
+
+
 def pytest_unconfigure() -> None:
     """Remove this process's caches (with workers there is one of each for each)."""
     for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE"):

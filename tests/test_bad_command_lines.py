@@ -134,7 +134,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 TRAIN = [*BASE, "--task=probe-end", "--settings.iterations=1"]
 FEW = ["--env.max_new_tokens=2", "--num_envs=2"]
 MORE: dict[str, tuple[list[str], str]] = {
-    "a device": ([*TRAIN, "--policy.device=gpu"], "policy.device must be a device that is there, got 'gpu'"),
+    "a device": ([*TRAIN, "--policy.device=gpu"], "policy.device must be a device that this machine has"),
     "a task's argument": ([*TRAIN, "--env.task_kwargs={sed: 1}"], "sed"),
     "settings as a number": ([*TRAIN, "--settings=5"], "settings"),
     "env as text": ([*TRAIN, "--env=x"], "env"),

@@ -335,7 +335,7 @@ def test_prompts_of_a_file_are_named_by_their_place(tmp_path: Path) -> None:
         ({"policy_kwargs": {"greedy": "no"}}, "greedy must be True or False, got 'no'"),
         ({"policy_kwargs": {"dtype": "float33"}}, "dtype must be a torch dtype of floats"),
         ({"policy_kwargs": {"dtype": torch.int8}}, "dtype must be a torch dtype of floats"),
-        ({"policy_kwargs": {"device": "gpu"}}, "device 'gpu' can't be used"),
+        ({"policy_kwargs": {"device": "gpu"}}, "device must be a device that this machine has"),
         ({"policy_kwargs": {"gradient_checkpointing": 1}}, "gradient_checkpointing must be True or False"),
         ({"policy_kwargs": {"train_layers": True}}, "train_layers must be an integer, got True"),
         ({"policy_kwargs": {"lora": "yes"}}, "lora must be True, False, a dict or a peft config, got 'yes'"),

@@ -182,7 +182,7 @@ NEEDS: dict[str, Needs] = {
     "device": (
         lambda root: {"device": "gpu"},
         ValueError,
-        "device must be a device that is there, got 'gpu'",
+        "device must be a device that this machine has",
         None,
     ),
     "device of a stage": (

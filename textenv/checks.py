@@ -170,21 +170,37 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def check_device(name: str, device: Any) -> torch.device:
-    """A device that is there and takes tensors.
+    """A device that this machine has and that holds values.
 
     Raises:
-        ValueError: if there is no such device; the error says why.
+        ValueError: if there is no such device; the error lists those that there are.
 
     >>> check_device("device", "cpu")
     device(type='cpu')
     """
+    reason = ""
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{name} {shown(device)} can't be used: {reason}") from error
+        reason = "it can't be used"
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        if reason:  # the name is well formed, so what torch says about the device is of use
+            reason = f": {str(error).splitlines()[0]}" if str(error) else f": {type(error).__name__}"
+        known = ", ".join(repr(each) for each in devices())
+        raise ValueError(
+            f"{name} must be a device that this machine has ({known}), got {shown(device)}{reason}"
+        ) from error
     return found
+
+
+def devices() -> list[str]:
+    """Names of the devices that this machine has for torch.
+
+    >>> devices()[0]
+    'cpu'
+    """
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def _is_same(value: Any, choice: Any) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     parser = make_parser(prog, catalog.agent(name), TrainOptions, nested=nested, positional=places)
     options = build(TrainOptions, parse(parser, argv), nested)
 
+    from textenv.agents.fresh_folder import fresh_folder
     from textenv.agents.resume import model_folder
     from textenv.agents.training import train as run_training
 
@@ -58,14 +59,12 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     if options.resume and options.run_dir is None:
         raise UsageError("--resume needs --run_dir, the folder of the run to go on with")
     _check_there(options.model)
-    run_dir = options.run_dir
-    if run_dir is None:
-        run_dir = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_policy_options("policy", options.policy)
     policy_kwargs = options.policy.kwargs() | ({"trust_remote_code": True} if flags.trust_remote_code else {})
     given = ("task", "tokenizer", "prompts", "eval_prompts", "dataset", "eval_dataset", "num_envs")
     named, resume = options.run_dir is not None, options.resume
-    with advising(lambda: how_to_resume(run_dir, named=named, resume=resume)):
+    place = nullcontext(options.run_dir) if options.run_dir is not None else fresh_folder(name)
+    with place as run_dir, advising(lambda: how_to_resume(run_dir, named=named, resume=resume)):
         result = run_training(
             name,
             None if options.model is None else _local(options.model),
@@ -153,7 +152,9 @@ def evaluate(argv: list[str], flags: Flags) -> int:
     from textenv.agents.policies.language_policy import LanguagePolicy
 
     envs = _envs(policy, options, rewards=_rewards(options.reward, flags))
-    reference = None if options.reference is None else LanguagePolicy(_local(options.reference))
+    reference = (
+        None if options.reference is None else LanguagePolicy(_local(options.reference), device=policy.device)
+    )
     given = {"seed": options.seed or EVAL_SEED, "reference": reference, "metrics": options.metrics}
     if options.sweep:
         from textenv.agents.sweeps import evaluate_sweep
@@ -209,6 +210,7 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
         UsageError: if the folder is a reward model's.
     """
     from textenv.agents.checkpoint import read_trainer
+    from textenv.agents.devices import device_kwargs
     from textenv.agents.policies.language_policy import LanguagePolicy
     from textenv.agents.registry import get_agent
     from textenv.agents.resume import model_folder
@@ -218,7 +220,7 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     _check_there(source)
     check_policy_options("policy", options.policy)
     folder = model_folder(source)
-    kwargs = options.policy.kwargs()
+    kwargs = device_kwargs(options.policy.device) | options.policy.kwargs()
     kwargs |= {name: getattr(options, name) for name in ("top_k", "top_p", "greedy")}
     if flags.trust_remote_code:
         kwargs["trust_remote_code"] = True
@@ -308,7 +310,7 @@ def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts
         tokenizer=tokenizer,
         rewards=rewards,
         model_stop_token_ids=generation_ends(policy),
-        **{**options.env.kwargs(), "shuffle": False},
+        **{**options.env.kwargs(), "shuffle": False, "device": policy.device},
     )
 
 

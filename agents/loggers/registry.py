@@ -48,6 +48,8 @@ class RunInfo:
     """Steps that the run will have, for a progress bar."""
     resume_step: int | None = None
     """Step after which a resumed run goes on; None for a fresh run."""
+    device: str | None = None
+    """Where the run computes."""
 
 
 LoggerFactory = Callable[..., Logger]
@@ -137,6 +139,7 @@ def make_loggers(
     total_steps: int | None = None,
     resume_step: int | None = None,
     name: str = "run",
+    device: str | None = None,
 ) -> Loggers:
     """Make the loggers of a run.
 
@@ -149,6 +152,7 @@ def make_loggers(
         resume_step: step after which a resumed run goes on: later rows in the run's files are dropped, for
             they will be written again. None for a fresh run.
         name: name of the run.
+        device: where it computes, for loggers that say so.
 
     Raises:
         ValueError: if a name is unknown; the error lists the known ones.
@@ -167,7 +171,12 @@ def make_loggers(
     settings = masked(config.to_dict() if isinstance(config, Config) else dict(config or {}))
     folder = None if run_dir is None else Path(run_dir)
     info = RunInfo(
-        name=name, run_dir=folder, config=settings, total_steps=total_steps, resume_step=resume_step
+        name=name,
+        run_dir=folder,
+        config=settings,
+        total_steps=total_steps,
+        resume_step=resume_step,
+        device=device,
     )
     loggers = Loggers()
     try:

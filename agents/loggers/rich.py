@@ -81,6 +81,8 @@ class RichLogger:
         self._printed_step: int | None = None
         self._printed_at = -float("inf")
         self._name = shorten(info.name, max_chars=40, encoding=self.encoding)
+        if info.device is not None:
+            self.console.print(Text(f"{self._name} computes on {info.device}"), soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

@@ -23,7 +23,7 @@ class PolicyOptions(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the weights."""
     device: str | None = None
-    """Where the model computes, such as cuda; None is the CPU."""
+    """Where model and environment are, such as cuda or cpu; None is the GPU if there is one."""
     temperature: float = 1.0
     """What logits are divided by in sampling, and in all log-probs."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from textenv.agents.best_of_n import best_of_k, best_of_n_kl
+from textenv.agents.devices import device_kwargs
 from textenv.agents.evaluation import EVAL_SEED, evaluate
 from textenv.agents.loggers.jsonl import JSONLLogger, read_metrics
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -157,6 +158,7 @@ def _measure_start(study: Study, spec: RunSpec) -> dict[str, Any]:
             rewards=ready_list(task.reward),
             tokenizer=task.tokenizer,
             model_stop_token_ids=generation_ends(policy),
+            device=policy.device,
             **{**task.env.kwargs(), "samples_per_prompt": samples_per_prompt, "shuffle": False},
         )
         if judge is not None:
@@ -196,7 +198,7 @@ def _start(study: Study, spec: RunSpec) -> str:
 
 def _policy_kwargs(study: Study, task: TaskSetup, *, frozen: bool = False) -> dict[str, Any]:
     """Arguments of policies; a frozen one needs nothing that only training does."""
-    kwargs = task.policy.kwargs()
+    kwargs = device_kwargs(task.policy.device) | task.policy.kwargs()
     if study.trust_remote_code:
         kwargs["trust_remote_code"] = True
     if frozen:

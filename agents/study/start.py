@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from textenv.agents.devices import device_kwargs
 from textenv.agents.json_files import read_object
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.redaction import masked
@@ -75,7 +76,11 @@ def own_model(setup: TaskSetup, data: TaskData) -> Any:
 
 def _make(setup: TaskSetup, seed: int, *, trust_remote_code: bool) -> LanguagePolicy:
     data = task_data(setup)
-    kwargs = {**setup.policy.kwargs(), **({"trust_remote_code": True} if trust_remote_code else {})}
+    kwargs = {
+        **device_kwargs(setup.policy.device),
+        **setup.policy.kwargs(),
+        **({"trust_remote_code": True} if trust_remote_code else {}),
+    }
     kwargs.pop("lora", None)  # the start is a whole model; adapters are what agents learn
     torch.manual_seed(seed)
     model = setup.model or own_model(setup, data)
