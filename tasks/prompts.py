@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textenv.checks import check_at_least
-from textenv.columns import Column, Columns
 from textenv.data_sources import open_source
 from textenv.pretrained import load_pretrained
-from textenv.records import Repeats, load_columns
+from textenv.prompt_records import read_prompts
+from textenv.records import load_columns
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
 
@@ -74,18 +74,10 @@ def build_prompts(
         check_at_least("limit", limit, 1)
     rename = {} if prompt_column is None else {prompt_column: "prompt"}
     records = load_columns(_rows_of_list(data), split=split, columns=[], rename=rename)
-    name = "messages" if "prompt" not in records.columns and "messages" in records.columns else "prompt"
-    prompts = Column()
-    others, seen = Columns(), Repeats(records.name, "prompt")
-    for place, row in itertools.islice(records.require(name).rows(), limit):
-        prompt = _open_prompt(row.pop(name), place)
-        prompts.append(prompt)
-        seen.add(prompt)
-        others.add(row)
-    seen.warn()
+    prompts, columns = read_prompts(records, limit=limit, open_turns=True)
     return TaskData(
         prompts=prompts,
-        columns=others.values,
+        columns=columns,
         tokenizer=load_tokenizer(tokenizer),
         rewards=rewards,
         max_new_tokens=max_new_tokens,
@@ -144,12 +136,3 @@ class _Rows(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         return {self._column: self._items[index]}
-
-
-def _open_prompt(prompt: Any, place: str) -> Any:
-    """A conversation without the assistant's last turn, which is what the policy is to write."""
-    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
-        return prompt
-    if len(prompt) == 1:
-        raise ValueError(f"{place}: messages hold the assistant's turn alone, so there is no prompt")
-    return prompt[:-1]

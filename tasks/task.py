@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self
 
 from textenv.checks import check_at_least
+from textenv.columns import all_texts
 from textenv.names import nearest, shown
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ class TaskData:
                 columns=self.columns,
                 max_prompt_tokens=limit,
                 truncation_side=truncation_side,
-                chat_template=chat_template or not all(isinstance(prompt, str) for prompt in self.prompts),
+                chat_template=chat_template or not all_texts(self.prompts),
             )
         except (TypeError, ValueError) as error:
             found = re.match(r"prompts\[(\d+)\]", str(error))

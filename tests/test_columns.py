@@ -73,6 +73,15 @@ def test_every_value_comes_back_with_its_type(values: list[Any]) -> None:
         [2**63, 1, 2, 3],
         [b"a", b"b", None, b""],
         [np.float32(0.1), np.int64(3), np.str_("a"), None],
+        [None, "é", "", "日本"],
+        [[{"a": "x", "b": "x"}], [], [{"a": "", "b": "é"}, {"a": "x", "b": "y"}], [{"a": "x", "b": "x"}]],
+        [[{"a": "x"}], [{"a": "x"}, {"b": "x"}], [{"a": "x"}], []],
+        [[{"a": "x", "b": "y"}], [{"b": "x", "a": "y"}], [], []],
+        [[{"a": np.str_("x")}], [{"a": "x"}], [], []],
+        [[{1: "x"}], [{1: "y"}], [], []],
+        [[{}], [{}], [{}], []],
+        [[{"a": "\ud800"}], [{"a": "x"}], [], []],
+        [[{"a": "x"}], None, [{"a": "x"}], []],
     ],
 )
 def test_values_that_arrow_would_change(values: list[Any]) -> None:
@@ -96,6 +105,7 @@ def test_full_chunks_of_scalars_and_messages_hold_no_python_objects() -> None:
     messages = [[{"role": "user", "content": str(i)}] for i in range(8)]
     column = Column(messages)
     column[0][0]["content"] = "changed"
+    next(iter(column))[0]["content"] = "changed"
     assert column == messages
     assert not any(isinstance(chunk._values, list) for chunk in Column(range(8))._chunks + column._chunks)
 

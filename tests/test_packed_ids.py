@@ -63,3 +63,11 @@ def test_a_tokenizer_that_changes_texts_itself_is_called(byte_tokenizer: PreTrai
     lower = Lower(tokenizer_object=byte_tokenizer.backend_tokenizer)
     found = token_ids.token_ids(["AB"] * token_ids._MANY, lower, special=False, name="texts")
     assert found[-1] == byte_tokenizer("ab")["input_ids"]
+
+
+def test_rows_are_added_while_somebody_holds_the_ids() -> None:
+    packed = PackedIds([[1, 2]])
+    held = packed.row(0)
+    packed.add([[3]])
+    packed.add([[2**40]])
+    assert held.tolist() == [1, 2] and packed.flat.tolist() == [1, 2, 3, 2**40]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from textenv.continuations import encode_continuations
-from textenv.messages import around, opened_turn, render
+from textenv.messages import around, opened_turn, render, render_all
 from textenv.token_ids import token_ids
 
 if TYPE_CHECKING:
@@ -45,13 +45,7 @@ def encode_chats(
     Raises:
         ValueError: if there is no chat template, or a prompt is too long and cannot be cut.
     """
-    options = [{}] * len(conversations) if options is None else options
-    texts = []
-    for i, (messages, own) in enumerate(zip(conversations, options, strict=True)):
-        try:
-            texts.append(render(messages, tokenizer, generation_prompt=True, options=own))
-        except ValueError as error:
-            raise ValueError(f"prompts[{first + i}]: {error}") from error
+    texts = render_all(conversations, tokenizer, options=options, first=first)
     encoded = token_ids(texts, tokenizer, special=False, name="prompts", first=first)
     limit, bare = max_prompt_tokens, 0
     for i, ids in enumerate(encoded):
@@ -61,7 +55,8 @@ def encode_chats(
             raise ValueError(
                 f"prompts[{first + i}] has {len(ids)} tokens, expected at most max_prompt_tokens={limit}"
             )
-        budget = _Budget(tokenizer, options[i], limit, truncation_side, f"prompts[{first + i}]")
+        own = {} if options is None else options[i]
+        budget = _Budget(tokenizer, own, limit, truncation_side, f"prompts[{first + i}]")
         texts[i], encoded[i], nothing_left = _fitted(conversations[i], budget)
         bare += nothing_left
     return texts, encoded, bare

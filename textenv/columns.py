@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, Any, overload
+from itertools import chain, islice, repeat
+from typing import Any, overload
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+from textenv.column_chunk import Chunk
 
 CHUNK = 4096
 """Values in one Arrow array."""
-_SCALARS = (str, bool, int, float)
 
 
 class Column(Sequence[Any]):
     """A sequence of n values that keeps them in Arrow arrays where that is exact.
 
     Every value comes back equal and with the same type. Texts, bools, integers of 64 bits, floats and None
-    are stored as such. Lists and dictionaries of them are stored as JSON text; each access makes a new one.
-    Any other value stays the Python object that was added.
+    are stored as such. Lists of messages are stored as their texts, other lists and dictionaries as JSON
+    text; each access makes a new one. Any other value stays the Python object that was added.
 
     Args:
         values: the first values, in order.
@@ -37,7 +33,7 @@ class Column(Sequence[Any]):
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, values: Iterable[Any] = ()) -> None:
-        self._chunks: list[_Chunk] = []
+        self._chunks: list[Chunk] = []
         self._tail: list[Any] = []
         self.extend(values)
 
@@ -45,13 +41,26 @@ class Column(Sequence[Any]):
         """Add one value."""
         self._tail.append(value)
         if len(self._tail) == CHUNK:
-            self._chunks.append(_Chunk(self._tail))
+            self._chunks.append(Chunk(self._tail))
             self._tail = []
 
     def extend(self, values: Iterable[Any]) -> None:
         """Add several values."""
-        for value in values:
-            self.append(value)
+        values = iter(values)
+        while more := list(islice(values, CHUNK - len(self._tail))):
+            self._tail += more
+            if len(self._tail) == CHUNK:
+                self._chunks.append(Chunk(self._tail))
+                self._tail = []
+
+    def all_are(self, kind: type) -> bool:
+        """Whether every value is an instance of ``kind``; stored types answer, no value is read.
+
+        >>> Column(["a", "b"]).all_are(str), Column(["a", None]).all_are(str)
+        (True, False)
+        """
+        kinds = {kind for chunk in self._chunks for kind in chunk.kinds} | set(map(type, self._tail))
+        return all(issubclass(one, kind) for one in kinds)
 
     def __len__(self) -> int:
         return CHUNK * len(self._chunks) + len(self._tail)
@@ -78,53 +87,6 @@ class Column(Sequence[Any]):
         return repr(list(self)) if len(self) <= 8 else f"<Column of {len(self):,} values>"
 
 
-class _Chunk:
-    """CHUNK values as one Arrow array, or as the list that they were."""
-
-    def __init__(self, values: list[Any]) -> None:
-        self._values: pa.Array | list[Any] = values
-        self._is_json = False
-        kinds = {type(value) for value in values if value is not None}
-        if not kinds or (len(kinds) == 1 and kinds <= set(_SCALARS)):
-            self._values = _as_arrow(values)
-        elif kinds <= {dict, list, *_SCALARS} and all(map(_is_json, values)):
-            texts = _as_arrow([json.dumps(value, ensure_ascii=False) for value in values])
-            if not isinstance(texts, list):
-                self._values, self._is_json = texts, True
-
-    def __getitem__(self, i: int) -> Any:
-        if isinstance(self._values, list):
-            return self._values[i]
-        value = self._values[i].as_py()
-        return json.loads(value) if self._is_json else value
-
-    def __iter__(self) -> Iterator[Any]:
-        if isinstance(self._values, list):
-            return iter(self._values)
-        values = self._values.to_pylist()
-        return map(json.loads, values) if self._is_json else iter(values)
-
-
-def _as_arrow(values: list[Any]) -> pa.Array | list[Any]:
-    """An Arrow array, or the list where Arrow has no such values (surrogates, integers beyond 64 bits)."""
-    import pyarrow as pa
-
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError):
-        return values
-
-
-def _is_json(value: Any) -> bool:
-    """Whether JSON gives back the same value: no tuples, no keys but strings, no NaN."""
-    kind = type(value)
-    if kind is dict:
-        return all(type(key) is str and _is_json(item) for key, item in value.items())
-    if kind is list:
-        return all(map(_is_json, value))
-    return value is None or kind in (str, bool, int) or (kind is float and math.isfinite(value))
-
-
 class Columns:
     """Rows collected into columns, None where a row lacks one.
 
@@ -147,3 +109,29 @@ class Columns:
         for name, column in self.values.items():
             column.append(row.get(name))
         self._count += 1
+
+    def extend(self, columns: Mapping[str, Sequence[Any]], count: int) -> None:
+        """Append ``count`` rows, given as columns; see ``transposed``."""
+        for name in columns:
+            if name not in self.values:
+                self.values[name] = Column(repeat(None, self._count))
+        for name, column in self.values.items():
+            column.extend(columns[name] if name in columns else repeat(None, count))
+        self._count += count
+
+
+def transposed(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows as columns, None where a row lacks one.
+
+    >>> transposed([{"a": 1}, {"b": 2}])
+    {'a': [1, None], 'b': [None, 2]}
+    """
+    names = dict.fromkeys(chain.from_iterable(rows))
+    if set(map(len, rows)) <= {len(names)}:  # then every row has them all
+        return {name: [row[name] for row in rows] for name in names}
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def all_texts(values: Sequence[Any]) -> bool:
+    """Whether every value is a string."""
+    return values.all_are(str) if isinstance(values, Column) else all(isinstance(v, str) for v in values)

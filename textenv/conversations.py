@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from textenv.columns import Column
+from textenv.columns import Column, all_texts
 from textenv.messages import OPTION_COLUMNS, chat_options, opened_turn
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def conversation_columns(
     Raises:
         ValueError: if there is a column of that name.
     """
-    texts = all(isinstance(prompt, str) for prompt in prompts)
+    texts = all_texts(prompts)
     name = USER_TEXT if texts else MESSAGES
     _check_free(name, columns)
-    if isinstance(prompts, Column) and (texts or not any(isinstance(prompt, str) for prompt in prompts)):
+    if isinstance(prompts, Column) and (texts or prompts.all_are(list)):
         return {name: prompts}
     kept: list[Any] = [
         prompt if texts else user_message(prompt) if isinstance(prompt, str) else [dict(m) for m in prompt]

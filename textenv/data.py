@@ -17,13 +17,14 @@ import torch
 
 from textenv.columns import Column, Columns
 from textenv.conversations import joined_columns
-from textenv.data_sources import Row
 from textenv.encoding import PairEncoder, raise_at
 from textenv.episodes import EpisodeBatch
 from textenv.names import shown
 from textenv.preferences import PreferenceBatch
+from textenv.prompt_records import read_prompts
 from textenv.prompts import PromptSet
 from textenv.records import FORMATS, HeldPrompts, Records, Repeats, load_columns
+from textenv.row_blocks import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,28 +67,12 @@ def prompts_from_records(
     Warns:
         UserWarning: if prompts repeat, with their number.
     """
-    by_messages = "prompt" not in records.columns and "messages" in records.columns
-    prompts = Column()
-    columns, seen = Columns(), Repeats(records.name, "prompt")
-    for place, row in records.require("messages" if by_messages else "prompt").rows():
-        prompt = row.pop("messages" if by_messages else "prompt")
-        if by_messages and prompt[-1]["role"] == "assistant":
-            prompt = prompt[:-1]
-            if not prompt:
-                raise ValueError(f"{place}: messages hold the assistant's turn alone, so there is no prompt")
-        if prompts and isinstance(prompt, str) != isinstance(prompts[0], str):
-            raise TypeError(
-                f"{place}: prompts must be all texts or all messages, got {type(prompt).__name__}"
-            )
-        prompts.append(prompt)
-        seen.add(prompt)
-        columns.add(row)
-    seen.warn()
+    prompts, columns = read_prompts(records, alike=True)
     try:
         return PromptSet.from_texts(
             prompts,
             tokenizer,
-            columns=columns.values,
+            columns=columns,
             max_prompt_tokens=max_prompt_tokens,
             truncation_side=truncation_side,
             chat_template=chat_template or not isinstance(prompts[0], str),

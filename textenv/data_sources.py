@@ -8,23 +8,20 @@ file is the exception).
 from __future__ import annotations
 
 import csv
-import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from textenv.json_lines import JsonLines, decoded_lines
 from textenv.json_text import parse_json
 from textenv.names import nearest, shown
+from textenv.row_blocks import ChainedSource, Row, Source
 
 if TYPE_CHECKING:
     import datasets
 
-Row: TypeAlias = tuple[str, dict[str, Any]]
-"""(place, {column: value})."""
-Source: TypeAlias = Callable[[], Iterator[Row]]
-"""Starts a new pass over the rows."""
 DataLike: TypeAlias = (
     "str | os.PathLike[str] | datasets.Dataset | Sequence[Mapping[str, Any]] | Mapping[str, Any]"
 )
@@ -81,26 +78,6 @@ def is_untyped(place: str) -> bool:
     return re.search(r"\.csv:\d+$", place, re.IGNORECASE) is not None
 
 
-def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text with its line break) of a UTF-8 file, a byte order mark removed.
-
-    Raises:
-        ValueError: naming file, line and byte where the text is not UTF-8.
-    """
-    with open(path, "rb") as file:
-        start = 0
-        for number, raw in enumerate(file, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}:{number}: not UTF-8: byte 0x{raw[error.start]:02x} at offset "
-                    f"{start + error.start} of the file; save it as UTF-8"
-                ) from None
-            start += len(raw)
-            yield number, text
-
-
 def _only_train(split: str | None, what: str) -> None:
     if split not in (None, "train"):
         raise ValueError(f"{what} has no splits, so split must be None or 'train', got {split!r}")
@@ -118,27 +95,14 @@ def _file_source(path: Path) -> Source:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path}: unknown kind of file {path.suffix!r}, expected one of {sorted(_READERS)}")
-    return lambda: reader(path)
-
-
-def _parse_object(text: str, where: str) -> dict[str, Any]:
-    row = parse_json(text, where)
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object with column names, got {type(row).__name__}")
-    return row
-
-
-def _read_json_lines(path: Path) -> Iterator[Row]:
-    for number, text in decoded_lines(path):
-        if text.strip():
-            yield f"{path}:{number}", _parse_object(text, f"{path}:{number}")
+    return reader(path)
 
 
 def _read_json(path: Path) -> Iterator[Row]:
     """A list of objects, or JSON lines under the name .json."""
     head = next((text for _, text in decoded_lines(path) if text.strip()), "")
     if not head.lstrip().startswith("["):
-        yield from _read_json_lines(path)
+        yield from JsonLines(path)()
         return
     rows = parse_json("".join(text for _, text in decoded_lines(path)), str(path), lines=True)
     for i, row in enumerate(rows):
@@ -188,14 +152,14 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
+_READERS: dict[str, Callable[[Path], Source]] = {
+    ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
+    ".json": lambda path: lambda: _read_json(path),
+    ".csv": lambda path: lambda: _read_csv(path),
+    ".parquet": lambda path: lambda: _read_parquet(path),
 }
-"""Suffix -> reader."""
+"""Suffix -> what makes a source of such a file."""
 
 
 def _folder_source(folder: Path, split: str | None) -> Source:
@@ -216,7 +180,7 @@ def _folder_source(folder: Path, split: str | None) -> Source:
     for file in files:
         splits.setdefault(_split_of(file, folder), []).append(file)
     chosen = [_file_source(file) for file in splits[_pick_split(list(splits), split, str(folder))]]
-    return lambda: itertools.chain.from_iterable(source() for source in chosen)
+    return ChainedSource(chosen)
 
 
 def _split_of(file: Path, folder: Path) -> str:

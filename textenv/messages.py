@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from textenv.names import listed, shown
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 OPTION_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns beside messages that reach the chat template: JSON schemas of tools, further arguments."""
+_PLAIN = {("role", "content"), ("content", "role")}
 _OWN = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "tools")
 
 
@@ -61,6 +63,22 @@ def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
         kept = {key: value for key, value in message.items() if value is not None}
         checked.append({**kept, "content": None} if kept.get("content") is None else kept)
     return checked
+
+
+def are_plain(conversations: Sequence[Any]) -> bool:
+    """Whether all are lists of dicts of a role and a text and no more, which ``check_messages`` leaves so.
+
+    >>> are_plain([[{"role": "user", "content": "Hi"}]]), are_plain([[{"role": "user", "content": None}]])
+    (True, False)
+    """
+    if set(map(type, conversations)) != {list} or not all(conversations):
+        return False
+    messages = list(chain.from_iterable(conversations))
+    return (
+        set(map(type, messages)) == {dict}
+        and set(map(tuple, messages)) <= _PLAIN
+        and set(map(type, chain.from_iterable(map(dict.values, messages)))) == {str}
+    )
 
 
 def _check_call(call: Any, where: str, content: Any) -> None:
@@ -157,20 +175,65 @@ def render(
     """
     from jinja2 import TemplateError
 
-    if tokenizer.chat_template is None:
-        raise ValueError("messages need a tokenizer with a chat template, and this tokenizer has none")
-    conversation = [dict(message) for message in messages]
     try:
-        text = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=generation_prompt, **(options or {})
-        )
+        text = _apply([messages], tokenizer, generation_prompt, options)[0]
     except TemplateError as error:
         roles = [message["role"] for message in messages]
         raise ValueError(
             f"the chat template refuses a conversation with the roles {roles}: {error}"
         ) from error
-    assert isinstance(text, str)
     return text
+
+
+def render_all(
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    options: Sequence[Mapping[str, Any]] | None = None,
+    first: int = 0,
+) -> list[str]:
+    """The texts of n prompts with the assistant's turn opened, together where all have the same options.
+
+    Args:
+        conversations: n lists of messages.
+        tokenizer: with a chat template.
+        options: n dicts of further arguments of the template.
+        first: number of the first conversation, for errors.
+
+    Raises:
+        ValueError: naming the first prompt that the template refuses, or if there is no template.
+    """
+    from jinja2 import TemplateError
+
+    if options is None or all(own == options[0] for own in options):
+        try:
+            return _apply(conversations, tokenizer, True, options[0] if options else None)
+        except (TemplateError, ValueError):
+            pass  # one by one, to find out which
+    texts = []
+    for i, messages in enumerate(conversations):
+        own = None if options is None else options[i]
+        try:
+            texts.append(render(messages, tokenizer, generation_prompt=True, options=own))
+        except ValueError as error:
+            raise ValueError(f"prompts[{first + i}]: {error}") from error
+    return texts
+
+
+def _apply(
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    tokenizer: PreTrainedTokenizerBase,
+    generation_prompt: bool,
+    options: Mapping[str, Any] | None,
+) -> list[str]:
+    if tokenizer.chat_template is None:
+        raise ValueError("messages need a tokenizer with a chat template, and this tokenizer has none")
+    copies = [[dict(message) for message in messages] for messages in conversations]
+    texts = tokenizer.apply_chat_template(
+        copies, tokenize=False, add_generation_prompt=generation_prompt, **(options or {})
+    )
+    assert isinstance(texts, list)
+    return texts
 
 
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:

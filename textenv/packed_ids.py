@@ -10,7 +10,7 @@ import numpy as np
 
 from textenv.names import shown
 
-CHUNK = 4096
+CHUNK = 1024
 """Rows that exist as Python lists at one time."""
 T = TypeVar("T")
 
@@ -38,9 +38,12 @@ class PackedIds:
     """
 
     def __init__(self, rows: Iterable[Sequence[int] | np.ndarray] = ()) -> None:
-        self._flat: list[np.ndarray] = [np.zeros(0, dtype=np.int32)]
+        # One buffer that grows where it is: arrays to be joined would all be there twice for a moment.
+        self._bytes = bytearray()
+        self._kind: type[np.integer[Any]] = np.int32
         self._lengths: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         self._starts = np.zeros(0, dtype=np.int64)
+        self._count = 0
         for chunk in chunks(rows):
             start = len(self)
             arrays = [_id_array(row, start + i) for i, row in enumerate(chunk)]
@@ -48,22 +51,26 @@ class PackedIds:
 
     def add(self, rows: Sequence[Sequence[int]]) -> None:
         """Append rows of a tokenizer, whose ids need no check."""
-        self._append(np.fromiter(chain.from_iterable(rows), dtype=np.int64), [len(row) for row in rows])
+        self._append(np.fromiter(chain.from_iterable(rows), dtype=np.int64), list(map(len, rows)))
 
     def _append(self, flat: np.ndarray, lengths: list[int]) -> None:
         fits = not flat.size or (flat.min() >= 0 and flat.max() <= np.iinfo(np.int32).max)
-        self._flat.append(flat.astype(np.int32) if fits else flat)
+        if not fits and self._kind is np.int32:
+            self._bytes, self._kind = bytearray(self.flat.astype(np.int64)), np.int64
+        try:
+            self._bytes += memoryview(flat.astype(self._kind)).cast("B") if flat.size else b""
+        except BufferError:  # somebody holds an array of the ids, which cannot grow
+            self._bytes = self._bytes + flat.astype(self._kind).tobytes()
         self._lengths.append(np.array(lengths, dtype=np.int64))
+        self._count += len(lengths)
 
     def __len__(self) -> int:
-        return sum(map(len, self._lengths))
+        return self._count
 
     @property
     def flat(self) -> np.ndarray:
         """All ids one after the other, int32 (int64 if some are no int32)."""
-        if len(self._flat) > 1:
-            self._flat = [np.concatenate(self._flat)]
-        return self._flat[0]
+        return np.frombuffer(self._bytes, self._kind) if self._bytes else np.zeros(0, self._kind)
 
     @property
     def lengths(self) -> np.ndarray:

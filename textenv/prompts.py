@@ -13,8 +13,15 @@ from torch import Tensor
 from textenv.chat_prompts import encode_chats
 from textenv.checks import check_at_least, check_choice, check_flag
 from textenv.columns import Column
-from textenv.conversations import conversation_columns
-from textenv.messages import OPTION_COLUMNS, chat_options, check_messages, takes_tools, warn_no_tools
+from textenv.conversations import conversation_columns, user_message
+from textenv.messages import (
+    OPTION_COLUMNS,
+    are_plain,
+    chat_options,
+    check_messages,
+    takes_tools,
+    warn_no_tools,
+)
 from textenv.names import shown
 from textenv.packed_ids import PackedIds, chunks
 from textenv.token_ids import token_ids
@@ -191,12 +198,12 @@ class PromptSet:
         for chunk in chunks(texts):
             cut["first"] = first = len(ids)
             if chat_template:
-                messages = [_messages(item, first + i) for i, item in enumerate(chunk)]
-                options = [_options(given, first + i) for i in range(len(chunk))]
+                messages = _conversations(chunk, first)
+                options = [_options(given, first + i) for i in range(len(chunk))] if given else None
                 strings, encoded, found = encode_chats(messages, tokenizer, options=options, **cut)
                 bare += found
             else:
-                strings = [_text(item, first + i) for i, item in enumerate(chunk)]
+                strings = _texts(chunk, first)
                 encoded = encode_prompts(strings, tokenizer, **cut)
             ids.add(encoded)
             if not as_given:
@@ -278,17 +285,24 @@ class PromptSet:
         return PromptSet(ids, columns=self.extras(chosen), texts=texts)
 
 
-def _text(item: Any, i: int) -> str:
-    if not isinstance(item, str):
-        raise TypeError(
-            f"prompts[{i}] must be a string, got {shown(item)}; lists of messages need chat_template=True"
-        )
-    return item
+def _texts(items: list[Any], first: int) -> list[str]:
+    if set(map(type, items)) != {str}:
+        for i, item in enumerate(items, start=first):
+            if not isinstance(item, str):
+                raise TypeError(
+                    f"prompts[{i}] must be a string, got {shown(item)}; "
+                    "lists of messages need chat_template=True"
+                )
+    return items
 
 
-def _messages(item: Any, i: int) -> list[dict[str, Any]]:
-    messages = [{"role": "user", "content": item}] if isinstance(item, str) else item
-    return check_messages(messages, f"prompts[{i}]")
+def _conversations(items: list[Any], first: int) -> list[list[dict[str, Any]]]:
+    if are_plain(items):
+        return items
+    return [
+        check_messages(user_message(item) if isinstance(item, str) else item, f"prompts[{i}]")
+        for i, item in enumerate(items, start=first)
+    ]
 
 
 def _template_columns(

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import warnings
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from textenv.columns import Column, Columns
-from textenv.data_sources import DataLike, Row, Source, is_untyped, open_source
+from textenv.columns import Column, Columns, transposed
+from textenv.data_sources import DataLike, is_untyped, open_source
 from textenv.implicit_prompts import PAIR, has_implicit_prompt, with_prompts
-from textenv.messages import check_messages
+from textenv.messages import are_plain, check_messages
 from textenv.names import nearest, shown
-from textenv.token_ids import is_unicode
+from textenv.row_blocks import Block, Row, Source, row_blocks, source_blocks
+from textenv.token_ids import are_unicode, is_unicode
 
 FORMATS = (
     ("prompt", "chosen", "rejected"),
@@ -30,10 +31,24 @@ TEXT_COLUMNS = ("text", "prompt", "completion", "chosen", "rejected")
 """Columns of text or (but for ``text``) of messages."""
 FLOAT32_MAX = 3.4028234663852886e38
 """Largest number that float32, in which rewards are kept, can hold."""
+_NOT_EMPTY = ("text", "prompt")
+"""Text columns whose texts must not be empty."""
 _SURELY = 12
 """Characters of a prompt that no completion repeats by chance."""
 NUMBER_COLUMNS = ("reward", "margin", "label")
 """Columns of numbers; the label of a pair is a probability, any other is a flag."""
+
+
+@dataclass(frozen=True)
+class ColumnBlock:
+    """Consecutive checked records."""
+
+    columns: dict[str, list[Any]]
+    """Name -> values, None where a record lacks the column."""
+    count: int
+    """How many records."""
+    place: Callable[[int], str]
+    """Number of a record in the block -> its place."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,33 @@ class Records:
                 finite.
             TypeError: if a value has the wrong type.
         """
-        for place, raw in self.source():
+        return self._checked_rows(self.source())
+
+    def blocks(self, limit: int | None = None) -> Iterator[ColumnBlock]:
+        """The same records as columns, many rows at a time, which is several times as fast.
+
+        Args:
+            limit: only the first so many.
+
+        Raises:
+            ValueError: as ``rows`` does, once the records before the wrong one were given.
+            TypeError: likewise.
+        """
+        for block in source_blocks(self.source):
+            if limit is not None:
+                block = Block(block.rows[:limit], block.place)
+                limit -= len(block.rows)
+            columns = self._surely_right(block.rows)
+            if columns is not None:
+                yield ColumnBlock(columns, len(block.rows), block.place)
+            else:
+                for checked in row_blocks(self._checked_rows(block)):
+                    yield ColumnBlock(transposed(checked.rows), len(checked.rows), checked.place)
+            if limit == 0:
+                return
+
+    def _checked_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for place, raw in rows:
             row = (
                 {self.rename.get(name, name): value for name, value in raw.items()}
                 if self.rename
@@ -70,6 +111,25 @@ class Records:
                     raise ValueError(_no_column(place, name, row))
                 row[name] = _checked(name, row[name], place, flag="chosen" not in self.required)
             yield place, row
+
+    def _surely_right(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]] | None:
+        """What ``_checked_rows`` gives, as columns, or None if the rows must be looked at one by one."""
+        found = transposed(rows)
+        columns = {self.rename.get(name, name): values for name, values in found.items()}
+        if len(columns) < len(found) or not columns.keys() >= set(self.required):
+            return None
+        for name in self.required:
+            kinds = set(map(type, columns[name]))
+            if type(None) in kinds or name in NUMBER_COLUMNS:
+                return None
+            if name in TEXT_COLUMNS and kinds == {str}:
+                if not are_unicode(columns[name]) or (name in _NOT_EMPTY and not all(columns[name])):
+                    return None
+            elif name in TEXT_COLUMNS or name == "messages":
+                if name == "text" or not are_plain(columns[name]):
+                    return None
+                columns[name] = [list(map(dict, messages)) for messages in columns[name]]
+        return columns
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (row for _, row in self.rows())
@@ -111,8 +171,8 @@ class Records:
     def to_columns(self) -> dict[str, Column]:
         """All records in memory: column -> values, None where a record lacks the column."""
         columns = Columns()
-        for row in self:
-            columns.add(row)
+        for block in self.blocks():
+            columns.extend(block.columns, block.count)
         return columns.values
 
 
@@ -208,7 +268,7 @@ def _checked(name: str, value: Any, place: str, *, flag: bool) -> Any:
     if name not in TEXT_COLUMNS:
         return value
     if isinstance(value, str):
-        if not value and name in ("text", "prompt"):
+        if not value and name in _NOT_EMPTY:
             raise ValueError(f"{where} is empty")
         if not is_unicode(value):
             raise ValueError(f"{where} holds half of a surrogate pair: {shown(value)}")
@@ -270,15 +330,29 @@ class Repeats:
 
     def add(self, content: object) -> None:
         """Note one record."""
-        self._hashes.append(hash(content if isinstance(content, str) else repr(content)))
+        self.extend([content])
 
-    def warn(self) -> None:
+    def extend(self, contents: Sequence[Any]) -> None:
+        """Note several records."""
+        if set(map(type, contents)) == {str}:
+            self._hashes.extend(map(hash, contents))
+        elif are_plain(contents):
+            self._hashes.extend(hash(tuple([tuple(m.items()) for m in messages])) for messages in contents)
+        elif len(contents) > 1:  # what one record counts as must not depend on those beside it
+            for content in contents:
+                self.extend([content])
+        else:
+            self._hashes.extend(
+                hash(content if isinstance(content, str) else repr(content)) for content in contents
+            )
+
+    def warn(self, stacklevel: int = 3) -> None:
         """Warn if records repeat, with their number."""
-        count = len(self._hashes)
-        if repeats := count - len(np.unique(np.frombuffer(self._hashes, dtype=np.int64))):
+        hashes = np.sort(np.frombuffer(self._hashes, dtype=np.int64))
+        if repeats := int((hashes[1:] == hashes[:-1]).sum()):
             warnings.warn(
-                f"{self._source}: {repeats} of {count} records repeat an earlier one's {self._what}",
-                stacklevel=3,
+                f"{self._source}: {repeats} of {len(hashes)} records repeat an earlier one's {self._what}",
+                stacklevel=stacklevel,
             )
 
 
