@@ -3,7 +3,9 @@
     python -m benchmarks.prompt_memory --prompts 1000000
 
 Each record has a prompt of about 60 characters, a short answer and a number. The environment is made in a
-separate process. Memory is counted above the resident size of that process after the imports.
+separate process. Memory is counted above the resident size of that process after the imports. "tokenizer s"
+is the CPU time of the tokenizer's own encoding of the same texts, which is a part of "CPU s"; for
+conversations, "template s" is that of rendering them.
 """
 
 from __future__ import annotations
@@ -16,13 +18,27 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import arguments, print_table, write_json
 from benchmarks.worker import Pipe, Worker, close_all, memory_mb
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 ROWS = 8
 WORDS = 4096
 """Distinct words of the prompts."""
+
+
+FIGURES = {
+    "cpu_s": "CPU s",
+    "tokenizer_s": "tokenizer s",
+    "template_s": "template s",
+    "resident_mb": "resident MB",
+    "peak_mb": "peak MB",
+}
+"""Name -> heading."""
 
 
 def words(count: int = WORDS) -> list[str]:
@@ -44,6 +60,37 @@ def write_records(path: Path, count: int, *, chat: bool = False) -> None:
             file.write(json.dumps(record) + "\n")
 
 
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each word, found by splitting at white space."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<eos>", *dict.fromkeys(words())])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>"
+    )
+
+
+def limits(envs: Any, tokenizer: Any) -> dict[str, float]:
+    """CPU seconds of what other libraries do: encoding the texts, rendering the conversations."""
+    from textenv.packed_ids import chunks
+
+    prompts, seconds = envs.unwrapped.prompts, {"tokenizer_s": 0.0, "template_s": 0.0}
+    for texts in chunks(prompts.texts, 256):
+        begin = time.process_time()
+        tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=True)
+        seconds["tokenizer_s"] += time.process_time() - begin
+    for chats in chunks(prompts.columns.get("prompt_messages", ()), 256):
+        begin = time.process_time()
+        tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+        seconds["template_s"] += time.process_time() - begin
+    return seconds
+
+
 def serve(case: dict[str, object]) -> None:
     """The measured process: make the environment, play a few episodes."""
     pipe = Pipe()
@@ -54,7 +101,10 @@ def serve(case: dict[str, object]) -> None:
     from textenv.tasks.bpe import bpe_tokenizer
 
     torch.set_num_threads(1)
-    tokenizer = bpe_tokenizer([" ".join(words())], vocab_size=8192)  # a token for most words
+    if case["tokenizer"] == "word":
+        tokenizer = word_tokenizer()
+    else:
+        tokenizer = bpe_tokenizer([" ".join(words())], vocab_size=8192)  # a token for most words
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -73,19 +123,22 @@ def serve(case: dict[str, object]) -> None:
         cpu = time.process_time() - begin
         episodes = textenv.collect(envs, lambda obs, info: info["key"] % len(tokenizer), 64, seed=0)
         assert len(set(episodes.extras["answer"])) > 1
-        return {"cpu_s": cpu, "resident_mb": memory_mb("VmRSS") - pipe.baseline_mb}
+        resident = memory_mb("VmRSS") - pipe.baseline_mb
+        return {"cpu_s": cpu, "resident_mb": resident, **limits(envs, tokenizer)}
 
     pipe.serve(cycle)
 
 
-def measure(count: int, repeats: int, *, chat: bool = False) -> dict[str, float]:
+def measure(count: int, repeats: int, tokenizer: str, *, chat: bool = False) -> dict[str, float]:
     """Best of ``repeats`` processes: CPU seconds, resident and peak memory in MB."""
-    figures: dict[str, list[float]] = {"cpu_s": [], "resident_mb": [], "peak_mb": []}
+    figures: dict[str, list[float]] = {name: [] for name in FIGURES}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prompts.jsonl"
         write_records(path, count, chat=chat)
         for _ in range(repeats):
-            worker = Worker(sys.executable, "benchmarks.prompt_memory", {"path": str(path)})
+            worker = Worker(
+                sys.executable, "benchmarks.prompt_memory", {"path": str(path), "tokenizer": tokenizer}
+            )
             answer = worker.run()
             close_all([worker])
             for name, values in figures.items():
@@ -97,6 +150,9 @@ def main(given: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--prompts", type=int, default=1_000_000, help="how many prompts")
+    parser.add_argument(
+        "--tokenizer", choices=("bpe", "word"), default="bpe", help="byte-level BPE, or words"
+    )
     parser.add_argument("case", nargs="?", help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.case is not None:
@@ -104,12 +160,13 @@ def main(given: Sequence[str] | None = None) -> None:
         return
     repeats = 1 if options.quick else 3
     figures = {
-        name: measure(options.prompts, repeats, chat=chat) for name, chat in (("text", False), ("chat", True))
+        name: measure(options.prompts, repeats, options.tokenizer, chat=chat)
+        for name, chat in (("text", False), ("chat", True))
     }
     print_table(
-        f"{options.prompts:,} prompts from a file, best of {repeats}",
-        ["prompts", "CPU s", "resident MB", "peak MB"],
-        [[name, row["cpu_s"], row["resident_mb"], row["peak_mb"]] for name, row in figures.items()],
+        f"{options.prompts:,} prompts from a file, {options.tokenizer} tokenizer, best of {repeats}",
+        ["prompts", *FIGURES.values()],
+        [[name, *(row[figure] for figure in FIGURES)] for name, row in figures.items()],
         "Memory is counted above the resident size after the imports.",
     )
     write_json(options.json, figures)

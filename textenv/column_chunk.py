@@ -26,7 +26,7 @@ class Chunk:
     def __init__(self, values: list[Any]) -> None:
         self.kinds: frozenset[type] = frozenset(map(type, values))
         """The types of the values."""
-        self._values: Sequence[Any] = values
+        self._values: Any = values
         self._is_json = False
         kinds = self.kinds - {type(None)}
         if not kinds or (len(kinds) == 1 and kinds <= set(_SCALARS)):

@@ -229,10 +229,9 @@ def _apply(
     if tokenizer.chat_template is None:
         raise ValueError("messages need a tokenizer with a chat template, and this tokenizer has none")
     copies = [[dict(message) for message in messages] for messages in conversations]
-    texts = tokenizer.apply_chat_template(
+    texts: Any = tokenizer.apply_chat_template(
         copies, tokenize=False, add_generation_prompt=generation_prompt, **(options or {})
     )
-    assert isinstance(texts, list)
     return texts
 
 

@@ -58,7 +58,7 @@ class PackedIds:
         if not fits and self._kind is np.int32:
             self._bytes, self._kind = bytearray(self.flat.astype(np.int64)), np.int64
         try:
-            self._bytes += memoryview(flat.astype(self._kind)).cast("B") if flat.size else b""
+            self._bytes += flat.astype(self._kind).tobytes()
         except BufferError:  # somebody holds an array of the ids, which cannot grow
             self._bytes = self._bytes + flat.astype(self._kind).tobytes()
         self._lengths.append(np.array(lengths, dtype=np.int64))
