@@ -24,9 +24,26 @@ def test_rows_come_back_however_they_are_added(rows: list[list[int]], size: int)
     for chunk in chunks(rows, size):
         added.add(chunk)
     for packed in (PackedIds(rows), added):
-        assert len(packed) == len(rows) and packed.flat.dtype == np.int32
+        small = max(map(max, filter(None, rows)), default=0) < 2**16
+        assert len(packed) == len(rows) and packed.flat.dtype == (np.uint16 if small else np.int32)
         assert [packed.row(i).tolist() for i in range(len(rows))] == rows
         assert packed.lengths.tolist() == [len(row) for row in rows]
+
+
+def test_ids_are_as_wide_as_the_widest() -> None:
+    packed = PackedIds([[65535]])
+    assert packed.flat.dtype == np.uint16
+    packed.add([[65536], []])
+    assert packed.flat.dtype == np.int32
+    packed.add([[1]])
+    assert packed.flat.tolist() == [65535, 65536, 1] and packed.flat.dtype == np.int32
+    packed.add([[2**31]])
+    assert packed.flat.tolist() == [65535, 65536, 1, 2**31] and packed.flat.dtype == np.int64
+
+
+def test_a_padding_id_need_not_be_like_the_ids() -> None:
+    ids, _, _ = PromptSet([[1, 2], [3]]).rows(np.array([0, 1]), pad_token_id=100_000)
+    assert ids.tolist() == [[1, 2], [3, 100_000]]
 
 
 def test_ids_that_are_no_int32_are_kept() -> None:

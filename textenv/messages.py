@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 OPTION_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns beside messages that reach the chat template: JSON schemas of tools, further arguments."""
+_AT_ONCE = 64
+"""Conversations rendered together. More copies of them at a time would start Python's garbage collector."""
 _PLAIN = {("role", "content"), ("content", "role")}
 _OWN = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "tools")
 
@@ -206,8 +208,13 @@ def render_all(
     from jinja2 import TemplateError
 
     if options is None or all(own == options[0] for own in options):
+        own = options[0] if options else None
         try:
-            return _apply(conversations, tokenizer, True, options[0] if options else None)
+            return [
+                text
+                for start in range(0, len(conversations), _AT_ONCE)
+                for text in _apply(conversations[start : start + _AT_ONCE], tokenizer, True, own)
+            ]
         except (TemplateError, ValueError):
             pass  # one by one, to find out which
     texts = []

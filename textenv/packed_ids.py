@@ -13,6 +13,7 @@ from textenv.names import shown
 CHUNK = 1024
 """Rows that exist as Python lists at one time."""
 T = TypeVar("T")
+_KINDS = [np.dtype(np.uint16), np.dtype(np.int32), np.dtype(np.int64)]
 
 
 def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
@@ -26,7 +27,7 @@ def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
 
 
 class PackedIds:
-    """P rows of token ids: 4 bytes per id, 16 per row.
+    """P rows of token ids: 2 bytes per id (4 if one does not fit), 16 per row.
 
     Ids that are no int32 are kept as int64, so that a check of the vocabulary can name them.
 
@@ -40,7 +41,7 @@ class PackedIds:
     def __init__(self, rows: Iterable[Sequence[int] | np.ndarray] = ()) -> None:
         # One buffer that grows where it is: arrays to be joined would all be there twice for a moment.
         self._bytes = bytearray()
-        self._kind: type[np.integer[Any]] = np.int32
+        self._kind = _KINDS[0]
         self._lengths: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         self._starts = np.zeros(0, dtype=np.int64)
         self._count = 0
@@ -54,9 +55,13 @@ class PackedIds:
         self._append(np.fromiter(chain.from_iterable(rows), dtype=np.int64), list(map(len, rows)))
 
     def _append(self, flat: np.ndarray, lengths: list[int]) -> None:
-        fits = not flat.size or (flat.min() >= 0 and flat.max() <= np.iinfo(np.int32).max)
-        if not fits and self._kind is np.int32:
-            self._bytes, self._kind = bytearray(self.flat.astype(np.int64)), np.int64
+        kind = self._kind
+        if flat.size:
+            low, high = flat.min(), flat.max()
+            fitting = [one for one in _KINDS if 0 <= low and high <= np.iinfo(one).max] or _KINDS[-1:]
+            kind = max(kind, fitting[0], key=_KINDS.index)
+        if kind != self._kind:
+            self._bytes, self._kind = bytearray(self.flat.astype(kind).tobytes()), kind
         try:
             self._bytes += flat.astype(self._kind).tobytes()
         except BufferError:  # somebody holds an array of the ids, which cannot grow
@@ -69,7 +74,7 @@ class PackedIds:
 
     @property
     def flat(self) -> np.ndarray:
-        """All ids one after the other, int32 (int64 if some are no int32)."""
+        """All ids one after the other, of the smallest kind that holds them all: uint16, int32 or int64."""
         return np.frombuffer(self._bytes, self._kind) if self._bytes else np.zeros(0, self._kind)
 
     @property

@@ -260,15 +260,15 @@ class PromptSet:
         Raises:
             ValueError: if a prompt of the set has an id outside [0, 2**31).
         """
-        if self._ids.flat.dtype != np.int32:
+        if self._ids.flat.dtype == np.int64:
             self.check_token_ids(2**31)
         lengths = self.lengths[index]
         columns = np.arange(int(lengths.max()) if len(lengths) else 0)
         inside = columns < lengths[:, None]
         place = np.minimum(self._ids.starts[index][:, None] + columns, len(self._ids.flat) - 1)
-        ids = np.where(inside, self._ids.flat[place], pad_token_id)
+        ids = np.where(inside, self._ids.flat[place].astype(np.int64), pad_token_id)
         return (
-            torch.from_numpy(ids.astype(np.int64, copy=False)),
+            torch.from_numpy(ids),
             torch.from_numpy(inside.view(np.int8)),
             torch.from_numpy(lengths),
         )
