@@ -13,7 +13,7 @@ from textenv.names import shown
 CHUNK = 1024
 """Rows that exist as Python lists at one time."""
 T = TypeVar("T")
-_KINDS = [np.dtype(np.uint16), np.dtype(np.int32), np.dtype(np.int64)]
+_KINDS: list[np.dtype[Any]] = [np.dtype(np.uint16), np.dtype(np.int32), np.dtype(np.int64)]
 
 
 def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
@@ -58,7 +58,7 @@ class PackedIds:
         kind = self._kind
         if flat.size:
             low, high = flat.min(), flat.max()
-            fitting = [one for one in _KINDS if 0 <= low and high <= np.iinfo(one).max] or _KINDS[-1:]
+            fitting = [one for one in _KINDS if low >= 0 and high <= np.iinfo(one).max] or _KINDS[-1:]
             kind = max(kind, fitting[0], key=_KINDS.index)
         if kind != self._kind:
             self._bytes, self._kind = bytearray(self.flat.astype(kind).tobytes()), kind
