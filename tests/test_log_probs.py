@@ -27,6 +27,7 @@ from transformers import (
 from textenv.acting import DecodingPolicy
 from textenv.episodes import EpisodeBatch
 from textenv.legality import Legality
+from textenv.linear_log_probs import linear_log_probs
 from textenv.log_probs import length_groups, token_log_probs, undivided
 from textenv.model_split import split_model
 
@@ -185,6 +186,41 @@ def test_the_bias_of_a_head_has_its_gradient(legality: Legality | None, max_byte
         model.lm_head.bias.normal_(std=1.0)
     found = token_log_probs(model, batch, legality=legality, max_bytes=max_bytes).log_probs
     assert_same_gradients(model, weigh(found), weigh(plain(model, batch, 1.0, legality)[0]), 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_linear_path_gives_what_was_asked_for_and_keeps_no_more(dtype: torch.dtype) -> None:
+    """Of the size of the logits: softmax minus one-hot is kept, with entropies the log-softmax, too."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 4, generator=generator).to(dtype).requires_grad_() for n in (6, 9))
+    tokens, t = torch.arange(6), torch.zeros(6, dtype=torch.int64)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for with_entropy, count in ((False, 1), (True, 2)):
+        kept: list[torch.Size] = []
+
+        def note(tensor: Tensor, kept: list[torch.Size] = kept) -> Tensor:
+            kept.append(tensor.shape)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            log_probs, entropy = linear_log_probs(hidden, weight, None, tokens, t, with_entropy=with_entropy)
+        assert kept.count(torch.Size((6, 9))) == count
+        assert (log_probs.dtype, log_probs.shape) == (wide, (6,))
+        assert (None if entropy is None else entropy.dtype) == (wide if with_entropy else None)
+
+
+def test_a_batch_without_actions_gives_a_head_zero_gradients() -> None:
+    weight, bias = torch.randn(9, 4, requires_grad=True), torch.randn(9, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # memory that is not written holds NaN
+    try:
+        found, _ = linear_log_probs(torch.randn(0, 4), weight, bias, none, none)
+        found.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    for parameter in (weight, bias):
+        assert parameter.grad is not None and not parameter.grad.any()
 
 
 def test_what_passes_no_gradient_on_gets_none_back() -> None:

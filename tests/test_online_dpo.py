@@ -114,6 +114,41 @@ def test_the_loss_by_hand() -> None:
     assert not torch.allclose(losses[ranked].mean(), losses.mean(), rtol=1e-3)
 
 
+def test_the_ipo_loss_and_the_implicit_rewards_by_hand() -> None:
+    """IPO takes log ratios per token; the rewards are beta times the whole ones, over the pairs not tied."""
+    agent = make(loss="ipo", beta=0.3, minibatches=1)
+    batch = rollout(agent)
+    agent.step(batch)
+    with torch.no_grad():
+        loss, stats = agent.loss(batch, agent.totals(batch))
+    counts = batch.mask.sum(-1)
+    assert len(counts.unique()) > 1
+    moved = agent.policy.log_prob(batch.episodes).sum(-1) - agent.reference.log_prob(batch.episodes).sum(-1)
+    ranked = ~batch["tied"].view(2, -1)[0]
+    chosen, rejected = (moved / counts).view(2, -1)[:, ranked]
+    assert float(loss) == pytest.approx(float((chosen - rejected - 1 / 0.6).square().mean()), rel=1e-5)
+    better, worse = (0.3 * moved).view(2, -1)[:, ranked]
+    assert float(stats["rewards/chosen"]) == pytest.approx(float(better.mean()), rel=1e-4, abs=1e-7)
+    assert float(stats["rewards/rejected"]) == pytest.approx(float(worse.mean()), rel=1e-4, abs=1e-7)
+    assert float(stats["rewards/margin"]) == pytest.approx(float((better - worse).mean()), rel=1e-4)
+    assert abs(float(stats["rewards/margin"])) > 1e-4
+    assert float(stats["rewards/accuracy"]) == pytest.approx(float((better > worse).float().mean()))
+
+
+def test_the_metrics_of_a_rollout_by_hand() -> None:
+    agent = make(samples_per_prompt=4, minibatches=1)
+    agent.step(rollout(agent))
+    batch = rollout(agent)
+    played = agent.collected.episodes
+    ours, theirs = agent.policy.log_prob(played), agent.reference.log_prob(played)
+    row, kl = agent.describe(batch), float((ours - theirs).sum())
+    assert abs(kl) > 1e-3
+    assert row["objective/kl"] == pytest.approx(kl / len(played), rel=1e-4)
+    assert row["objective/kl_per_token"] == pytest.approx(kl / int(played.action_mask.sum()), rel=1e-4)
+    assert row["objective/entropy"] == pytest.approx(-float(ours[played.action_mask].mean()), rel=1e-5)
+    assert row["pairs/tied"] == pytest.approx(float(batch["tied"].float().mean()))
+
+
 def test_a_kl_penalty_makes_no_preference() -> None:
     envs = KLPenalty(0.5).wrap(make_envs(4, num_envs=8))
     agent = make(envs=envs, samples_per_prompt=4)
