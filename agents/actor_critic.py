@@ -15,6 +15,7 @@ from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
 from textenv.agents.effects import Idle, unlike
 from textenv.agents.losses import explained_variance, masked_center, ppo_value_loss
+from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.policy_gradient import PolicyGradientAgent
@@ -29,10 +30,16 @@ class ActorCriticAgent(PolicyGradientAgent):
     critic = True
 
     def idle(self) -> Idle:
-        """Settings without effect: the shape of a critic's head that the policy was given with."""
+        """Settings without effect: a critic's head that the policy was given with, values that stay 0."""
         own = {"value_head": self.policy.head_kind}
         because = f"on a policy that was made with head_kind={self.policy.head_kind!r}"
-        return super().idle() | unlike(self.config, own, own, because)
+        found = super().idle() | unlike(self.config, own, own, because)
+        critic = self.policy.critic
+        head = self.policy.value_head if critic is None else critic.value_head
+        if not self.config.value_coef and isinstance(head, ValueHead) and head.is_zero:
+            because = "with value_coef=0 and a new critic, whose values stay 0"
+            found |= self.config.changed("bootstrap_truncated", because=because)
+        return found
 
     def make_policy(self, model: Any) -> LanguagePolicy:
         """A policy with a critic."""

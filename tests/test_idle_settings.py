@@ -223,6 +223,22 @@ def test_heads_and_decoding_that_a_policy_was_given_with() -> None:
             ILQL(shifted, config=ILQLConfig(**{name: value}), **given)
 
 
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_a_critic_that_is_never_trained_values_no_end(critic: Any) -> None:
+    config = PPOConfig(value_coef=0.0, bootstrap_truncated=True)
+    with pytest.raises(ValueError, match="bootstrap_truncated has no effect with value_coef=0 and a new"):
+        PPO(tiny(), envs=envs(), config=config)
+    policy = LanguagePolicy(tiny(), tokenizer=TOKENIZER, value_head=critic)
+    head: Any = policy.value_head if policy.critic is None else policy.critic.value_head
+    assert head.is_zero
+    torch.nn.init.ones_(head.projection.last.bias)
+    assert not head.is_zero
+    saved = {"value_model": critic, "value_coef": 0.0, "bootstrap_truncated": True}
+    PPO(policy, envs=envs(), config=PPOConfig.from_saved(saved))
+    if critic == "shared":  # value_model="separate" is refused beside value_coef=0
+        PPO(policy, envs=envs(), config=config)
+
+
 def test_lengths_of_data_that_are_tokens() -> None:
     pairs = PreferenceBatch.from_texts(
         [row["prompt"] for row in PAIRS],

@@ -70,6 +70,12 @@ class ValueHead(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return self.projection(hidden).squeeze(-1)
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether it has not been trained: V = 0 everywhere."""
+        last = self.projection.last
+        return not bool(last.weight.any()) and not bool(last.bias.any())
+
     def config(self) -> dict[str, int | str]:
         """Constructor arguments as JSON values."""
         return {"hidden_size": self.hidden_size, "kind": self.kind}
