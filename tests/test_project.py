@@ -19,6 +19,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
@@ -273,3 +274,13 @@ def test_the_frame_is_whole() -> None:
         line for line in script.read_text(encoding="utf-8").splitlines() if re.match(r"\s*make\b", line)
     ]
     assert [line.split("2>&1")[0].strip() for line in commands] == ["make test"]
+
+
+def test_the_citation_says_what_the_project_says() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = PROJECT["project"]
+    for name in ("version", "license", "keywords"):
+        assert cited[name] == project[name]
+    assert (cited["title"], cited["abstract"]) == (project["name"], project["description"])
+    # What version 1.2.0 of the format requires, beside the title.
+    assert cited["cff-version"] == "1.2.0" and cited["message"] and cited["authors"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.study_helpers import pretended
 from textenv.agents.study.frontier import frontier, scores_at_kl
+from textenv.agents.study.outputs import write_outputs
 from textenv.agents.study.pictures import pictures
 from textenv.agents.study.statistics import smallest_p
 from textenv.agents.study.tables import arm_rows, latex, markdown, run_csv, score_table
@@ -136,8 +138,26 @@ def test_tables_and_pictures(tmp_path: Path) -> None:
     assert [row[:2] for row in cells] == [["start", "10/10"], ["a", "10/10"], ["b_1", "10/10"]]
     assert cells[1][2].startswith("0.545 [0.5")
     assert markdown(columns, cells).splitlines()[2].startswith("| start")
-    assert r"b\_1" in latex(columns, cells) and r"95 \%" in latex(columns, cells)
+    table = latex(columns, cells, caption="50 % of {a}", label="A study: Scores")
+    assert r"b\_1" in table and r"95 \%" in table
+    assert r"\caption{50 \% of \{a\}}" in table and r"\label{tab:a-study-scores}" in table
+    assert table.startswith(r"\begin{table}") and table.endswith("\\end{table}\n")
     plots = pictures(results, tmp_path / "plots")
     assert {plot.name for plot in plots} == {"scores", "profile", "frontier-probe-end"}
     assert all(plot.path.read_bytes().startswith(b"\x89PNG") and plot.alt for plot in plots)
     assert np.isfinite(plots[0].width)
+
+
+@pytest.mark.parametrize(("kind", "begins"), [("pdf", b"%PDF-"), ("svg", b"<?xml")])
+def test_plots_are_written_as_vector_graphics_too(tmp_path: Path, kind: Any, begins: bytes) -> None:
+    results = pretended(tmp_path, {"a": LOW})
+    written = []
+    for _ in range(2):
+        write_outputs(results.config, tmp_path, plot_format=kind)
+        written.append({file.name: file.read_bytes() for file in (tmp_path / "plots").glob(f"*.{kind}")})
+    assert {"scores", "profile"} <= {Path(name).stem for name in written[0]}
+    assert len(written[0]) == len(list((tmp_path / "plots").glob("*.png")))
+    assert all(content.startswith(begins) for content in written[0].values())
+    assert written[0] == written[1]
+    with pytest.raises(ValueError, match="plot_format must be one of png, pdf, svg, got 'eps'"):
+        write_outputs(results.config, tmp_path, plot_format="eps")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from pathlib import Path
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.parser import build, make_parser, parse
 from textenv.agents.config import Config
+from textenv.agents.reports.plots import PlotFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class ReportOptions(Config):
     """Episodes of the last saved iteration to print, too, coloured token by token."""
     quantities: tuple[str, ...] = ()
     """What colours their tokens, such as '[reward, KL]'; empty is everything that was kept."""
+    plot_format: PlotFormat = "png"
+    """Write the plots as pdf or svg, too, beside the PNG files."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -62,7 +65,7 @@ def report(argv: list[str]) -> int:
 
     from textenv.agents.reports.report import write_report
 
-    page = write_report(folder)
+    page = write_report(folder, plot_format=options.plot_format)
     if options.episodes:
         from textenv.agents.reports.tokens import load_views, show
 

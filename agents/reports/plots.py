@@ -1,5 +1,7 @@
 """How plots look: light, readable small, told apart without colour vision; each is a PNG with a description.
 
+``saving_as`` writes a PDF or SVG beside each.
+
 The figures are made without pyplot, so there is no global state, no window, and no backend to choose.
 """
 
@@ -7,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from textenv.atomic import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PlotFormat = Literal["png", "pdf", "svg"]
+"""Formats of pictures."""
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#4D4D4D")
 """Colours that stay apart under the common colour-vision deficiencies (Okabe and Ito 2008, no yellow)."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
@@ -46,11 +51,41 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "font.family": "DejaVu Sans",
+    "pdf.fonttype": 42,  # TrueType: many journals refuse matplotlib's own Type 3
+    "svg.hashsalt": "textenv",  # the same picture gives the same file
     "text.parse_math": False,  # names of metrics are texts; a $ in them is a dollar sign
 }
 """Settings of matplotlib under which plots are drawn."""
 MARGINS = {"left": 0.125, "right": 0.975, "top": 0.9, "bottom": 0.155}
 """Where the axes stand, in parts of the picture."""
+
+
+_vector_format: ContextVar[PlotFormat] = ContextVar("format beside the PNG", default="png")
+
+
+def check_plot_format(plot_format: str) -> None:
+    """Refuse an unknown format.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    if plot_format not in get_args(PlotFormat):
+        raise ValueError(f"plot_format must be one of {', '.join(get_args(PlotFormat))}, got {plot_format!r}")
+
+
+@contextmanager
+def saving_as(plot_format: PlotFormat) -> Iterator[None]:
+    """Within the block every picture is saved in this format, too, beside the PNG that pages show.
+
+    Raises:
+        ValueError: if the format is unknown.
+    """
+    check_plot_format(plot_format)
+    token = _vector_format.set(plot_format)
+    try:
+        yield
+    finally:
+        _vector_format.reset(token)
 
 
 @dataclass
@@ -126,6 +161,12 @@ def drawing(
             axes.legend()
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png", metadata={"Title": title, "Description": plot.alt})
+        also = _vector_format.get()
+        if also != "png":
+            # No date: the same numbers give the same file.
+            facts = {"Title": title, "CreationDate" if also == "pdf" else "Date": None}
+            with atomic_file(path.with_suffix(f".{also}")) as temporary:
+                figure.savefig(temporary, format=also, metadata=facts)
         plot.width, plot.height = (round(float(side) * figure.dpi) for side in size)
 
 

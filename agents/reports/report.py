@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from textenv.agents.reports import headline, tokens
 from textenv.agents.reports.page import render, shown_number, visible
-from textenv.agents.reports.plots import Plot
+from textenv.agents.reports.plots import Plot, PlotFormat, saving_as
 from textenv.agents.reports.run_data import RunData, read_run
 from textenv.agents.reports.run_plots import run_plots
 
@@ -26,7 +26,7 @@ STAGE_TITLES = {
 }
 
 
-def write_report(run_dir: str | os.PathLike[str]) -> Path:
+def write_report(run_dir: str | os.PathLike[str], *, plot_format: PlotFormat = "png") -> Path:
     """Write ``report.html`` and ``plots/*.png`` into the folder of a run or a pipeline; returns the page.
 
     Everything comes from the folder, so a report can be made at any time, of a running run, too. The page
@@ -34,12 +34,17 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
 
     Args:
         run_dir: the folder.
+        plot_format: "pdf" or "svg" writes every plot in this format, too, beside the PNG.
 
     Raises:
         FileNotFoundError: if the folder is not there.
-        ValueError: if it is no run's, or a file in it is damaged.
+        ValueError: if it is no run's, a file in it is damaged, or the format is unknown.
     """
-    run = read_run(run_dir)
+    with saving_as(plot_format):
+        return _write(read_run(run_dir))
+
+
+def _write(run: RunData) -> Path:
     stages = [
         {
             "title": STAGE_TITLES[name],

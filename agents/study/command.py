@@ -11,6 +11,7 @@ import yaml
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.interrupts import advising
 from textenv.agents.cli.parser import build, config_files, make_parser, parse
+from textenv.agents.reports.plots import PlotFormat
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.text_display import text_table
@@ -34,6 +35,8 @@ class StudyOptions(StudyConfig):
     """Runs at a time, each in a process of its own."""
     overwrite: bool = False
     """Make runs anew that were made from other settings."""
+    plot_format: PlotFormat = "png"
+    """Write the plots as pdf or svg, too, beside the PNG files."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -80,7 +83,7 @@ def compare(argv: Sequence[str], flags: Flags) -> int:
             trust_remote_code=flags.trust_remote_code,
             tell=lambda line: print(line, flush=True),
         )
-    found = write_outputs(config, folder)
+    found = write_outputs(config, folder, plot_format=options.plot_format)
 
     import rich
 

@@ -13,7 +13,7 @@ import yaml
 
 from textenv.agents.redaction import masked
 from textenv.agents.reports.page import render
-from textenv.agents.reports.plots import Plot
+from textenv.agents.reports.plots import Plot, PlotFormat, check_plot_format, saving_as
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.pictures import axis, pictures
 from textenv.agents.study.plan import write_json
@@ -50,7 +50,9 @@ class Outputs:
     """The page."""
 
 
-def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Outputs:
+def write_outputs(
+    config: StudyConfig, folder: str | os.PathLike[str], *, plot_format: PlotFormat = "png"
+) -> Outputs:
     """Write results.csv, results.json, report.md, table.tex, plots/ and report.html.
 
     Nothing runs; the same results give the same files.
@@ -58,7 +60,12 @@ def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Output
     Args:
         config: the study's settings.
         folder: the study's folder, with its runs.
+        plot_format: "pdf" or "svg" writes every plot in this format, too, beside the PNG.
+
+    Raises:
+        ValueError: if the format is unknown.
     """
+    check_plot_format(plot_format)
     folder = Path(folder)
     results = Results(config, folder)
     rows, pairs = arm_rows(results), comparisons(results)
@@ -71,7 +78,11 @@ def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Output
     }
     tables = {name: table for name, table in tables.items() if table[1]}
     _write(folder / "results.csv", run_csv(results))
-    _write(folder / "table.tex", "\n".join(f"% {name}\n{latex(*t)}" for name, t in tables.items()))
+    captioned = [
+        latex(*table, caption=f"{config.title}: {name}", label=f"{config.title} {name.partition(' (')[0]}")
+        for name, table in tables.items()
+    ]
+    _write(folder / "table.tex", "\n".join(captioned))
     summary = {
         "title": config.title,
         "verdict": words,
@@ -84,7 +95,9 @@ def write_outputs(config: StudyConfig, folder: str | os.PathLike[str]) -> Output
         "runs": [{**run.spec.to_dict(), "status": run.status, **run.figures} for run in results.runs],
     }
     write_json(folder / "results.json", _explicit(summary))
-    plots, facts = pictures(results, folder / "plots"), _facts(config, results)
+    with saving_as(plot_format):
+        plots = pictures(results, folder / "plots")
+    facts = _facts(config, results)
     _write(folder / "report.md", markdown_page(config, words, tables, plots, facts))
     report = render(
         "study.html",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
+from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from textenv.agents.study.config import START
 from textenv.agents.study.frontier import scores_at_kl
@@ -103,9 +104,43 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return tabulate(cells, columns, tablefmt="github", disable_numparse=True) + "\n"
 
 
-def latex(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table in LaTeX, for the package booktabs."""
-    return tabulate(cells, columns, tablefmt="latex_booktabs", disable_numparse=True) + "\n"
+def latex(columns: Sequence[str], cells: Sequence[Sequence[str]], *, caption: str, label: str) -> str:
+    r"""A table in LaTeX that floats, for the package booktabs.
+
+    Args:
+        columns: heads of the columns.
+        cells: rows of texts.
+        caption: a text; what is special to LaTeX in it is escaped.
+        label: a text, of which ``\label`` gets the letters and digits.
+
+    >>> print(latex(["agent"], [["b_1"]], caption="wide & narrow", label="Wide & narrow: scores"))
+    \begin{table}
+    \centering
+    \caption{wide \& narrow}
+    \label{tab:wide-narrow-scores}
+    \begin{tabular}{l}
+    \toprule
+     agent   \\
+    \midrule
+     b\_1    \\
+    \bottomrule
+    \end{tabular}
+    \end{table}
+    <BLANKLINE>
+    """
+    escaped = "".join(LATEX_ESCAPE_RULES.get(character, character) for character in caption)
+    name = "-".join(re.findall(r"[a-z0-9]+", label.lower()))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escaped}}}",
+            rf"\label{{tab:{name}}}",
+            tabulate(cells, columns, tablefmt="latex_booktabs", disable_numparse=True),
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def run_csv(results: Results) -> str:
