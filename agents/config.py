@@ -10,12 +10,11 @@ import functools
 import inspect
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
+from textenv.agents import config_origin as origin
 from textenv.agents.config_types import (
     builtin,
     check_size,
@@ -28,18 +27,6 @@ from textenv.agents.config_types import (
 )
 from textenv.agents.effects import Idle, refuse
 from textenv.names import nearest, shown
-
-_loading: ContextVar[bool] = ContextVar("saved settings are being made", default=False)
-
-
-@contextmanager
-def _as_saved() -> Iterator[None]:
-    """Within the block settings are made as saved ones, which may be without effect."""
-    token = _loading.set(True)
-    try:
-        yield
-    finally:
-        _loading.reset(token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +53,12 @@ class Config:
         ValueError: if a value is out of range, or has no effect beside the others.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember which settings were given: a value that equals its default is a choice, too."""
+        made = super().__new__(cls)
+        object.__setattr__(made, "_given", origin.take_given(kwargs))
+        return made
+
     def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():
             given = getattr(self, name)
@@ -80,9 +73,9 @@ class Config:
             if value is not given:
                 object.__setattr__(self, name, value)
         self.validate()
-        object.__setattr__(self, "_saved", _loading.get())
+        object.__setattr__(self, "_saved", origin.loading.get())
         if not self.saved:
-            refuse(self, self.idle())
+            refuse(self, self.refused(self.idle()))
 
     def validate(self) -> None:
         """Check the ranges; a subclass calls ``super().validate()`` first and then ``self.check``."""
@@ -100,9 +93,34 @@ class Config:
         return {name: because for name in names if getattr(self, name) != defaults[name]}
 
     def given(self) -> dict[str, Any]:
-        """The settings that differ from their default, by name."""
-        names = [spec.name for spec in fields(self)]
-        return {name: getattr(self, name) for name in self.changed(*names, because="")}
+        """The settings that were given, by name; the others are defaults, of the class or of a task."""
+        return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name in self._names()}
+
+    def refused(self, found: Idle) -> Idle:
+        """Those of the settings without effect that were given; a default has been asked for by nobody."""
+        return {} if self.saved else {name: why for name, why in found.items() if name in self._names()}
+
+    def _names(self) -> frozenset[str]:
+        """Names of the settings that were given."""
+        names: frozenset[str] = getattr(self, "_given")  # noqa: B009 (no field, so not declared)
+        return names
+
+    @classmethod
+    def with_defaults(cls, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Self:
+        """Settings of what was given and, for the rest, of other defaults than the class's own.
+
+        Raises:
+            TypeError: if one of the two is no mapping, or a value does not have its field's type.
+            ValueError: if a key is no field, a value is out of range, or a setting that was given has no
+                effect.
+        """
+        cls._check_names(given)
+        cls._check_names(defaults)
+        with origin.as_given(given), origin.as_saved():
+            made = cls(**{**defaults, **given})
+        object.__setattr__(made, "_saved", False)
+        refuse(made, made.refused(made.idle()))
+        return made
 
     def check(self, **ranges: str) -> None:
         """Check fields against ranges; None passes, for the type has already said whether it may be None.
@@ -144,7 +162,7 @@ class Config:
             ValueError: if a key is no field, or a value is out of range.
         """
         cls._check_names(values)
-        with _as_saved():
+        with origin.as_saved():
             return cls(**values)
 
     @property
@@ -160,9 +178,11 @@ class Config:
                 effect, or another one has lost its.
         """
         self._check_names(changes)
+        given = self._names() | changes.keys()
         if not self.saved:
-            return replace(self, **changes)
-        with _as_saved():
+            with origin.as_given(given):
+                return replace(self, **changes)
+        with origin.as_given(given), origin.as_saved():
             made = replace(self, **changes)
         before = self.idle().keys() - changes.keys()
         refuse(made, {name: why for name, why in made.idle().items() if name not in before})

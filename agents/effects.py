@@ -36,8 +36,7 @@ def refuse_in(agent: Agent) -> None:
     Raises:
         ValueError: see ``refuse``.
     """
-    if not agent.config.saved:
-        refuse(agent.config, agent.idle())
+    refuse(agent.config, agent.config.refused(agent.idle()))
 
 
 def refuse_in_run(agent: Agent) -> None:
@@ -52,8 +51,7 @@ def refuse_in_run(agent: Agent) -> None:
     if agent.run_dir is None:
         names = ("checkpoint_every", "keep_checkpoints")
         found |= config.changed(*names, because="without run_dir=, where checkpoints would be")
-    if not config.saved:
-        refuse(config, found)
+    refuse(config, config.refused(found))
 
 
 def takes(function: Callable[..., Any], keyword: str) -> bool:

@@ -9,6 +9,7 @@ from textenv import scoring as scorer
 from textenv.agents.base import Agent
 from textenv.agents.batch import TrainingBatch, epoch_order
 from textenv.agents.config import OnlineConfig
+from textenv.agents.equal_returns import EqualReturns
 from textenv.agents.failure import save_failure
 from textenv.agents.outcome import Clock, mean_row
 from textenv.agents.parallel import distributed
@@ -40,6 +41,7 @@ class OnlineAgent(Agent):
         total = self.planned_iterations()
         check_shares(self.config)
         warn_of_missing_ends(self.envs, self.policy)
+        returns = EqualReturns()
         playing = nullcontext() if self.rollouts is None else closing(self.rollouts)
         with self.open_loggers(total) as loggers, playing:
             while self.iteration < total:
@@ -49,6 +51,7 @@ class OnlineAgent(Agent):
                     episodes = self.collect()
                     clock.lap("rollout")
                     self.score(episodes)
+                    returns.see(episodes, self.envs, self.iteration, total)
                     self.last_batch = batch = self.advantages(spread(episodes))
                 clock.lap("score")
                 row = self.describe(batch) | self.update(batch)

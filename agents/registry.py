@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -144,6 +144,31 @@ def name_of(cls: type[Agent]) -> str:
     raise ValueError(f'{cls.__name__} is not registered; decorate it with @register_agent("name") to save it')
 
 
+def check_arguments(name: str | type[Agent], given: Iterable[str]) -> list[str]:
+    """Refuse names that are neither arguments of an agent's class nor its settings.
+
+    Returns:
+        The arguments' names, without ``model``.
+
+    Raises:
+        TypeError: if there is one; the error names the nearest ones.
+    """
+    cls = get_agent(name)
+    arguments = [
+        parameter.name
+        for parameter in inspect.signature(cls.__init__).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in ("self", "model")
+    ]
+    settings = [spec.name for spec in fields(cls.config_class)]
+    for key in given:
+        if key not in arguments and key not in settings:
+            raise TypeError(
+                f"agent {name!r} takes no argument {key!r}; {nearest(key, {*arguments, *settings})}"
+            )
+    return arguments
+
+
 def make_agent(name: str | type[Agent], model: Any, **kwargs: Any) -> Agent:
     """Make an agent: ``make_agent("ppo", model, envs=envs, learning_rate=1e-5)``.
 
@@ -158,18 +183,7 @@ def make_agent(name: str | type[Agent], model: Any, **kwargs: Any) -> Agent:
         TypeError: if an argument is neither; the error names the nearest ones.
     """
     cls = get_agent(name)
-    arguments = [
-        parameter.name
-        for parameter in inspect.signature(cls.__init__).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and parameter.name not in ("self", "model")
-    ]
-    settings = [spec.name for spec in fields(cls.config_class)]
-    for key in kwargs:
-        if key not in arguments and key not in settings:
-            raise TypeError(
-                f"agent {name!r} takes no argument {key!r}; {nearest(key, {*arguments, *settings})}"
-            )
+    arguments = check_arguments(name, kwargs)
     changes = {key: kwargs.pop(key) for key in list(kwargs) if key not in arguments}
     if changes:
         config = kwargs.get("config")

@@ -15,6 +15,7 @@ from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.parallel import distributed
 from textenv.agents.random_state import set_random_state
 from textenv.agents.run_folder import RunFolder
+from textenv.agents.task_settings import given_settings
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
@@ -126,14 +127,17 @@ def _choose(agent: Agent, folder: RunFolder, missing: str) -> tuple[Path | None,
 
 
 def settings_to_resume(
-    cls: type[Agent], run_dir: str | os.PathLike[str], config: AgentConfig | None, changes: Mapping[str, Any]
+    cls: type[Agent],
+    run_dir: str | os.PathLike[str],
+    config: AgentConfig | Mapping[str, Any] | None,
+    changes: Mapping[str, Any],
 ) -> AgentConfig | None:
     """Settings to go on with a run by: those given now, and the newest checkpoint's for the rest.
 
     Args:
         cls: the agent's class.
         run_dir: folder of the run.
-        config: settings given now, as far as they differ from their default; None gives none.
+        config: settings given now, as an object or by name; None gives none.
         changes: further ones, by name.
 
     Returns:
@@ -156,7 +160,7 @@ def settings_to_resume(
         break
     if saved is None:
         return None
-    given: dict[str, Any] = {**({} if config is None else config.given()), **changes}
+    given = {**given_settings(config), **changes}
     for pair in (("iterations", "total_episodes"), ("steps", "epochs")):
         # Two ways to say one thing: the one given now replaces the other.
         if not all(hasattr(saved, name) for name in pair):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -18,8 +20,9 @@ from textenv.agents.fresh_start import fresh_start, has_begun
 from textenv.agents.loggers.registry import check_loggers
 from textenv.agents.parallel import distributed
 from textenv.agents.policies.adapter_files import tokenizer_source
-from textenv.agents.registry import get_agent, make_agent
+from textenv.agents.registry import check_arguments, get_agent, make_agent
 from textenv.agents.run_folder import RunFolder
+from textenv.agents.task_settings import TaskSettings, task_settings
 from textenv.checks import check_at_least, check_dict
 from textenv.pretrained import trusting
 
@@ -60,8 +63,9 @@ def train(
     eval_dataset: Any = None,
     eval_prompts: Any = None,
     tokenizer: Any = None,
-    config: AgentConfig | None = None,
-    num_envs: int = 16,
+    config: AgentConfig | Mapping[str, Any] | None = None,
+    num_envs: int | None = None,
+    start: bool | Mapping[str, Any] = True,
     env_kwargs: Mapping[str, Any] | None = None,
     policy_kwargs: Mapping[str, Any] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
@@ -76,9 +80,10 @@ def train(
     """Make an environment and an agent, and let it learn.
 
     A task brings prompts, tokenizer, rewards, a small model of its own and a validation split, on which the
-    agent is evaluated; everything given here comes before what the task brings. Without a task, give
-    ``prompts`` and ``reward`` (online agents) or ``dataset`` (offline agents). With ``run_dir`` and an
-    evaluation the best agent is kept in ``run_dir/best``.
+    agent is evaluated; everything given here comes before what the task brings. It also brings settings of
+    the agent, and a start for its own model, with which the agent learns it (``Task.settings``). Without a
+    task, give ``prompts`` and ``reward`` (online agents) or ``dataset`` (offline agents). With ``run_dir``
+    and an evaluation the best agent is kept in ``run_dir/best``.
 
     Args:
         agent: name of a registered agent, or its class.
@@ -92,8 +97,12 @@ def train(
         eval_dataset: held-out data, for agents that are evaluated on data (reward models).
         eval_prompts: prompts to evaluate on, instead of the task's validation split.
         tokenizer: name, folder or object; None is the task's or the model's.
-        config: settings of the agent; None is the defaults of its class.
-        num_envs: rows that generate at a time.
+        config: settings of the agent, as an object of its settings class or by name. Those that neither it
+            nor ``config_overrides`` names are the task's, or else the defaults of the class.
+        num_envs: rows that generate at a time; None is what the task says, or else 16.
+        start: whether the task's own model is made ready as the task says (fine-tuned on its demonstrations)
+            before the agent begins; the agent's reference is the model after that. A mapping changes
+            settings of the fine-tuning, ``{"steps": 50}``. A model that is given is left as it is.
         env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``, such as ``max_new_tokens``;
             ``samples_per_prompt`` is by default what the agent needs.
         policy_kwargs: further arguments of the ``LanguagePolicy`` made around ``model``, such as ``lora``.
@@ -112,10 +121,13 @@ def train(
         config_overrides: fields of the agent's settings, such as ``learning_rate=1e-5``.
 
     Raises:
-        ValueError: if what the agent needs is missing, or a name is unknown.
+        ValueError: if what the agent needs is missing, a name is unknown, or ``start`` is given with a model.
         TypeError: if an override is no field of the agent's settings.
         FileExistsError: if ``run_dir`` holds another run.
         FileNotFoundError: if ``resume`` is True and there is no whole checkpoint.
+
+    Warns:
+        UserWarning: if the task says that this agent can't learn it, and why.
 
     Example:
         >>> import textenv
@@ -125,16 +137,24 @@ def train(
         ...     "ppo", "gpt2", prompts=["Once upon a time"], reward=short
         ... )
     """
-    from textenv.agents.resume import resume_agent, settings_to_resume
+    from textenv.agents.resume import latest_whole, resume_agent, settings_to_resume
+    from textenv.agents.task_start import described, make_start, start_config
     from textenv.tasks.make import make_vec_env
     from textenv.tasks.prompts import load_tokenizer
     from textenv.tasks.stop_tokens import generation_ends
 
     cls = get_agent(agent)
-    check_config(config, cls.config_class)
+    if not isinstance(config, Mapping):
+        check_config(config, cls.config_class)
     check_dict("env_kwargs", env_kwargs)
     check_dict("policy_kwargs", policy_kwargs)
-    check_at_least("num_envs", num_envs, 1)
+    if num_envs is not None:
+        check_at_least("num_envs", num_envs, 1)
+    of_task = task_settings(task, agent)
+    num_envs = of_task.num_envs if num_envs is None else num_envs
+    pretraining = start_config(of_task.start if model is None and task is not None else None, start)
+    if pretraining is not None and (task is None or model is not None):
+        raise ValueError(f"start is for a task's own model, got {start!r} with a model or without task=")
     folder = None if run_dir is None else RunFolder(run_dir)
     if (isinstance(resume, int) and not isinstance(resume, bool)) or resume not in (True, False, "auto"):
         raise ValueError(f"resume must be True, False or 'auto', got {resume!r}")
@@ -160,10 +180,21 @@ def train(
 
     if seed is not None:
         config_overrides["seed"] = seed
+    kept: Any = None
     if folder is not None and resume:
         kept = settings_to_resume(cls, folder.path, config, config_overrides)
-        config, config_overrides = (config, config_overrides) if kept is None else (kept, {})
-    group, eval_group = _group_sizes(cls, config, config_overrides)
+        config_overrides = config_overrides if kept is None else {}
+        if pretraining is not None and (resume is True or latest_whole(folder.path)[0] is not None):
+            pretraining = None  # the checkpoint holds the weights, and those of the reference
+    check_arguments(agent, config_overrides)
+    known = {spec.name for spec in fields(cls.config_class)}
+    given = {name: config_overrides.pop(name) for name in known & config_overrides.keys()}
+    settings: Any = kept
+    if kept is None:
+        settings = of_task.fill(agent, config, given)
+        begin = "random weights" if model is None else "the model given"
+        _announce(of_task, settings, num_envs, described(pretraining) or begin, loggers, dataset)
+    group, eval_group = _group_sizes(cls, settings)
     shared.setdefault("samples_per_prompt", group)
     # The evaluation's environment comes first: reward terms that both share end up bound to the training's.
     accepts = inspect.signature(cls.__init__).parameters
@@ -178,8 +209,18 @@ def train(
             tokenizer = None  # the agent takes the environment's, which was loaded by this name
     if task is not None and (model is None or not cls.online):
         data = _task_data(task, shared)
-        model = _model_of(task, data) if model is None else model
         tokenizer = data.tokenizer
+        model = _model_of(task, data) if model is None else model
+        if pretraining is not None:
+            pretraining = pretraining.replace(seed=settings.seed)
+            model = make_start(
+                model,
+                data,
+                pretraining,
+                seed=settings.seed,
+                policy_kwargs=policy_kwargs,
+                loggers=[name for name in loggers if isinstance(name, str) and name == "rich"],
+            ).model
         if dataset is None and not cls.online:
             dataset = _dataset_of(task, data, preferences=getattr(cls, "from_preferences", False))
     if folder is not None and eval_envs is not None:
@@ -196,7 +237,7 @@ def train(
     learner = make_agent(
         agent,
         model,
-        config=config,
+        config=settings,
         tokenizer=tokenizer,
         callbacks=callbacks,
         loggers=loggers,
@@ -217,22 +258,35 @@ def train(
                     folder.note_resume(learner.iteration, device=device)
                 else:
                     name = agent if isinstance(agent, str) else f"{agent.__module__}:{agent.__qualname__}"
-                    start = os.fspath(model) if isinstance(model, str | os.PathLike) else None
-                    given = {"agent": name, "task": task, "model": start, "num_envs": num_envs}
-                    folder.write_info(learner.config, **given, device=device)
+                    folder.write_info(
+                        learner.config,
+                        agent=name,
+                        task=getattr(task, "name", task),
+                        model=os.fspath(model) if isinstance(model, str | os.PathLike) else None,
+                        start=described(pretraining),
+                        num_envs=num_envs,
+                        device=device,
+                    )
         return learner.learn()
 
 
-def _group_sizes(cls: type[Agent], config: Any, overrides: Mapping[str, Any]) -> tuple[int, int]:
+def _group_sizes(cls: type[Agent], config: Any) -> tuple[int, int]:
     """Episodes on each prompt, in training and in evaluation, where the agent's ``group_size`` says so."""
     needed = getattr(cls, "group_size", None)
-    if needed is None:
-        return 1, 1
-    known = {spec.name for spec in fields(cls.config_class)}
-    settings = (config or cls.config_class()).replace(
-        **{name: value for name, value in overrides.items() if name in known}
-    )
-    return needed(settings), needed(settings, evaluation=True)
+    return (1, 1) if needed is None else (needed(config), needed(config, evaluation=True))
+
+
+def _announce(
+    of_task: TaskSettings, config: AgentConfig, num_envs: int, start: Any, loggers: Any, dataset: Any
+) -> None:
+    """Say what the task brings, where the terminal is used at all, and that the agent can't learn it."""
+    if not distributed.is_main():
+        return
+    if of_task.known and any(isinstance(name, str) and name == "rich" for name in loggers):
+        print(of_task.line(config, num_envs, start), file=sys.stderr)
+    if of_task.cannot is not None and dataset is None:
+        task, _, agent = of_task.source.partition(" for ")
+        warnings.warn(f"{agent} cannot learn {task}: {of_task.cannot}", stacklevel=5)
 
 
 def _check_without_task(

@@ -3,10 +3,10 @@
     python -m benchmarks.random_walks --agent ppo --seeds 5 [--graph-seed 1000] [--json FILE]
     python -m benchmarks.random_walks --all --seeds 5 [--starts FOLDER]
 
-Online agents and some offline ones (``FINE_TUNED``) start from a language model pretrained briefly on the
-1,000 walks, the other offline ones from random weights. ``CONFIGS`` is where the settings of the walks live;
-studies, configuration files and examples hold the same, which a test checks. The figures are expected values
-of the sampling policy (no sampling noise), see ``textenv.tasks.walk_values``.
+Online agents and some offline ones start from a language model pretrained briefly on the 1,000 walks, the
+other offline ones from random weights. Settings are the task's own (``textenv.tasks.walk_settings``), with a
+longer pretraining. The figures are expected values of the sampling policy (no sampling noise), see
+``textenv.tasks.walk_values``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,118 +31,41 @@ from benchmarks.common import one_thread, print_table, write_json
 from textenv.agents.base import SPENT
 from textenv.agents.callbacks import Callback
 from textenv.agents.registry import get_agent
-from textenv.agents.sft import SFT, SFTConfig
+from textenv.agents.sft import SFTConfig
 from textenv.agents.study.statistics import interval
+from textenv.agents.task_settings import task_settings, unsaid
+from textenv.agents.task_start import described, make_start, start_config
 from textenv.atomic import atomic_folder
 from textenv.tasks.registry import make_task
 from textenv.tasks.walk_values import exact_optimality
 
 COSTS = ("episodes", "optimizer_steps", *SPENT)
 BETAS = (0.0, 1.0, 4.0, 16.0, 100.0)
-EPISODES = 2_800
+UNMEASURED = ("best-of-n", "reward-model")
+"""No exact value is known of the first, and the second writes no walks."""
+AGENTS = [name for name in make_task("random-walks").agent_settings if name not in UNMEASURED]
+"""The agents of the table."""
 
-PRETRAINING: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "batch_size": 100,
-    "steps": 1000,
-    "lr_schedule": "cosine",
-}
-_ONLINE: dict[str, Any] = {
-    "learning_rate": 2e-4,
-    "lr_schedule": "linear",
-    "episodes_per_iteration": 140,
-    # A start that no episode solves any more is hardly found again; a small KL penalty keeps all open.
-    "kl_coef": 0.02,
-}
-_PLAIN = {**_ONLINE, "epochs": 1, "minibatches": 7}
-_CLIPPED = {**_ONLINE, "epochs": 4, "minibatches": 2, "clip_range": 0.2, "stop_at_kl": 0.02}
-_GROUPED = {**_CLIPPED, "samples_per_prompt": 7}
-_CRITIC: dict[str, Any] = {
-    # What follows the goal earns nothing: a discount makes the end of the text better than more text.
-    "gamma": 0.95,
-    "value_coef": 1.2,
-    "value_head": "mlp",
-}
-_PPO = {
-    **_ONLINE,
-    "epochs": 4,
-    "minibatches": 2,
-    "adam_betas": (0.9, 0.999),
-    "whiten_min_std": 0.3,
-    **_CRITIC,
-}
-_LOGGED: dict[str, Any] = {"lr_schedule": "cosine", "batch_size": 100, "steps": 200}
-# 50 pairs are 100 episodes.
-_PAIRS: dict[str, Any] = {**_LOGGED, "batch_size": 50, "learning_rate": 1e-4}
-# The same on every graph, chosen on graph seed 1000: rate, decay and KL penalty of the online agents with PPO
-# on agent seeds 10 to 13, ILQL's on 0 and 1; for others a few were tried on seeds 10 and 11, for most one.
-# PPO's own three were chosen on graph seeds 1 and 1000, agent seeds 10 and up.
-# Best-of-n is missing, for no exact value is known of it.
-CONFIGS: dict[str, dict[str, Any]] = {
-    # Fewer starts were lost for a while, and none for good, with a short clip and with gradients not scaled
-    # down: large early ones make Adam's later steps shorter.
-    "ppo": {**_PPO, "clip_range": 0.1, "max_grad_norm": None, "kl_coef": 0.01},
-    "nlpo": {**_PPO, "mask_top_p": 0.9, "mask_min_tokens": 2, "mask_update_iterations": 5},
-    "a2c": {**_PLAIN, **_CRITIC, "center_by_prompt": True},
-    "reinforce": {**_PLAIN, "whiten_advantages": True},
-    "rloo": {**_GROUPED, "whiten_advantages": True},
-    "grpo": _GROUPED,
-    "reinforce++": {**_CLIPPED, "whiten_min_std": 0.3},
-    "rft": {
-        "learning_rate": 1e-3,
-        "episodes_per_iteration": 1000,
-        "samples_per_prompt": 50,
-        "iterations": 6,
-        "improve_steps": 2,
-        "epochs": 3,
-        "minibatches": 4,
-    },
-    "online-dpo": {
-        "learning_rate": 1e-4,
-        "lr_schedule": "linear",
-        "episodes_per_iteration": 140,
-        "samples_per_prompt": 7,
-        "epochs": 4,
-        "minibatches": 1,
-    },
-    "ilql": {
-        **_LOGGED,
-        "learning_rate": 2e-3,
-        "warmup_steps": 20,
-        "gamma": 0.99,
-        "expectile": 0.9,
-        "head": "mlp",
-        "target_alpha": 0.1,
-        "target_every": 5,
-        "standardize_returns": True,
-    },
-    "monte-carlo": {
-        **_LOGGED,
-        "learning_rate": 2e-3,
-        "warmup_steps": 20,
-        "gamma": 0.99,
-        "head": "mlp",
-        "standardize_returns": True,
-        "decode_beta": 4.0,
-    },
-    "rwr": {**_LOGGED, "learning_rate": 3e-4, "temperature": 0.3},
-    "dpo": {**_PAIRS, "learning_rate": 3e-5, "beta": 1.0},
-    "kto": {**_PAIRS, "batch_size": 100},
-    "orpo": {**_PAIRS, "learning_rate": 3e-4},
-    "simpo": _PAIRS,
-    "cpo": _PAIRS,
-    "sft": {**_LOGGED, "learning_rate": 1e-3},
-    "filtered-bc": {**_LOGGED, "learning_rate": 1e-3, "percentile": 0.85},
-}
+PRETRAINING_STEPS = 1000
+"""Five times as many as the task's start has, which is to be quick: figures from before are comparable."""
 
 
-FINE_TUNED = ("dpo", "kto", "orpo", "simpo", "cpo", "rwr")
-"""Offline agents that begin with the pretrained model: what they learn is a change of it."""
+def settings_of(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """An agent's settings: the task's, changed by ``overrides``."""
+    given = overrides or {}
+    return {**unsaid(task_settings("random-walks", name).settings, given), **given}
 
 
 def begins_pretrained(name: str) -> bool:
     """Whether an agent begins with the pretrained model; else with random weights."""
-    return get_agent(name).online or name in FINE_TUNED
+    return task_settings("random-walks", name).start is not None
+
+
+def pretraining(seed: int = 0) -> SFTConfig:
+    """Settings of the pretraining."""
+    config = start_config(task_settings("random-walks", "ppo").start, {"steps": PRETRAINING_STEPS}, seed)
+    assert config is not None
+    return config
 
 
 def new_model(task: Any, seed: int) -> Any:
@@ -151,28 +74,16 @@ def new_model(task: Any, seed: int) -> Any:
     return AutoModelForCausalLM.from_config(task.model_config(), trust_remote_code=False)
 
 
-def _pretrain(graph_seed: int, seed: int) -> Any:
-    """The task's model after a short next-token pretraining on the walks."""
-    task = make_task("random-walks").build(seed=graph_seed)
-    model = new_model(task, seed)
-    agent = SFT(
-        model,
-        dataset=task.demonstrations,
-        tokenizer=task.tokenizer,
-        config=SFTConfig(seed=seed, completion_only=False, **PRETRAINING),
-    )
-    agent.learn()
-    return model
-
-
 def pretrained(graph_seed: int, seed: int, starts: Path) -> Any:
     """The pretrained model, to be trained further: made once, and kept in ``starts`` for all agents."""
     folder = starts / f"graph-{graph_seed}-seed-{seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
+            task = make_task("random-walks").build(seed=graph_seed)
+            policy = make_start(new_model(task, seed), task, pretraining(seed), seed=seed)
             with atomic_folder(folder, marker="config.json") as temporary:
-                _pretrain(graph_seed, seed).save_pretrained(temporary)
+                policy.model.save_pretrained(temporary)
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -212,10 +123,7 @@ def run(
     """One agent, one seed."""
     task = make_task("random-walks").build(seed=graph_seed)
     cls = get_agent(name)
-    settings = {**CONFIGS.get(name, {}), **overrides}
-    if cls.online and not {"iterations", "total_episodes"} & set(settings):
-        settings["total_episodes"] = EPISODES
-    config = cls.config_class(seed=seed, **settings)
+    config = cls.config_class(seed=seed, **settings_of(name, overrides))
     betas = BETAS if name == "ilql" else None
     curve = Curve(graph_seed, curve_every, betas)
     if cls.online:
@@ -260,8 +168,8 @@ def measure(name: str, graph_seed: int, seeds: Sequence[int], **options: Any) ->
     result = {
         "agent": name,
         "graph_seed": graph_seed,
-        "settings": {**CONFIGS.get(name, {}), **options["overrides"]},
-        "pretraining": PRETRAINING if begins_pretrained(name) else None,
+        "settings": settings_of(name, options["overrides"]),
+        "pretraining": described(pretraining()) if begins_pretrained(name) else None,
         "optimality": {"mean": statistics.mean(scores), "min": min(scores), "per_seed": scores},
         **{cost: statistics.mean(one[cost] for one in runs) for cost in COSTS},
         "seconds": [one["seconds"] for one in runs],
@@ -296,7 +204,7 @@ def main() -> None:
         field, _, value = item.partition("=")
         overrides[field] = json.loads(value) if value[:1] in "-0123456789tfn[" else value
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    names = list(CONFIGS) if args.all else args.agent
+    names = AGENTS if args.all else args.agent
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

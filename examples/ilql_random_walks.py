@@ -16,23 +16,12 @@ parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)"
 parser.add_argument("--beta", type=float, nargs="*", default=[0, 1, 4, 16, 100], help="decode betas")
 args = parser.parse_args()
 
-task = textenv.make_task("random-walks").build(seed=args.graph_seed)
+recipe = textenv.make_task("random-walks")
+task = recipe.build(seed=args.graph_seed)
+settings = recipe.settings("ilql")["settings"]  # with which ILQL learns this task
+settings |= {"seed": args.seed, "steps": args.steps, "warmup_steps": args.steps // 10}
 agent = textenv.make_agent(
-    "ilql",
-    task.model_config(),
-    dataset=task.demonstrations,
-    tokenizer=task.tokenizer,
-    seed=args.seed,
-    steps=args.steps,
-    batch_size=100,
-    learning_rate=2e-3,
-    lr_schedule="cosine",
-    warmup_steps=args.steps // 10,
-    head="mlp",
-    expectile=0.9,
-    target_alpha=0.1,
-    target_every=5,
-    standardize_returns=True,
+    "ilql", task.model_config(), dataset=task.demonstrations, tokenizer=task.tokenizer, **settings
 )
 agent.learn()
 

@@ -22,6 +22,7 @@ from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
+from textenv.tasks.probe_settings import settings_of_probe
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
 
@@ -134,7 +135,7 @@ class EndReward(ProbeReward):
 # -- tasks ---------------------------------------------------------------------------------------------------
 
 
-@register_task("probe-constant")
+@register_task("probe-constant", settings=settings_of_probe("probe-constant"))
 def build_constant(
     split: str = "train", letters: int = 4, target: str = "b", budget: int = 4, per_token: bool = False
 ) -> TaskData:
@@ -145,7 +146,7 @@ def build_constant(
     return _probe(split, alphabet, list(alphabet), spec, budget)
 
 
-@register_task("probe-copy")
+@register_task("probe-copy", settings=settings_of_probe("probe-copy"))
 def build_copy(
     split: str = "train", letters: int = 4, prompt_length: int = 3, position: int = 1, per_token: bool = False
 ) -> TaskData:
@@ -158,7 +159,7 @@ def build_copy(
     return _probe(split, alphabet, prompts, spec, 1, layers=2, width=64)
 
 
-@register_task("probe-count")
+@register_task("probe-count", settings=settings_of_probe("probe-count"))
 def build_count(split: str = "train", highest: int = 5, per_token: bool = False) -> TaskData:
     """Count from 1 to the prompt's number, then stop: credit over a sequence as long as the prompt says."""
     check_choice("highest", highest, range(1, len(_DIGITS) + 1))
@@ -174,7 +175,7 @@ def build_count(split: str = "train", highest: int = 5, per_token: bool = False)
     )
 
 
-@register_task("probe-longest")
+@register_task("probe-longest", settings=settings_of_probe("probe-longest"))
 def build_longest(
     split: str = "train", letters: int = 4, budget: int = 8, per_token: bool = False
 ) -> TaskData:
@@ -184,7 +185,7 @@ def build_longest(
     return _probe(split, alphabet, list(alphabet), spec, budget)
 
 
-@register_task("probe-end")
+@register_task("probe-end", settings=settings_of_probe("probe-end"))
 def build_end(split: str = "train", letters: int = 4, budget: int = 8, per_token: bool = False) -> TaskData:
     """Stop at once: EOS must be an action that is paid and trained like any other."""
     alphabet = _letters(letters)

@@ -25,6 +25,7 @@ from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
+from textenv.tasks.walk_settings import SETTINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -227,7 +228,7 @@ def walk_episodes(
     )
 
 
-@register_task("random-walks")
+@register_task("random-walks", settings=SETTINGS)
 def build_random_walks(split: str = "train", seed: int = DEFAULT_SEED) -> TaskData:
     """Shortest paths on a graph of 21 nodes written as letters; known optimum 1, trains on a CPU.
 

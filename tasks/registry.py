@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
 from textenv.names import check_name, nearest, shown
@@ -12,26 +12,45 @@ from textenv.tasks.task import Task, TaskData
 _BUILT_IN = ("random_walks", "reviews", "prompts", "probes")
 _TASKS: dict[str, Task] = {}
 
+AgentSettings = Mapping[str, Mapping[str, Any]]
+"""Agent -> its settings and start on a task, see ``Task.settings``."""
 Builder = TypeVar("Builder", bound=Callable[..., TaskData])
 
 
 @overload
-def register_task(name: str, /, *, description: str | None = None) -> Callable[[Builder], Builder]: ...
+def register_task(
+    name: str, /, *, description: str | None = None, settings: AgentSettings | None = None
+) -> Callable[[Builder], Builder]: ...
 @overload
-def register_task(name: str, builder: Builder, /, *, description: str | None = None) -> Builder: ...
+def register_task(
+    name: str,
+    builder: Builder,
+    /,
+    *,
+    description: str | None = None,
+    settings: AgentSettings | None = None,
+) -> Builder: ...
 
 
-def register_task(name: str, builder: Any = None, /, *, description: str | None = None) -> Any:
+def register_task(
+    name: str,
+    builder: Any = None,
+    /,
+    *,
+    description: str | None = None,
+    settings: AgentSettings | None = None,
+) -> Any:
     """Register a task, as a decorator or plainly: ``register_task("mine", build)``.
 
     Args:
         name: how ``make_task`` calls it.
         builder: ``builder(split="train", **task_kwargs) -> TaskData``.
         description: one line; by default the first line of the builder's docstring.
+        settings: agent -> the settings and start with which it learns this task, see ``Task.settings``.
 
     Raises:
-        ValueError: if the name is malformed, or taken by another builder.
-        TypeError: if the builder is not callable.
+        ValueError: if the name is malformed, or taken by another builder, or ``settings`` has an unknown key.
+        TypeError: if the builder is not callable, or ``settings`` is no mapping of mappings.
 
     Example:
         >>> from textenv.tasks.letters import letter_tokenizer
@@ -45,6 +64,10 @@ def register_task(name: str, builder: Any = None, /, *, description: str | None 
         ['b']
     """
     check_name("task", name)
+    if settings is not None and not (
+        isinstance(settings, Mapping) and all(isinstance(own, Mapping) for own in settings.values())
+    ):
+        raise TypeError(f"settings must be a dict of agent name to dict, got {shown(settings)}")
 
     def register(function: Builder) -> Builder:
         if not callable(function):
@@ -55,7 +78,10 @@ def register_task(name: str, builder: Any = None, /, *, description: str | None 
         if taken is not None and _origin(taken.builder) != _origin(function):
             raise ValueError(f"task {name!r} is already registered by {'.'.join(_origin(taken.builder))}")
         line = description if description is not None else _first_line(function)
-        _TASKS[name] = Task(name=name, description=line, builder=function)
+        task = Task(name=name, description=line, builder=function, agent_settings=settings or {})
+        for agent in task.agent_settings:
+            task.settings(agent)  # which checks the keys
+        _TASKS[name] = task
         return function
 
     return register if builder is None else register(builder)

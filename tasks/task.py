@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from textenv.tasks.preferences import PreferencePairs
 
 
+SETTINGS_KEYS = ("settings", "start", "num_envs", "cannot")
+"""Keys of what ``Task.settings`` gives."""
 _FUNCTIONS = ("model_config", "make_demonstrations", "make_preferences", "make_feedback")
 
 
@@ -39,6 +41,34 @@ class Task:
     """One line."""
     builder: Callable[..., TaskData]
     """``builder(split="train", **task_kwargs) -> TaskData``."""
+    agent_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Agent -> what ``settings`` gives for it."""
+
+    def settings(self, agent_name: str) -> dict[str, Any]:
+        """Settings and start with which an agent learns this task: plain data, a copy.
+
+        They are defaults wherever the agent runs on this task: in ``textenv train`` and ``textenv.train``, in
+        studies and benchmarks. What a user gives comes before them.
+
+        Args:
+            agent_name: a registered agent's name.
+
+        Returns:
+            ``settings``: fields of the agent's settings. ``start``: fields of ``sft``'s settings, for
+            fine-tuning the task's own model on its demonstrations before the agent begins; without it the
+            agent begins with random weights. ``num_envs``: rows that generate at a time. ``cannot``: why
+            the agent can't learn here, as the end of a sentence. Each may be left out; {} if the task
+            knows nothing of the agent.
+
+        Raises:
+            ValueError: if the task's data have another key.
+        """
+        found = copy.deepcopy(dict(self.agent_settings.get(agent_name, {})))
+        for key in found:
+            if key not in SETTINGS_KEYS:
+                known = nearest(key, SETTINGS_KEYS)
+                raise ValueError(f"task {self.name!r}: unknown key {key!r} of {agent_name!r}; {known}")
+        return found
 
     @property
     def arguments(self) -> list[str]:

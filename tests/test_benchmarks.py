@@ -153,9 +153,9 @@ def test_the_table_of_walks_has_a_row_for_each_agent(
     random_walks.main()
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if "0.920 [0.9" in line]
-    assert len(rows) == len(random_walks.CONFIGS) and all("0.900" in row and " 300 " in row for row in rows)
+    assert len(rows) == len(random_walks.AGENTS) and all("0.900" in row and " 300 " in row for row in rows)
     found = json.loads(file.read_text())["agents"]
-    assert [one["agent"] for one in found] == list(random_walks.CONFIGS)
+    assert [one["agent"] for one in found] == random_walks.AGENTS
     assert found[0]["optimality"]["per_seed"] == pytest.approx([0.9, 0.91, 0.92, 0.93, 0.94])
 
 

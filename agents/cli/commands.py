@@ -15,6 +15,7 @@ from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.interrupts import advising, how_to_resume
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
 from textenv.agents.cli.parser import build, config_files, make_parser, parse
+from textenv.agents.cli.values import option_values
 from textenv.agents.json_files import read_object
 from textenv.agents.needs import check_policy_options
 from textenv.agents.registry import agent_names, get_config_class
@@ -23,7 +24,9 @@ from textenv.names import nearest
 
 if TYPE_CHECKING:
     from textenv.agents.cli.main import Flags
+    from textenv.agents.config import AgentConfig
     from textenv.agents.policies.language_policy import LanguagePolicy
+    from textenv.agents.task_settings import TaskSettings
 
 
 def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
@@ -34,7 +37,7 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
         return 0
     if agent is None:
         agent_given = argv[0] if argv and not argv[0].startswith("-") else None
-        in_file = _agent_in_file(argv)
+        in_file = _in_files(argv, "agent")
         if None not in (agent_given, in_file) and agent_given != in_file:
             raise UsageError(f"the command line names the agent {agent_given!r}, the file {in_file!r}")
         if agent_given is None and in_file is not None:
@@ -45,11 +48,21 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     if name not in agent_names():
         raise UsageError(f"unknown agent {name!r}; {nearest(name, agent_names())}")
 
-    nested = {"settings": get_config_class(name)}
+    from textenv.agents.task_settings import task_settings, unsaid
+
+    config_class = get_config_class(name)
+    nested = {"settings": config_class}
     places = {} if agent is not None else {"agent": "name of the agent"}
     prog = "textenv train" if agent is None else f"textenv {agent}"
-    parser = make_parser(prog, catalog.agent(name), TrainOptions, nested=nested, positional=places)
-    options = build(TrainOptions, parse(parser, argv), nested)
+    of_task = task_settings(_task_of(argv), name)
+    # The task's settings are the defaults that --help and --print_config show.
+    made = {"settings": config_class.with_defaults({}, unsaid(of_task.settings, _named_settings(argv)))}
+    about = catalog.agent(name)
+    parser = make_parser(prog, about, TrainOptions, nested=nested, made=made, positional=places)
+    values = parse(parser, argv, only_given=("settings",))
+    given_settings = values.pop("settings")
+    options = build(TrainOptions, values)
+    config = _settings(name, given_settings, of_task)
 
     from textenv.agents.fresh_folder import fresh_folder
     from textenv.agents.resume import model_folder
@@ -61,14 +74,14 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     _check_there(options.model)
     check_policy_options("policy", options.policy)
     policy_kwargs = options.policy.kwargs() | ({"trust_remote_code": True} if flags.trust_remote_code else {})
-    given = ("task", "tokenizer", "prompts", "eval_prompts", "dataset", "eval_dataset", "num_envs")
+    given = ("task", "tokenizer", "prompts", "eval_prompts", "dataset", "eval_dataset", "num_envs", "start")
     named, resume = options.run_dir is not None, options.resume
     place = nullcontext(options.run_dir) if options.run_dir is not None else fresh_folder(name)
     with place as run_dir, advising(lambda: how_to_resume(run_dir, named=named, resume=resume)):
         result = run_training(
             name,
             None if options.model is None else _local(options.model),
-            config=options.settings,
+            config=given_settings if options.resume else config,  # the rest is the checkpoint's
             reward=_rewards(options.reward, flags),
             env_kwargs=options.env.kwargs(),
             policy_kwargs=policy_kwargs,
@@ -324,8 +337,38 @@ def _rewards(spec: Any, flags: Flags) -> list[Any] | None:
     return import_rewards([spec] if one else spec, flags.may_import)
 
 
-def _agent_in_file(argv: Sequence[str]) -> str | None:
-    """The agent that a configuration file names; other mistakes in files are found when they are parsed."""
+def _settings(agent: str, given: Mapping[str, Any], of_task: TaskSettings) -> AgentConfig:
+    """The agent's settings: those given, and the task's or the class's for the rest."""
+    try:
+        return of_task.fill(agent, given)
+    except (TypeError, ValueError) as error:
+        told = UsageError(f"settings.{error}")
+        for note in getattr(error, "__notes__", []):
+            told.add_note(note)
+        raise told from error
+
+
+def _task_of(argv: Sequence[str]) -> str | None:
+    """The task that a command line or its files name; None if it is unknown, which training refuses."""
+    named = [value for name, value in option_values(argv) if name == "task"]
+    name = named[-1] if named else _in_files(argv, "task")
+    if not isinstance(name, str):
+        return None
+    from textenv.tasks.registry import task_names
+
+    return name if name in task_names() else None
+
+
+def _named_settings(argv: Sequence[str]) -> dict[str, Any]:
+    """The settings that a command line and its files name, with values that are not read yet."""
+    found = _in_files(argv, "settings")
+    named = [name.partition(".") for name, _ in option_values(argv)]
+    said = {inner: True for group, _, inner in named if group == "settings"}
+    return {**(found if isinstance(found, dict) else {}), **said}
+
+
+def _in_files(argv: Sequence[str], key: str) -> Any:
+    """What configuration files say of a key; other mistakes in files are found when they are parsed."""
     import yaml
 
     name = None
@@ -334,7 +377,7 @@ def _agent_in_file(argv: Sequence[str]) -> str | None:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, ValueError, RecursionError):
             continue
-        name = found.get("agent", name) if isinstance(found, dict) else name
+        name = found.get(key, name) if isinstance(found, dict) else name
     return name
 
 

@@ -66,8 +66,11 @@ class TrainOptions(Config):
     """The same, held out, for agents that are evaluated on data (reward models)."""
     reward: Any = None
     """A reward or a list of them: name, [name, {argument: value}], module:function, or file.py:function."""
-    num_envs: int = 16
-    """Texts that are generated at a time."""
+    num_envs: int | None = None
+    """Texts that are generated at a time; None is what the task says, or else 16."""
+    start: bool | dict[str, Any] = True
+    """Make the task's own model ready as the task says before the agent begins; false begins with random
+    weights, and {steps: 50} changes settings of that fine-tuning. A model that is given is left as it is."""
     run_dir: str | None = None
     """Folder for metrics, samples and checkpoints; None is runs/AGENT-DATE-TIME."""
     resume: Literal["auto"] | bool = False
@@ -81,7 +84,7 @@ class TrainOptions(Config):
     rollouts: RayRollouts = field(default_factory=lambda: RayRollouts(num_actors=0))
     """Play by Ray actors; online agents only."""
     settings: Any = None
-    """Settings of the agent."""
+    """Settings of the agent; those that are not given are the task's, or else the agent's defaults."""
 
     def validate(self) -> None:
         """Check the ranges."""

@@ -38,6 +38,7 @@ def make_parser(
     options: type[Config],
     *,
     nested: Mapping[str, type[Config]] | None = None,
+    made: Mapping[str, Config] | None = None,
     positional: Mapping[str, str] | None = None,
 ) -> jsonargparse.ArgumentParser:
     """A parser for a command.
@@ -47,6 +48,7 @@ def make_parser(
         description: what it does.
         options: a field is an option; a field that is a settings class gives options with dots.
         nested: field name -> settings class, for a field of ``options`` whose class depends on the command.
+        made: field name -> settings whose values are the defaults of such a field's options.
         positional: argument name -> its help.
     """
     places = [f"[{name.upper()}]" for name in positional or {}]
@@ -63,12 +65,19 @@ def make_parser(
     )
     for name, text in (positional or {}).items():
         parser.add_argument(name, nargs="?", type=str, help=text)
-    _add_fields(parser, options, "", dict(nested or {}))
+    _add_fields(parser, options, "", dict(nested or {}), inner_defaults=made or {})
     return parser
 
 
-def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+def parse(
+    parser: jsonargparse.ArgumentParser, argv: Sequence[str], *, only_given: Sequence[str] = ()
+) -> dict[str, Any]:
     """Read a command line (dashes in names count as underscores) and the files that it names.
+
+    Args:
+        parser: of the command.
+        argv: the command line.
+        only_given: fields whose values are left out where neither command line nor file has them.
 
     Returns:
         Nested plain values; without positional arguments that were not given.
@@ -89,13 +98,14 @@ def parse(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> dict[str,
         check_keys(path, known, _numbers(parser))
     try:
         namespace = parser.parse_args(argv)
+        given = parser.parse_args(argv, defaults=False).as_dict() if only_given else {}
     except jsonargparse.ArgumentError as error:
         raise UsageError(_plain(str(error))) from error
     except RecursionError as error:
         raise UsageError("a value or a file is nested too deeply to be read") from error
     values = namespace.as_dict()
     values.pop("config", None)
-    return values
+    return values | {name: given.get(name) or {} for name in only_given}
 
 
 def known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
@@ -175,15 +185,20 @@ def _add_fields(
     prefix: str,
     nested: dict[str, type[Config]],
     made: Config | None = None,
+    inner_defaults: Mapping[str, Config] | None = None,
 ) -> None:
-    """Add an option for each field; ``made`` has the defaults, where they are not the class's own."""
+    """Add an option for each field.
+
+    ``made`` has the defaults where they are not the class's own, ``inner_defaults`` those of fields that are
+    settings.
+    """
     docs, hints = field_docs(typing.cast(type, cls)), typing.get_type_hints(cls)
     classes = {**_nested_classes(cls), **nested}
     group = parser.add_argument_group(f"{prefix.rstrip('.')} ({cls.__name__})") if prefix else parser
     for spec in fields(cls):
         default = _default(spec) if made is None else getattr(made, spec.name)
         if spec.name in classes:
-            inner = default if isinstance(default, Config) else None
+            inner = (inner_defaults or {}).get(spec.name, default if isinstance(default, Config) else None)
             _add_fields(parser, classes[spec.name], f"{prefix}{spec.name}.", {}, inner)
             continue
         group.add_argument(

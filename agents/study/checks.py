@@ -10,7 +10,8 @@ from textenv.agents.datasets import as_demonstrations, as_episodes, text_records
 from textenv.agents.needs import check_model, check_optimizer, check_policy_options, needed_by, quietly
 from textenv.agents.preferences.data import as_pairs
 from textenv.agents.registry import get_agent
-from textenv.agents.study.config import AgentSetup, StudyConfig, TaskSetup
+from textenv.agents.study.cells import agent_setup, task_setup
+from textenv.agents.study.config import StudyConfig, TaskSetup
 from textenv.agents.study.plan import RunSpec
 from textenv.agents.study.specs import ready, ready_list
 from textenv.agents.study.start import own_model, task_data
@@ -39,13 +40,13 @@ def check_cells(config: StudyConfig, specs: Iterable[RunSpec]) -> None:
     for spec in specs:
         cells.setdefault(spec.task, {})[spec.label] = None
     for label, wanted in cells.items():
-        setup = config.tasks[label]
+        setup = task_setup(config, label)
         with needed_by(f"tasks.{label}; no run has begun"), quietly():
             data = _check_task(setup)
         for name in wanted:
             if name in config.agents:
                 with needed_by(f"agents.{name} on tasks.{label}; no run has begun"), quietly():
-                    _check_agent(config.agents[name], setup, data)
+                    _check_agent(config, name, label, data)
 
 
 def _check_task(setup: TaskSetup) -> TaskData:
@@ -74,12 +75,13 @@ def _check_task(setup: TaskSetup) -> TaskData:
     return data
 
 
-def _check_agent(agent: AgentSetup, setup: TaskSetup, data: TaskData) -> None:
+def _check_agent(config: StudyConfig, name: str, label: str, data: TaskData) -> None:
     """An agent on a task."""
+    setup, agent = task_setup(config, label), agent_setup(config, name, label)
     cls = get_agent(agent.agent or "")
     if "eval_envs" not in inspect.signature(cls.__init__).parameters:
         raise ValueError(f"agent {agent.agent!r} writes no texts that could be compared")
-    settings = agent.config(0)
+    settings = config.agents[name].config(0, task=config.source(label))
     check_optimizer("settings.optimizer", settings.optimizer)
     if agent.model is not None:
         check_model("model", agent.model, data.tokenizer)

@@ -13,6 +13,7 @@ from textenv.agents.config import AgentConfig, Config
 from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.registry import get_config_class
 from textenv.agents.settings.offline import SFTConfig
+from textenv.agents.task_settings import task_settings
 
 C = TypeVar("C", bound=Config)
 START = "start"
@@ -56,8 +57,9 @@ class AgentSetup(Config):
     """Name of a registered agent; None is the label."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the agent that are not its defaults; the study sets the seed."""
-    start: bool = True
-    """Begin with the task's start; false begins with the task's own small model and random weights."""
+    start: bool | None = None
+    """Begin with the task's start; false begins with the task's own small model and random weights. None is
+    true where the study gives the start, and else what the task's settings of the agent say."""
     model: str | None = None
     """Hub id or folder to begin with, instead of the task's start."""
     dataset: str | None = None
@@ -68,7 +70,7 @@ class AgentSetup(Config):
     def validate(self) -> None:
         """Check that start and model are not both said."""
         super().validate()
-        if self.model is not None and not self.start:
+        if self.model is not None and self.start is False:
             raise ValueError(f"start must be true where a model is given, got false and {self.model!r}")
         if "seed" in self.settings:
             raise ValueError(f"settings must leave the seed to the study, got {self.settings['seed']!r}")
@@ -78,19 +80,23 @@ class AgentSetup(Config):
         known = [spec.name for spec in fields(get_config_class(self.agent or ""))]
         return self.kl_setting or ("kl_coef" if "kl_coef" in known else None)
 
-    def config(self, seed: int, kl_coef: float | None = None) -> AgentConfig:
+    def config(self, seed: int, kl_coef: float | None = None, task: str | None = None) -> AgentConfig:
         """The agent's settings in one run.
+
+        Args:
+            seed: of the run.
+            kl_coef: KL coefficient; None is the agent's own.
+            task: the task whose settings count where none are given; None are the class's defaults.
 
         Raises:
             ValueError: if a setting is unknown or out of range.
             TypeError: if a setting does not have its type.
         """
-        cls = get_config_class(self.agent or "")
         given = {**self.settings, "seed": seed}
         name = self.kl_field()
         if kl_coef is not None and name is not None:
             given[name] = kl_coef
-        return cls.from_dict(given)
+        return task_settings(task, self.agent or "").fill(self.agent or "", given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,8 @@ class TaskSetup(Config):
     tokenizer: str | None = None
     """Hub id or folder; None is the model's or the task's."""
     start: SFTConfig | None = None
-    """Fine-tuning of the model on the task's demonstrations before agents begin; None leaves it as it is."""
+    """Fine-tuning of the model on the task's demonstrations before agents begin. None: a model that is given
+    is left as it is, and the task's own is made ready as the task's settings of the agents say."""
     reward: Any = None
     """What the agents are paid: a reward spec or a list of them; None is the task's."""
     judge: Any = None
@@ -141,6 +148,9 @@ class StudyConfig(Config):
     """Label -> settings of an agent (agent, settings, start, model, dataset, kl_setting)."""
     tasks: dict[str, Any] = field(default_factory=dict)
     """Label -> settings of a task (task, model, start, reward, judge, dataset, num_envs, env, policy)."""
+    task_settings: bool = True
+    """Give agents the settings and start that a task has for them (``Task.settings``), where this file gives
+    none; false gives them the defaults of their classes, and the task's own model random weights."""
     seeds: int | tuple[int, ...] = 5
     """Seeds 0 to n - 1, or a list of them. With fewer than 5 no winner is called."""
     kl_coefs: tuple[float, ...] = ()
@@ -204,9 +214,20 @@ class StudyConfig(Config):
         for label, agent in self.agents.items():
             for coef in self.coefs(label):
                 try:
-                    agent.config(0, coef)
+                    for task in self.tasks:
+                        agent.config(0, coef, self.source(task))
                 except (TypeError, ValueError) as error:
-                    raise type(error)(f"agents.{label}.settings: {error}") from error
+                    told = type(error)(f"agents.{label}.settings: {error}")
+                    for note in getattr(error, "__notes__", []):
+                        told.add_note(note)
+                    raise told from error
+
+    def source(self, label: str) -> str | None:
+        """The task whose settings of agents count under a task's label; None if none do, or it is unknown."""
+        from textenv.tasks.registry import task_names
+
+        name = self.tasks[label].task
+        return name if self.task_settings and name in task_names() else None
 
     @property
     def seed_list(self) -> tuple[int, ...]:

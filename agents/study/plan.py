@@ -12,6 +12,7 @@ from textenv.agents.config import Config
 from textenv.agents.json_files import read_object
 from textenv.agents.redaction import masked
 from textenv.agents.registry import get_agent
+from textenv.agents.study.cells import agent_setup, task_setup
 from textenv.agents.study.config import START, AgentSetup, StudyConfig
 from textenv.atomic import atomic_file
 
@@ -101,12 +102,15 @@ def identity(config: StudyConfig, spec: RunSpec) -> dict[str, Any]:
 
     Secrets are masked: another key to the same service makes no other run.
     """
-    task = given(config.tasks[spec.task])
+    task = given(task_setup(config, spec.task))
     made: dict[str, Any] = {"task": task, "eval_episodes": config.eval_episodes, "threads": config.threads}
     if spec.is_anchor:
         made |= {"best_of": sorted(config.best_of), "best_of_prompts": config.best_of_prompts}
     else:
-        made |= {"agent": given(config.agents[spec.label]), "budget": given(config.budget)}
+        agent = given(agent_setup(config, spec.label, spec.task))
+        if agent.get("start") is True:  # as it is unless said otherwise
+            del agent["start"]
+        made |= {"agent": agent, "budget": given(config.budget)}
         made["evaluations"] = config.evaluations
     return json.loads(json.dumps(masked({**spec.to_dict(), **made})))
 
@@ -156,8 +160,16 @@ def without_idle(made_from: Mapping[str, Any]) -> dict[str, Any]:
         idle = get_agent(setup.agent or "").config_class.from_saved({**settings, **beside}).idle()
     except (TypeError, ValueError):  # no agent, or one or a setting that is not there any more
         return dict(made_from)
-    kept = {key: value for key, value in settings.items() if key not in idle}
+    kept = _in_iterations({key: value for key, value in settings.items() if key not in idle})
     return {**made_from, "agent": {**agent, "settings": kept} if kept else agent}
+
+
+def _in_iterations(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with a run's length in iterations, where it is given as episodes."""
+    total, size = settings.get("total_episodes"), settings.get("episodes_per_iteration")
+    if not total or not size:
+        return settings
+    return {**settings, "total_episodes": None, "iterations": total // size}
 
 
 def write_json(path: Path, content: Any) -> None:

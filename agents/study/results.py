@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from textenv.agents.run_folder import RunFolder
+from textenv.agents.study.cells import agent_setup
 from textenv.agents.study.config import START, StudyConfig
 from textenv.agents.study.plan import RunSpec, plan
 from textenv.agents.study.run import figures
@@ -128,7 +129,7 @@ class Results:
         anchor = self.done.get(RunSpec(label=START, task=run.spec.task, seed=run.spec.seed))
         costs = ("seconds", "env_tokens", "gradient_tokens", "reward_calls", "episodes", "optimizer_steps")
         begin = [] if anchor is None else [{**anchor.figures, **dict.fromkeys(costs, 0.0)}]
-        setup = self.config.agents[run.spec.label]
+        setup = agent_setup(self.config, run.spec.label, run.spec.task)
         return [*(begin if setup.start and setup.model is None else []), *run.course]
 
     def best_of(self, task: str) -> dict[int, dict[str, float]]:

@@ -20,6 +20,7 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.redaction import masked_text
 from textenv.agents.registry import get_agent
 from textenv.agents.run_folder import RunFolder
+from textenv.agents.study.cells import agent_setup, task_setup
 from textenv.agents.study.config import StudyConfig, TaskSetup
 from textenv.agents.study.observer import JUDGE, KL, SECONDS, Observer, judged
 from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, identity, write_json
@@ -111,13 +112,17 @@ def figures(folder: Path) -> list[dict[str, float]]:
 
 def _train(study: Study, spec: RunSpec) -> dict[str, Any]:
     """Let the agent learn in its folder."""
-    task, agent = study.config.tasks[spec.task], study.config.agents[spec.label]
+    task = task_setup(study.config, spec.task)
+    agent = agent_setup(study.config, spec.label, spec.task)
     start = _start(study, spec)
     cls = get_agent(agent.agent)
     model: Any = agent.model or start
     if not agent.start:
         model = own_model(task, task_data(task))
-    config = agent.config(spec.seed, spec.kl_coef)
+    source = study.config.source(spec.task)
+    config = study.config.agents[spec.label].config(spec.seed, spec.kl_coef, source)
+    if source is None:  # all is said: nothing is left to the task
+        config = type(config).from_dict(config.to_dict())
     observer = Observer(
         study.config.evaluations,
         study.config.budget,
@@ -145,7 +150,7 @@ def _train(study: Study, spec: RunSpec) -> dict[str, Any]:
 
 def _measure_start(study: Study, spec: RunSpec) -> dict[str, Any]:
     """Measure the policy that agents begin with, and what the best of n of its texts are worth."""
-    config, task = study.config, study.config.tasks[spec.task]
+    config, task = study.config, task_setup(study.config, spec.task)
     policy = LanguagePolicy(_start(study, spec), **_policy_kwargs(study, task, frozen=True))
     policy.eval()
     judge = None if task.judge is None else make_reward(ready(task.judge))
@@ -192,7 +197,7 @@ def _measure_start(study: Study, spec: RunSpec) -> dict[str, Any]:
 
 
 def _start(study: Study, spec: RunSpec) -> str:
-    setup = study.config.tasks[spec.task]
+    setup = task_setup(study.config, spec.task)
     return start_model(study.folder, spec.task, setup, spec.seed, trust_remote_code=study.trust_remote_code)
 
 

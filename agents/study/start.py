@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from textenv.agents.devices import device_kwargs
 from textenv.agents.json_files import read_object
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.redaction import masked
-from textenv.agents.sft import SFT
 from textenv.agents.study.config import TaskSetup
 from textenv.agents.study.plan import given, write_json
+from textenv.agents.task_start import make_start
 from textenv.atomic import atomic_folder
 from textenv.tasks.registry import make_task
 from textenv.tasks.task import TaskData
@@ -81,16 +80,11 @@ def _make(setup: TaskSetup, seed: int, *, trust_remote_code: bool) -> LanguagePo
         **setup.policy.kwargs(),
         **({"trust_remote_code": True} if trust_remote_code else {}),
     }
-    kwargs.pop("lora", None)  # the start is a whole model; adapters are what agents learn
-    torch.manual_seed(seed)
-    model = setup.model or own_model(setup, data)
-    policy = LanguagePolicy(model, tokenizer=data.tokenizer, seed=seed, **kwargs)
-    if setup.start is not None:
-        dataset = data.demonstrations if setup.dataset is None else setup.dataset
-        if dataset is None:
-            raise ValueError(
-                f"dataset must be given, for the task {setup.task!r} has no demonstrations; got None"
-            )
-        config = setup.start.replace(seed=seed)
-        SFT(policy, dataset=dataset, tokenizer=data.tokenizer, config=config).learn()
-    return policy
+    return make_start(
+        setup.model or own_model(setup, data),
+        data,
+        None if setup.start is None else setup.start.replace(seed=seed),
+        seed=seed,
+        dataset=setup.dataset,
+        policy_kwargs=kwargs,
+    )
