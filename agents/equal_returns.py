@@ -45,7 +45,7 @@ class EqualReturns:
             f"all {self.episodes} episodes of the first {iteration} iterations returned {first:g}, so there "
             "is nothing to learn from. Likely causes: the model never writes what the reward pays for "
             "(random weights, another chat template or format), texts are cut before it (max_new_tokens), "
-            "the reward is constant or looks at a column that is always empty, or sampling always takes the same tokens "
-            "(temperature, top_k, greedy)",
+            "the reward is constant or looks at a column that is always empty, or sampling always takes the "
+            "same tokens (temperature, top_k, greedy)",
             stacklevel=2,
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +154,13 @@ def test_settings_remember_which_of_them_were_given() -> None:
         PPOConfig.with_defaults({"whiten_min_std": 0.3}, {"whiten_advantages": False})
     with pytest.raises(ValueError, match="PPOConfig has no setting 'gama'"):
         Config.with_defaults.__func__(PPOConfig, {}, {"gama": 1.0})  # type: ignore[attr-defined]
+
+
+def test_what_was_given_goes_with_copies_and_into_other_processes() -> None:
+    study = StudyConfig(agents={"ppo": {}}, tasks={"random-walks": {"start": {"steps": 1000}}})
+    for same in (pickle.loads(pickle.dumps(study)), copy.deepcopy(study)):
+        assert same == study
+        assert task_setup(same, "random-walks").start.to_dict() == random_walks.pretraining().to_dict()
 
 
 def test_the_length_of_a_run_is_said_once() -> None:

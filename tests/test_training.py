@@ -220,6 +220,8 @@ def test_evaluating_changes_nothing_in_a_real_training() -> None:
             "ppo",
             task="random-walks",
             loggers=(),
+            start=False,
+            num_envs=16,
             env_kwargs={"max_new_tokens": 5},
             iterations=2,
             episodes_per_iteration=8,

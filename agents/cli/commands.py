@@ -61,6 +61,8 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     parser = make_parser(prog, about, TrainOptions, nested=nested, made=made, positional=places)
     values = parse(parser, argv, only_given=("settings",))
     given_settings = values.pop("settings")
+    if not isinstance(given_settings, Mapping):
+        raise UsageError(f"settings must hold settings, name: value, got {given_settings!r}")
     options = build(TrainOptions, values)
     config = _settings(name, given_settings, of_task)
 

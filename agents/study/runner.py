@@ -112,7 +112,8 @@ def _side_by_side(
             while waiting and len(running) < jobs:
                 spec = waiting.pop(0)
                 (spec.folder(study.folder) / RESULT).unlink(missing_ok=True)  # of an earlier attempt
-                told = (study.config.to_dict(), str(study.folder), study.trust_remote_code, spec.to_dict())
+                # The object, not its values: which of them were given is a part of it.
+                told = (study.config, str(study.folder), study.trust_remote_code, spec.to_dict())
                 process = context.Process(target=_child, args=(*told, list(imports)))
                 process.start()
                 running[process.sentinel] = process, spec
@@ -132,7 +133,7 @@ def _side_by_side(
 
 
 def _child(
-    config: dict[str, Any], folder: str, trust_remote_code: bool, spec: dict[str, Any], imports: list[str]
+    config: StudyConfig, folder: str, trust_remote_code: bool, spec: dict[str, Any], imports: list[str]
 ) -> None:
     """What a process of a run does; it does not outlive the process that started it."""
     parent = multiprocessing.parent_process()
@@ -146,8 +147,7 @@ def _child(
     for name in imports:
         import_module_or_file(name)
     quiet()
-    made = StudyConfig.from_dict(config)
-    study = Study(config=made, folder=Path(folder), trust_remote_code=trust_remote_code)
+    study = Study(config=config, folder=Path(folder), trust_remote_code=trust_remote_code)
     with trusting(trust_remote_code):
         perform(study, RunSpec(**spec))
 
