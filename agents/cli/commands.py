@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from textenv.agents import catalog
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.interrupts import advising, how_to_resume
+from textenv.agents.cli.named import in_files, named_settings, task_of
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
-from textenv.agents.cli.parser import build, config_files, make_parser, parse
-from textenv.agents.cli.values import option_values
+from textenv.agents.cli.parser import build, make_parser, parse
 from textenv.agents.json_files import read_object
 from textenv.agents.needs import check_policy_options
 from textenv.agents.registry import agent_names, get_config_class
@@ -37,7 +37,7 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
         return 0
     if agent is None:
         agent_given = argv[0] if argv and not argv[0].startswith("-") else None
-        in_file = _in_files(argv, "agent")
+        in_file = in_files(argv, "agent")
         if None not in (agent_given, in_file) and agent_given != in_file:
             raise UsageError(f"the command line names the agent {agent_given!r}, the file {in_file!r}")
         if agent_given is None and in_file is not None:
@@ -54,9 +54,9 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     nested = {"settings": config_class}
     places = {} if agent is not None else {"agent": "name of the agent"}
     prog = "textenv train" if agent is None else f"textenv {agent}"
-    of_task = task_settings(_task_of(argv), name)
+    of_task = task_settings(task_of(argv), name)
     # The task's settings are the defaults that --help and --print_config show.
-    made = {"settings": config_class.with_defaults({}, unsaid(of_task.settings, _named_settings(argv)))}
+    made = {"settings": config_class.with_defaults({}, unsaid(of_task.settings, named_settings(argv)))}
     about = catalog.agent(name)
     parser = make_parser(prog, about, TrainOptions, nested=nested, made=made, positional=places)
     values = parse(parser, argv, only_given=("settings",))
@@ -348,39 +348,6 @@ def _settings(agent: str, given: Mapping[str, Any], of_task: TaskSettings) -> Ag
         for note in getattr(error, "__notes__", []):
             told.add_note(note)
         raise told from error
-
-
-def _task_of(argv: Sequence[str]) -> str | None:
-    """The task that a command line or its files name; None if it is unknown, which training refuses."""
-    named = [value for name, value in option_values(argv) if name == "task"]
-    name = named[-1] if named else _in_files(argv, "task")
-    if not isinstance(name, str):
-        return None
-    from textenv.tasks.registry import task_names
-
-    return name if name in task_names() else None
-
-
-def _named_settings(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings that a command line and its files name, with values that are not read yet."""
-    found = _in_files(argv, "settings")
-    named = [name.partition(".") for name, _ in option_values(argv)]
-    said = {inner: True for group, _, inner in named if group == "settings"}
-    return {**(found if isinstance(found, dict) else {}), **said}
-
-
-def _in_files(argv: Sequence[str], key: str) -> Any:
-    """What configuration files say of a key; other mistakes in files are found when they are parsed."""
-    import yaml
-
-    name = None
-    for path in config_files(argv):
-        try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, ValueError, RecursionError):
-            continue
-        name = found.get(key, name) if isinstance(found, dict) else name
-    return name
 
 
 def _print_numbers(row: Mapping[str, float], title: str) -> None:

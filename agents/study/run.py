@@ -115,7 +115,8 @@ def _train(study: Study, spec: RunSpec) -> dict[str, Any]:
     task = task_setup(study.config, spec.task)
     agent = agent_setup(study.config, spec.label, spec.task)
     start = _start(study, spec)
-    cls = get_agent(agent.agent)
+    name = agent.agent or ""
+    cls = get_agent(name)
     model: Any = agent.model or start
     if not agent.start:
         model = own_model(task, task_data(task))
@@ -130,7 +131,7 @@ def _train(study: Study, spec: RunSpec) -> dict[str, Any]:
         LanguagePolicy(start, **_policy_kwargs(study, task, frozen=True)),
     )
     train(
-        agent.agent,
+        name,
         model,
         task=task.task,
         reward=ready_list(task.reward),
