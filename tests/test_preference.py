@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from policy_helpers import gpt2_config
@@ -492,3 +493,14 @@ def test_rewards_come_to_tell_good_from_bad_responses(name: str) -> None:
 def test_they_are_registered() -> None:
     assert {*PAIRWISE} <= set(agent_names())
     assert issubclass(KTO, textenv.agents.OfflineAgent)
+
+
+def test_labels_of_episodes_are_flags_of_any_kind() -> None:
+    episodes = EpisodeBatch.from_ids([[1], [2]], [[3], [4]])
+    for labels in ([True, False], [1, 0.0], np.array([True, False]), torch.tensor([1, 0])):
+        episodes.extras = {"label": labels}
+        assert as_labelled(episodes, TOKENIZER)[1].tolist() == [True, False]
+    for wrong in ("yes", None, 2, math.nan, [1], np.array([1, 0])):
+        episodes.extras = {"label": [True, wrong]}
+        with pytest.raises(ValueError, match="label must be true or false, got"):
+            as_labelled(episodes, TOKENIZER)

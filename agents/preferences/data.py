@@ -16,6 +16,7 @@ from textenv.agents.datasets import from_rankings, text_records
 from textenv.episodes import EpisodeBatch
 from textenv.hashing import hash_key
 from textenv.legality import Legality
+from textenv.names import shown
 from textenv.preferences import PreferenceBatch
 from textenv.row_index import row_index
 
@@ -258,6 +259,7 @@ def mismatched(episodes: EpisodeBatch) -> EpisodeBatch:
 
 
 def _flag(value: Any) -> bool:
-    if value not in (False, True):
-        raise ValueError(f"label must be true or false, got {value!r}")
-    return bool(value)
+    given = value.item() if getattr(value, "ndim", None) == 0 else value
+    if not isinstance(given, bool | int | float) or given not in (0, 1):
+        raise ValueError(f"label must be true or false, got {shown(value)}")
+    return bool(given)
