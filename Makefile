@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 BENCHMARKS ?= rollout ppo_cycle random_walks packing sb3
 PIP_INSTALL := $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
+CLIENTS := .venv-clients
+CLIENTS_INSTALL := $(CLIENTS)/bin/pip install -qq --disable-pip-version-check --constraint tests/clients/constraints.txt
 FOLDERS := textenv agents rewards tasks
 
 # Tests and checks never ask a network, and one thread per worker is fastest on few cores.
@@ -19,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND := Agg
 
-.PHONY: help install test lint types pytest test-portable data demo smollm bench clean
+.PHONY: help install test test-clients lint types pytest test-portable data demo smollm bench clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -55,6 +57,16 @@ pytest: $(STAMP)  ## the tests alone
 test-portable: export ATEN_CPU_CAPABILITY := default
 test-portable: export ONEDNN_MAX_CPU_ISA := AVX2
 test-portable: pytest  ## the tests with the instructions of an older CPU
+
+# The clients of docs/works_with.md ask for older packages than constraints.txt has: an environment of their own.
+$(CLIENTS)/.installed: pyproject.toml constraints.txt tests/clients/constraints.txt tests/clients/requirements.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS_INSTALL) setuptools "$$(grep '^torch==' tests/clients/constraints.txt)"
+	$(CLIENTS_INSTALL) --no-build-isolation --editable . --requirement tests/clients/requirements.txt
+	touch $@
+
+test-clients: $(CLIENTS)/.installed  ## the tests that need TorchRL, Tianshou, skrl, RL Zoo, moviepy; makes .venv-clients
+	$(CLIENTS)/bin/python -m pytest tests/clients tests/test_gymnasium_wrappers.py tests/test_pictures.py
 
 data: $(STAMP)  ## fetch the real texts and ratings that the tasks use into the user's cache
 	$(BIN)/python -m textenv.tasks.fetch

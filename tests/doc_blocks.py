@@ -71,6 +71,12 @@ def blocks_of(page: Path) -> Iterator[Block]:
         raise ValueError(f"{name}:{opened[3] - 1}: the block is not closed")
 
 
+def sections_of(page: str) -> dict[str, str]:
+    """Heading of the second level -> what stands under it."""
+    parts = re.split(r"^## (.+)\n", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
 def commands_of(text: str) -> Iterator[str]:
     """The commands of a shell block: joined where a line goes on, with their here-documents, uncommented.
 

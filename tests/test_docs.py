@@ -155,6 +155,17 @@ SKIPPED: list[tuple[str, str, str]] = [
         "python -m textenv.tasks.fetch --model",
         "needs a network; tests/test_fetch_model.py has an archive",
     ),
+    *[
+        ("docs/works_with.md", start, "make test-clients runs it: tests/clients")
+        for start in (
+            "import gymnasium as gym\nimport torch\nfrom torchrl",
+            "import gymnasium as gym\nimport torch\nfrom tianshou",
+            "import gymnasium as gym\nimport torch\nfrom skrl",
+            "import gymnasium as gym\nfrom gymnasium.wrappers import vector",
+            "python -m rl_zoo3.train",
+            "python -m rl_zoo3.enjoy",
+        )
+    ],
     ("docs/report.md", "textenv push runs/first me/walks --license", "uploads"),
     (
         "docs/report.md",
