@@ -44,7 +44,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "probe-copy",
         {**_OFFLINE, "steps": 60, "head": "linear", "decode_beta": 100.0},
     ),
-    "nlpo": ("nlpo", "probe-end", {**_CRITIC, "mask_min_tokens": 2, "mask_update_iterations": 2}),
+    "nlpo": (
+        "nlpo",
+        "probe-end",
+        {**_CRITIC, "mask_top_p": 0.99, "mask_min_tokens": 2, "mask_update_iterations": 2},
+    ),
     "online-dpo": (
         "online-dpo",
         "probe-end",

@@ -87,7 +87,7 @@ def gradients(module: nn.Module, loss: Tensor) -> list[Tensor]:
 def assert_same(first: list[Tensor], second: list[Tensor], atol: float = 1e-10) -> None:
     assert len(first) == len(second) > 0
     for one, other in zip(first, second, strict=True):
-        torch.testing.assert_close(one, other, atol=atol, rtol=0)
+        torch.testing.assert_close(one, other, atol=atol * max(1.0, float(other.abs().max())), rtol=0)
 
 
 def test_rows_hold_every_token_once_and_little_padding() -> None:
@@ -131,7 +131,8 @@ def test_log_probs_entropies_states_and_gradients_are_those_without_packing(
         results.append([x.detach() for x in found])
         total = sum((weights * x).sum() for x in (found.log_probs, found.entropy, found.values))
         grads.append(gradients(model, total + found.hidden.square().sum()))
-    inside = 1e-4 if "gemma3" in name else 1e-10  # its norms compute in float32, whatever the weights are
+    # Eager attention has its softmax and Gemma its norms in float32, whatever the weights are.
+    inside = 1e-4 if "gemma3" in name else 1e-6 if attention == "eager" else 1e-10
     assert_same(*results, atol=inside)
     assert_same(*grads, atol=inside)
 

@@ -212,7 +212,8 @@ def test_a_study_that_is_killed_goes_on_and_ends_as_one_that_was_not(done: Any, 
     process = subprocess.Popen([*command, "--jobs", "2"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     try:
-        while not list(folder.rglob("result.json")):
+        # Path.rglob fails if a folder is moved meanwhile; os.walk does not.
+        while not any("result.json" in files for _, _, files in os.walk(folder)):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
     finally:

@@ -276,10 +276,13 @@ def _check(model: nn.Module, output: nn.Module) -> _Found:
 
 
 def logits_agree(actual: Tensor, expected: Tensor) -> bool:
-    """Whether logits agree up to the rounding of their dtype, relative to their spread."""
+    """Whether logits agree up to rounding, relative to their spread.
+
+    Models with float64 weights may still compute a softmax or a norm in float32, so that is their bound, too.
+    """
     if actual.shape != expected.shape or not bool(torch.isfinite(actual).all()):
         return False
-    tolerance = {torch.float64: 1e-8, torch.float32: 2e-3}.get(expected.dtype, 0.2)
+    tolerance = {torch.float64: 1e-5, torch.float32: 2e-3}.get(expected.dtype, 0.2)
     spread = expected.double().std(unbiased=False).clamp_min(1e-30)
     return bool((actual.double() - expected.double()).abs().max() <= tolerance * spread)
 
