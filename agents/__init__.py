@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         ReinforcePlusPlusConfig,
     )
     from textenv.agents.reward_models.agent import RewardModelAgent, RewardModelConfig
+    from textenv.agents.reward_models.measure import evaluate_reward_model
     from textenv.agents.rft import RFT, RFTConfig
     from textenv.agents.rloo import RLOO, RLOOConfig
     from textenv.agents.rollouts.engine_collector import EngineCollector
@@ -136,6 +137,7 @@ _HOME = {
     "agent_names": "registry",
     "describe": "registry",
     "evaluate": "evaluation",
+    "evaluate_reward_model": "reward_models.measure",
     "make_agent": "registry",
     "make_loggers": "loggers.registry",
     "read_metrics": "loggers.jsonl",
@@ -217,6 +219,7 @@ __all__ = [
     "agent_names",
     "describe",
     "evaluate",
+    "evaluate_reward_model",
     "make_agent",
     "make_loggers",
     "read_metrics",

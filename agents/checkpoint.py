@@ -13,34 +13,30 @@ No pickle is written or read.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import re
 import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from textenv import scoring as scorer
-from textenv.agents.json_files import read_object
 from textenv.agents.parallel import distributed
 from textenv.agents.random_state import random_state
 from textenv.agents.run_folder import RunFolder, RunFolderError
 from textenv.atomic import atomic_folder
+from textenv.json_files import read_object
+from textenv.saved_runs import MANIFEST, CorruptCheckpointError, manifest, verify
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
 
 TRAINER = "trainer.json"
-MANIFEST = "files.json"
-ALWAYS = (TRAINER, "optimizer.safetensors", "random.safetensors")
-"""Files that every checkpoint has, whatever the agent."""
 FORMAT = 1
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
@@ -55,11 +51,6 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "data": dict,
 }
 """Fields of ``trainer.json`` and their types."""
-_DIGEST = re.compile("[0-9a-f]{64}")
-
-
-class CorruptCheckpointError(ValueError):
-    """A checkpoint's files are not the ones that were written."""
 
 
 def save_agent(agent: Agent, path: str | os.PathLike[str]) -> None:
@@ -118,57 +109,11 @@ def write_agent(agent: Agent, folder: Path) -> None:
         "random": random_values,
     }
     (folder / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n")
-    (folder / MANIFEST).write_text(json.dumps(_manifest(folder), indent=2) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest(folder), indent=2) + "\n")
     for file in folder.rglob("*"):
         if file.is_file():
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())
-
-
-def verify(path: str | os.PathLike[str]) -> None:
-    """Check that a checkpoint is whole.
-
-    Raises:
-        FileNotFoundError: if ``path`` holds no checkpoint of an agent.
-        CorruptCheckpointError: if a file is missing or differs from what was written.
-    """
-    folder = Path(path)
-    if not (folder / MANIFEST).is_file():
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST}, expected a folder that Agent.save wrote")
-    for name, facts in _read_manifest(folder / MANIFEST).items():
-        file = folder / name
-        if not file.is_file():
-            raise CorruptCheckpointError(f"{file} is missing; the checkpoint was written with it")
-        if file.stat().st_size != facts["size"] or _sha256(file) != facts["sha256"]:
-            raise CorruptCheckpointError(f"{file} differs from what was written; the checkpoint is damaged")
-
-
-def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """The manifest of a checkpoint, checked for its form: file -> ``size`` and ``sha256``.
-
-    Raises:
-        CorruptCheckpointError: if it is not what ``_manifest`` writes, or lacks a file that every checkpoint
-            has.
-    """
-    written = read_object(path, error=CorruptCheckpointError)
-    for name, facts in written.items():
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
-            raise CorruptCheckpointError(
-                f"{path} is damaged, a file's name must be a path in its folder, got {name!r}"
-            )
-        size, digest = (facts.get("size"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
-        whole = type(size) is int and isinstance(digest, str) and _DIGEST.fullmatch(digest)
-        if not whole or set(facts) != {"size", "sha256"}:
-            raise CorruptCheckpointError(
-                f"{path} is damaged, {name!r} must have a size and a sha256, got {reprlib.repr(facts)}"
-            )
-    missing = [name for name in ALWAYS if name not in written]
-    if missing:
-        raise CorruptCheckpointError(
-            f"{path} is damaged, it must list {', '.join(ALWAYS)}, but lacks {missing[0]}"
-        )
-    return written
 
 
 def load_agent(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -310,16 +255,3 @@ def _is_json(value: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    return {
-        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
-        for file in files
-    }
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

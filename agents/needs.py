@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from textenv.agents.run_folder import RunFolder, RunFolderError
 from textenv.pretrained import load_pretrained
+from textenv.saved_runs import model_folder
 from textenv.tasks.fetch_model import resolve_model
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def check_model(field: str, source: str, tokenizer: Any = None, *, scores: bool 
 
     from textenv.legality import vocabulary_size
 
-    name = resolve_model(source)
+    name = os.fspath(model_folder(source, scores=scores)) if Path(source).is_dir() else resolve_model(source)
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():  # its base model is named there, and read with it
         return

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from textenv.saved_runs import model_folder
+
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
     from textenv.agents.evaluation import Evaluation
@@ -24,7 +26,7 @@ class TrainResult:
     history: list[dict[str, float]]
     """The logged metrics, one row an iteration (online) or logged optimizer step (offline)."""
     evaluation: Evaluation | None
-    """The last evaluation, if there were ``eval_envs``."""
+    """The last evaluation; ``textenv.train`` always makes one, ``agent.learn`` if there are ``eval_envs``."""
     episodes: int
     """Episodes generated (online) or visited (offline)."""
     optimizer_steps: int
@@ -33,6 +35,17 @@ class TrainResult:
     """Wall time of this call."""
     run_dir: Path | None = None
     """Where metrics and checkpoints are, if a folder was given."""
+    evaluated_on: str | None = None
+    """What ``evaluation`` was made on, in words; None after ``agent.learn``, where ``eval_envs`` say it."""
+
+    @property
+    def model_dir(self) -> Path | None:
+        """Folder of the model: the best by held-out evaluations if they were made, else the last.
+
+        It loads with plain transformers, and everything here takes it (or ``run_dir``) as a model. None
+        without ``run_dir``: then nothing was written, and ``agent.save(folder)`` writes it.
+        """
+        return None if self.run_dir is None else model_folder(self.run_dir)
 
 
 class Clock:

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from textenv.agents.needs import check_writable
 from textenv.agents.parallel import distributed
 from textenv.agents.pipeline_checks import check_needs
 from textenv.agents.pipeline_config import STAGES, DataConfig, PipelineConfig
+from textenv.agents.pipeline_data import budget_of, divided, make_envs, task_of
 from textenv.agents.pipeline_stages import Stage, StageError, StageFolders, write
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.options import PolicyOptions
@@ -36,11 +38,12 @@ from textenv.agents.redaction import masked
 from textenv.agents.reports.record import report_at_end
 from textenv.agents.reward_models.agent import RewardModelAgent
 from textenv.agents.run_folder import RunFolder
-from textenv.agents.scorer import Scorer
 from textenv.agents.sft import SFT
 from textenv.atomic import atomic_file
+from textenv.data_sources import HELD_OUT_SHARE
 from textenv.episodes import EpisodeBatch
 from textenv.pretrained import trusting
+from textenv.rewards.registry import reward_list
 
 if TYPE_CHECKING:
     from textenv.tasks.task import TaskData
@@ -115,8 +118,8 @@ class Pipeline:
         from textenv.tasks.registry import make_task
 
         self.config, self.run_dir, self.loggers, self.overwrite = config, run_dir, loggers, overwrite
-        self.task = make_task(config.task)
-        self.task_kwargs = dict(config.task_kwargs)
+        name, self.task_kwargs = task_of(config)
+        self.task = make_task(name)
         source = config.policy or config.model
         if source is not None and self.task.takes("tokenizer"):
             self.task_kwargs.setdefault("tokenizer", source)
@@ -134,11 +137,19 @@ class Pipeline:
         watch = {name: getattr(cfg, name) for name in ("kl_limit", "repetition_limit", "stop_when_hacked")}
         env = {name: cfg.to_dict()[name] for name in ("rewards", "num_envs", "max_new_tokens")}
         given = [watch, env, cfg.rl_policy.to_dict(), cfg.policy, cfg.reward_model, cfg.judge_model]
-        pairs = [cfg.data.pairs, cfg.data.ratings, cfg.data.held_out]
+        pairs: list[Any] = [cfg.data.pairs, cfg.data.ratings, cfg.data.held_out]
+        judged_by: list[Any] = [cfg.data.judge, cfg.data.held_out]
+        if cfg.task is None or cfg.data.prompts is not None:
+            given += [self.task_kwargs["data"], self.task_kwargs["validation"]]
+        if cfg.data.eval_prompts is not None:
+            given.append(cfg.data.eval_prompts)
+        if cfg.data.validation_share != HELD_OUT_SHARE:
+            pairs.append(cfg.data.validation_share)
+            judged_by.append(cfg.data.validation_share)
         stages = [
             Stage("sft", cfg.sft, [cfg.model, cfg.data.sft, cfg.sft_policy.to_dict()]),
             Stage("reward-model", cfg.reward, pairs, trunk),
-            Stage("judge", cfg.judge, [cfg.data.judge, cfg.data.held_out], trunk),
+            Stage("judge", cfg.judge, judged_by, trunk),
             Stage("rl", cfg.rl, given, STAGES[:3]),
         ]
         wanted = (cfg.policy is None, cfg.reward_model is None, judged, True)
@@ -223,10 +234,13 @@ class Pipeline:
         elif dataset is None:
             dataset = data.demonstrations
         if dataset is None:
-            raise StageError(f"the task {cfg.task!r} has neither texts nor demonstrations; set data.sft")
+            raise StageError(
+                f"the task {self.task.name!r} has neither texts nor demonstrations; set data.sft (of pairs "
+                "the chosen side is cloned), or policy"
+            )
         model = cfg.model or (None if data.model_config is None else data.model_config())
         if model is None:
-            raise StageError(f"the task {cfg.task!r} has no model of its own; set model")
+            raise StageError(f"the task {self.task.name!r} has no model of its own; set model")
         return model, dataset
 
     def scoring_needs(self, name: str) -> tuple[dict[str, Any], Any]:
@@ -247,9 +261,11 @@ class Pipeline:
         if not train:
             if given is None:
                 raise StageError(
-                    f"the task {cfg.task!r} has no human feedback; set data.pairs or data.ratings"
+                    f"the task {self.task.name!r} has no human feedback; set data.pairs or data.ratings"
                 )
             train, held_out = dict(given[0]), given[1] if held_out is None else held_out
+        elif held_out is None:
+            train, held_out = divided(train, cfg.data.validation_share)
         return train, held_out
 
     def score_model(self, name: str, folder: Path, policy: str) -> dict[str, float]:
@@ -345,30 +361,23 @@ class Pipeline:
 
     def envs(self, rewards: Sequence[Any], *, split: str) -> Any:
         """Environments of the task with these rewards, and those of the settings."""
-        from textenv.tasks.make import make_vec_env
-        from textenv.tasks.stop_tokens import generation_ends
-
-        return make_vec_env(
-            self.config.num_envs,
-            task=self.config.task,
-            task_kwargs=self.task_kwargs,
-            split=split,
-            rewards=[*rewards, *self.config.rewards],
-            max_new_tokens=self.config.max_new_tokens,
-            model_stop_token_ids=generation_ends(self.config.model),
-            shuffle=split == "train",
-            device=device_kwargs(self.config.device).get("device", "cpu"),
+        own = reward_list(self.config.rewards)
+        return make_envs(
+            self.config, self.task, self.task_kwargs, [*rewards, *own], split=split, budget=self.budget
         )
+
+    @cached_property
+    def budget(self) -> int | None:
+        """Token budget of a response; None is the task's. Of prompts of one's own it fits into the model."""
+        return budget_of(self.config, self.task, self.task_kwargs)
 
     def people(self) -> EpisodeBatch | None:
         """How people went on with the validation prompts, if the task has demonstrations."""
+        if self.config.data.eval_prompts is not None:
+            return None
         return self.task.build("validation", **self.task_kwargs).demonstrations
 
 
 def reward_spec(model: str) -> list[Any]:
-    """How an environment uses a reward model's folder; a foreign classifier is used as it is."""
-    from textenv.agents.scorer import SETTINGS
-
-    if (Path(model) / SETTINGS).is_file():
-        return Scorer.load(model).reward_spec(model)
+    """How an environment uses a reward model's folder."""
     return ["reward-model", {"model": model}]

@@ -12,17 +12,20 @@ from textenv.agents.policies.options import PolicyOptions
 from textenv.agents.settings.actor_critic import PPOConfig
 from textenv.agents.settings.offline import SFTConfig
 from textenv.agents.settings.preferences import RewardModelConfig
+from textenv.data_sources import HELD_OUT_SHARE
 
 STAGES = ("sft", "reward-model", "judge", "rl")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """Data of one's own, each a file, folder or hub id as ``textenv.data.load_columns`` reads it.
+    """Data of one's own, each a file, folder or hub id as ``textenv.data.load_columns`` reads it."""
 
-    Prompts of one's own are the task "prompts" with ``task_kwargs``.
-    """
-
+    prompts: str | None = None
+    """Prompts of the stage rl, where no task is named; None takes those of pairs, sft or ratings, the first
+    of these that has any."""
+    eval_prompts: str | None = None
+    """Prompts of evaluations; None takes the validation split of the prompts, or splits one off."""
     sft: str | None = None
     """What the policy is fine-tuned on; None takes the task's demonstrations, or its plain texts if there are
     any and the model is the task's own, which begins with random weights."""
@@ -31,17 +34,27 @@ class DataConfig(Config):
     ratings: str | None = None
     """Rated texts for the reward model (text and reward); None takes the task's feedback."""
     held_out: str | None = None
-    """Pairs or rated texts that the reward model is held to."""
+    """Pairs or rated texts that reward model and judge are evaluated on; None takes the validation splits of
+    their data, or splits one off."""
+    validation_share: float = HELD_OUT_SHARE
+    """Share of the different prompts of a file that is split off where nothing held out is given, chosen by a
+    hash of the prompt; 0 trains reward model and judge on all of their data and evaluates them on none."""
     judge: str | None = None
     """Pairs or rated texts for the judge, which the reward model must not have seen."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(validation_share="[0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig(Config):
     """Settings of the pipeline."""
 
-    task: str = "reviews"
-    """Name of the task: prompts, tokenizer, and the data of stages that ``data`` does not name."""
+    task: str | None = None
+    """Name of the task: prompts, tokenizer, and the data of stages that ``data`` does not name. None takes
+    the prompts of ``data`` and the tokenizer of the model."""
     task_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the task."""
     model: str | None = None

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from textenv.agents.config import Config
-from textenv.agents.json_files import read_object
 from textenv.agents.pipeline_config import PipelineConfig
 from textenv.agents.redaction import masked
 from textenv.atomic import atomic_file
+from textenv.json_files import read_object
 
 STAGE_FILE = "stage.json"
 

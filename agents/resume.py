@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors.torch import load_file
 
-from textenv.agents.checkpoint import CorruptCheckpointError, data_sizes, read_trainer, restore, verify
+from textenv.agents.checkpoint import data_sizes, read_trainer, restore
 from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.parallel import distributed
 from textenv.agents.random_state import set_random_state
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.task_settings import given_settings
+from textenv.saved_runs import latest_whole
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent
@@ -36,29 +37,6 @@ FREE_TO_CHANGE = frozenset(
     }
 )
 """Settings that a resumed run may change: how long it runs, what it reports, what fits into memory."""
-
-
-def latest_whole(run_dir: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that is whole, and what was wrong with the newer ones."""
-    problems = []
-    for _, folder in reversed(RunFolder(run_dir).step_folders()):
-        try:
-            verify(folder)
-        except (FileNotFoundError, CorruptCheckpointError) as error:
-            problems.append(str(error))
-        else:
-            return folder, problems
-    return None, problems
-
-
-def model_folder(source: str | os.PathLike[str]) -> Path:
-    """The model in a run's folder (the pipeline's, the best, or the newest whole one), else ``source``."""
-    folder = Path(source)
-    for inner in (folder / "rl" / "model", folder / "best", folder / "model"):
-        if (inner / "config.json").is_file() and not (folder / "config.json").is_file():
-            return inner
-    newest = latest_whole(folder)[0] if (folder / "checkpoints").is_dir() else None
-    return folder if newest is None else newest
 
 
 def resume_agent(

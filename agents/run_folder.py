@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from textenv.agents.config import Config
-from textenv.agents.json_files import read_object
 from textenv.agents.loggers.jsonl import METRICS_FILE
 from textenv.agents.redaction import masked, masked_command
 from textenv.atomic import atomic_file, atomic_folder
+from textenv.json_files import read_object
+from textenv.saved_runs import step_folders
 
 LOCK = ".lock"
 """The file that the process that trains in a folder holds."""
@@ -100,12 +101,7 @@ class RunFolder:
 
     def step_folders(self) -> list[tuple[int, Path]]:
         """(step, folder) of everything that stands where a checkpoint belongs, oldest first."""
-        found = []
-        for folder in (self.path / "checkpoints").glob("step-*"):
-            match = re.fullmatch(r"step-(\d+)", folder.name)
-            if match and folder.is_dir():
-                found.append((int(match[1]), folder))
-        return sorted(found)
+        return step_folders(self.path)
 
     def latest(self) -> Path | None:
         """Folder of the latest complete checkpoint, None if there is none."""

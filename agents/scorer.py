@@ -18,23 +18,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from textenv.agents.json_files import read_object
 from textenv.agents.policies.model_setup import disable_dropout, dropout_restored
 from textenv.agents.policies.tokenizer_files import save_tokenizer
 from textenv.checks import check_device
 from textenv.episodes import EpisodeBatch
+from textenv.json_files import read_object
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
 from textenv.pretrained import load_pretrained, make_pretrained
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.retokenize import check_template, text_ids
+from textenv.rewards.reward_model import SETTINGS
+from textenv.saved_runs import model_folder
 from textenv.tasks.fetch_model import resolve_model
 from textenv.whole_weights import load_fitting, refuse_missing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-SETTINGS = "reward_model.json"
 HEADS = "heads.safetensors"
 PAD_TOKEN = "<|pad|>"
 TEMPLATE = "{prompt}{completion}"
@@ -217,7 +218,7 @@ class Scorer(nn.Module):
             FileNotFoundError: if there is no scorer in the folder.
             ValueError: if it was written by a newer version.
         """
-        folder = Path(path)
+        folder = model_folder(path, scores=True)
         if not (folder / SETTINGS).is_file():
             raise FileNotFoundError(f"{folder} holds no {SETTINGS}; Scorer(folder) takes a plain classifier")
         settings = read_object(folder / SETTINGS, {"format": int})

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
+from textenv.agents import train_evaluation as evaluation
 from textenv.agents.arguments import check_config
 from textenv.agents.callbacks import BestCheckpoint
 from textenv.agents.config import AgentConfig
@@ -23,8 +24,11 @@ from textenv.agents.policies.adapter_files import tokenizer_source
 from textenv.agents.registry import check_arguments, get_agent, make_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.task_settings import TaskSettings, task_settings
+from textenv.agents.train_arguments import check_sources_of, check_without_task, divide, fitting_budget
 from textenv.checks import check_at_least, check_dict
 from textenv.pretrained import trusting
+from textenv.rewards.registry import reward_list
+from textenv.saved_runs import latest_whole
 
 if TYPE_CHECKING:
     from textenv.agents.base import Agent, TrainResult
@@ -81,17 +85,21 @@ def train(
 
     A task brings prompts, tokenizer, rewards, a small model of its own and a validation split, on which the
     agent is evaluated; everything given here comes before what the task brings. It also brings settings of
-    the agent, and a start for its own model, with which the agent learns it (``Task.settings``). Without a
-    task, give ``prompts`` and ``reward`` (online agents) or ``dataset`` (offline agents). With ``run_dir``
-    and an evaluation the best agent is kept in ``run_dir/best``.
+    the agent, and a start for its own model, with which the agent learns it (``Task.settings``).
+    Without a task, give ``prompts`` and ``reward`` (online agents) or ``dataset`` (offline agents); the agent
+    is evaluated on ``eval_prompts``, or else on the prompts of its training, at the end or also after every
+    ``eval_every`` iterations. A reward model is evaluated on ``eval_dataset``, or else on its own data.
+    ``result.evaluated_on`` says on what. With ``run_dir`` and a held-out evaluation the best agent is kept in
+    ``run_dir/best``.
 
     Args:
         agent: name of a registered agent, or its class.
-        model: hub id, folder, config, module or ``LanguagePolicy``; None is the task's own small model.
+        model: hub id, folder (of a model, a checkpoint, or a run, which stands for its model), config, module
+            or ``LanguagePolicy``; None is the task's own small model.
         task: name of a registered task.
         prompts: list of texts or message lists, file, data set or hub id, instead of the task's.
-        reward: a function ``(prompts, completions, **columns) -> list``, a reward's name, or a list of reward
-            specs; None is the task's own rewards.
+        reward: a function ``(prompts, completions, **columns) -> list``, a reward's name, ``["name",
+            {arguments}]``, or a list of them, in which "task" stands for the task's own; None is the task's.
         dataset: what an offline agent learns from; None is the task's demonstrations (a reward model: its
             preferences).
         eval_dataset: held-out data, for agents that are evaluated on data (reward models).
@@ -103,8 +111,9 @@ def train(
         start: whether the task's own model is made ready as the task says (fine-tuned on its demonstrations)
             before the agent begins; the agent's reference is the model after that. A mapping changes
             settings of the fine-tuning, ``{"steps": 50}``. A model that is given is left as it is.
-        env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``, such as ``max_new_tokens``;
-            ``samples_per_prompt`` is by default what the agent needs.
+        env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``. Those that are no settings of
+            the agent may also be given as they are, such as ``max_new_tokens=16``. ``samples_per_prompt`` is
+            by default what the agent needs.
         policy_kwargs: further arguments of the ``LanguagePolicy`` made around ``model``, such as ``lora``.
             ``trust_remote_code`` holds for all that is loaded: tokenizer, references and reward models, too.
             Without ``device`` the model and the environments are on this process's GPU if there is one; a
@@ -118,11 +127,13 @@ def train(
         metric_fn: further evaluation metrics, see ``textenv.agents.evaluation.evaluate``.
         rollouts: who plays an online agent's episodes, see ``textenv.agents.rollouts``.
         seed: changes ``config.seed``.
-        config_overrides: fields of the agent's settings, such as ``learning_rate=1e-5``.
+        config_overrides: fields of the agent's settings, such as ``learning_rate=1e-5``, and arguments of the
+            environment.
 
     Raises:
         ValueError: if what the agent needs is missing, a name is unknown, or ``start`` is given with a model.
-        TypeError: if an override is no field of the agent's settings.
+        TypeError: if an override is no field of the agent's settings and no argument of the environment, or
+            is given twice.
         FileExistsError: if ``run_dir`` holds another run.
         FileNotFoundError: if ``resume`` is True and there is no whole checkpoint.
 
@@ -137,16 +148,16 @@ def train(
         ...     "ppo", "gpt2", prompts=["Once upon a time"], reward=short
         ... )
     """
-    from textenv.agents.resume import latest_whole, resume_agent, settings_to_resume
+    from textenv.agents.resume import resume_agent, settings_to_resume
     from textenv.agents.task_start import described, make_start, start_config
-    from textenv.tasks.make import make_vec_env
-    from textenv.tasks.prompts import load_tokenizer
+    from textenv.tasks.make import make_vec_env, shared_prompts
+    from textenv.tasks.prompts import load_tokenizer, with_prompts
     from textenv.tasks.stop_tokens import generation_ends
 
     cls = get_agent(agent)
     if not isinstance(config, Mapping):
         check_config(config, cls.config_class)
-    check_dict("env_kwargs", env_kwargs)
+    own_env, config_overrides = divide(cls, env_kwargs, config_overrides)
     check_dict("policy_kwargs", policy_kwargs)
     if num_envs is not None:
         check_at_least("num_envs", num_envs, 1)
@@ -165,14 +176,17 @@ def train(
     check_loggers(loggers, run_dir)
     distributed.start()
     distributed.barrier()  # no process writes before all have looked
-    env_kwargs, policy_kwargs = on_device(cls, model, env_kwargs, policy_kwargs)
-    shared = {"num_envs": num_envs, **(env_kwargs or {})}
+    own_env, policy_kwargs = on_device(cls, model, own_env, policy_kwargs)
+    check_sources_of(agent, cls, prompts)
+    if task == "prompts" and prompts is not None:
+        # The task's data, under the name that they have without it.
+        own_env["task_kwargs"] = with_prompts(own_env.get("task_kwargs"), prompts)
+        prompts = None
+    shared = {"num_envs": num_envs, **own_env}
     if reward is not None:
-        shared["rewards"] = list(reward) if isinstance(reward, list | tuple) else [reward]
+        shared["rewards"] = reward_list(reward)
     if task is None:
-        _check_without_task(
-            agent, cls, model, prompts=prompts, rewards=shared.get("rewards"), dataset=dataset
-        )
+        check_without_task(agent, cls, model, prompts=prompts, reward=reward, dataset=dataset)
         tokenizer = load_tokenizer(tokenizer_of(model) if tokenizer is None else tokenizer)
     if tokenizer is not None:
         shared["tokenizer"] = tokenizer
@@ -199,14 +213,32 @@ def train(
     # The evaluation's environment comes first: reward terms that both share end up bound to the training's.
     accepts = inspect.signature(cls.__init__).parameters
     envs = eval_envs = None
-    if "eval_envs" in accepts and (eval_prompts is not None or (task is not None and prompts is None)):
-        split = None if task is None else "validation"  # prompts of one's own are the split
-        changes = {"split": split, "samples_per_prompt": eval_group, "shuffle": False}
+    on = evaluation.PROMPTS if cls.online else evaluation.DATA
+    on = on if eval_dataset is None else evaluation.EVAL_DATASET
+    held_out = eval_prompts is not None or (task is not None and prompts is None)
+    changes: dict[str, Any] = {"samples_per_prompt": eval_group, "shuffle": False}
+    if "eval_envs" in accepts and held_out:
+        on = (
+            evaluation.EVAL_PROMPTS
+            if eval_prompts is not None
+            else evaluation.VALIDATION.format(task=getattr(task, "name", task))
+        )
+        changes["split"] = None if task is None else "validation"  # prompts of one's own are the split
         eval_envs = make_vec_env(task=task, prompts=eval_prompts, **{**shared, **changes})
+    elif "eval_envs" in accepts and cls.online:
+        eval_envs = make_vec_env(task=task, prompts=prompts, **{**shared, **changes})
+        prompts = shared_prompts(eval_envs)
     if cls.online:
         envs = make_vec_env(task=task, prompts=prompts, **shared)
-        if isinstance(tokenizer, str | os.PathLike):
-            tokenizer = None  # the agent takes the environment's, which was loaded by this name
+    made = [each for each in (eval_envs, envs) if each is not None]
+    if task in (None, "prompts") and (room := fitting_budget(made, model, own_env)):
+        shared["max_new_tokens"] = room
+        if eval_envs is not None:
+            eval_envs = make_vec_env(task=task, prompts=shared_prompts(eval_envs), **{**shared, **changes})
+        if envs is not None:
+            envs = make_vec_env(task=task, prompts=shared_prompts(envs), **shared)
+    if cls.online and isinstance(tokenizer, str | os.PathLike):
+        tokenizer = None  # the agent takes the environment's, which was loaded by this name
     if task is not None and (model is None or not cls.online):
         data = _task_data(task, shared)
         tokenizer = data.tokenizer
@@ -223,7 +255,7 @@ def train(
             ).model
         if dataset is None and not cls.online:
             dataset = _dataset_of(task, data, preferences=getattr(cls, "from_preferences", False))
-    if folder is not None and eval_envs is not None:
+    if folder is not None and eval_envs is not None and held_out:
         callbacks = [*callbacks, BestCheckpoint()]
     pieces = {
         "envs": envs,
@@ -245,8 +277,16 @@ def train(
         **{name: piece for name, piece in pieces.items() if piece is not None},
         **config_overrides,
     )
+    last_envs = None
+    if "eval_envs" in accepts and eval_envs is None and not cls.online:
+        on = evaluation.DATA_PROMPTS
+        last_envs = evaluation.envs_of_data(
+            learner, num_envs=num_envs, reward=reward, tokenizer=tokenizer, env_kwargs=own_env
+        )
+        if last_envs is not None and learner.config.eval_every:
+            learner.eval_envs = last_envs
     if folder is None:
-        return learner.learn()
+        return evaluation.finish(learner.learn(), last_envs, on)
     with fresh_start(folder.path) if distributed.is_main() else nullcontext():
         found = None
         if resume:
@@ -267,7 +307,7 @@ def train(
                         num_envs=num_envs,
                         device=device,
                     )
-        return learner.learn()
+        return evaluation.finish(learner.learn(), last_envs, on)
 
 
 def _group_sizes(cls: type[Agent], config: Any) -> tuple[int, int]:
@@ -287,19 +327,6 @@ def _announce(
     if of_task.cannot is not None and dataset is None:
         task, _, agent = of_task.source.partition(" for ")
         warnings.warn(f"{agent} cannot learn {task}: {of_task.cannot}", stacklevel=5)
-
-
-def _check_without_task(
-    agent: Any, cls: type[Agent], model: Any, *, prompts: Any, rewards: Any, dataset: Any
-) -> None:
-    if model is None:
-        raise ValueError("model must be given where there is no task= to bring one, got None")
-    if cls.online and prompts is None:
-        raise ValueError(f"agent {agent!r} learns online and needs prompts= (or task=), got None")
-    if cls.online and rewards is None:
-        raise ValueError(f"agent {agent!r} learns online and needs reward= (or task=), got None")
-    if not cls.online and dataset is None:
-        raise ValueError(f"agent {agent!r} learns offline and needs dataset= (or task=), got None")
 
 
 def _task_data(task: str, env_kwargs: Mapping[str, Any]) -> TaskData:

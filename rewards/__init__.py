@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         make_reward,
         normalize_reward_specs,
         register_reward,
+        reward_list,
         reward_names,
     )
     from textenv.rewards.remote import Remote
@@ -70,6 +71,7 @@ _HOME = {
     "describe": "textenv.rewards.registry",
     "make_reward": "textenv.rewards.registry",
     "normalize_reward_specs": "textenv.rewards.registry",
+    "reward_list": "textenv.rewards.registry",
     "register_reward": "textenv.rewards.registry",
     "reward_names": "textenv.rewards.registry",
 }
@@ -101,6 +103,7 @@ __all__ = [
     "make_reward",
     "normalize_reward_specs",
     "register_reward",
+    "reward_list",
     "reward_names",
 ]
 

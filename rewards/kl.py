@@ -5,6 +5,7 @@ Shape letters: B episodes, L tokens, S rows that acted in a step.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from textenv.model_split import eval_mode
 from textenv.pretrained import is_trusted, load_pretrained
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.registry import register_reward
+from textenv.rewards.retokenize import named_model
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
 from textenv.whole_weights import load_decoder
@@ -91,7 +93,7 @@ class KLPenalty(RewardTerm):
         target: float = 6.0,
         horizon: float = 10_000.0,
         estimator: str = "k1",
-        reference: str | nn.Module | Any | None = None,
+        reference: str | os.PathLike[str] | nn.Module | Any | None = None,
         max_tokens: int = 16_384,
     ) -> None:
         check_number("kl: coef", coef, 0)
@@ -106,12 +108,14 @@ class KLPenalty(RewardTerm):
         self._env: Any = None
         self._loaded: nn.Module | None = None
         self._trusted = is_trusted()  # the reference is loaded later, maybe out of the block that says so
-        if isinstance(reference, str) and not (Path(reference) / "adapter_config.json").is_file():
+        if isinstance(reference, str | os.PathLike):
             from transformers import AutoConfig
 
+            self.reference = reference = named_model(reference)
             # A name that names nothing is found here, and not after the first rollout.
-            config = load_pretrained(AutoConfig, reference, what="kl: reference")
-            check_decoder(config, "kl: the reference", type(config).__name__)
+            if not (Path(reference) / "adapter_config.json").is_file():
+                config = load_pretrained(AutoConfig, reference, what="kl: reference")
+                check_decoder(config, "kl: the reference", type(config).__name__)
 
     # -- scoring -------------------------------------------------------------------------------------------
 

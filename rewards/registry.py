@@ -20,6 +20,8 @@ OPTIONS: dict[str, dict[str, Any]] = {}
 """Name -> the options ``messages`` and ``special_tokens`` that it was registered with."""
 _BUILTIN_MODULES = ("kl", "metrics", "remote", "reward_model", "shaping", "text")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+OF_TASK = "task"
+"""Stands for the task's own rewards in an environment's list; no reward can have this name."""
 OBJECT_PREFIX = "object:"
 """Marks, in an environment's spec, a reward that was given as a Python object and can't be written down."""
 
@@ -54,6 +56,8 @@ def register_reward(
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"a reward's name must consist of letters, digits and '._-', got {name!r}")
+    if name == OF_TASK:
+        raise ValueError(f"a reward can't have the name {OF_TASK!r}, which stands for the task's own rewards")
     for option, value in (("messages", messages), ("special_tokens", special_tokens)):
         if not (isinstance(value, bool) or (option == "messages" and value is None)):
             raise TypeError(f"reward {name!r}: {option} must be true or false, got {value!r}")
@@ -148,6 +152,38 @@ def split_spec(spec: Any) -> tuple[str, dict[str, Any]]:
     )
 
 
+def reward_list(specs: Any) -> list[Any]:
+    """One spec, or a list of them, as a list.
+
+    A list of a name and a mapping is one spec, ``["name", {arguments}]``, unless the mapping is a spec of its
+    own: ``["length", {"name": "regex", "pattern": "a"}]`` are two.
+
+    Raises:
+        ValueError: if it is no spec and no list.
+
+    Example:
+        >>> reward_list("length"), reward_list(["regex", {"pattern": "a"}]), reward_list(["length", "kl"])
+        (['length'], [['regex', {'pattern': 'a'}]], ['length', 'kl'])
+    """
+    if isinstance(specs, list | tuple):
+        return [specs] if is_pair(specs) else list(specs)
+    named = isinstance(specs, Mapping) and isinstance(specs.get("name"), str)
+    if named or isinstance(specs, str | RewardTerm) or callable(specs):
+        return [specs]
+    raise ValueError(f"rewards must be a reward spec or a list of them, got {shown(specs)}")
+
+
+def is_pair(specs: Any) -> bool:
+    """Whether a list is one spec, ``["name", {arguments}]``, rather than several."""
+    return (
+        isinstance(specs, list | tuple)
+        and len(specs) == 2
+        and isinstance(specs[0], str)
+        and isinstance(specs[1], Mapping)
+        and not isinstance(specs[1].get("name"), str)
+    )
+
+
 def normalize_reward_specs(specs: Iterable[Any], *, allow_imports: bool = False) -> list[list[Any]]:
     """Write specs in the one canonical form, ``["name", {arguments}]`` in JSON values, nested ones too.
 
@@ -194,6 +230,11 @@ def _find(name: str, allow_imports: bool) -> Callable[..., Any]:
     _load_builtins()
     if name in REWARDS:
         return REWARDS[name]
+    if name == OF_TASK:
+        raise ValueError(
+            f"reward {OF_TASK!r} stands for the task's own rewards: it can only be an item of the rewards of "
+            "an environment that has a task"
+        )
     if name.startswith(OBJECT_PREFIX):
         raise ValueError(
             f"reward {name.removeprefix(OBJECT_PREFIX)!r} was given as a Python object, "
@@ -264,7 +305,7 @@ def _nested(value: Any, count: str, where: str) -> list[Any]:
         return [value]
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(f"{where} must be a list of reward specs, got {value!r}")
-    return list(value)
+    return reward_list(value)
 
 
 def _check_arguments(target: type[RewardTerm], name: str, arguments: Mapping[str, Any]) -> None:

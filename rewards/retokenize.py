@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from textenv.conversations import user_message
 from textenv.messages import around, render
 from textenv.pretrained import load_pretrained
+from textenv.saved_runs import model_folder
 from textenv.text_pairs import bos_once
 
 if TYPE_CHECKING:
@@ -40,11 +42,20 @@ def check_template(template: Any) -> None:
         )
 
 
+def named_model(source: str | os.PathLike[str], *, scores: bool = False) -> str:
+    """A hub id as it is, or the folder of a model; the folder of a run stands for the model in it.
+
+    Raises:
+        ValueError: if the run has no whole model.
+    """
+    return os.fspath(model_folder(source, scores=scores)) if os.path.isdir(source) else os.fspath(source)
+
+
 def load_tokenizer(tokenizer: Any, model: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer given, the one of that name, or the one saved with a model given by name; else None."""
     from transformers import AutoTokenizer
 
-    if isinstance(tokenizer, str):
+    if isinstance(tokenizer, str | os.PathLike):
         return load_pretrained(AutoTokenizer, tokenizer, what="tokenizer")
     if tokenizer is not None:
         return tokenizer

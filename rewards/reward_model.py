@@ -5,7 +5,9 @@ Shape letters: B episodes, L tokens, K labels, d width of the model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from textenv.checks import check_at_least, check_choice, check_device, check_flag
 from textenv.conversations import prompt_messages, template_options
 from textenv.episodes import EpisodeBatch
+from textenv.json_files import read_object
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
 from textenv.rewards.pooling import ScoreReader
@@ -22,6 +25,7 @@ from textenv.rewards.retokenize import (
     check_template,
     leading_special,
     load_tokenizer,
+    named_model,
     rendered_ids,
     same_tokenizer,
     without_beginning,
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 
 MOST_LABELS = 20
 """Labels that an error lists; a language model taken for a classifier has one for every token."""
+SETTINGS = "reward_model.json"
+"""How a reward model that this library trained reads texts; it lies beside the weights."""
 ACTIVATIONS = ("sigmoid", "softmax", "log-softmax")
 
 
@@ -48,7 +54,10 @@ class RewardModel(RewardTerm):
     Args:
         model: name or folder of a sequence-classification model, or a module: such a model, a causal model
             with a value head, or anything called as ``model(input_ids=, attention_mask=)`` that gives (B,),
-            (B, K) or, per token, (B, L) or (B, L, K), itself or as ``.logits``.
+            (B, K) or, per token, (B, L) or (B, L, K), itself or as ``.logits``. The folder of a run of the
+            agent "reward-model", or of a pipeline, stands for the reward model in it. A reward model of this
+            library is read as it was trained: ``template``, ``append_eos`` and ``max_length`` that are not
+            given are those of its training.
         tokenizer: the model's tokenizer, or its name or folder. None takes the one saved with the model, else
             the policy's. Where it differs from the policy's, the texts are tokenized again.
         template: how prompt and response become the model's text: a format string with {prompt} and
@@ -71,11 +80,11 @@ class RewardModel(RewardTerm):
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | os.PathLike[str] | nn.Module,
         *,
-        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
         template: str | None = None,
-        append_eos: bool = False,
+        append_eos: bool | None = None,
         label: str | int | None = None,
         activation: str | None = None,
         head: str | None = None,
@@ -85,9 +94,11 @@ class RewardModel(RewardTerm):
         max_length: int | None = None,
     ) -> None:
         check_at_least("reward-model: max_tokens", max_tokens, 1)
+        trained: dict[str, Any] = {}
         if max_length is not None:
             check_at_least("reward-model: max_length", max_length, 1)
-        check_flag("reward-model: append_eos", append_eos)
+        if append_eos is not None:
+            check_flag("reward-model: append_eos", append_eos)
         if activation is not None:
             check_choice("reward-model: activation", activation, ACTIVATIONS)
         if template is not None:
@@ -99,18 +110,27 @@ class RewardModel(RewardTerm):
                         f"reward-model: {field} is for models loaded by name, got {value!r} with a module"
                     )
             self.model = model
-        elif isinstance(model, str):
+        elif isinstance(model, str | os.PathLike):
             if device is not None:
                 check_device("reward-model: device", device)
+            model = named_model(model, scores=True)
             self.model = _load(model, device, dtype)
+            trained = _settings(model)
+            template = trained.get("template") if template is None else template
+            append_eos = trained.get("append_eos") if append_eos is None else append_eos
         else:
             raise ValueError(f"reward-model: model must be a name, a folder or a module, got {model!r}")
-        self.template, self.append_eos = template, append_eos
+        self.template, self.append_eos = template, bool(append_eos)
         self.activation, self.max_tokens, self.max_length = activation, max_tokens, max_length
         self.own_tokenizer = load_tokenizer(tokenizer, model)
         self._follows = isinstance(model, str) and device is None
         self._retokenize: bool | None = None
         self._reader = ScoreReader(self.model, head=head, tokenizer=self.own_tokenizer)
+        if trained and max_length is None:
+            limits = [
+                one for one in (trained.get("max_length"), self._reader.max_positions) if one is not None
+            ]
+            self.max_length = min((one for one in limits if one is not None), default=None)
         self.label = self._label_index(label)
 
     def bind(self, env: Any) -> None:
@@ -242,6 +262,12 @@ class RewardModel(RewardTerm):
         elif self.activation == "log-softmax":
             values = values.log_softmax(-1)
         return values[:, self.label]
+
+
+def _settings(folder: str) -> dict[str, Any]:
+    """How a reward model that this library trained reads texts; nothing for other models."""
+    file = Path(folder) / SETTINGS
+    return read_object(file) if file.is_file() else {}
 
 
 def _load(name: str, device: str | torch.device | None, dtype: str | torch.dtype | None) -> nn.Module:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from textenv.atomic import atomic_folder
+from textenv.saved_runs import model_folder
 from textenv.tasks.downloads import archive_content
 from textenv.tasks.storage import cache_folder
 
@@ -56,19 +57,23 @@ def is_model_fetched(name: str = MODEL) -> bool:
 
 
 def resolve_model(source: str | os.PathLike[str]) -> str:
-    """The folder that the name of a fetched model stands for; other names and folders as they are.
+    """The folder that a name stands for: of a fetched model, or the model in the folder of a run.
 
-    A folder of that name in the working folder comes first, as it does with names of a hub.
+    Other names and folders are returned as they are. A folder in the working folder comes before a fetched
+    model of that name, as it does with names of a hub.
 
     Raises:
         FileNotFoundError: if the model was never fetched.
+        ValueError: if the folder is that of a run without a whole model.
 
     Example:
         >>> resolve_model("gpt2")
         'gpt2'
     """
     name = os.fspath(source)
-    if name not in MODELS or Path(name).is_dir():
+    if Path(name).is_dir():
+        return os.fspath(model_folder(name))
+    if name not in MODELS:
         return name
     if not is_model_fetched(name):
         raise FileNotFoundError(

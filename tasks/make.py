@@ -18,9 +18,9 @@ from textenv.checks import check_at_least, check_flag
 from textenv.env import TextEnv
 from textenv.names import nearest, shown
 from textenv.prompts import PromptSet
-from textenv.rewards.registry import make_reward, normalize_reward_specs
+from textenv.rewards.registry import OF_TASK, make_reward, normalize_reward_specs, reward_list
 from textenv.rewards.term import RewardTerm
-from textenv.tasks.prompts import build_prompts, load_tokenizer
+from textenv.tasks.prompts import build_prompts, load_tokenizer, with_prompts
 from textenv.tasks.registry import make_task
 from textenv.tasks.stop_tokens import stop_tokens
 from textenv.tasks.task import Task, TaskData
@@ -39,6 +39,7 @@ class _Made:
     task_data: TaskData | None = None
     """The pieces that it was made from; None if it was made from a ready PromptSet."""
     _written: Mapping[str, Any] = {}
+    _source: _Source | None = None
     _spec: EnvSpec | None = None
 
     @property
@@ -66,7 +67,7 @@ def make_vec_env(
     task: str | Task | None = None,
     task_kwargs: Mapping[str, Any] | None = None,
     split: str = "train",
-    rewards: Sequence[Any] | None = None,
+    rewards: Any = None,
     prompts: Any = None,
     tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
     max_new_tokens: int | None = None,
@@ -97,7 +98,8 @@ def make_vec_env(
         task: a task's name; by default "prompts" if ``prompts`` are given, else "random-walks".
         task_kwargs: the task's own arguments.
         split: which part of the task's prompts.
-        rewards: reward specs, each "name", ["name", {arguments}], a term or a function; [] pays nothing.
+        rewards: a reward spec or a list of them, each "name", ["name", {arguments}], a term or a function;
+            "task" stands for the task's own beside others; [] pays nothing.
         prompts: use these instead of the task's: a list of texts or messages, a file, a hub id, whatever
             ``textenv.data.load_columns`` reads, or a ``PromptSet``.
         tokenizer: a name, a folder or an object, for prompts of one's own and tasks that leave the choice.
@@ -127,16 +129,17 @@ def make_vec_env(
     """
     _refuse_unknown(unknown, make_vec_env)
     arguments = {name: value for name, value in locals().items() if name in _SHARED}
-    env_kwargs, terms, data = _assemble(arguments)
+    source = _source(arguments)
+    env_kwargs, terms = _assemble(arguments, source)
     made = MadeTextVectorEnv(num_envs, autoreset=autoreset, arrays=arrays, **env_kwargs)
-    return _finish(made, terms, data, arguments)
+    return _finish(made, terms, source, arguments)
 
 
 def make_env(
     task: str | Task | None = None,
     task_kwargs: Mapping[str, Any] | None = None,
     split: str = "train",
-    rewards: Sequence[Any] | None = None,
+    rewards: Any = None,
     prompts: Any = None,
     tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
     max_new_tokens: int | None = None,
@@ -163,8 +166,9 @@ def make_env(
     """
     _refuse_unknown(unknown, make_env)
     arguments = {name: value for name, value in locals().items() if name in _SHARED}
-    env_kwargs, terms, data = _assemble(arguments)
-    return _finish(MadeTextEnv(**env_kwargs), terms, data, arguments)
+    source = _source(arguments)
+    env_kwargs, terms = _assemble(arguments, source)
+    return _finish(MadeTextEnv(**env_kwargs), terms, source, arguments)
 
 
 # Where Gymnasium looks before it calls: "rgb_array_list" and "ansi_list" become its own RenderCollection.
@@ -185,15 +189,24 @@ _PASSED_ON = (
 class _Source:
     """Prompts, tokenizer and the task's data, if there is a task."""
 
+    given: Any
+    """The argument ``prompts``."""
     prompts: PromptSet
     tokenizer: PreTrainedTokenizerBase
     data: TaskData | None
     chat: bool = False
 
 
-def _assemble(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[RewardTerm], TaskData | None]:
-    """The environment's arguments, its reward terms and the task's data."""
-    source = _source(arguments)
+def shared_prompts(envs: Any) -> Any:
+    """The prompts of an environment, as the argument ``prompts`` of another one of the same task and cut.
+
+    Nothing is read or tokenised again, and both hold the same memory.
+    """
+    return envs.unwrapped._source
+
+
+def _assemble(arguments: Mapping[str, Any], source: _Source) -> tuple[dict[str, Any], list[RewardTerm]]:
+    """The environment's arguments and its reward terms."""
     data = source.data
     env_kwargs = {name: arguments[name] for name in _PASSED_ON}
     env_kwargs |= {"prompts": source.prompts, "tokenizer": source.tokenizer}
@@ -204,12 +217,23 @@ def _assemble(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[Reward
     for name, default in (("stop_strings", ()), ("min_new_tokens", 0), ("suppressed_tokens", ())):
         of_task = default if data is None else getattr(data, name)
         env_kwargs[name] = of_task if arguments[name] is None else arguments[name]
-    specs = arguments["rewards"]
-    if specs is None:
-        specs = [] if data is None else data.rewards
-    if isinstance(specs, str | bytes | Mapping) or not isinstance(specs, Sequence):
-        raise ValueError(f"rewards must be a list of reward specs, got {shown(specs)}")
-    return env_kwargs, [make_reward(spec) for spec in specs], data
+    return env_kwargs, [make_reward(spec) for spec in _reward_specs(arguments["rewards"], data)]
+
+
+def _reward_specs(given: Any, data: TaskData | None) -> list[Any]:
+    """The environment's reward specs; "task" among those given stands for the task's own."""
+    own = [] if data is None else reward_list(data.rewards)
+    if given is None:
+        return own
+    specs = []
+    for spec in reward_list(given):
+        if spec not in (OF_TASK, [OF_TASK], [OF_TASK, {}], {"name": OF_TASK}):
+            specs.append(spec)
+            continue
+        if not own:
+            raise ValueError(f"reward {OF_TASK!r} stands for the task's own rewards, and there are none")
+        specs += own
+    return specs
 
 
 def _source(arguments: Mapping[str, Any]) -> _Source:
@@ -223,6 +247,8 @@ def _source(arguments: Mapping[str, Any]) -> _Source:
     if task is None and prompts is not None and task_kwargs:
         raise ValueError(f"task_kwargs {sorted(task_kwargs)} need a task; prompts alone have none")
 
+    if isinstance(prompts, _Source):
+        return prompts
     data: TaskData | None = None
     if task is not None or prompts is None:
         chosen = make_task(DEFAULT_TASK if task is None else task)
@@ -232,21 +258,25 @@ def _source(arguments: Mapping[str, Any]) -> _Source:
             if not chosen.takes("tokenizer"):
                 raise ValueError(f"task {chosen.name!r} has a tokenizer of its own and takes no other")
             task_kwargs["tokenizer"] = tokenizer
+        own_data = chosen.builder is build_prompts and not isinstance(prompts, PromptSet | None)
+        if own_data:  # the task's data, under the name that they have without it
+            task_kwargs = with_prompts(task_kwargs, prompts)
         data = chosen.build(arguments["split"], **task_kwargs)
-        if prompts is None:
-            return _Source(data.prompt_set(**cut), data.tokenizer, data, _is_chat(data, arguments))
+        if prompts is None or own_data:
+            return _Source(prompts, data.prompt_set(**cut), data.tokenizer, data, _is_chat(data, arguments))
 
     if isinstance(prompts, PromptSet):
         if data is None and tokenizer is None:
             raise ValueError("a PromptSet needs its tokenizer: pass tokenizer=")
-        return _Source(prompts, load_tokenizer(tokenizer) if data is None else data.tokenizer, data)
+        return _Source(prompts, prompts, load_tokenizer(tokenizer) if data is None else data.tokenizer, data)
     own = build_prompts(
         split=arguments["split"] if data is None else None,  # else the split is the task's
         data=prompts,
         tokenizer=tokenizer if data is None else data.tokenizer,
+        validation=0,  # prompts that were given are all of them
     )
     chat = _is_chat(own, arguments)
-    return _Source(own.prompt_set(**cut), own.tokenizer, own if data is None else data, chat)
+    return _Source(prompts, own.prompt_set(**cut), own.tokenizer, own if data is None else data, chat)
 
 
 def _is_chat(data: TaskData, arguments: Mapping[str, Any]) -> bool:
@@ -266,14 +296,13 @@ def _token_budget(arguments: Mapping[str, Any], data: TaskData | None) -> int:
     return data.max_new_tokens
 
 
-def _finish(
-    made: Any, terms: Sequence[RewardTerm], data: TaskData | None, arguments: Mapping[str, Any]
-) -> Any:
+def _finish(made: Any, terms: Sequence[RewardTerm], source: _Source, arguments: Mapping[str, Any]) -> Any:
     """Put the rewards around the environment, the first one innermost."""
-    made.task_data = data
+    made.task_data, made._source = source.data, source
+    arguments = {**arguments, "prompts": source.given}
     made._written = {name: _plain(value) for name, value in arguments.items() if name != "rewards"}
     if arguments["rewards"] is not None:
-        made._written["rewards"] = [_written_reward(spec) for spec in arguments["rewards"]]
+        made._written["rewards"] = [_written_reward(spec) for spec in reward_list(arguments["rewards"])]
     env = made
     for term in terms:
         env = term.wrap(env)

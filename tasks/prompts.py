@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from textenv.checks import check_at_least
-from textenv.data_sources import open_source
+from textenv.checks import check_at_least, check_number
+from textenv.data_sources import HELD_OUT_SHARE, OTHER_VALIDATION, may_be_hub_id, splits_of
+from textenv.held_out import split_off
 from textenv.pretrained import load_pretrained
 from textenv.prompt_records import read_prompts
-from textenv.records import load_columns
+from textenv.records import Records, load_columns
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
 
@@ -32,12 +33,13 @@ def build_prompts(
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     max_prompt_tokens: int | None = None,
     limit: int | None = None,
+    validation: float = HELD_OUT_SHARE,
 ) -> TaskData:
     """Your own prompts: a file, data set, hub id or list; further columns reach the rewards.
 
     Args:
-        split: of a hub id, DatasetDict or folder with several; other sources have "train" alone.
-            None takes "train" or the only one.
+        split: of a hub id, a DatasetDict or a folder with several. In a source that has no validation split
+            "validation" is split off "train". None is all of "train", or of the only split.
         data: what ``textenv.data.load_columns`` reads (a path, hub id, data set, list of rows, mapping of
             columns), with a column "prompt" (text or messages) or "messages" (if the assistant speaks last,
             that turn is left off); or a list of texts or of conversations.
@@ -47,6 +49,8 @@ def build_prompts(
         max_new_tokens: token budget of a response.
         max_prompt_tokens: longer prompts are cut.
         limit: use only the first so many rows.
+        validation: share of the different prompts that is split off as "validation" where the source has no
+            such split: those whose hash is least, see ``textenv.held_out``. 0 splits nothing off.
 
     Raises:
         FileNotFoundError: if a path does not exist.
@@ -72,9 +76,14 @@ def build_prompts(
         raise ValueError("task 'prompts' needs a tokenizer: a name, a folder or an object")
     if limit is not None:
         check_at_least("limit", limit, 1)
-    rename = {} if prompt_column is None else {prompt_column: "prompt"}
-    records = load_columns(_rows_of_list(data), split=split, columns=[], rename=rename)
-    prompts, columns = read_prompts(records, limit=limit, open_turns=True)
+    check_number("validation", validation, 0, 1)
+    how: dict[str, Any] = {
+        "split": split,
+        "prompt_column": prompt_column,
+        "validation": validation,
+        "limit": limit,
+    }
+    prompts, columns = read_prompts(_open(data, **how), limit=limit, open_turns=True)
     return TaskData(
         prompts=prompts,
         columns=columns,
@@ -83,13 +92,55 @@ def build_prompts(
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
         # A list's places are the numbers themselves.
-        place_of=functools.partial(_place, data, split) if isinstance(data, str | os.PathLike) else None,
+        place_of=functools.partial(_place, data, how) if isinstance(data, str | os.PathLike) else None,
     )
 
 
-def _place(data: str | os.PathLike[str], split: str | None, number: int) -> str:
+def _is_undivided(data: Any) -> bool:
+    """Whether a source has no validation split of its own; hub ids are taken at their word."""
+    names = splits_of(data)
+    if names:
+        return "train" in names and not {"validation", *OTHER_VALIDATION} & set(names)
+    return not may_be_hub_id(data)
+
+
+def _side(records: Records, held_out: bool, share: float, limit: int | None) -> Records:
+    """The training or the validation side; all of the first, if there is but one prompt."""
+    try:
+        return split_off(records, held_out=held_out, share=share, limit=limit)
+    except ValueError:
+        if held_out:
+            raise
+        return records
+
+
+def with_prompts(task_kwargs: Mapping[str, Any] | None, prompts: Any) -> dict[str, Any]:
+    """Arguments of the task "prompts" with prompts that were given beside it.
+
+    Raises:
+        ValueError: if they hold other data.
+    """
+    if (task_kwargs or {}).get("data") is not None:
+        raise ValueError("the prompts of the task 'prompts' were given twice, as prompts and as its data")
+    return {**(task_kwargs or {}), "data": prompts}
+
+
+def _open(
+    data: Any, *, split: str | None, prompt_column: str | None, validation: float, limit: int | None
+) -> Records:
+    """The records of a split, see ``build_prompts``."""
+    rename = None if prompt_column is None else {prompt_column: "prompt"}
+    divided = validation > 0 and split in ("train", "validation") and _is_undivided(data)
+    whole = "train" if divided and splits_of(data) else None if divided else split
+    records = load_columns(_rows_of_list(data), split=whole, columns=[], rename=rename)
+    name = "messages" if "prompt" not in records.columns and "messages" in records.columns else "prompt"
+    records = records.require(name)
+    return _side(records, split == "validation", validation, limit) if divided else records
+
+
+def _place(data: str | os.PathLike[str], how: Mapping[str, Any], number: int) -> str:
     """Where prompt ``number`` comes from; the source is read again, for nothing else needs the places."""
-    return next(itertools.islice(open_source(data, split=split)[1](), number, None))[0]
+    return next(itertools.islice(_open(data, **how).source(), number, None))[0]
 
 
 def load_tokenizer(tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from textenv.checks import check_at_least
 from textenv.columns import all_texts
 from textenv.names import nearest, shown
+from textenv.rewards.registry import reward_list
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -157,6 +158,7 @@ class TaskData:
                 )
         if isinstance(self.rewards, str | bytes | Mapping) or not isinstance(self.rewards, Sequence):
             raise TypeError(f"rewards must be a list of reward specs, got {shown(self.rewards)}")
+        self.rewards = reward_list(self.rewards)
         check_at_least("max_new_tokens", self.max_new_tokens, 1)
         if self.max_prompt_tokens is not None:
             check_at_least("max_prompt_tokens", self.max_prompt_tokens, 1)

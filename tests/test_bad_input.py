@@ -109,7 +109,7 @@ def test_reset_options(options: Any, message: str) -> None:
         *(("max_episode_steps", value) for value in (-1, 0, "x", 2.0, True)),
         *(("render_mode", value) for value in (1, True, ["ansi"], "ANSI")),
         *(("autoreset", value) for value in (["same_step"], True, None)),
-        *(("rewards", value) for value in ("length", b"length", {"length": {}}, 3)),
+        *(("rewards", value) for value in (b"length", {"length": {}}, 3)),
     ],
     ids=repr,
 )  # fmt: skip

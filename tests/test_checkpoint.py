@@ -21,14 +21,13 @@ from transformers import AutoModelForCausalLM, GPT2Config
 import textenv
 import textenv.agents.checkpoint as checkpoint
 from textenv.agents.callbacks import EarlyStop
-from textenv.agents.checkpoint import CorruptCheckpointError
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.random_state import random_state, set_random_state
-from textenv.agents.resume import latest_whole
 from textenv.agents.run_folder import RunFolder, RunFolderError
 from textenv.agents.scorer import Scorer
 from textenv.agents.sft import SFT
+from textenv.saved_runs import CorruptCheckpointError, latest_whole, manifest
 from textenv.tasks.letters import letter_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -425,7 +424,7 @@ def test_a_checkpoint_can_not_name_code(tmp_path: Path, monkeypatch: pytest.Monk
     folder = RunFolder("run").checkpoint_dir(1)
     trainer = json.loads((folder / "trainer.json").read_text())
     (folder / "trainer.json").write_text(json.dumps({**trainer, "agent": "evil:Evil"}))
-    (folder / "files.json").write_text(json.dumps(checkpoint._manifest(folder)))
+    (folder / "files.json").write_text(json.dumps(manifest(folder)))
     with pytest.raises(ValueError, match="unknown agent 'evil:Evil'"):
         textenv.agents.Agent.load(folder, dataset=ROWS)
     with pytest.raises(ValueError, match="names a function to import"):

@@ -48,7 +48,8 @@ ARGUMENTS: list[tuple[str, str]] = [
     (rf"^textenv (train|sft|reward-model)\b{_QUIET}", "--num_envs 8 --loggers []"),
     (rf"^textenv train (ppo|grpo|best-half|--config first)\b{_QUIET}", _ONLINE),
     (rf"^textenv (train (dpo|ilql)|sft|reward-model)\b{_QUIET}", _OFFLINE),
-    (r"^textenv evaluate\b", "--episodes 4"),
+    (rf"^textenv (train (dpo|ilql)|sft)\b{_QUIET}", "--settings.eval_episodes 4"),
+    (r"^textenv evaluate\b(?!.*--dataset)", "--episodes 4"),
     (r"^textenv generate\b.*--limit null", "--limit 2"),
     (rf"^textenv compare\b{_QUIET}", _STUDY),
     (
@@ -100,6 +101,12 @@ REPLACED: list[tuple[str, str, str]] = [
         "rollouts=EngineCollector(EngineRollouts(sleep=True), engine=TransformersEngine())",
     ),
     ("docs/studies.md", '"episodes_per_iteration": 16', '"episodes_per_iteration": 8'),
+    ("docs/own_data.md", 'run_dir="runs/py-sft"', 'run_dir="runs/py-sft", steps=1, eval_episodes=4'),
+    (
+        "docs/own_data.md",
+        'run_dir="runs/py-ppo"',
+        'run_dir="runs/py-ppo", iterations=1, episodes_per_iteration=8, eval_episodes=4',
+    ),
 ]
 """(page, text, what stands there in the test)."""
 _PLAYED = """
@@ -192,6 +199,7 @@ FILES = {
         "pairs/train.jsonl": PAIRS,
         "pairs/validation.jsonl": PAIRS,
     },
+    "docs/own_data.md": {"pairs.jsonl": PAIRS, "held_out.jsonl": PAIRS, "prompts.jsonl": PROMPTS},
     "docs/data.md": {
         "rated.jsonl": RATED,
         "test.jsonl": [{**row, "topic": "tea", "summary": "tea"} for row in PROMPTS],
@@ -204,7 +212,7 @@ BLOCKS = {page.relative_to(ROOT).as_posix(): list(blocks_of(page)) for page in P
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> Path:
-    """A tiny model with its tokenizer, which lies in each page's folder as ``gpt2`` and ``smollm2``."""
+    """A tiny model with its tokenizer, in each page's folder as ``gpt2``, ``smollm2`` and ``my-model``."""
     from transformers import AutoModelForCausalLM
 
     from textenv.tasks.models import small_gpt2
@@ -244,7 +252,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path, cache: Pa
 
     for folder in ("configs", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    for name in ("gpt2", "smollm2"):
+    for name in ("gpt2", "smollm2", "my-model"):
         shutil.copytree(model, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -13,16 +13,16 @@ import pytest
 from transformers import GPT2Config
 
 import textenv
-from textenv.agents.checkpoint import CorruptCheckpointError, read_trainer, verify
+from textenv.agents.checkpoint import read_trainer
 from textenv.agents.cli import commands
 from textenv.agents.cli.interrupts import Terminated, terminable
 from textenv.agents.cli.main import main
 from textenv.agents.fresh_start import fresh_start
-from textenv.agents.json_files import read_object
 from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.loggers.registry import check_loggers
-from textenv.agents.resume import latest_whole
 from textenv.agents.run_folder import RunFolder, RunFolderError
+from textenv.json_files import read_object
+from textenv.saved_runs import CorruptCheckpointError, latest_whole, verify
 from textenv.tasks.letters import letter_tokenizer
 
 TOKENIZER = letter_tokenizer("abcdefgh")

@@ -92,7 +92,7 @@ NEEDS: dict[str, Needs] = {
     "no validation split": (
         lambda root: {"task_kwargs": {"data": str(root / "data" / "train.jsonl")}},
         ValueError,
-        "validation",
+        "all records have the same prompt, so none can be held out",
         "rl",
     ),
     "sft: no such file": (lambda root: _data(root, sft="none.jsonl"), OSError, r"none\.jsonl", "sft"),

@@ -244,7 +244,7 @@ def test_long_prompts_are_cut(own_task):
         ({"prompts": PromptSet([[0]]), "tokenizer": letter_tokenizer("a")}, "max_new_tokens must be given"),
         ({"task": "random-walks", "tokenizer": "gpt2"}, "task 'random-walks' has a tokenizer of its own"),
         ({"prompts": ["a"], "task_kwargs": {"seed": 1}}, r"task_kwargs \['seed'\] need a task"),
-        ({"rewards": "length"}, "rewards must be a list of reward specs, got 'length'"),
+        ({"rewards": 3}, "rewards must be a reward spec or a list of them, got 3"),
         ({"rewards": ["lenght"]}, "unknown reward 'lenght'"),
         ({"task": "random-walk"}, "unknown task 'random-walk'"),
         ({"truncation_side": "up"}, "truncation_side"),

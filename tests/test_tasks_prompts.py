@@ -28,7 +28,7 @@ def sources(folder):
 
 def test_every_source_gives_prompts_and_columns(tmp_path):
     for source in sources(tmp_path):
-        data = build(source, rewards=["length"], max_new_tokens=3, max_prompt_tokens=1)
+        data = build(source, rewards=["length"], max_new_tokens=3, max_prompt_tokens=1, validation=0)
         assert data.prompts == ["ab", "c"], source
         assert [int(value) for value in data.columns["answer"]] == [1, 2]  # CSV knows texts alone
         assert list(data.columns) == ["answer"]
@@ -37,7 +37,7 @@ def test_every_source_gives_prompts_and_columns(tmp_path):
 
 
 def test_lists_of_texts():
-    data = build(["a", "b"])
+    data = build(["a", "b"], None)
     assert data.prompts == ["a", "b"] and data.columns == {}
     assert data.max_new_tokens == 64 and list(data.rewards) == []
 
@@ -124,5 +124,5 @@ def test_errors_name_file_and_line(tmp_path):
 
 def test_repeated_prompts_are_kept_and_counted():
     with pytest.warns(UserWarning, match="1 of 3 records repeat an earlier one's prompt"):
-        data = build(["ab", "c", "ab"])
+        data = build(["ab", "c", "ab"], None)
     assert data.prompts == ["ab", "c", "ab"]

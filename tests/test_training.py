@@ -88,7 +88,9 @@ def test_prompts_and_a_function_are_enough() -> None:
     base = agent.envs.unwrapped
     assert (agent.model, base.num_envs, base.max_new_tokens, len(base.prompts)) == (model, 3, 5, 2)
     assert _play(agent.envs).returns.tolist() == [5.0, 5.0]
-    assert agent.eval_envs is None
+    held = agent.eval_envs.unwrapped
+    assert held.prompts is base.prompts, "evaluated on the same prompts, which are not read again"
+    assert (held.max_new_tokens, held.shuffle, base.shuffle) == (5, False, True)
     assert agent.loggers == ("rich",)
 
 

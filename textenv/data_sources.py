@@ -26,6 +26,10 @@ DataLike: TypeAlias = (
     "str | os.PathLike[str] | datasets.Dataset | Sequence[Mapping[str, Any]] | Mapping[str, Any]"
 )
 
+OTHER_VALIDATION = ("valid", "val", "dev", "eval")
+"""Names under which the split "validation" is found, too."""
+HELD_OUT_SHARE = 0.1
+"""Share of the prompts that is held out where nothing is said, see ``textenv.held_out``."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BATCH = 1024
 """Rows that are turned from Arrow to Python at once."""
@@ -73,6 +77,31 @@ def open_source(data: DataLike, *, split: str | None = None, config: str | None 
     )
 
 
+def splits_of(data: DataLike) -> list[str]:
+    """Names of the splits of a folder or a ``DatasetDict``; none for what has no splits, or may be a hub id.
+
+    >>> splits_of([{"prompt": "a"}])
+    []
+    """
+    if isinstance(data, str | os.PathLike) and Path(data).is_dir():
+        folder = Path(data)
+        if (folder / "dataset_dict.json").exists():
+            import datasets
+
+            return list(datasets.load_from_disk(folder))
+        if (folder / "state.json").exists():
+            return []
+        return sorted({_split_of(file, folder) for file in _data_files(folder)})
+    if isinstance(data, Mapping) and _is_dataset(next(iter(data.values()), None)):
+        return list(data)
+    return []
+
+
+def may_be_hub_id(data: DataLike) -> bool:
+    """Whether data are named by what is no file or folder here."""
+    return isinstance(data, str | os.PathLike) and not Path(data).exists()
+
+
 def is_untyped(place: str) -> bool:
     """Whether the row stands in a CSV file, where numbers are text."""
     return re.search(r"\.csv:\d+$", place, re.IGNORECASE) is not None
@@ -86,6 +115,8 @@ def _only_train(split: str | None, what: str) -> None:
 def _pick_split(names: Sequence[str], split: str | None, where: str) -> str:
     if split is None:
         split = names[0] if len(names) == 1 else "train"
+    if split == "validation" and split not in names:
+        split = next((name for name in OTHER_VALIDATION if name in names), split)
     if split not in names:
         raise ValueError(f"{where} has no split {split!r}; {nearest(split, names, 'its splits')}")
     return split
@@ -173,7 +204,7 @@ def _folder_source(folder: Path, split: str | None) -> Source:
             return _dataset_source(saved, f"{folder}, row ")
         name = _pick_split(list(saved), split, str(folder))
         return _dataset_source(saved[name], f"{folder}, {name} row ")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _READERS and file.is_file())
+    files = _data_files(folder)
     if not files:
         raise FileNotFoundError(f"{folder}: no data file in this folder, expected one of {sorted(_READERS)}")
     splits: dict[str, list[Path]] = {}
@@ -181,6 +212,10 @@ def _folder_source(folder: Path, split: str | None) -> Source:
         splits.setdefault(_split_of(file, folder), []).append(file)
     chosen = [_file_source(file) for file in splits[_pick_split(list(splits), split, str(folder))]]
     return ChainedSource(chosen)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _READERS and file.is_file())
 
 
 def _split_of(file: Path, folder: Path) -> str:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from textenv.saved_runs import model_folder
+
 _trusting: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
 
 
@@ -60,7 +62,7 @@ def load_pretrained(
 
     Args:
         auto: an Auto class of transformers.
-        source: hub id or folder.
+        source: hub id or folder; that of a run stands for its model, see ``model_folder``.
         what: what is loaded, for errors, such as "model".
         trust_remote_code: whether code that comes with the files may run; True within ``trusting``.
         options: further arguments of ``from_pretrained``.
@@ -73,6 +75,8 @@ def load_pretrained(
     name = os.fspath(source)
     if not name:
         raise ValueError(f"{what} must be a hub id or a folder, got ''")
+    if os.path.isdir(name):
+        name = os.fspath(model_folder(name))
     try:
         return auto.from_pretrained(name, trust_remote_code=trust, **options)
     except OSError as error:

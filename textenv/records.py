@@ -177,7 +177,7 @@ class Records:
 
 
 def load_columns(
-    data: DataLike,
+    data: DataLike | Records,
     *,
     columns: Sequence[str] | None = None,
     split: str | None = None,
@@ -192,7 +192,7 @@ def load_columns(
     Args:
         data: a path to JSON lines, JSON, CSV or Parquet; a folder of such files (splits by file or folder
             name) or of a saved ``datasets.Dataset``; a ``Dataset`` or ``DatasetDict``; a list of dicts; a
-            dict of lists; or a hub id.
+            dict of lists; a hub id; or ``Records``.
         columns: columns that every record must have. None takes the first of ``FORMATS`` that the data has.
         split: which split, where there are several; None means the only one or "train".
         rename: the source's name of a column -> ours, for example ``{"question": "prompt"}``.
@@ -219,6 +219,10 @@ def load_columns(
         or not all(isinstance(name, str) for name in columns)
     ):
         raise TypeError(f"columns must be a list of names, got {shown(columns)}")
+    if isinstance(data, Records):
+        if split is not None or rename is not None or config is not None:
+            raise ValueError("split, rename and config are for data that are not yet Records")
+        return data.require(*(_format_of(data) if columns is None else columns))
     name, source = open_source(data, split=split, config=config)
     first = next(iter(source()), None)
     if first is None:
@@ -241,13 +245,21 @@ def load_columns(
         records = Records(
             name=name, columns=found, required=(), source=lambda: with_prompts(pairs.rows()), rename={}
         )
-    if columns is None:
-        columns = next((form for form in FORMATS if set(form) <= set(found)), None)
-    if columns is None:
+    return records.require(*(_format_of(records) if columns is None else columns))
+
+
+def _format_of(records: Records) -> Sequence[str]:
+    """The first of ``FORMATS`` that records have.
+
+    Raises:
+        ValueError: if they have none.
+    """
+    found = next((form for form in FORMATS if set(form) <= set(records.columns)), None)
+    if found is None:
         known = " | ".join(", ".join(form) for form in FORMATS)
-        there = nearest(FORMATS[0][0], found, "its columns")
-        raise ValueError(f"{name} has none of the known columns ({known}); {there}")
-    return records.require(*columns)
+        there = nearest(FORMATS[0][0], records.columns, "its columns")
+        raise ValueError(f"{records.name} has none of the known columns ({known}); {there}")
+    return found
 
 
 def _no_column(where: str, name: str, columns: Sequence[str] | Mapping[str, Any]) -> str:

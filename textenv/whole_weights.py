@@ -18,7 +18,8 @@ def load_decoder(
     """A causal LM with all of its weights, see ``load_whole``.
 
     Raises:
-        ValueError: if it is an encoder-decoder, of which transformers would load the decoder alone.
+        ValueError: if it is an encoder-decoder, of which transformers would load the decoder alone, or a
+            sequence classifier, of which it would load the trunk and tie or draw the rest.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -27,6 +28,12 @@ def load_decoder(
     except OSError:  # a folder of adapters has no config, and names its model elsewhere
         config = None
     check_decoder(config, f"{what} {os.fspath(source)!r}", type(config).__name__)
+    kinds = getattr(config, "architectures", None) or []
+    if kinds and all(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ValueError(
+            f"{what} must be a causal language model, got a {kinds[0]} in {os.fspath(source)!r}: "
+            "a reward model writes no text"
+        )
     return load_whole(AutoModelForCausalLM, source, what=what, trust_remote_code=trust_remote_code, **options)
 
 

@@ -15,11 +15,12 @@ from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.interrupts import advising, how_to_resume
 from textenv.agents.cli.named import in_files, named_settings, task_of
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
+from textenv.agents.cli.output import check_there, print_numbers, write_file
 from textenv.agents.cli.parser import build, make_parser, parse
-from textenv.agents.json_files import read_object
 from textenv.agents.needs import check_policy_options
 from textenv.agents.registry import agent_names, get_config_class
 from textenv.agents.user_code import import_rewards
+from textenv.json_files import read_object
 from textenv.names import nearest
 
 if TYPE_CHECKING:
@@ -67,13 +68,13 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     config = _settings(name, given_settings, of_task)
 
     from textenv.agents.fresh_folder import fresh_folder
-    from textenv.agents.resume import model_folder
     from textenv.agents.training import train as run_training
+    from textenv.saved_runs import model_folder
 
     _quiet()
     if options.resume and options.run_dir is None:
         raise UsageError("--resume needs --run_dir, the folder of the run to go on with")
-    _check_there(options.model)
+    check_there(options.model)
     check_policy_options("policy", options.policy)
     policy_kwargs = options.policy.kwargs() | ({"trust_remote_code": True} if flags.trust_remote_code else {})
     given = ("task", "tokenizer", "prompts", "eval_prompts", "dataset", "eval_dataset", "num_envs", "start")
@@ -94,9 +95,10 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
             **{key: getattr(options, key) for key in given},
         )
     found = result.evaluation.metrics if result.evaluation is not None else {}
-    row = found or (result.history[-1] if result.history else {})
-    if row:
-        _print_numbers(row, "evaluation" if found else "last step")
+    if result.history and not (found and result.agent.online):
+        print_numbers(result.history[-1], "last step")
+    if found:
+        print_numbers(found, f"evaluation on {result.evaluated_on}")
     print(f"model: {model_folder(run_dir)}")
     return 0
 
@@ -158,9 +160,14 @@ def evaluate(argv: list[str], flags: Flags) -> int:
     """Play a task, or prompts and rewards, and print the measures and some samples."""
     source, options = _play_options("evaluate", "Write texts and measure them.", EvaluateOptions, argv)
     _quiet()
-    policy = load_policy(source, options, flags)
 
     import rich
+
+    if options.dataset is not None:
+        from textenv.agents.cli.measure import measure_reward_model
+
+        return measure_reward_model(source, options)
+    policy = load_policy(source, options, flags)
 
     from textenv.agents.evaluation import EVAL_SEED
     from textenv.agents.evaluation import evaluate as measure
@@ -179,16 +186,18 @@ def evaluate(argv: list[str], flags: Flags) -> int:
     else:
         found = measure(policy, envs, options.episodes, **given)
         rich.print(found.table())
-        _print_numbers(found.metrics, "evaluation")
+        print_numbers(found.metrics, "evaluation")
     if options.out is not None:
-        _write(options.out, json.dumps(found.to_dict(), indent=2) + "\n")
+        write_file(options.out, json.dumps(found.to_dict(), indent=2) + "\n")
     return 0
 
 
 def generate(argv: list[str], flags: Flags) -> int:
     """Write texts after prompts."""
     source, options = _play_options("generate", "Write texts after prompts.", GenerateOptions, argv)
-    if bool(options.prompt) + (options.prompts is not None) + (options.task is not None) != 1:
+    own = options.task == "prompts" and (options.prompt or options.prompts)
+    of_task = options.task is not None and not own
+    if bool(options.prompt) + (options.prompts is not None) + of_task != 1:
         raise UsageError("generate needs one of --prompt, --prompts and --task")
     _quiet()
     policy = load_policy(source, options, flags)
@@ -208,7 +217,7 @@ def generate(argv: list[str], flags: Flags) -> int:
         )
     ]
     if options.out is not None:
-        _write(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_file(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return 0
     for row in rows:
         print(f"{printable(str(row['prompt']))} >>> {printable(str(row['completion']))}")
@@ -228,11 +237,11 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     from textenv.agents.devices import device_kwargs
     from textenv.agents.policies.language_policy import LanguagePolicy
     from textenv.agents.registry import get_agent
-    from textenv.agents.resume import model_folder
     from textenv.agents.training import tokenizer_of
+    from textenv.saved_runs import model_folder
     from textenv.tasks.prompts import load_tokenizer
 
-    _check_there(source)
+    check_there(source)
     check_policy_options("policy", options.policy)
     folder = model_folder(source)
     kwargs = device_kwargs(options.policy.device) | options.policy.kwargs()
@@ -242,7 +251,10 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     if (folder / "config.json").is_file():
         kinds = read_object(folder / "config.json").get("architectures") or []
         if any(kind.endswith("ForSequenceClassification") for kind in kinds):
-            raise UsageError(f"{folder} is a reward model, which writes no text; expected a language model")
+            raise UsageError(
+                f"{folder} is a reward model, which writes no text; expected a language model "
+                "(textenv evaluate FOLDER --dataset FILE measures a reward model)"
+            )
     if (folder / "policy.json").is_file():
         kind: type[LanguagePolicy] = LanguagePolicy
         if (folder / "trainer.json").is_file():
@@ -260,17 +272,9 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
 
 def _local(model: str) -> str:
     """The model's folder, if it is that of a run; else the name or folder as it is."""
-    from textenv.agents.resume import model_folder
+    from textenv.saved_runs import model_folder
 
     return str(model_folder(model)) if Path(model).is_dir() else model
-
-
-def _check_there(model: str | None) -> None:
-    """Refuse a path that is not there before it is asked for on the hub."""
-    if model is None or Path(model).exists():
-        return
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/"):
-        raise UsageError(f"{model}: no such folder")
 
 
 def _play_options(name: str, about: str, cls: Any, argv: list[str]) -> tuple[str, Any]:
@@ -306,7 +310,8 @@ def _check_out(path: str) -> None:
 
 
 def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts: Any = None) -> Any:
-    from textenv.tasks.make import make_vec_env
+    from textenv.agents.train_arguments import fitting_budget
+    from textenv.tasks.make import make_vec_env, shared_prompts
     from textenv.tasks.registry import make_task
     from textenv.tasks.stop_tokens import generation_ends
 
@@ -316,27 +321,30 @@ def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts
     tokenizer: Any = options.tokenizer
     if tokenizer is None and (options.task is None or make_task(options.task).takes("tokenizer")):
         tokenizer = policy.tokenizer
-    split = options.split or ("validation" if options.task is not None else None)
-    return make_vec_env(
-        options.num_envs,
-        task=options.task,
-        prompts=prompts,
-        split=split,  # type: ignore[arg-type]
-        tokenizer=tokenizer,
-        rewards=rewards,
-        model_stop_token_ids=generation_ends(policy),
-        **{**options.env.kwargs(), "shuffle": False, "device": policy.device},
-    )
+    of_task = options.task is not None and (options.task != "prompts" or prompts is None)
+    split = options.split or ("validation" if of_task else None)  # prompts that were given are all of them
+    given = {
+        "task": options.task,
+        "tokenizer": tokenizer,
+        "rewards": rewards,
+        "split": split,
+        "model_stop_token_ids": generation_ends(policy),
+        **options.env.kwargs(),
+        "shuffle": False,
+        "device": policy.device,
+    }
+    envs: Any = make_vec_env(options.num_envs, prompts=prompts, **given)
+    if options.task in (None, "prompts") and (room := fitting_budget([envs], policy, options.env.kwargs())):
+        given["max_new_tokens"] = room
+        envs = make_vec_env(options.num_envs, prompts=shared_prompts(envs), **given)
+    return envs
 
 
 def _rewards(spec: Any, flags: Flags) -> list[Any] | None:
     """The option ``reward`` as a list of specs, the user's own functions imported."""
-    if spec is None:
-        return None
-    one = not isinstance(spec, list) or (
-        len(spec) == 2 and isinstance(spec[0], str) and isinstance(spec[1], Mapping)
-    )
-    return import_rewards([spec] if one else spec, flags.may_import)
+    from textenv.rewards.registry import reward_list
+
+    return None if spec is None else import_rewards(reward_list(spec), flags.may_import)
 
 
 def _settings(agent: str, given: Mapping[str, Any], of_task: TaskSettings) -> AgentConfig:
@@ -348,22 +356,6 @@ def _settings(agent: str, given: Mapping[str, Any], of_task: TaskSettings) -> Ag
         for note in getattr(error, "__notes__", []):
             told.add_note(note)
         raise told from error
-
-
-def _print_numbers(row: Mapping[str, float], title: str) -> None:
-    import rich
-
-    from textenv.agents.text_display import text_table
-
-    shown = [[name, value] for name, value in row.items() if not name.startswith(("time/", "throughput/"))]
-    rich.print(text_table([title, "value"], shown))
-
-
-def _write(path: str, text: str) -> None:
-    from textenv.atomic import atomic_file
-
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _quiet() -> None:

@@ -59,7 +59,7 @@ class TrainOptions(Config):
     prompts: str | None = None
     """File (.jsonl, .json, .csv, .parquet, .txt), folder or hub id of prompts, instead of the task's."""
     eval_prompts: str | None = None
-    """The same, for evaluation; None is the task's validation split."""
+    """The same, for evaluation; None is the task's validation split, else the prompts of the training."""
     dataset: str | None = None
     """File, folder or hub id that an offline agent learns from; None is the task's."""
     eval_dataset: str | None = None
@@ -135,6 +135,8 @@ class EvaluateOptions(PlayOptions):
     """A reward, or a list of them, as for `textenv train`; None is the task's."""
     episodes: int = 256
     """Texts to generate."""
+    dataset: str | None = None
+    """File, folder or hub id of held-out pairs or rated texts that a reward model is measured on."""
     reference: str | None = None
     """Hub id or folder of a model to measure the KL divergence from, and perplexities with."""
     metrics: tuple[Any, ...] = ()

@@ -25,6 +25,7 @@ from textenv.agents.policies.adapters import (
     tied_names,
 )
 from textenv.agents.policies.tied_adapters import tie_adapters, tied_weights
+from textenv.saved_runs import model_folder
 from textenv.tasks.adapter_source import base_of, find_adapter
 
 if TYPE_CHECKING:
@@ -226,6 +227,7 @@ def load_adapter_folder(
 
 def tokenizer_source(source: str) -> str:
     """Where the tokenizer of a model lies: an adapter's folder may leave it to the base model's."""
+    source = os.fspath(model_folder(source)) if os.path.isdir(source) else source
     folder = Path(source)
     if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
         return source

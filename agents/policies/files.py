@@ -22,14 +22,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from textenv.agents.json_files import read_object
 from textenv.agents.policies.adapter_files import load_adapters, restore_adapters, save_adapters
 from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.model_setup import dropout_restored, load_causal_lm
 from textenv.agents.policies.saved_model import save_ends, save_model
 from textenv.agents.policies.tokenizer_files import save_tokenizer
 from textenv.atomic import updated_folder
+from textenv.json_files import read_object
 from textenv.pretrained import load_pretrained
+from textenv.saved_runs import model_folder
 
 if TYPE_CHECKING:
     from textenv.agents.policies.language_policy import LanguagePolicy
@@ -92,7 +93,7 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
         ValueError: if it was written by a newer version or by a class with settings of its own, or its heads
             do not fit.
     """
-    folder = Path(path)
+    folder = model_folder(path)
     if not (folder / "policy.json").is_file():
         raise FileNotFoundError(f"{folder} holds no policy.json; LanguagePolicy(folder) takes a plain model")
     saved = read_object(folder / "policy.json", FIELDS)

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textenv.agents.checkpoint import read_trainer
-from textenv.agents.json_files import read_object
 from textenv.agents.redaction import masked
 from textenv.agents.reports import headline
 from textenv.agents.reports.page import change, shown_number
 from textenv.agents.reports.run_data import RunData, read_run
-from textenv.agents.resume import model_folder
 from textenv.atomic import atomic_folder
+from textenv.json_files import read_object
 from textenv.render import printable
+from textenv.saved_runs import model_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard

@@ -75,6 +75,13 @@ class RunRecord(Callback):
             assert agent.run_dir is not None
             report_at_end(agent.run_dir)
 
+    def keep_last(self, agent: Agent, evaluation: Evaluation) -> None:
+        """Keep an evaluation that was made when the run had ended, and write the report again."""
+        if self._wanted(agent):
+            assert agent.run_dir is not None
+            self.on_evaluation(agent, evaluation)
+            report_at_end(agent.run_dir)
+
     @staticmethod
     def _wanted(agent: Agent) -> bool:
         return enabled and agent.run_dir is not None and agent.config.report and distributed.is_main()

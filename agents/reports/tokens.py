@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.json_files import read_object
 from textenv.agents.text_display import number
 from textenv.atomic import atomic_file
+from textenv.json_files import read_object
 from textenv.ledger import counts
 from textenv.render import printable
 

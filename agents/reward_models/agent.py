@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,19 +18,12 @@ from textenv.agents.offline import OfflineAgent
 from textenv.agents.parallel import distributed
 from textenv.agents.registry import register_agent
 from textenv.agents.reward_models.data import RewardBatch, as_reward_batch, drop_tokens
-from textenv.agents.reward_models.evaluation import (
-    RewardEvaluation,
-    pair_metrics,
-    rating_metrics,
-    reliability,
-)
+from textenv.agents.reward_models.evaluation import RewardEvaluation
 from textenv.agents.reward_models.losses import bradley_terry_loss, centering_loss, rating_loss
+from textenv.agents.reward_models.measure import measure
 from textenv.agents.scorer import Scorer
 from textenv.agents.settings.preferences import RewardModelConfig
 from textenv.hashing import hash_key, uniform
-
-SAMPLES = 8
-"""Texts in an evaluation's table."""
 
 
 @register_agent("reward-model")
@@ -251,25 +243,7 @@ class RewardModelAgent(OfflineAgent):
             raise ValueError("evaluate needs a dataset, got None and the agent has no eval_dataset")
         if episodes is not None:
             batch = batch.select(torch.arange(min(episodes, len(batch))))
-        started = time.perf_counter()
-        by_head = self.policy.score(batch.episodes)
-        scores = by_head.mean(-1)
-        metrics = {"score/mean": float(scores.mean()), "score/std": float(scores.std(correction=0))}
-        if self.policy.heads > 1:
-            metrics["score/disagreement"] = float(by_head.std(-1).mean())
-        chosen, rejected, rated = scores.split([batch.pairs, batch.pairs, batch.rated])
-        table = []
-        if batch.pairs:
-            metrics |= pair_metrics(chosen - rejected, batch.label.cpu(), **options)
-            table = reliability(chosen - rejected, batch.label.cpu(), **options)
-        if batch.rated:
-            metrics |= rating_metrics(rated, batch.ratings.cpu())
-        return RewardEvaluation(
-            metrics=metrics,
-            reliability=table,
-            samples=self._samples(batch, scores),
-            seconds=time.perf_counter() - started,
-        )
+        return measure(self.policy, batch, **options)
 
     def act(self, obs: Any, key: Any = None, **options: Any) -> Any:
         """Refused.
@@ -278,24 +252,6 @@ class RewardModelAgent(OfflineAgent):
             TypeError: always: a reward model scores texts and chooses nothing.
         """
         raise TypeError("a reward model does not act; it scores: agent.policy.score_texts(texts)")
-
-    def _samples(self, batch: RewardBatch, scores: Tensor) -> list[dict[str, Any]]:
-        """The first texts: of each pair the chosen and the rejected one, or the rated ones."""
-        tokenizer = self.policy.tokenizer
-        if tokenizer is None:
-            return []
-        if batch.pairs:
-            rows = [row for i in range(min(SAMPLES // 2, batch.pairs)) for row in (i, batch.pairs + i)]
-        else:
-            rows = list(range(min(SAMPLES, batch.rated)))
-        part = batch.episodes.select(rows)
-        ids = [row[:n] for row, n in zip(part.input_ids.tolist(), part.lengths.tolist(), strict=True)]
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        sides = [("chosen", "rejected")[row >= batch.pairs] if batch.pairs else "rated" for row in rows]
-        return [
-            {"text": text, "side": side, "score": float(scores[row])}
-            for text, side, row in zip(texts, sides, rows, strict=True)
-        ]
 
 
 def _poisson(keys: Tensor) -> Tensor:

@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
+from textenv.agents.text_display import text_table
+
 BINS = 10
+Z = 1.959963984540054
+"""Quantile of the normal distribution for 95 % on both sides together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,8 @@ class RewardEvaluation:
     metrics: dict[str, float]
     """Name -> number.
 
-    For pairs ``accuracy`` (a tie of scores counts half; pairs with label 1/2 are left out),
+    For pairs ``accuracy`` (a tie of scores counts half; pairs with label 1/2 are left out) with its 95 %
+    interval ``accuracy/low`` and ``accuracy/high`` (Wilson 1927, over the pairs as independent),
     ``accuracy/ties``, ``agreement`` (mean probability that a labeller agrees with the model) and
     ``agreement/ceiling`` (if it always sided with the likelier one), ``log_loss`` (nats a pair), ``ece``,
     ``margin/mean`` and ``pairs``. For rated texts ``spearman``, ``pearson``, ``rmse`` and ``rated``. For both
@@ -46,6 +52,16 @@ class RewardEvaluation:
     """Some texts with their scores."""
     seconds: float = 0.0
     """Wall time."""
+
+    def table(self) -> Table:
+        """Accuracy by how far the scores of a pair lie apart, for ``rich.print``."""
+        rows = [
+            [f"{row.low:.2f} and more", row.count, row.confidence, row.accuracy]
+            for row in self.reliability
+            if row.count
+        ]
+        columns = ["sigma(|margin|)", "pairs", "mean of it", "accuracy"]
+        return text_table(columns, rows, title="accuracy by margin of the scores")
 
     def sample_table(self) -> tuple[list[str], list[list[Any]]]:
         """The samples as columns and rows, for ``Logger.log_table``."""
@@ -73,12 +89,16 @@ def pair_metrics(difference: Tensor, label: Tensor | None = None, *, bins: int =
     decided = label != 0.5
     # A label below 1/2 says that "rejected" is the better one.
     hits = torch.where(label > 0.5, right, 1 - right)[decided]
+    accuracy = float(hits.mean()) if len(hits) else math.nan
+    low, high = wilson_interval(accuracy, len(hits))
     logs = label * torch.nn.functional.logsigmoid(difference)
     logs = logs + (1 - label) * torch.nn.functional.logsigmoid(-difference)
     table = reliability(difference, label, bins=bins)
     filled = [row for row in table if row.count]
     return {
-        "accuracy": float(hits.mean()) if len(hits) else math.nan,
+        "accuracy": accuracy,
+        "accuracy/low": low,
+        "accuracy/high": high,
         "accuracy/ties": float((difference == 0).double().mean()),
         "agreement": float((right * label + (1 - right) * (1 - label)).mean()),
         "agreement/ceiling": float(torch.maximum(label, 1 - label).mean()),
@@ -87,6 +107,22 @@ def pair_metrics(difference: Tensor, label: Tensor | None = None, *, bins: int =
         "margin/mean": float(difference.mean()),
         "pairs": float(len(difference)),
     }
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of ``count`` independent trials (Wilson 1927); NaN for no trial.
+
+    With p the share, n the count and z = 1.96: (p + z^2/2n +- z sqrt(p(1 - p)/n + z^2/4n^2)) / (1 + z^2/n).
+
+    >>> [round(bound, 4) for bound in wilson_interval(0.8, 10)]
+    [0.4902, 0.9433]
+    """
+    if not count:
+        return math.nan, math.nan
+    square = Z * Z / count
+    middle = share + square / 2
+    spread = Z * math.sqrt(share * (1 - share) / count + square / (4 * count))
+    return max(0.0, (middle - spread) / (1 + square)), min(1.0, (middle + spread) / (1 + square))
 
 
 def reliability(difference: Tensor, label: Tensor | None = None, *, bins: int = BINS) -> list[ReliabilityBin]:

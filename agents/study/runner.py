@@ -14,7 +14,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from textenv.agents.json_files import read_object
 from textenv.agents.needs import check_writable
 from textenv.agents.redaction import masked
 from textenv.agents.run_folder import RunFolder
@@ -32,6 +31,7 @@ from textenv.agents.study.plan import (
 )
 from textenv.agents.study.run import Study, perform
 from textenv.agents.user_code import import_module_or_file, import_rewards
+from textenv.json_files import read_object
 from textenv.pretrained import trusting
 
 STUDY = "study.json"

@@ -1,0 +1,34 @@
+"""`textenv evaluate FOLDER --dataset FILE`: a reward model, measured on held-out pairs or rated texts."""
+
+from __future__ import annotations
+
+import json
+
+from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.options import EvaluateOptions
+from textenv.agents.cli.output import check_there, print_numbers, write_file
+
+
+def measure_reward_model(source: str, options: EvaluateOptions) -> int:
+    """Measure a reward model on pairs or rated texts, and print accuracy, intervals and calibration.
+
+    Raises:
+        UsageError: for an option that has no effect there.
+    """
+    import rich
+
+    from textenv.agents.reward_models.measure import evaluate_reward_model
+
+    default = EvaluateOptions()
+    used = ("dataset", "split", "out", "policy")
+    for name in options.to_dict():
+        if name not in used and getattr(options, name) != getattr(default, name):
+            raise UsageError(f"--{name} has no effect with --dataset, on which a reward model is measured")
+    check_there(source)
+    found = evaluate_reward_model(source, options.dataset, split=options.split, device=options.policy.device)
+    if found.reliability:
+        rich.print(found.table())
+    print_numbers(found.metrics, f"evaluation on {options.dataset}")
+    if options.out is not None:
+        write_file(options.out, json.dumps(found.to_dict(), indent=2) + "\n")
+    return 0

@@ -1,0 +1,34 @@
+"""What commands print and write, and their check of a model's path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from textenv.agents.cli.errors import UsageError
+
+
+def check_there(model: str | None) -> None:
+    """Refuse a path that is not there before it is asked for on the hub."""
+    if model is None or Path(model).exists():
+        return
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/"):
+        raise UsageError(f"{model}: no such folder")
+
+
+def print_numbers(row: Mapping[str, float], title: str) -> None:
+    """Print metrics as a table, without times."""
+    import rich
+
+    from textenv.agents.text_display import text_table
+
+    shown = [[name, value] for name, value in row.items() if not name.startswith(("time/", "throughput/"))]
+    rich.print(text_table([title, "value"], shown))
+
+
+def write_file(path: str, text: str) -> None:
+    """Write a file that appears whole."""
+    from textenv.atomic import atomic_file
+
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
