@@ -498,6 +498,11 @@ def test_the_last_blocks_position_wise_layers_run_where_actions_are_emitted(
     right = plain(model, batch)[0]
     torch.testing.assert_close(sparing, right, atol=1e-10, rtol=0)
     assert_same_gradients(model, weigh(sparing), weigh(right), 1e-10)
+    if names:
+        seen.clear()
+        packed = token_log_probs(model, batch, packing=True).log_probs
+        assert seen == [int(batch.action_mask.sum())] * len(names)
+        torch.testing.assert_close(packed, right, atol=1e-10, rtol=0)
 
 
 def test_where_the_backward_pass_runs_blocks_again_nothing_is_spared() -> None:
