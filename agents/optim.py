@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
-from transformers.trainer_utils import SchedulerType
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from textenv.agents.parallel.distributed import is_sharded, whole_tensor
 
 OptimizerKind = Literal["adamw", "adamw_8bit"]
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 def check_trains(policy: nn.Module) -> None:
@@ -108,21 +109,33 @@ def make_schedule(
     total_steps: int | None = None,
     warmup_steps: int = 0,
 ) -> LRScheduler:
-    """A schedule over optimizer steps, by transformers' name: constant, linear, cosine, polynomial, ...
+    """A schedule over optimizer steps: "constant", "linear" or "cosine", after a linear warm-up.
 
-    A warm-up turns "constant" into "constant_with_warmup".
+    The rates are those of transformers' schedules of these names, whose module imports peft, accelerate and,
+    where they are installed, bitsandbytes and DeepSpeed: seconds that a run without them can do without.
 
     Raises:
         ValueError: on an unknown name, or one that needs ``total_steps`` without it.
     """
-    known = [kind.value for kind in SchedulerType]
-    if name not in known:
-        raise ValueError(f"schedule must be one of {known}, got {name!r}")
-    if name == "constant" and warmup_steps:
-        name = "constant_with_warmup"
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {list(SCHEDULES)}, got {name!r}")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps}")
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+    if name != "constant" and total_steps is None:
+        raise ValueError(f"schedule {name!r} needs total_steps, got None")
+    return LambdaLR(optimizer, partial(_rate, name=name, total=total_steps or 0, warm=warmup_steps))
+
+
+def _rate(step: int, *, name: str, total: int, warm: int) -> float:
+    """Share of the peak learning rate at a step."""
+    if step < warm:
+        return step / max(1, warm)
+    decaying = max(1, total - warm)
+    if name == "linear":
+        return max(0.0, (total - step) / decaying)
+    if name == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warm) / decaying))))
+    return 1.0
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:

@@ -26,6 +26,7 @@ from textenv.json_files import read_object
 from textenv.legality import vocabulary_size
 from textenv.model_split import eval_mode
 from textenv.pretrained import load_pretrained, make_pretrained
+from textenv.quiet import without_bars
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.retokenize import check_template, text_ids
 from textenv.rewards.reward_model import SETTINGS
@@ -191,7 +192,7 @@ class Scorer(nn.Module):
             setattr(owner, name, _mean_head(head))
             self._set_labels(1)
         try:
-            with dropout_restored(self._came_with):
+            with dropout_restored(self._came_with), without_bars():
                 self.model.save_pretrained(folder)
         finally:
             setattr(owner, name, head)

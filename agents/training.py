@@ -27,6 +27,7 @@ from textenv.agents.task_settings import TaskSettings, task_settings
 from textenv.agents.train_arguments import check_sources_of, check_without_task, divide, fitting_budget
 from textenv.checks import check_at_least, check_dict
 from textenv.pretrained import trusting
+from textenv.quiet import quiet_libraries
 from textenv.rewards.registry import reward_list
 from textenv.saved_runs import latest_whole
 
@@ -154,6 +155,7 @@ def train(
     from textenv.tasks.prompts import load_tokenizer, with_prompts
     from textenv.tasks.stop_tokens import generation_ends
 
+    quiet_libraries()
     cls = get_agent(agent)
     if not isinstance(config, Mapping):
         check_config(config, cls.config_class)
@@ -187,7 +189,9 @@ def train(
         shared["rewards"] = reward_list(reward)
     if task is None:
         check_without_task(agent, cls, model, prompts=prompts, reward=reward, dataset=dataset)
-        tokenizer = load_tokenizer(tokenizer_of(model) if tokenizer is None else tokenizer)
+        own = tokenizer is None
+        what = "the model's tokenizer" if own else "tokenizer"
+        tokenizer = load_tokenizer(tokenizer_of(model) if own else tokenizer, what=what)
     if tokenizer is not None:
         shared["tokenizer"] = tokenizer
     shared.setdefault("model_stop_token_ids", generation_ends(model))

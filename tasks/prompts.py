@@ -143,8 +143,14 @@ def _place(data: str | os.PathLike[str], how: Mapping[str, Any], number: int) ->
     return next(itertools.islice(_open(data, **how).source(), number, None))[0]
 
 
-def load_tokenizer(tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase, *, what: str = "tokenizer"
+) -> PreTrainedTokenizerBase:
     """A tokenizer by name or folder; an object passes through.
+
+    Args:
+        tokenizer: name, folder or object.
+        what: how errors call it.
 
     Raises:
         FileNotFoundError: if it names a model that ``textenv.tasks.fetch`` fetches, and it was not fetched.
@@ -161,7 +167,7 @@ def load_tokenizer(tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase) 
         raise TypeError(f"tokenizer must be a name, a folder or a tokenizer, got {type(tokenizer).__name__}")
     name = resolve_model(tokenizer)
     try:
-        return load_pretrained(AutoTokenizer, name, what="tokenizer")
+        return load_pretrained(AutoTokenizer, name, what=what)
     except OSError as error:
         raise ValueError(str(error)) from error
 

@@ -132,6 +132,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 TRAIN = [*BASE, "--task=probe-end", "--settings.iterations=1"]
+UNPLACED = [token for token in TRAIN if not token.startswith("--run_dir")]
 FEW = ["--env.max_new_tokens=2", "--num_envs=2"]
 MORE: dict[str, tuple[list[str], str]] = {
     "a device": ([*TRAIN, "--policy.device=gpu"], "policy.device must be a device that this machine has"),
@@ -151,8 +152,8 @@ MORE: dict[str, tuple[list[str], str]] = {
         [*TRAIN, "--loggers=[rich, rich]"],
         "loggers must differ from each other, got 'rich' twice",
     ),
-    "a run folder in a file": ([*TRAIN, "--run_dir=file.txt/run"], "file.txt"),
-    "a run folder that is a file": ([*TRAIN, "--run_dir=file.txt"], "run_dir must be a folder"),
+    "a run folder in a file": ([*UNPLACED, "--run_dir=file.txt/run"], "file.txt"),
+    "a run folder that is a file": ([*UNPLACED, "--run_dir=file.txt"], "--run_dir must be a folder"),
     "a model that is not there": ([*TRAIN, "--model=no/such"], "model 'no/such' can't be loaded"),
     "a second agent": (["train", "ppo", "sft"], "sft"),
     "resume of nothing": ([*TRAIN, "--resume"], "run is not there, expected the folder of a run"),

@@ -256,7 +256,7 @@ def test_an_agent_and_a_task_of_ones_own(say: Say, tmp_path: Path, model: Path) 
         (["train", "ppo", "--task=walks"], 1, "unknown task 'walks'"),
         (["train", "ppo", "--resume", "--task=random-walks"], 2, "--resume needs --run_dir"),
         (["train", "ppo", "--model=./none"], 2, "./none: no such folder"),
-        (["train", "ppo", "--model=m", "--prompts=none.jsonl"], 1, "needs reward= (or task=), got None"),
+        (["train", "ppo", "--model=m", "--prompts=none.jsonl"], 1, "needs --reward (or --task), got None"),
         (["generate"], 2, "name the model: textenv generate FOLDER"),
         (["generate", "none/"], 2, "generate needs one of --prompt, --prompts and --task"),
         (["generate", "none/", "--prompt=[a]"], 2, "none/: no such folder"),

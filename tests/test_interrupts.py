@@ -99,11 +99,9 @@ def test_an_interrupted_run_is_resumed_by_the_command_that_it_names(
 def test_an_interrupt_before_the_first_checkpoint_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [
-        *_command(tmp_path, monkeypatch, 130, after=2),
-        "--settings.checkpoint_every=0",
-        "--run_dir=run",
-    ]
+    given = _command(tmp_path, monkeypatch, 130, after=2)
+    command = [token for token in given if not token.startswith("--settings.checkpoint_every")]
+    command += ["--settings.checkpoint_every=0", "--run_dir=run"]
     assert main(command) == 130
     errors = capsys.readouterr().err
     assert "no checkpoint was saved yet (see settings.checkpoint_every), so the same command with" in errors

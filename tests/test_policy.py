@@ -548,6 +548,24 @@ def test_schedules() -> None:
     assert rates("cosine", total_steps=4) == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
     with pytest.raises(ValueError, match="schedule must be one of"):
         rates("square")
+    with pytest.raises(ValueError, match="schedule 'linear' needs total_steps, got None"):
+        rates("linear")
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(("total", "warm"), [(7, 0), (7, 3), (3, 3), (2, 5)])
+def test_schedules_are_those_of_transformers(name: str, total: int, warm: int) -> None:
+    from transformers import get_scheduler
+
+    known = f"{name}_with_warmup" if name == "constant" and warm else name
+    made = [make_optimizer(nn.Linear(2, 2), learning_rate=3e-4) for _ in range(2)]
+    own = make_schedule(made[0], name, total_steps=total, warmup_steps=warm)
+    theirs = get_scheduler(known, made[1], num_warmup_steps=warm, num_training_steps=total)
+    for _ in range(9):
+        assert own.get_last_lr() == theirs.get_last_lr()
+        for optimizer, schedule in zip(made, (own, theirs), strict=True):
+            optimizer.step()
+            schedule.step()
 
 
 def test_gradients_are_clipped_by_their_global_norm() -> None:

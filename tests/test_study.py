@@ -87,7 +87,7 @@ def test_a_finished_study_is_left_alone_and_grows(done: Any, tmp_path: Path) -> 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*") if "runs" in path.parts}
     told: list[str] = []
     assert run_study(tiny(), folder, tell=told.append) == results
-    assert told == ["6 of 6 runs are done already"]
+    assert told == ["6 of 6 runs are done already and kept"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(
         StudyError, match=r"other settings \(agent.settings.iterations: 3, now 4\).*overwrite"
@@ -283,7 +283,7 @@ def test_the_studies_in_configs_are_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"agents": {}}, "agents must hold at least one, got none"),
+        ({"agents": {}}, "agents must hold at least one (such as ppo: {}), got none"),
         ({"agents": {"start": {"agent": "ppo"}}}, "agents can't have the label 'start'"),
         ({"agents": {"a/b": {"agent": "ppo"}}}, "a label in agents must be of letters.*got 'a/b'"),
         ({"agents": {"ppoo": None}}, "agents.ppoo.settings: unknown agent 'ppoo'; known: ppo"),

@@ -15,6 +15,8 @@ from typing import Any
 
 from textenv.saved_runs import model_folder
 
+NOT_HERE = "there is no such folder, and as a hub id it is not in the cache and the hub can't be reached"
+"""What is wrong with a name that may be that of a folder or of the hub."""
 _trusting: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
 
 
@@ -75,16 +77,39 @@ def load_pretrained(
     name = os.fspath(source)
     if not name:
         raise ValueError(f"{what} must be a hub id or a folder, got ''")
+    if is_path(name) and not os.path.exists(name):
+        raise FileNotFoundError(f"{what} {name!r} can't be loaded: there is no such folder")
     if os.path.isdir(name):
         name = os.fspath(model_folder(name))
     try:
         return auto.from_pretrained(name, trust_remote_code=trust, **options)
     except OSError as error:
-        raise OSError(f"{what} {name!r} can't be loaded: {error}") from error
+        reason = NOT_HERE if _unreachable(error) and not os.path.exists(name) else str(error)
+        raise OSError(f"{what} {name!r} can't be loaded: {reason}") from error
     except (ImportError, RuntimeError):  # a package that is missing, memory that is short
         raise
     except Exception as error:
         raise ValueError(f"{what} {name!r} can't be loaded: {_reason(error)}") from error
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be that of a folder or file: a hub id is NAME or OWNER/NAME.
+
+    >>> [is_path(name) for name in ("./x", "/x", "~/x", "a/b/c", "a/", "gpt2", "org/name")]
+    [True, True, True, True, True, False, False]
+    """
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/") or "\\" in name
+
+
+def _unreachable(error: BaseException) -> bool:
+    """Whether the hub could not be asked, or may not be."""
+    names = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError")
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(type(each).__name__ in names for each in seen)
 
 
 def make_pretrained(auto: Any, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:

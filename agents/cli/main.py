@@ -78,8 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C, 143 ended by SIGTERM.
     """
     from textenv.agents.cli.interrupts import STOPS, terminable, told
+    from textenv.agents.cli.wording import set_options
     from textenv.pretrained import trusting
+    from textenv.quiet import quiet_libraries
 
+    quiet_libraries()
+    set_options(())
     argv = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in argv
     previous, warnings.showwarning = warnings.showwarning, _show_warning
@@ -201,10 +205,11 @@ def _is_told(error: Exception) -> bool:
 
 def _line(error: Exception) -> str:
     """What an error says, on one line, control characters shown as escapes."""
+    from textenv.agents.cli.wording import in_shell
     from textenv.agents.redaction import masked_text
     from textenv.render import printable
 
-    text = str(error)
+    text = str(error) if type(error).__name__ == "UsageError" else in_shell(str(error))
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
     notes = getattr(error, "__notes__", [])

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from textenv.agents.cli.errors import UsageError
+from textenv.pretrained import is_path
 
 
 def check_there(model: str | None) -> None:
     """Refuse a path that is not there before it is asked for on the hub."""
-    if model is None or Path(model).exists():
-        return
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/"):
+    if model is not None and is_path(model) and not Path(model).exists():
         raise UsageError(f"{model}: no such folder")
 
 

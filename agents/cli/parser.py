@@ -17,7 +17,10 @@ import jsonargparse
 import yaml
 
 from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.kinds import holds_names, kind, listed, option_type, parts, takes_none
+from textenv.agents.cli.repeats import with_null, with_one_of_each
 from textenv.agents.cli.values import check_no_repeats, option_values
+from textenv.agents.cli.wording import set_options
 from textenv.agents.config import Config, field_docs
 from textenv.names import close_names, nearest
 
@@ -29,7 +32,7 @@ class _Parser(jsonargparse.ArgumentParser):
     """Raises instead of printing its usage and leaving."""
 
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
-        raise UsageError(_plain(message)) from ex
+        raise UsageError(_plain(message, _hints(self))) from ex
 
 
 def make_parser(
@@ -86,21 +89,27 @@ def parse(
         UsageError: on an unknown or ill-typed key; it names the nearest.
     """
     argv = _with_true([_underscored(token) for token in argv], parser)
-    known = known_keys(parser)
+    hints = _hints(parser)
+    known = set(hints)
+    set_options(hints)
     for token in argv:
         if token.startswith("--") and token != "--":
             name = token[2:].split("=")[0].removesuffix("+")
-            if not _is_known(name, known):
+            if not _is_known(name, hints):
                 raise UsageError(f"unknown option --{name}; {_nearest(name, known, '--')}")
+            if name not in hints and _is_group(name, known):
+                first = next(f"--{key}" for key in hints if key.startswith(f"{name}."))
+                raise UsageError(f"--{name} is a group of options such as {first}, and takes no value")
     for name, value in option_values(argv):
         _check_value(name, value)
     for path in config_files(argv):
-        check_keys(path, known, _numbers(parser))
+        check_keys(path, hints)
+    argv = with_null(with_one_of_each(argv, hints), hints)
     try:
         namespace = parser.parse_args(argv)
         given = parser.parse_args(argv, defaults=False).as_dict() if only_given else {}
     except jsonargparse.ArgumentError as error:
-        raise UsageError(_plain(str(error))) from error
+        raise UsageError(_plain(str(error), hints)) from error
     except RecursionError as error:
         raise UsageError("a value or a file is nested too deeply to be read") from error
     values = namespace.as_dict()
@@ -113,13 +122,12 @@ def known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
     return {action.dest for action in parser._actions} | set(_OWN)
 
 
-def check_keys(path: Path, known: set[str], numbers: Mapping[str, str] | None = None) -> None:
+def check_keys(path: Path, hints: Mapping[str, Any]) -> None:
     """Refuse a YAML file with a key that is no option or stands there twice.
 
     Args:
         path: the file.
-        known: every key, with dots.
-        numbers: key -> kind, of options that take no text: a number in quotes is none.
+        hints: every key, with dots -> its type.
 
     Raises:
         UsageError: naming file, line and key, and the nearest known one.
@@ -137,14 +145,23 @@ def check_keys(path: Path, known: set[str], numbers: Mapping[str, str] | None = 
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path} must hold options, name: value; got a {node.tag.rpartition(':')[2]}")
     check_no_repeats(node, str(path))
+    known, numbers = set(hints), _numbers(hints)
     for key, value, line in _keys(node, "", known):
-        if not _is_known(key, known):
+        if not _is_known(key, hints):
             near = _nearest(key, known - set(_OWN), "")
             raise UsageError(f"{path}, line {line}: unknown key {key!r}; {near}")
-        if isinstance(value, yaml.ScalarNode) and value.style in ("'", '"') and key in (numbers or {}):
+        if isinstance(value, yaml.ScalarNode) and value.style in ("'", '"') and key in numbers:
             raise UsageError(
-                f"{path}, line {line}: {key} must be {(numbers or {})[key]}, got the text {value.value!r}; "
+                f"{path}, line {line}: {key} must be {numbers[key]}, got the text {value.value!r}; "
                 "leave out the quotes"
+            )
+        says_none = isinstance(value, yaml.ScalarNode) and not value.style and value.value.lower() == "none"
+        if says_none and takes_none(hints.get(key)):
+            raise UsageError(f"{path}, line {line}: {key} is {value.value}, which YAML writes as null")
+        if isinstance(value, yaml.MappingNode) and key in hints and not holds_names(hints[key]):
+            place = f"{path}, line {line}: {key} must be {kind(hints[key])}, got settings"
+            raise UsageError(
+                place + _where_they_belong(key, [str(name.value) for name, _ in value.value], known)
             )
 
 
@@ -161,13 +178,14 @@ def build(
     """
     classes = {**_nested_classes(cls), **(nested or {})}
     own = {spec.name for spec in fields(cls)}
+    hints = typing.get_type_hints(cls)
     for name, value in values.items():
         if name in classes and value is not None and not isinstance(value, Mapping | Config):
             raise UsageError(f"{prefix}{name} must hold settings, name: value, got {value!r}")
     made = {
         name: build(classes[name], value, prefix=f"{prefix}{name}.")
         if name in classes and isinstance(value, Mapping)
-        else value
+        else _as_list(value, hints[name])
         for name, value in values.items()
         if name in own
     }
@@ -177,6 +195,12 @@ def build(
         raise
     except (TypeError, ValueError) as error:
         raise UsageError(f"{prefix}{error}") from error
+
+
+def _as_list(value: Any, hint: Any) -> Any:
+    """A list of one where one item stands for a list."""
+    single = listed(hint) is not None and value is not None and not isinstance(value, list | tuple)
+    return [value] if single else value
 
 
 def _add_fields(
@@ -203,7 +227,7 @@ def _add_fields(
             continue
         group.add_argument(
             f"--{prefix}{spec.name}",
-            type=hints[spec.name],
+            type=option_type(hints[spec.name]),
             default=list(default) if isinstance(default, tuple) else default,
             help=docs[spec.name].replace("%", "%%"),
         )
@@ -274,15 +298,28 @@ def _check_value(name: str, text: str) -> None:
     check_no_repeats(node, f"--{name}")
 
 
-def _numbers(parser: jsonargparse.ArgumentParser) -> dict[str, str]:
+def _hints(parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
+    """Option -> type, with dots."""
+    own = {name: str for name in _OWN}
+    return own | {action.dest: getattr(action, "_typehint", None) or str for action in parser._actions}
+
+
+def _numbers(hints: Mapping[str, Any]) -> dict[str, str]:
     """Key -> kind, of every option whose values are numbers or truth values and never text."""
     found = {}
-    for action in parser._actions:
-        hint = getattr(action, "_typehint", None)
-        kinds = [one for one in (typing.get_args(hint) or (hint,)) if one is not type(None)]
+    for name, hint in hints.items():
+        kinds = [one for one in parts(hint) if one is not type(None)]
         if kinds and all(one in (int, float, bool) for one in kinds):
-            found[action.dest] = " or ".join(one.__name__ for one in kinds)
+            found[name] = " or ".join(one.__name__ for one in kinds)
     return found
+
+
+def _where_they_belong(key: str, names: Sequence[str], known: set[str]) -> str:
+    """The groups that have all of these settings, those of a similar name first, as the end of a sentence."""
+    groups = {name.rpartition(".")[0] for name in known} - {""}
+    fitting = [group for group in groups if all(f"{group}.{name}" in known for name in names)]
+    fitting.sort(key=lambda group: (not key.startswith(group), group))
+    return f"; {', '.join(names)} belongs under {' or '.join(fitting)}" if names and fitting else ""
 
 
 def _keys(node: yaml.MappingNode, prefix: str, known: set[str]) -> Iterator[tuple[str, yaml.Node, int]]:
@@ -295,10 +332,12 @@ def _keys(node: yaml.MappingNode, prefix: str, known: set[str]) -> Iterator[tupl
             yield name, value, key.start_mark.line + 1
 
 
-def _is_known(name: str, known: set[str]) -> bool:
+def _is_known(name: str, hints: Mapping[str, Any]) -> bool:
     """Whether it is an option, a group of options, or the inside of an option that is a dictionary."""
-    parts = name.split(".")
-    return any(".".join(parts[: n + 1]) in known for n in range(len(parts))) or _is_group(name, known)
+    path = name.split(".")
+    outer = (".".join(path[:n]) for n in range(1, len(path)))
+    inside = any(place in hints and holds_names(hints[place]) for place in outer)
+    return name in hints or inside or _is_group(name, set(hints))
 
 
 def _is_group(name: str, known: set[str]) -> bool:
@@ -314,13 +353,21 @@ def _nearest(name: str, known: set[str], mark: str) -> str:
     return nearest(mark + name, [mark + key for key in known if "." not in key])
 
 
-def _plain(message: str) -> str:
+def _about_tokens(line: str, hints: Mapping[str, Any]) -> str:
+    """What the parser says of a token that is out of place."""
+    stray = re.fullmatch(r"unrecognized arguments: (.*)", line)
+    if stray is not None:
+        return f"{stray[1]} is no option; options are --NAME VALUE, as --help lists them"
+    bare = re.fullmatch(r"argument --([\w.]+): expected one argument", line)
+    if bare is not None:
+        return f"--{bare[1]} needs a value, {kind(hints.get(bare[1], str))}; got none"
+    return line
+
+
+def _plain(message: str, hints: Mapping[str, Any]) -> str:
     """An error of the parser in one line, in the words of this library."""
     line = " ".join(message.split())
-    found = re.search(r'key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', line)
-    if found is None:
-        return line
-    key, kind, value = found.groups()
-    kind = re.sub(r"<class '(\w+)'>", r"\1", kind).removeprefix("typing.")
-    literal = re.fullmatch(r"Literal\[(.*)\]", kind)
-    return f"{key} must be {f'one of {literal[1]}' if literal else kind}, got {value}"
+    found = re.search(r'[Kk]ey "([\w.]+)":.*?(?:Got|Given) value: (.*)', line)
+    if found is None or found[1] not in hints:
+        return _about_tokens(line, hints)
+    return f"{found[1]} must be {kind(hints[found[1]])}, got {found[2]}"

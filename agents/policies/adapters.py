@@ -7,6 +7,7 @@ and resuming, so what is not known to do so is refused when the policy is made.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -150,11 +151,11 @@ def add_lora(model: nn.Module, lora: bool | Mapping[str, Any] | Any, *, seed: in
 
 
 def as_peft(model: nn.Module) -> PeftModel | None:
-    """The model as a ``PeftModel``, or None if it is not one (or peft is not there)."""
-    try:
-        from peft import PeftModel
-    except ImportError:
+    """The model as a ``PeftModel``, or None if it is not one."""
+    if "peft" not in sys.modules:  # then nobody has made one, and its import takes seconds
         return None
+    from peft import PeftModel
+
     return model if isinstance(model, PeftModel) else None
 
 
@@ -249,11 +250,11 @@ def check_adapters(model: nn.Module) -> None:
 
 def _adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Peft's modules in a model, by name: tuner layers, and wrappers of whole modules or token rows."""
-    try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        from peft.utils.other import AuxiliaryTrainingWrapper
-    except ImportError:
+    if "peft" not in sys.modules:
         return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             yield name, module

@@ -8,8 +8,6 @@ on the CPU and two or three passes over 8 tokens; no random number is drawn and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from textenv.agents.policies.adapters import merged_copy
 from textenv.model_checks import usable_positions
 from textenv.model_split import eval_mode, vocabulary_size
 from textenv.pretrained import load_pretrained
+from textenv.quiet import without_bars
 from textenv.tasks.stop_tokens import generation_ends, stop_tokens
 
 if TYPE_CHECKING:
@@ -48,7 +47,8 @@ def save_model(policy: LanguagePolicy, folder: Path) -> None:
     if not hasattr(policy.model, "save_pretrained"):
         raise TypeError(f"only a model of transformers can be saved, got {type(policy.model).__name__}")
     written: Any = policy.model if policy.peft is None else merged_copy(policy.peft)
-    written.save_pretrained(folder)
+    with without_bars():
+        written.save_pretrained(folder)
     check_saved(policy, written, folder)
 
 
@@ -117,7 +117,7 @@ def _plain_load(written: Any, folder: Path) -> Any:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     options: dict[str, Any] = {"local_files_only": True, "dtype": "auto", "output_loading_info": True}
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), without_bars():
         if type(written.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
             model, report = load_pretrained(AutoModelForCausalLM, folder, what="model", **options)
         else:
@@ -130,20 +130,6 @@ def _plain_load(written: Any, folder: Path) -> Any:
                 "modules of its own needs a class of its own"
             )
     return model.eval()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of transformers in the block."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _compare_tensors(written: nn.Module, reloaded: nn.Module) -> None:

@@ -57,7 +57,10 @@ def compare(argv: Sequence[str], flags: Flags) -> int:
         argv = [token for token in argv if token not in PRINT]
     argv, changes = split_changes(argv)
     if not show and not any(token.partition("=")[0] in ("--config", "--help", "-h") for token in argv):
-        raise UsageError("name the study's file: textenv compare STUDY.yaml")
+        raise UsageError(
+            "name the study's file: textenv compare STUDY.yaml; it holds agents and tasks by label, as in "
+            "agents: {ppo: {}, sft: {}} and tasks: {random-walks: {}}"
+        )
     values = parse(parser, argv)
     for (group, name), value in changes:
         change(values, group, name, value)

@@ -206,7 +206,8 @@ class StudyConfig(Config):
         }
         for name, values in lists.items():
             if not values and name != "kl_coefs":
-                raise ValueError(f"{name} must hold at least one, got none")
+                example = {"agents": " (such as ppo: {})", "tasks": " (such as random-walks: {})"}
+                raise ValueError(f"{name} must hold at least one{example.get(name, '')}, got none")
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must differ from each other, got {values}")
         if START in self.agents:

@@ -86,8 +86,11 @@ def run_study(
         _check_same(study, specs, overwrite=overwrite)
         write_json(study.folder / STUDY, masked(config.to_dict()))
         missing = [spec for spec in specs if not _is_done(study, spec)]
+        failed = sum(spec.result(study.folder) is not None for spec in missing)
         if len(missing) < len(specs):
-            tell(f"{len(specs) - len(missing)} of {len(specs)} runs are done already")
+            tell(f"{len(specs) - len(missing)} of {len(specs)} runs are done already and kept")
+        if failed:
+            tell(f"{failed} of {len(specs)} runs failed before and are run again")
         runs = _one_by_one(study, missing) if jobs == 1 else _side_by_side(study, missing, jobs, imports)
         for count, (spec, result) in enumerate(runs, start=len(specs) - len(missing) + 1):
             tell(f"[{count}/{len(specs)}] {spec.name}: {_outcome(result)}")
