@@ -152,7 +152,7 @@ def test_help_of_a_command_has_the_fields_docs(say: Say) -> None:
 
 
 def test_printed_settings_are_a_configuration_file(say: Say, tmp_path: Path) -> None:
-    code, out, _ = say("train", "ppo", "--task=random-walks", "--settings.clip-range=0.1", "--print-config")
+    code, out, _ = say("train", "ppo", "--model=gpt2", "--settings.clip-range=0.1", "--print-config")
     assert code == 0
     settings = yaml.safe_load(out)
     assert settings["settings"] == PPOConfig(clip_range=0.1).to_dict()

@@ -266,9 +266,8 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     path = str(folder) if folder.is_dir() else source
     tokenizer = None
     if options.task is None or options.tokenizer is not None or folder.is_dir():
-        named = options.tokenizer is not None
-        what = "tokenizer" if named else "the model's tokenizer"
-        tokenizer = load_tokenizer(options.tokenizer if named else tokenizer_of(path), what=what)
+        what = "the model's tokenizer" if options.tokenizer is None else "tokenizer"
+        tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(path), what=what)
     return LanguagePolicy(path, tokenizer=tokenizer, **kwargs)
 
 
