@@ -294,6 +294,8 @@ def test_the_interval_of_the_accuracy() -> None:
     # 8 of 10: the textbook values of the Wilson interval.
     assert wilson_interval(0.8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
     assert wilson_interval(1.0, 1) == pytest.approx((0.2065493, 1.0), abs=1e-6)
+    assert wilson_interval(0.0, 24)[0] == 0.0, "not 1e-17"
+    assert wilson_interval(1.0, 24)[1] == 1.0
     metrics = pair_metrics(torch.tensor([1.0] * 8 + [-1.0] * 2))
     assert (metrics["accuracy/low"], metrics["accuracy/high"]) == pytest.approx(wilson_interval(0.8, 10))
     undecided = pair_metrics(torch.tensor([1.0]), torch.tensor([0.5]))

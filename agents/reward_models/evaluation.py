@@ -122,7 +122,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     square = Z * Z / count
     middle = share + square / 2
     spread = Z * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return max(0.0, (middle - spread) / (1 + square)), min(1.0, (middle + spread) / (1 + square))
+    low, high = (middle - spread) / (1 + square), (middle + spread) / (1 + square)
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)  # exact there, but for rounding
 
 
 def reliability(difference: Tensor, label: Tensor | None = None, *, bins: int = BINS) -> list[ReliabilityBin]:
