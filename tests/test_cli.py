@@ -152,10 +152,11 @@ def test_help_of_a_command_has_the_fields_docs(say: Say) -> None:
 
 
 def test_printed_settings_are_a_configuration_file(say: Say, tmp_path: Path) -> None:
-    code, out, _ = say("train", "ppo", "--model=gpt2", "--settings.clip-range=0.1", "--print-config")
+    code, out, _ = say("train", "ppo", "--task=random-walks", "--settings.clip-range=0.3", "--print-config")
     assert code == 0
     settings = yaml.safe_load(out)
-    assert settings["settings"] == PPOConfig(clip_range=0.1).to_dict()
+    walks = tasks.make_task("random-walks").settings("ppo")["settings"]
+    assert settings["settings"] == PPOConfig.with_defaults({"clip_range": 0.3}, walks).to_dict()
     assert settings["agent"] == "ppo"
     (tmp_path / "mine.yaml").write_text(out)
     code, again, _ = say("train", "--config=mine.yaml", "--num_envs", "3", "--print-config")

@@ -47,6 +47,7 @@ _QUIET = r"(?!.*--(help|print.config))"
 ARGUMENTS: list[tuple[str, str]] = [
     (rf"^textenv (train|sft|reward-model)\b{_QUIET}", "--num_envs 8 --loggers []"),
     (rf"^textenv train (ppo|grpo|best-half|--config first)\b{_QUIET}", _ONLINE),
+    (rf"^textenv train (ppo --task random-walks|--config first)\b{_QUIET}", "--start '{steps: 1}'"),
     (rf"^textenv (train (dpo|ilql)|sft|reward-model)\b{_QUIET}", _OFFLINE),
     (rf"^textenv (train (dpo|ilql)|sft)\b{_QUIET}", "--settings.eval_episodes 4"),
     (r"^textenv evaluate\b(?!.*--dataset)", "--episodes 4"),
@@ -83,6 +84,11 @@ ARGUMENTS: list[tuple[str, str]] = [
 ]
 """(pattern of a command, arguments after its own); all that fit are added in this order."""
 REPLACED: list[tuple[str, str, str]] = [
+    (
+        "README.md",
+        "iterations=20, eval_episodes=32",
+        "iterations=1, episodes_per_iteration=8, eval_episodes=4",
+    ),
     ("docs/ray.md", "num_actors=4", "num_actors=1"),
     ("docs/ray.md", "PPOConfig()", "PPOConfig(iterations=1, episodes_per_iteration=8)"),
     ("docs/ray.md", "range(3)", "range(1)"),

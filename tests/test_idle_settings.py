@@ -366,7 +366,9 @@ def test_an_agent_resumes_with_saved_settings(old_run: Path) -> None:
 
 def test_runs_of_a_study_from_before_count() -> None:
     def made(**settings: Any) -> dict[str, Any]:
-        study = StudyConfig(agents={"grpo": {"settings": settings}}, tasks={"probe-end": {}}, seeds=1)
+        study = StudyConfig(
+            agents={"grpo": {"settings": settings}}, tasks={"probe-end": {}}, seeds=1, task_settings=False
+        )
         return identity(study, next(spec for spec in plan(study) if not spec.is_anchor))
 
     now = made(epochs=2)
