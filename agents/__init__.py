@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from textenv.agents.rwr import RWR, RWRConfig
     from textenv.agents.sb3 import LMActorCriticPolicy, TextVecEnv, sb3_agent
     from textenv.agents.sb3_buffer import SequenceRolloutBuffer
+    from textenv.agents.sb3_learner import SB3
     from textenv.agents.sft import SFT, FilteredBC, FilteredBCConfig, SFTConfig
     from textenv.agents.training import train
 
@@ -127,6 +128,8 @@ _HOME = {
     "RewardModelAgent": "reward_models.agent",
     "RewardModelConfig": "settings.preferences",
     "RunFolder": "run_folder",
+    "SB3": "sb3_learner",
+    "SB3Config": "settings.sb3",
     "SFT": "sft",
     "SFTConfig": "settings.offline",
     "SequenceRolloutBuffer": "sb3_buffer",
@@ -164,6 +167,7 @@ __all__ = [
     "RFT",
     "RLOO",
     "RWR",
+    "SB3",
     "SFT",
     "A2CConfig",
     "Agent",
@@ -210,6 +214,7 @@ __all__ = [
     "RewardModelAgent",
     "RewardModelConfig",
     "RunFolder",
+    "SB3Config",
     "SFTConfig",
     "SequenceRolloutBuffer",
     "SimPO",

@@ -40,6 +40,9 @@ def check_sources(agent: Any, envs: Any, eval_envs: Any, dataset: Any, rollouts:
         raise ValueError(f"{name} learns offline and needs dataset=, got None")
     if not agent.online and rollouts is not None:
         raise ValueError(f"{name} learns offline, rollouts must be None, got {rollouts!r}")
+    why = getattr(agent, "cannot", {}).get("rollouts")
+    if rollouts is not None and why is not None:
+        raise ValueError(f"{name} takes no rollouts=: {why}; got {shown(rollouts)}")
     for argument, given in (("envs", envs), ("eval_envs", eval_envs)):
         base = getattr(given, "unwrapped", given)
         if given is not None and not isinstance(base, TextVectorEnv):

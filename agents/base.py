@@ -82,6 +82,8 @@ class Agent:
     """Whether it generates the episodes that it learns from."""
     from_preferences: ClassVar[bool] = False
     """Whether a task's preferences are what it learns from, rather than its demonstrations."""
+    cannot: ClassVar[Mapping[str, str]] = {}
+    """What it cannot promise, as an agent around another library may: what -> why."""
     policy_class: ClassVar[type[LanguagePolicy]] = LanguagePolicy
     """The class of its policy."""
 

@@ -36,6 +36,7 @@ BUILTIN: dict[str, str] = {
     "rft": "textenv.agents.rft:RFT",
     "rloo": "textenv.agents.rloo:RLOO",
     "rwr": "textenv.agents.rwr:RWR",
+    "sb3": "textenv.agents.sb3_learner:SB3",
     "sft": "textenv.agents.sft:SFT",
     "simpo": "textenv.agents.preferences.agents:SimPO",
 }
@@ -61,6 +62,7 @@ SETTINGS: dict[str, str] = {
     "rft": "samples:RFTConfig",
     "rloo": "groups:RLOOConfig",
     "rwr": "offline:RWRConfig",
+    "sb3": "sb3:SB3Config",
     "sft": "offline:SFTConfig",
     "simpo": "preferences:SimPOConfig",
 }

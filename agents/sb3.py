@@ -173,6 +173,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     last_act: dict[str, np.ndarray] | None
     """What the last ``forward`` chose: "action", "log_prob", "value", (N,) each."""
+    scored_tokens = 0
+    """Tokens of the rows that the last ``evaluate_actions`` scored, prompts included."""
 
     def __init__(
         self,
@@ -265,6 +267,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             ids, mask, wanted = ids.clone(), mask.clone(), torch.zeros_like(mask)
             ids[rows, lengths] = actions.long().flatten()
             mask[rows, lengths] = wanted[rows, lengths] = True
+        self.scored_tokens = int(mask.sum())
         wanted = wanted.bool()
         if int(wanted.sum()) != actions.numel():
             raise ValueError(f"action_mask must have {actions.numel()} actions, got {int(wanted.sum())}")

@@ -1,7 +1,7 @@
 """One script, any agent: the name is all that changes between online and offline learning.
 
 python examples/swap_agents.py ppo
-python examples/swap_agents.py ilql --task probe-count
+python examples/swap_agents.py ilql --task probe-copy --learning-rate 3e-3
 """
 
 import argparse
@@ -11,7 +11,7 @@ from textenv.agents.registry import agent_names, get_agent
 
 SETTINGS = {
     "ppo": {"iterations": 30, "episodes_per_iteration": 64, "minibatches": 2, "kl_coef": 0.0},
-    "ilql": {"steps": 300, "batch_size": 128, "decode_beta": 100.0},
+    "ilql": {"steps": 80, "batch_size": 64, "head": "linear", "decode_beta": 100.0},
     "sft": {"steps": 100, "batch_size": 128},
     "filtered-bc": {"steps": 100, "batch_size": 128, "percentile": 0.8},
 }

@@ -37,6 +37,7 @@ _ALL: dict[str, dict[str, Any]] = {
     "rloo": _PLAIN,
     "grpo": _CLIPPED,
     "nlpo": {**_CLIPPED, **_CRITIC, "mask_top_p": 0.99, "mask_min_tokens": 2},
+    "sb3": {"learning_rate": 5e-3, "iterations": 40, "n_steps": 16, "kl_coef": 0.0},
     "online-dpo": {**_PAIRED, "epochs": 2, "minibatches": 2},
     "rft": {**_PAIRED, "samples_per_prompt": 16, "generations_kept": 1, "minibatches": 4},
     "best-of-n": {"n": 64},
@@ -76,6 +77,7 @@ _OF_COUNT: dict[str, dict[str, Any]] = {
     "rloo": {**_COUNT, "minibatches": 8},
     "grpo": {**_COUNT, "minibatches": 4},
     "nlpo": {**_COUNT, "minibatches": 4, "center_by_prompt": False},
+    "sb3": {"learning_rate": 1e-3, "iterations": 130, "entropy_coef": 0.003},
     "online-dpo": {"iterations": 130},
     "rft": {"iterations": 130},
 }

@@ -46,6 +46,10 @@ _STUDY = "--seeds 1 --jobs 1 --evaluations 1 --eval_episodes 4 --best_of [2] --b
 _QUIET = r"(?!.*--(help|print.config))"
 ARGUMENTS: list[tuple[str, str]] = [
     (rf"^textenv (train|sft|reward-model)\b{_QUIET}", "--num_envs 8 --loggers []"),
+    (
+        rf"^textenv train sb3\b{_QUIET}",
+        "--settings.iterations 1 --settings.n_steps 4 --settings.eval_episodes 4",
+    ),
     (rf"^textenv train (ppo|grpo|best-half|--config first)\b{_QUIET}", _ONLINE),
     (rf"^textenv train (ppo --task random-walks|--config first)\b{_QUIET}", "--start '{steps: 1}'"),
     (rf"^textenv (train (dpo|ilql)|sft|reward-model)\b{_QUIET}", _OFFLINE),
@@ -89,6 +93,7 @@ REPLACED: list[tuple[str, str, str]] = [
         "iterations=20, eval_episodes=32",
         "iterations=1, episodes_per_iteration=8, eval_episodes=4",
     ),
+    ("docs/other_agents.md", "{iterations: 20, learning_rate", "{iterations: 1, learning_rate"),
     ("docs/ray.md", "num_actors=4", "num_actors=1"),
     ("docs/ray.md", "PPOConfig()", "PPOConfig(iterations=1, episodes_per_iteration=8)"),
     ("docs/ray.md", "range(3)", "range(1)"),

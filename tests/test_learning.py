@@ -67,6 +67,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "rloo": ("rloo", "probe-end", _ONCE),
     "rwr": ("rwr", "probe-copy", {**_OFFLINE, "steps": 80, "temperature": 0.2}),
+    "sb3": (
+        "sb3",
+        "probe-end",
+        {"num_envs": 64, "iterations": 12, "n_steps": 16, "kl_coef": 0.0, "learning_rate": 5e-3},
+    ),
     "simpo": ("simpo", "probe-copy", {**_OFFLINE, "steps": 120, "gamma": 2.0}),
 }
 """Test id -> (agent, task, settings). ``probe-end`` pays for stopping at once; offline agents learn to copy

@@ -45,6 +45,7 @@ from textenv.agents.reinforce import ReinforceConfig, ReinforcePlusPlusConfig
 from textenv.agents.reward_models.agent import RewardModelConfig
 from textenv.agents.rft import RFTConfig
 from textenv.agents.rwr import RWRConfig
+from textenv.agents.settings.sb3 import SB3Config
 from textenv.agents.sft import FilteredBCConfig, SFTConfig
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
@@ -70,6 +71,7 @@ RUN_ON: dict[type, tuple[str, ...]] = {
     RFTConfig: ("rft",),
     OnlineDPOConfig: ("online-dpo",),
     BestOfNConfig: ("best-of-n",),
+    SB3Config: ("sb3",),
     SFTConfig: ("sft",),
     FilteredBCConfig: ("filtered-bc",),
     RWRConfig: ("rwr",),
@@ -87,6 +89,7 @@ BASE: dict[str, Values] = {
     "rft": {"epochs": 1, "minibatches": 2, "samples_per_prompt": 4, "improve_steps": 2},
     "online-dpo": {"epochs": 1, "samples_per_prompt": 2},
     "best-of-n": {"n": 4, "eval_episodes": 8, "learning_rate": 3e-6},
+    "sb3": {"n_steps": 8},
     "nlpo": {"mask_top_p": 0.5, "mask_min_tokens": 1},
 }
 ONLINE: Values = {"iterations": 2, "episodes_per_iteration": 16, "epochs": 2, "minibatches": 2}
@@ -184,6 +187,20 @@ CHANGES: dict[type, dict[str, Case]] = {
         "loss": ("ipo", {}),
         "label_smoothing": (0.2, {"loss": "cdpo", "label_smoothing": 0.1}),
     },
+    SB3Config: {
+        "iterations": (3, {}),
+        "n_steps": (12, {}),
+        "epochs": (3, {}),
+        "minibatches": (4, {}),
+        "gamma": (0.5, {}),
+        "gae_lambda": (0.5, {}),
+        "clip_range": (1e-3, {}),
+        "whiten_advantages": (False, {}),
+        "entropy_coef": (0.1, {}),
+        "value_coef": (1.0, {}),
+        "kl_coef": (0.5, {}),
+        "stop_at_kl": (1e-9, {}),
+    },
     SFTConfig: {"completion_only": (False, {})},
     FilteredBCConfig: {"percentile": (0.1, {})},
     RWRConfig: {
@@ -236,6 +253,7 @@ KEEPS: dict[type, dict[str, tuple[Any, Values, str]]] = {
         "report": (True, {"run_dir": True, "evaluated": True}, EXACT),
     },
     PolicyGradientConfig: {"packing": (True, {}, CLOSE)},
+    SB3Config: {"max_tokens_per_microbatch": (16, {}, REFUSED)},
     SFTConfig: {"packing": (True, {}, CLOSE)},
     ReferenceConfig: {"precompute_reference": (True, {}, CLOSE)},
     ILQLConfig: {"decode_beta": (3.0, {}, EXACT), "decode_top_k": (2, {}, EXACT)},
