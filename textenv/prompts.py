@@ -238,9 +238,8 @@ class PromptSet:
             ValueError: if a token id lies outside [0, vocab_size).
         """
         flat = self._ids.flat
-        wrong = (flat < 0) | (flat >= vocab_size)
-        if wrong.any():
-            first = int(wrong.argmax())
+        if flat.min() < 0 or flat.max() >= vocab_size:
+            first = int(((flat < 0) | (flat >= vocab_size)).argmax())
             prompt = int(np.searchsorted(self._ids.starts, first, side="right")) - 1
             raise ValueError(
                 f"prompts[{prompt}] must hold token ids in [0, {vocab_size}), those of the tokenizer, "
