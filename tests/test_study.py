@@ -147,7 +147,14 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(
     found = write_outputs(config, tmp_path / "study")
     assert any(line.startswith("1 run failed") for line in found.verdict)
     monkeypatch.setattr(module, "train", train)
-    assert [one["status"] for one in run_study(config, tmp_path / "study")] == ["done"] * 3
+    told: list[str] = []
+    again = run_study(config, tmp_path / "study", tell=told.append)
+    assert [one["status"] for one in again] == ["done"] * 3
+    assert told[:2] == [
+        "2 of 3 runs are done already and kept",
+        "1 of 3 runs failed before and are run again",
+    ]
+    assert [line.split(":")[0] for line in told[2:]] == ["[3/3] clone on probe-end, seed 0"]
 
 
 PAIRS = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -169,10 +170,12 @@ def evaluate(argv: list[str], flags: Flags) -> int:
         return measure_reward_model(source, options)
     policy = load_policy(source, options, flags)
 
+    from textenv.agents.devices import describe
     from textenv.agents.evaluation import EVAL_SEED
     from textenv.agents.evaluation import evaluate as measure
     from textenv.agents.policies.language_policy import LanguagePolicy
 
+    print(f"device: {describe(policy.device)}")
     envs = _envs(policy, options, rewards=_rewards(options.reward, flags))
     reference = (
         None if options.reference is None else LanguagePolicy(_local(options.reference), device=policy.device)
@@ -202,6 +205,7 @@ def generate(argv: list[str], flags: Flags) -> int:
     _quiet()
     policy = load_policy(source, options, flags)
 
+    from textenv.agents.devices import describe
     from textenv.render import printable
     from textenv.rollout import collect
 
@@ -209,6 +213,7 @@ def generate(argv: list[str], flags: Flags) -> int:
     base: Any = envs.unwrapped
     count = len(base.prompts) if options.limit is None else min(len(base.prompts), options.limit)
     policy.eval()
+    print(f"device: {describe(policy.device)}", file=sys.stderr)  # standard output holds the texts alone
     episodes = collect(envs, policy, count * base.samples_per_prompt, seed=options.seed)
     rows = [
         {"prompt": prompt, "completion": completion, "truncated": bool(truncated)}

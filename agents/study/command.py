@@ -71,10 +71,13 @@ def compare(argv: Sequence[str], flags: Flags) -> int:
     config = StudyConfig(**{spec.name: getattr(options, spec.name) for spec in fields(StudyConfig)})
     folder = RunFolder(f"runs/{_name(argv)}" if options.run_dir is None else options.run_dir).path
 
+    from textenv.agents.devices import default_device, describe
     from textenv.agents.study.outputs import write_outputs
     from textenv.agents.study.runner import quiet, run_study
 
     quiet()
+    used = {task.policy.device or describe(default_device()) for task in config.tasks.values()}
+    print(f"device: {', '.join(sorted(used))}", flush=True)
     with advising("the same command goes on with the study"):
         results = run_study(
             config,
