@@ -290,7 +290,7 @@ def test_the_studies_in_configs_are_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"agents": {}}, "agents must hold at least one (such as ppo: {}), got none"),
+        ({"agents": {}}, r"agents must hold at least one \(such as ppo: \{\}\), got none"),
         ({"agents": {"start": {"agent": "ppo"}}}, "agents can't have the label 'start'"),
         ({"agents": {"a/b": {"agent": "ppo"}}}, "a label in agents must be of letters.*got 'a/b'"),
         ({"agents": {"ppoo": None}}, "agents.ppoo.settings: unknown agent 'ppoo'; known: ppo"),
