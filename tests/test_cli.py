@@ -178,7 +178,8 @@ def test_prompts_from_a_file_and_a_reward_of_ones_own(
     # Another run in the same folder is refused; resumed, it is finished already, or goes on if told to.
     code, _, errors = say("train", "ppo", *given, "--reward", "my_own_rewards.py:count_a", "--run_dir=run")
     assert (code, errors.count("\n"), "run holds another run" in errors) == (1, 1, True)
-    longer = [*given, "--reward", f"{reward_file}:count_a", "--run_dir=run", "--settings.iterations=2"]
+    longer = ["--settings.iterations=2" if token == "--settings.iterations=1" else token for token in given]
+    longer += ["--reward", f"{reward_file}:count_a", "--run_dir=run"]
     assert say("train", "ppo", *longer, "--resume")[0] == 0
     assert [row["step"] for row in read_metrics("run")] == [1, 2]
 
