@@ -254,6 +254,16 @@ def test_lengths_of_data_that_are_tokens() -> None:
         reward_model({"pairs": pairs}, max_length=8)
 
 
+def test_pairs_per_prompt_of_data_that_are_pairs() -> None:
+    config = DPOConfig(pairs_per_prompt=4)
+    with pytest.raises(ValueError, match="pairs_per_prompt has no effect on data that are pairs already"):
+        DPO(tiny(), dataset=PAIRS, tokenizer=TOKENIZER, config=config)
+    rows = [{"prompt": "a", "completion": text, "reward": float(i)} for i, text in enumerate("abcd")]
+    assert len(DPO(tiny(), dataset=rows, tokenizer=TOKENIZER, config=config).dataset) == 4
+    ranked = [{"prompt": "a", "completions": list("abcd")}]
+    assert len(DPO(tiny(), dataset=ranked, tokenizer=TOKENIZER, config=config).dataset) == 4
+
+
 def reward_model(dataset: Any, *, dropout_layers: bool = True, scorer: bool = False, **settings: Any) -> Any:
     from transformers import AutoModelForSequenceClassification, LlamaConfig
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from textenv.agents.base import Stats
 from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.datasets import is_tokens
+from textenv.agents.datasets import is_tokens, text_records
 from textenv.agents.effects import Idle
 from textenv.agents.offline import OfflineAgent
 from textenv.agents.parallel.shares import spread
-from textenv.agents.preferences.data import PairedBatch, as_labelled, as_pairs, mismatched
+from textenv.agents.preferences.data import PairedBatch, as_labelled, as_pairs, makes_pairs, mismatched
 from textenv.agents.preferences.losses import (
     cpo_loss,
     dpo_loss,
@@ -120,12 +120,29 @@ class PreferenceAgent(OfflineAgent):
 class PairAgent(PreferenceAgent):
     """A preference agent that learns from pairs."""
 
+    config: Any
+    """A ``PairConfig``."""
+    makes_pairs: bool = False
+    """Whether the pairs are made from returns or rankings."""
+
+    def idle(self) -> Idle:
+        """Settings without effect on the data."""
+        because = "on data that are pairs already"
+        given = {} if self.makes_pairs else self.config.changed("pairs_per_prompt", because=because)
+        return super().idle() | given
+
     def load_dataset(self, dataset: Any) -> PairedBatch:
         """Pairs of whatever was given; see ``textenv.agents.preferences.data.as_pairs``."""
-        self.of_tokens = is_tokens(dataset)
+        cfg, self.of_tokens = self.config, is_tokens(dataset)
         if isinstance(dataset, PairedBatch):
             return PairedBatch(dataset.episodes, dict(dataset.tensors))
-        return PairedBatch.of_pairs(as_pairs(dataset, self.tokenizer, max_length=self.config.max_length))
+        if not self.of_tokens:
+            dataset = text_records(dataset, self.tokenizer)
+        self.makes_pairs = makes_pairs(dataset)
+        found = as_pairs(
+            dataset, self.tokenizer, max_length=cfg.max_length, pairs_per_prompt=cfg.pairs_per_prompt
+        )
+        return PairedBatch.of_pairs(found)
 
     def totals(self, batch: TrainingBatch) -> Totals:
         """Pairs of one optimizer step, and own tokens of their chosen sides."""

@@ -6,7 +6,7 @@ Shape letters: P rows of two episodes, B = 2P episodes, L tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from textenv.legality import Legality
 from textenv.names import shown
 from textenv.preferences import PreferenceBatch
 from textenv.row_index import row_index
+
+if TYPE_CHECKING:
+    from textenv.records import Records
 
 
 class PairedBatch(TrainingBatch):
@@ -144,6 +147,13 @@ def as_pairs(
         f"{records.name} must have the columns chosen and rejected, completions, or reward; "
         f"it has {', '.join(sorted(columns)) or 'none'}"
     )
+
+
+def makes_pairs(dataset: EpisodeBatch | PreferenceBatch | Records) -> bool:
+    """Whether ``as_pairs`` makes the pairs of a data set from returns or rankings."""
+    if isinstance(dataset, EpisodeBatch | PreferenceBatch):
+        return isinstance(dataset, EpisodeBatch)
+    return not {"chosen", "rejected"} <= set(dataset.columns)
 
 
 def as_labelled(

@@ -41,7 +41,20 @@ def idle_smoothing(kind: DPOKind, smoothing: float) -> Idle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(ReferenceConfig):
+class PairConfig(PreferenceConfig):
+    """Settings that all agents have which learn from pairs."""
+
+    pairs_per_prompt: int = 16
+    """Where pairs are made from returns or rankings: at most so many of each prompt, drawn by hash."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(pairs_per_prompt=">= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(ReferenceConfig, PairConfig):
     """Settings of DPO."""
 
     loss: DPOKind = "sigmoid"
@@ -76,12 +89,12 @@ class KTOConfig(ReferenceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ORPOConfig(PreferenceConfig):
+class ORPOConfig(PairConfig):
     """Settings of ORPO; ``beta`` weighs the odds ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimPOConfig(PreferenceConfig):
+class SimPOConfig(PairConfig):
     """Settings of SimPO."""
 
     beta: float = 2.0
@@ -96,7 +109,7 @@ class SimPOConfig(PreferenceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CPOConfig(PreferenceConfig):
+class CPOConfig(PairConfig):
     """Settings of CPO."""
 
     nll_coef: float = 1.0
