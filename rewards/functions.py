@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import numbers
@@ -63,7 +64,8 @@ class FunctionReward(RewardTerm):
             itself.
 
     Warns:
-        UserWarning: when it joins an environment of chats without having said whether it reads messages.
+        UserWarning: if an argument that goes into the function's ``**kwargs`` is nearly the name of another;
+            when it joins an environment of chats without having said whether it reads messages.
 
     Example:
         >>> def short(completions, limit=3):
@@ -102,6 +104,14 @@ class FunctionReward(RewardTerm):
             if key not in self._parameters and not self._takes_all:
                 raise ValueError(
                     f"reward {self.name!r} has no argument {key!r}; {nearest(key, self._parameters)}"
+                )
+            free = [p.name for p in self._parameters.values() if p.name not in arguments]
+            meant = difflib.get_close_matches(key, free, n=1, cutoff=0.75)
+            if key not in self._parameters and meant:
+                warnings.warn(
+                    f"reward {self.name!r} names no argument {key!r}, so it goes into its **keywords; "
+                    f"did you mean {meant[0]!r}?",
+                    stacklevel=2,
                 )
 
     def arguments(self) -> dict[str, Any]:

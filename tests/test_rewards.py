@@ -6,6 +6,7 @@ import doctest
 import importlib
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from reward_helpers import COLUMNS, PROMPTS, TOKENIZER, episodes
 from sacrebleu.metrics import BLEU, CHRF
 
 from textenv.episodes import EpisodeBatch
+from textenv.rewards.functions import FunctionReward
 from textenv.rewards.registry import (
     REWARDS,
     describe,
@@ -288,6 +290,19 @@ def test_what_a_function_requires_must_be_offered() -> None:
         _function(lambda completions: [0.0], episodes(["a"]), scale=2.0)
     with pytest.raises(ValueError, match="'completions' is filled in for each batch"):
         _function(lambda completions: [0.0], episodes(["a"]), completions=[])
+
+
+def test_a_constant_that_is_nearly_a_named_argument_warns() -> None:
+    def fn(completions, weight=1.0, **columns):
+        return [weight for _ in completions]
+
+    with pytest.warns(UserWarning, match=r"reward 'fn' names no argument 'wieght'.*did you mean 'weight'\?"):
+        FunctionReward(fn, wieght=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FunctionReward(fn, weight=2.0)
+        FunctionReward(fn, topic="tea")
+        FunctionReward(fn, weight=2.0, weights=[1.0])
 
 
 # -- the registry ------------------------------------------------------------------------------------------
