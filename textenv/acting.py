@@ -150,7 +150,8 @@ class DecodingPolicy:
         positions = usable_positions(self.model)
         if positions is not None and positions < length:
             raise ValueError(
-                f"the model has {positions} positions, expected at least the max_length of {length}"
+                f"the model has {positions} positions, expected at least the max_length of {length}, "
+                "which is the longest prompt plus max_new_tokens"
             )
         self._decoder = None
         if self.cached:
