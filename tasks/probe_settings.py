@@ -87,6 +87,7 @@ _OF_COUNT: dict[str, dict[str, Any]] = {
     "sb3": {"learning_rate": 1e-3, "iterations": 130, "entropy_coef": 0.003},
     "online-dpo": {"iterations": 130},
     "rft": {"iterations": 130},
+    "best-of-n": {"n": 128},
 }
 _CANNOT = {
     "sft": "it clones the task's demonstrations, whose tokens are drawn at random, so it gets no better",
