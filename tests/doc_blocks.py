@@ -106,7 +106,7 @@ def run_command(command: str, more: Sequence[str] = ()) -> None:
 
     Args:
         command: as the page has it; ``> FILE`` at its end is obeyed.
-        more: further arguments.
+        more: further arguments; an option that the page gives, too, has their value.
 
     Raises:
         AssertionError: if it does not end with 0.
@@ -119,7 +119,7 @@ def run_command(command: str, more: Sequence[str] = ()) -> None:
     out, errors = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(errors):
         if tokens[0] == "textenv":
-            code = main([*tokens[1:], *more])
+            code = main([*without_options(tokens[1:], more), *more])
         elif tokens[0] in ("python", "python3"):
             code = _python([*tokens[1:], *more])
         else:
@@ -130,6 +130,26 @@ def run_command(command: str, more: Sequence[str] = ()) -> None:
         Path(target).write_text(out.getvalue(), encoding="utf-8")
     printed = f"{errors.getvalue()}\n{out.getvalue()}"
     assert code == 0, f"`{command}` with {list(more)} ended with {code}:\n{printed}"
+
+
+def without_options(tokens: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The arguments without the options that others give, too.
+
+    >>> without_options(["train", "ppo", "--seed", "1", "--run_dir=r"], ["--seed", "2"])
+    ['train', 'ppo', '--run_dir=r']
+    """
+    given = {token.partition("=")[0] for token in others if token.startswith("--")}
+    kept: list[str] = []
+    dropping = False
+    for token in tokens:
+        if token.startswith("--"):
+            name, equals, _ = token.partition("=")
+            dropping = name in given and not equals
+            if name in given:
+                continue
+        if not dropping:
+            kept.append(token)
+    return kept
 
 
 @contextmanager

@@ -340,7 +340,7 @@ def test_prompts_of_a_file_are_named_by_their_place(tmp_path: Path) -> None:
         ({"policy_kwargs": {"train_layers": True}}, "train_layers must be an integer, got True"),
         ({"policy_kwargs": {"lora": "yes"}}, "lora must be True, False, a dict or a peft config, got 'yes'"),
         ({"policy_kwargs": {"legality": 5}}, "legality must be a Legality, got 5"),
-        ({"config": {"seed": 1}}, "config must be a PPOConfig, got dict"),
+        ({"config": 5}, "config must be a PPOConfig, got int"),
         ({"callbacks": 5}, "callbacks must be a list of callbacks, got 5"),
         ({"seed": 2**70}, r"seed must be below 2\*\*62"),
     ],

@@ -178,7 +178,8 @@ def test_notices_are_held_back_and_errors_are_not(
     logger.warning("Setting accelerator to CPU")
     logger.error("broken")
     logging.getLogger("bitsandbytes.backends").warning("Failed to load")
-    assert [record.getMessage() for record in caplog.records] == ["broken"]
+    # Its own handler may be caplog's, too, and then it counts twice.
+    assert {record.getMessage() for record in caplog.records} == {"broken"}
 
 
 def test_bars_come_back_after_the_block() -> None:

@@ -108,7 +108,7 @@ def test_all_that_reads_pairs_reads_them(byte_tokenizer: Any) -> None:
     episodes, desirable = as_labelled(ROWS, byte_tokenizer)
     assert (len(episodes), desirable.tolist()) == (4, [True, True, False, False])
     assert len(as_reward_batch({"pairs": ROWS}, byte_tokenizer)) > 0
-    prompts = build_prompts(data=ROWS, tokenizer=byte_tokenizer)
+    prompts = build_prompts(data=ROWS, tokenizer=byte_tokenizer, validation=0)
     assert list(prompts.prompts) == [ASK, "\n\nHuman: Hi\n\nAssistant:"]
     assert prompts.columns["chosen"] == [" Yes, it is.", " Hello!"]
 

@@ -68,6 +68,8 @@ def _annotation(name: str, field: str) -> Any:
 @pytest.mark.parametrize(("name", "field"), list(_arguments(("bool",))))
 @pytest.mark.parametrize("value", ["no", 1, None])
 def test_flags_are_no_words(name: str, field: str, value: Any) -> None:
+    if value is None and "None" in str(_annotation(name, field)):
+        pytest.skip("None is as it was trained")
     with pytest.raises(TypeError, match=rf"{name}: {field} must be True or False, got {value!r}"):
         make_reward([name, {**NEEDED.get(name, {}), field: value}])
 

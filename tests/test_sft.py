@@ -151,9 +151,11 @@ def test_of_pairs_and_rankings_only_the_best_is_cloned(byte_tokenizer: Any) -> N
         agent = cls(config, dataset=pairs, tokenizer=byte_tokenizer)
         assert agent.dataset.completion_texts(byte_tokenizer) == ["good", "yes"]
     renamed = load_columns(
-        [{"q": "a", "better": "x", "rejected": "y"}], columns=[], rename={"better": "chosen"}
+        [{"q": "a", "better": "x", "rejected": "y"}],
+        columns=[],
+        rename={"better": "chosen", "q": "prompt"},
     )
-    again = renamed.renamed({"chosen": "completion", "q": "prompt"})
+    again = renamed.renamed({"chosen": "completion"})
     assert again.require("prompt", "completion").to_columns() == {
         "prompt": ["a"],
         "completion": ["x"],

@@ -152,7 +152,7 @@ def add_lora(model: nn.Module, lora: bool | Mapping[str, Any] | Any, *, seed: in
 
 def as_peft(model: nn.Module) -> PeftModel | None:
     """The model as a ``PeftModel``, or None if it is not one."""
-    if "peft" not in sys.modules:  # then nobody has made one, and its import takes seconds
+    if sys.modules.get("peft") is None:  # then nobody has made one, and its import takes seconds
         return None
     from peft import PeftModel
 

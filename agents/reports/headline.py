@@ -90,14 +90,24 @@ def figures(run: RunData) -> tuple[list[Figure], str]:
             "Before: the fine-tuned policy. After: the policy after reinforcement learning. "
             "Both wrote on the same prompts with the same noise."
         )
+    logged = _logged(run)
     if run.after is not None:
-        return _evaluated(run)
+        rows, how = _evaluated(run)
+        if run.before is None and logged:
+            before = "In training: the first logged step and the last one."
+            return logged + rows, f"{before} {how} The model was not evaluated before."
+        return rows, how
+    return logged, "Before: the first logged step. After: the last one. The run was not evaluated."
+
+
+def _logged(run: RunData) -> list[Figure]:
+    """What was logged in training, at its first step and its last."""
     rows = []
     for name, (title, better) in LOGGED.items():
         values = [value for value in run.series(name)[1] if math.isfinite(value)]
         if values:
             rows.append(Figure(title, values[0], values[-1], better))
-    return rows, "Before: the first logged step. After: the last one. The run was not evaluated."
+    return rows
 
 
 def _evaluated(run: RunData) -> tuple[list[Figure], str]:
@@ -118,7 +128,7 @@ def _evaluated(run: RunData) -> tuple[list[Figure], str]:
     when = f"after {number((run.after or {})['iteration'])} steps"
     how = f"After: the latest evaluation, {when}."
     if run.before is None:
-        return rows, f"{how} The model was not evaluated before."
+        return rows, how
     return rows, f"Before: the model before the first step. {how} Both on the same prompts or data."
 
 
