@@ -45,6 +45,7 @@ from textenv.agents.reinforce import ReinforceConfig, ReinforcePlusPlusConfig
 from textenv.agents.reward_models.agent import RewardModelConfig
 from textenv.agents.rft import RFTConfig
 from textenv.agents.rwr import RWRConfig
+from textenv.agents.settings.preferences import PairConfig
 from textenv.agents.settings.sb3 import SB3Config
 from textenv.agents.sft import FilteredBCConfig, SFTConfig
 from textenv.tasks.letters import letter_tokenizer
@@ -78,6 +79,7 @@ RUN_ON: dict[type, tuple[str, ...]] = {
     ILQLConfig: ("ilql",),
     MonteCarloConfig: ("monte-carlo",),
     PreferenceConfig: ("dpo",),
+    PairConfig: ("dpo",),
     ReferenceConfig: ("dpo",),
     DPOConfig: ("dpo",),
     KTOConfig: ("kto",),
@@ -222,6 +224,7 @@ CHANGES: dict[type, dict[str, Case]] = {
         "standardize_returns": (True, {}),
     },
     PreferenceConfig: {"beta": (0.5, {}), "max_length": (3, {})},
+    PairConfig: {"pairs_per_prompt": (1, {"dataset": "one prompt"})},
     DPOConfig: {
         "loss": ("ipo", {}),
         "label_smoothing": (0.2, {"loss": "cdpo", "label_smoothing": 0.1}),
@@ -419,6 +422,8 @@ def _run(name: str, key: str) -> dict[str, Tensor]:
             arguments["dataset"] = PAIRS
     if with_data:
         arguments["dataset"] = REWARDED
+    if with_data == "one prompt":
+        arguments["dataset"] = [{**row, "prompt": "ab"} for row in REWARDED]
     if evaluated and name != "reward-model":
         arguments["eval_envs"] = envs(task, cls.group_size(config, evaluation=True))
     if name == "reward-model":
