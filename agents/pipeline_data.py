@@ -10,7 +10,7 @@ from textenv.agents.needs import needed_by, quietly
 from textenv.agents.pipeline_config import PipelineConfig
 from textenv.agents.train_arguments import fitting_budget
 from textenv.data import load_columns
-from textenv.data_sources import OTHER_VALIDATION, may_be_hub_id, splits_of
+from textenv.data_sources import VALIDATION, may_be_hub_id, splits_of
 from textenv.held_out import split_off
 from textenv.tasks.prompts import with_prompts
 from textenv.tasks.task import Task
@@ -83,8 +83,7 @@ def divided(train: Mapping[str, str], share: float) -> tuple[dict[str, Any], dic
     parts: dict[str, Any] = {}
     held_out: dict[str, Any] = {}
     for kind, source in train.items():
-        names = splits_of(source)
-        if {"validation", *OTHER_VALIDATION} & set(names):
+        if not VALIDATION.isdisjoint(splits_of(source)):
             parts[kind], held_out[kind] = source, load_columns(source, split="validation")
         elif may_be_hub_id(source):
             parts[kind] = source  # whether it has other splits is for the hub to say

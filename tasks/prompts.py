@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from textenv.checks import check_at_least, check_number
-from textenv.data_sources import HELD_OUT_SHARE, OTHER_VALIDATION, may_be_hub_id, splits_of
+from textenv.data_sources import HELD_OUT_SHARE, VALIDATION, may_be_hub_id, splits_of
 from textenv.held_out import split_off
 from textenv.pretrained import load_pretrained
 from textenv.prompt_records import read_prompts
@@ -100,7 +100,7 @@ def _is_undivided(data: Any) -> bool:
     """Whether a source has no validation split of its own; hub ids are taken at their word."""
     names = splits_of(data)
     if names:
-        return "train" in names and not {"validation", *OTHER_VALIDATION} & set(names)
+        return "train" in names and VALIDATION.isdisjoint(names)
     return not may_be_hub_id(data)
 
 

@@ -28,6 +28,8 @@ DataLike: TypeAlias = (
 
 OTHER_VALIDATION = ("valid", "val", "dev", "eval")
 """Names under which the split "validation" is found, too."""
+VALIDATION = frozenset({"validation", *OTHER_VALIDATION})
+"""All names of a validation split."""
 HELD_OUT_SHARE = 0.1
 """Share of the prompts that is held out where nothing is said, see ``textenv.held_out``."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

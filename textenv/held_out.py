@@ -57,7 +57,7 @@ def split_off(
     """
     if not 0 < share < 1:
         raise ValueError(f"the held-out share must lie in (0, 1), got {share}")
-    keys = np.unique(np.fromiter((prompt_key(row) for _, row in _rows(records, limit)), dtype=np.uint64))
+    keys = np.unique(np.fromiter((key for *_, key in _keyed(records, limit)), dtype=np.uint64))
     if len(keys) < 2:
         raise ValueError(
             f"{records.name}: all records have the same prompt, so none can be held out; give held-out data"
@@ -66,15 +66,15 @@ def split_off(
     bound = int(keys[min(max(below, 1), len(keys) - 1) - 1])
 
     def side() -> Iterator[Row]:
-        for place, row in itertools.islice(records.source(), limit):
-            renamed = {records.rename.get(name, name): value for name, value in row.items()}
-            if (prompt_key(renamed) <= bound) == held_out:
+        for place, row, key in _keyed(records, limit):
+            if (key <= bound) == held_out:
                 yield place, row
 
     part = "held-out part" if held_out else "training part"
     return replace(records, name=f"{records.name} ({part})", source=side)
 
 
-def _rows(records: Records, limit: int | None) -> Iterator[Row]:
+def _keyed(records: Records, limit: int | None) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """(place, row as the source has it, key of its prompt)."""
     for place, row in itertools.islice(records.source(), limit):
-        yield place, {records.rename.get(name, name): value for name, value in row.items()}
+        yield place, row, prompt_key({records.rename.get(name, name): value for name, value in row.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,8 +17,8 @@ from textenv.agents.reward_models.evaluation import (
     reliability,
 )
 from textenv.agents.scorer import Scorer
+from textenv.rewards.retokenize import named_model
 from textenv.rewards.reward_model import SETTINGS
-from textenv.saved_runs import model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -82,10 +83,10 @@ def load_scorer(model: str | os.PathLike[str], *, device: Any = None) -> Scorer:
     from textenv.agents.needs import check_model
 
     check_model("model", os.fspath(model), scores=True)
-    folder = model_folder(model, scores=True)
-    if (folder / SETTINGS).is_file():
-        return Scorer.load(folder, device=device)
-    return Scorer(folder if folder.is_dir() else os.fspath(model), device=device)
+    name = named_model(model, scores=True)
+    if (Path(name) / SETTINGS).is_file():
+        return Scorer.load(name, device=device)
+    return Scorer(name, device=device)
 
 
 def measure(scorer: Scorer, batch: RewardBatch, **options: Any) -> RewardEvaluation:
