@@ -27,6 +27,8 @@ def with_one_of_each(argv: Sequence[str], hints: Mapping[str, Any]) -> list[str]
 
     >>> with_one_of_each(["ppo", "--reward", "length", "--reward=[[brevity, {coef: 2}]]"], {"reward": Any})
     ['ppo', '--reward=[length, [brevity, {coef: 2}]]']
+    >>> with_one_of_each(["--reward=kl", "--reward=[length, {name: regex, pattern: a}]"], {"reward": Any})
+    ['--reward=[kl, length, {name: regex, pattern: a}]']
     """
     found: dict[str, list[str]] = {}
     rest: list[tuple[str, str | None]] = []
@@ -80,8 +82,10 @@ def _joined(name: str, values: Sequence[str], hint: Any) -> str:
 
 def _items(text: str, item: Any) -> str:
     """The items in a value, as they stand in a list of YAML."""
+    from textenv.rewards.registry import is_pair  # late: it needs torch, and few options are repeated
+
     found = _read(text)
-    if isinstance(found, list) and not _is_pair(found):
+    if isinstance(found, list) and not is_pair(found):
         return text.strip()[1:-1].strip().rstrip(",")
     return json.dumps(text) if item is str else text
 
@@ -91,10 +95,6 @@ def _read(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:  # a text such as "[INST] hello"
         return text
-
-
-def _is_pair(found: list[Any]) -> bool:
-    return len(found) == 2 and isinstance(found[0], str) and isinstance(found[1], Mapping)
 
 
 def _times(count: int) -> str:
