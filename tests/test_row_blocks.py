@@ -18,7 +18,7 @@ from textenv.columns import Columns, transposed
 from textenv.data import load_columns, prompts_from_records
 from textenv.json_lines import JsonLines
 from textenv.messages import are_plain, check_messages, render, render_all
-from textenv.records import Repeats
+from textenv.record_warnings import Repeats
 from textenv.row_blocks import source_blocks
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.prompts import build_prompts

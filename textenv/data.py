@@ -23,7 +23,8 @@ from textenv.names import shown
 from textenv.preferences import PreferenceBatch
 from textenv.prompt_records import read_prompts
 from textenv.prompts import PromptSet
-from textenv.records import FORMATS, HeldPrompts, Records, Repeats, load_columns
+from textenv.record_warnings import HeldPrompts, Repeats
+from textenv.records import FORMATS, Records, load_columns
 from textenv.row_blocks import Row
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from textenv.columns import Column, Columns
-from textenv.records import ColumnBlock, Records, Repeats
+from textenv.record_warnings import Repeats
+from textenv.records import ColumnBlock, Records
 
 
 def read_prompts(

@@ -16,7 +16,8 @@ from textenv.encoding import joined_conversation, raise_at
 from textenv.episodes import EpisodeBatch
 from textenv.messages import chat_options
 from textenv.preferences import PreferenceBatch
-from textenv.records import HeldPrompts, Records
+from textenv.record_warnings import HeldPrompts
+from textenv.records import Records
 from textenv.rewards.retokenize import text_ids
 
 JOINED = "{prompt}{completion}"
