@@ -66,7 +66,7 @@ $(CLIENTS)/.installed: pyproject.toml constraints.txt tests/clients/constraints.
 	touch $@
 
 test-clients: $(CLIENTS)/.installed  ## the tests that need TorchRL, Tianshou, skrl, RL Zoo, moviepy; makes .venv-clients
-	$(CLIENTS)/bin/python -m pytest tests/clients tests/test_gymnasium_wrappers.py tests/test_pictures.py
+	$(CLIENTS)/bin/python -m pytest tests/clients tests/envs/test_gymnasium_wrappers.py tests/envs/test_pictures.py
 
 data: $(STAMP)  ## fetch the real texts and ratings that the tasks use into the user's cache
 	$(BIN)/python -m textenv.tasks.fetch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from textenv.agents.actor_critic import ActorCriticAgent
-from textenv.agents.registry import register_agent
+from textenv.agents.base.registry import register_agent
 from textenv.agents.settings.actor_critic import A2CConfig
 
 

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.advantages import get_advantage
-from textenv.agents.base import Stats
-from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.effects import Idle, unlike
-from textenv.agents.losses import explained_variance, masked_center, ppo_value_loss
+from textenv.agents.base.agent import Stats
+from textenv.agents.base.policy_gradient import PolicyGradientAgent
+from textenv.agents.data.batch import Totals, TrainingBatch
+from textenv.agents.losses.advantages import get_advantage
+from textenv.agents.losses.policy_gradient import explained_variance, masked_center, ppo_value_loss
 from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
-from textenv.agents.policy_gradient import PolicyGradientAgent
 from textenv.agents.settings.actor_critic import ActorCriticConfig
-from textenv.episodes import EpisodeBatch
+from textenv.agents.settings.effects import Idle, unlike
+from textenv.episodes.batch import EpisodeBatch
 
 
 class ActorCriticAgent(PolicyGradientAgent):

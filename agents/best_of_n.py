@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base import Agent
-from textenv.agents.evaluation import Evaluation
-from textenv.agents.groups import check_groups, group_rows
-from textenv.agents.registry import register_agent
+from textenv.agents.base.agent import Agent
+from textenv.agents.base.groups import check_groups, group_rows
+from textenv.agents.base.registry import register_agent
+from textenv.agents.evaluation.evaluator import Evaluation
 from textenv.agents.settings.samples import BestOfNConfig
-from textenv.episodes import EpisodeBatch
-from textenv.names import nearest
+from textenv.episodes.batch import EpisodeBatch
+from textenv.utils.names import nearest
 
 
 def best_of_n_kl(n: int) -> float:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 
 from textenv import scoring as scorer
-from textenv.agents.batch import TrainingBatch
-from textenv.agents.group_baseline import GroupBaselineAgent
-from textenv.agents.losses import masked_sum
-from textenv.agents.parallel.shares import spread
-from textenv.agents.registry import register_agent
+from textenv.agents.base.group_baseline import GroupBaselineAgent
+from textenv.agents.base.registry import register_agent
+from textenv.agents.data.batch import TrainingBatch
+from textenv.agents.distributed.batch_sharding import spread
+from textenv.agents.losses.policy_gradient import masked_sum
 from textenv.agents.settings.groups import GRPOConfig
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 
 
 @register_agent("grpo")

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base import Stats
-from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.datasets import as_episodes
-from textenv.agents.effects import Idle, unlike
-from textenv.agents.evaluation import Evaluation as Played
-from textenv.agents.ilql_losses import (
+from textenv.agents.base.agent import Stats
+from textenv.agents.base.offline import OfflineAgent
+from textenv.agents.base.registry import register_agent
+from textenv.agents.data.batch import Totals, TrainingBatch
+from textenv.agents.data.episodes import as_episodes
+from textenv.agents.evaluation.evaluator import Evaluation as Played
+from textenv.agents.losses.ilql import (
     ilql_awac_loss,
     ilql_cql_loss,
     ilql_q_loss,
     ilql_targets,
     ilql_value_loss,
 )
-from textenv.agents.offline import OfflineAgent
 from textenv.agents.policies.heads import HeadKind, ILQLHeads, head_dtype
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation
-from textenv.agents.registry import register_agent
+from textenv.agents.settings.effects import Idle, unlike
 from textenv.agents.settings.offline import ILQLConfig
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 
 
 class ILQLPolicy(LanguagePolicy):

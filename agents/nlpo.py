@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from textenv import scoring as scorer
-from textenv.agents.base import Stats
-from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.effects import Idle, unlike
-from textenv.agents.losses import masked_sum
-from textenv.agents.outcome import kl_row
+from textenv.agents.base.agent import Stats
+from textenv.agents.base.registry import register_agent
+from textenv.agents.base.result import kl_row
+from textenv.agents.data.batch import Totals, TrainingBatch
+from textenv.agents.evaluation.task_scores import kl_wrappers
+from textenv.agents.losses.policy_gradient import masked_sum
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.references import frozen_copy
 from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.ppo import PPO
-from textenv.agents.registry import register_agent
 from textenv.agents.settings.actor_critic import NLPOConfig
-from textenv.agents.task_scores import kl_wrappers
-from textenv.episodes import EpisodeBatch
-from textenv.nucleus import Nucleus
+from textenv.agents.settings.effects import Idle, unlike
+from textenv.episodes.batch import EpisodeBatch
+from textenv.generation.nucleus import Nucleus
 
 
 class NucleusPolicy(LanguagePolicy):

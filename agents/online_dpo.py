@@ -9,18 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from textenv.agents.base import Stats
-from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.groups import SampleChooser, group_rows
-from textenv.agents.losses import masked_mean, masked_sum
-from textenv.agents.outcome import kl_row
-from textenv.agents.preferences.agents import Responses, reward_stats
-from textenv.agents.preferences.data import PairedBatch
-from textenv.agents.preferences.losses import dpo_loss, response_log_probs
-from textenv.agents.registry import register_agent
+from textenv.agents.base.agent import Stats
+from textenv.agents.base.groups import SampleChooser, group_rows
+from textenv.agents.base.registry import register_agent
+from textenv.agents.base.result import kl_row
+from textenv.agents.data.batch import Totals, TrainingBatch
+from textenv.agents.data.preferences import PairedBatch
+from textenv.agents.dpo import Responses, reward_stats
+from textenv.agents.evaluation.task_scores import task_scores
+from textenv.agents.losses.policy_gradient import masked_mean, masked_sum
+from textenv.agents.losses.preference import dpo_loss, response_log_probs
 from textenv.agents.settings.samples import OnlineDPOConfig
-from textenv.agents.task_scores import task_scores
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 
 
 @register_agent("online-dpo")

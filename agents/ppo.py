@@ -6,7 +6,7 @@ Several passes of minibatches over each iteration's episodes, with a clipped sur
 from __future__ import annotations
 
 from textenv.agents.actor_critic import ActorCriticAgent
-from textenv.agents.registry import register_agent
+from textenv.agents.base.registry import register_agent
 from textenv.agents.settings.actor_critic import PPOConfig
 
 

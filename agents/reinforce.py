@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from textenv.agents.advantages import discounted_sums, get_advantage
-from textenv.agents.batch import TrainingBatch
+from textenv.agents.base.policy_gradient import PolicyGradientAgent
+from textenv.agents.base.registry import register_agent
+from textenv.agents.data.batch import TrainingBatch
+from textenv.agents.losses.advantages import discounted_sums, get_advantage
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
-from textenv.agents.policy_gradient import PolicyGradientAgent
-from textenv.agents.registry import register_agent
 from textenv.agents.settings.policy_gradient import ReinforceConfig, ReinforcePlusPlusConfig
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 
 
 @register_agent("reinforce")

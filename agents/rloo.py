@@ -6,8 +6,8 @@ feedback in LLMs".
 
 from __future__ import annotations
 
-from textenv.agents.group_baseline import GroupBaselineAgent
-from textenv.agents.registry import register_agent
+from textenv.agents.base.group_baseline import GroupBaselineAgent
+from textenv.agents.base.registry import register_agent
 from textenv.agents.settings.groups import RLOOConfig
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base import Stats
-from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.datasets import as_episodes
-from textenv.agents.losses import masked_mean, sft_loss
-from textenv.agents.offline import OfflineAgent
-from textenv.agents.preferences.data import rows_by_prompt
-from textenv.agents.registry import register_agent
+from textenv.agents.base.agent import Stats
+from textenv.agents.base.offline import OfflineAgent
+from textenv.agents.base.registry import register_agent
+from textenv.agents.data.batch import Totals, TrainingBatch
+from textenv.agents.data.episodes import as_episodes
+from textenv.agents.data.preferences import rows_by_prompt
+from textenv.agents.losses.policy_gradient import masked_mean, sft_loss
 from textenv.agents.settings.offline import RWRConfig
 
 
@@ -52,7 +52,7 @@ class RWR(OfflineAgent):
     dataset: TrainingBatch
 
     def load_dataset(self, dataset: Any) -> TrainingBatch:
-        """Episodes of whatever was given, with their weights; see ``textenv.agents.datasets.as_episodes``."""
+        """Episodes of whatever was given, with their weights; see ``agents.data.episodes.as_episodes``."""
         cfg = self.config
         episodes = as_episodes(dataset, self.tokenizer, need_rewards=True)
         returns = episodes.returns.double()

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base import Stats
-from textenv.agents.batch import Totals, TrainingBatch
-from textenv.agents.datasets import as_demonstrations
-from textenv.agents.losses import sft_loss
-from textenv.agents.offline import OfflineAgent
-from textenv.agents.registry import register_agent
+from textenv.agents.base.agent import Stats
+from textenv.agents.base.offline import OfflineAgent
+from textenv.agents.base.registry import register_agent
+from textenv.agents.data.batch import Totals, TrainingBatch
+from textenv.agents.data.episodes import as_demonstrations
+from textenv.agents.losses.policy_gradient import sft_loss
 from textenv.agents.settings.offline import FilteredBCConfig, SFTConfig
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 
 
 @register_agent("sft")

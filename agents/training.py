@@ -12,31 +12,31 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from textenv.agents import train_evaluation as evaluation
-from textenv.agents.arguments import check_config
-from textenv.agents.callbacks import BestCheckpoint
-from textenv.agents.config import AgentConfig
-from textenv.agents.devices import device_of, on_device
-from textenv.agents.fresh_start import fresh_start, has_begun
+from textenv.agents.base.arguments import check_config
+from textenv.agents.base.callbacks import BestCheckpoint
+from textenv.agents.base.registry import check_arguments, get_agent, make_agent
+from textenv.agents.checkpointing.fresh_start import fresh_start, has_begun
+from textenv.agents.checkpointing.run_folder import RunFolder
+from textenv.agents.distributed import process_group
+from textenv.agents.distributed.devices import device_of, on_device
 from textenv.agents.loggers.registry import check_loggers
-from textenv.agents.parallel import distributed
 from textenv.agents.policies.adapter_files import tokenizer_source
-from textenv.agents.registry import check_arguments, get_agent, make_agent
-from textenv.agents.run_folder import RunFolder
-from textenv.agents.task_settings import TaskSettings, task_settings
-from textenv.agents.train_arguments import check_sources_of, check_without_task, divide, fitting_budget
-from textenv.checks import check_at_least, check_dict
-from textenv.pretrained import trusting
-from textenv.quiet import quiet_libraries
+from textenv.agents.settings.base import AgentConfig
+from textenv.agents.train_setup import evaluation
+from textenv.agents.train_setup.arguments import check_sources_of, check_without_task, divide, fitting_budget
+from textenv.agents.train_setup.task_settings import TaskSettings, task_settings
+from textenv.modeling.pretrained import trusting
+from textenv.modeling.saved_runs import latest_whole
 from textenv.rewards.registry import reward_list
-from textenv.saved_runs import latest_whole
+from textenv.utils.checks import check_at_least, check_dict
+from textenv.utils.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from textenv.agents.base import Agent, TrainResult
-    from textenv.agents.rollouts.engine_settings import EngineRollouts
-    from textenv.agents.rollouts.ray_settings import RayRollouts
-    from textenv.episodes import EpisodeBatch
-    from textenv.preferences import PreferenceBatch
+    from textenv.agents.base.agent import Agent, TrainResult
+    from textenv.agents.settings.engine_rollouts import EngineRollouts
+    from textenv.agents.settings.ray_rollouts import RayRollouts
+    from textenv.episodes.batch import EpisodeBatch
+    from textenv.episodes.preferences import PreferenceBatch
     from textenv.tasks.task import TaskData
 
 P = ParamSpec("P")
@@ -124,7 +124,7 @@ def train(
             as it was at first, but for settings of the agent: those that are not given are the checkpoint's.
             "auto" starts anew where there is none, so one command serves both.
         loggers: see ``textenv.agents.loggers.registry.make_loggers``.
-        callbacks: see ``textenv.agents.callbacks.make_callbacks``.
+        callbacks: see ``textenv.agents.base.callbacks.make_callbacks``.
         metric_fn: further evaluation metrics, see ``textenv.agents.evaluation.evaluate``.
         rollouts: who plays an online agent's episodes, see ``textenv.agents.rollouts``.
         seed: changes ``config.seed``.
@@ -149,8 +149,8 @@ def train(
         ...     "ppo", "gpt2", prompts=["Once upon a time"], reward=short
         ... )
     """
-    from textenv.agents.resume import resume_agent, settings_to_resume
-    from textenv.agents.task_start import described, make_start, start_config
+    from textenv.agents.checkpointing.resume import resume_agent, settings_to_resume
+    from textenv.agents.train_setup.task_start import described, make_start, start_config
     from textenv.tasks.make import make_vec_env, shared_prompts
     from textenv.tasks.prompts import load_tokenizer, with_prompts
     from textenv.tasks.stop_tokens import generation_ends
@@ -176,8 +176,8 @@ def train(
     if folder is not None and not resume and has_begun(folder.path):
         raise FileExistsError(f"{folder.path} holds another run; say resume=True, or choose another run_dir")
     check_loggers(loggers, run_dir)
-    distributed.start()
-    distributed.barrier()  # no process writes before all have looked
+    process_group.start()
+    process_group.barrier()  # no process writes before all have looked
     own_env, policy_kwargs = on_device(cls, model, own_env, policy_kwargs)
     check_sources_of(agent, cls, prompts)
     if task == "prompts" and prompts is not None:
@@ -291,11 +291,11 @@ def train(
             learner.eval_envs = last_envs
     if folder is None:
         return evaluation.finish(learner.learn(), last_envs, on)
-    with fresh_start(folder.path) if distributed.is_main() else nullcontext():
+    with fresh_start(folder.path) if process_group.is_main() else nullcontext():
         found = None
         if resume:
             found = resume_agent(learner, folder.path, missing="start" if resume == "auto" else "error")
-        if distributed.is_main():
+        if process_group.is_main():
             device = device_of(learner)
             with folder.running():
                 if found is not None:
@@ -324,7 +324,7 @@ def _announce(
     of_task: TaskSettings, config: AgentConfig, num_envs: int, start: Any, loggers: Any, dataset: Any
 ) -> None:
     """Say what the task brings, where the terminal is used at all, and that the agent can't learn it."""
-    if not distributed.is_main():
+    if not process_group.is_main():
         return
     if of_task.known and any(isinstance(name, str) and name == "rich" for name in loggers):
         print(of_task.line(config, num_envs, start), file=sys.stderr)

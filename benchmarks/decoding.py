@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from benchmarks.common import interleave, seconds
 from benchmarks.models import ModelShape, language_model, random_prompts
 from benchmarks.rollout import Workload, generate_rate, make_envs
-from textenv.acting import DecodingPolicy
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
+from textenv.generation.policy import DecodingPolicy
 from textenv.rollout import collect
 
 

@@ -26,9 +26,9 @@ from typing import Any
 import textenv
 from benchmarks.common import one_thread, print_table, write_json
 from benchmarks.probes import PROBES
-from textenv.agents.callbacks import Callback
-from textenv.agents.evaluation import evaluate
-from textenv.agents.registry import agent_names
+from textenv.agents.base.callbacks import Callback
+from textenv.agents.base.registry import agent_names
+from textenv.agents.evaluation.evaluator import evaluate
 from textenv.tasks.registry import make_task
 
 TASKS = ("random-walks", *PROBES)

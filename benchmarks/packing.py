@@ -15,7 +15,7 @@ import torch
 from benchmarks.common import arguments, interleave, one_thread, print_table, write_json
 from benchmarks.models import ModelShape, language_model
 from textenv.agents.sft import SFT, SFTConfig
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 
 CASES = (
     {"layers": 2, "width": 128, "heads": 4, "vocab": 1024, "mean": 24, "cap": 96, "batch": 16},

@@ -17,10 +17,10 @@ from typing import Any
 import gymnasium as gym
 
 from benchmarks.common import arguments, one_thread, print_table, write_json
+from textenv.agents.base.online import OnlineAgent
+from textenv.agents.base.registry import get_agent
 from textenv.agents.ilql import ILQL
-from textenv.agents.online import OnlineAgent
-from textenv.agents.registry import get_agent
-from textenv.agents.task_settings import task_settings
+from textenv.agents.train_setup.task_settings import task_settings
 from textenv.rewards.registry import make_reward
 from textenv.tasks.probes import random_episodes
 from textenv.tasks.registry import make_task

@@ -77,7 +77,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 def limits(envs: Any, tokenizer: Any) -> dict[str, float]:
     """CPU seconds of what other libraries do: encoding the texts, rendering the conversations."""
-    from textenv.packed_ids import chunks
+    from textenv.prompts.packed_ids import chunks
 
     prompts, seconds = envs.unwrapped.prompts, {"tokenizer_s": 0.0, "template_s": 0.0}
     for texts in chunks(prompts.texts, 256):

@@ -28,16 +28,16 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from benchmarks.common import one_thread, print_table, write_json
-from textenv.agents.base import SPENT
-from textenv.agents.callbacks import Callback
-from textenv.agents.registry import get_agent
+from textenv.agents.base.agent import SPENT
+from textenv.agents.base.callbacks import Callback
+from textenv.agents.base.registry import get_agent
 from textenv.agents.sft import SFTConfig
 from textenv.agents.study.statistics import interval
-from textenv.agents.task_settings import task_settings, unsaid
-from textenv.agents.task_start import described, make_start, start_config
-from textenv.atomic import atomic_folder
+from textenv.agents.train_setup.task_settings import task_settings, unsaid
+from textenv.agents.train_setup.task_start import described, make_start, start_config
 from textenv.tasks.registry import make_task
 from textenv.tasks.walk_values import exact_optimality
+from textenv.utils.files import atomic_folder
 
 COSTS = ("episodes", "optimizer_steps", *SPENT)
 BETAS = (0.0, 1.0, 4.0, 16.0, 100.0)

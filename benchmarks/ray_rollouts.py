@@ -22,8 +22,8 @@ from benchmarks.common import arguments, interleave, one_thread, print_table, se
 from benchmarks.models import ModelShape, language_model, random_prompts, word_tokenizer
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.rollouts.ray_collector import RayCollector, start_rollout_actors
-from textenv.agents.rollouts.ray_settings import RayRollouts
-from textenv.prompts import PromptSet
+from textenv.agents.settings.ray_rollouts import RayRollouts
+from textenv.prompts.prompt_set import PromptSet
 from textenv.tasks.make import make_vec_env
 
 SHAPE = ModelShape(layers=2, width=128, heads=4, vocab=1024, positions=64, eos_probability=1 / 24)
@@ -92,7 +92,7 @@ PARTS = ("rollout", "score", "update")
 
 
 def _at_iterations(ends: list[float]) -> Any:
-    from textenv.agents.callbacks import make_callbacks
+    from textenv.agents.base.callbacks import make_callbacks
 
     return make_callbacks([lambda agent, row: ends.append(time.perf_counter())])
 

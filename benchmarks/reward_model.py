@@ -19,9 +19,9 @@ import yaml
 from scipy.stats import spearmanr
 
 from benchmarks.common import arguments, one_thread, print_table, write_json
-from textenv.agents.pipeline import PipelineConfig
-from textenv.agents.reward_models.agent import RewardModelAgent, RewardModelConfig
-from textenv.agents.reward_models.evaluation import RewardEvaluation
+from textenv.agents.evaluation.reward_model import RewardEvaluation
+from textenv.agents.pipeline.run import PipelineConfig
+from textenv.agents.reward_model import RewardModelAgent, RewardModelConfig
 from textenv.tasks.feedback import Feedback, reviews_feedback
 from textenv.tasks.preferences import preference_pairs
 from textenv.tasks.snippets import RatedSnippets, load_snippets

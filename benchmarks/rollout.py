@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from benchmarks.common import arguments, interleave, one_thread, print_table, seconds, write_json
 from benchmarks.models import ModelShape, language_model, random_prompts, word_tokenizer
 from benchmarks.worker import Worker
-from textenv.acting import DecodingPolicy
-from textenv.decoding import Decoder
-from textenv.prompts import PromptSet
+from textenv.envs.vector_env import TextVectorEnv
+from textenv.generation.decoder import Decoder
+from textenv.generation.policy import DecodingPolicy
+from textenv.prompts.prompt_set import PromptSet
 from textenv.rollout import collect
-from textenv.vector_env import TextVectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)

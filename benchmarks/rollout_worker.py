@@ -14,7 +14,7 @@ import torch
 from benchmarks.models import ModelShape, language_model
 from benchmarks.rollout import Workload, make_envs
 from benchmarks.worker import Pipe
-from textenv.acting import DecodingPolicy
+from textenv.generation.policy import DecodingPolicy
 from textenv.rollout import collect
 
 

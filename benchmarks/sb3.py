@@ -24,8 +24,8 @@ CONTENDERS = ("native", "sequences", "prefixes")
 
 def make_envs(shape: ModelShape, *, rows: int, new_tokens: int) -> Any:
     """The environment that all play; it pays nothing."""
-    from textenv.prompts import PromptSet
-    from textenv.vector_env import TextVectorEnv
+    from textenv.envs.vector_env import TextVectorEnv
+    from textenv.prompts.prompt_set import PromptSet
 
     prompts = random_prompts(shape, count=64, length=PROMPT_TOKENS)
     return TextVectorEnv(
@@ -62,7 +62,7 @@ def contender(name: str, shape: ModelShape, *, rows: int, new_tokens: int) -> Ca
         raise ValueError(f"contender must be one of {', '.join(CONTENDERS)}, got {name!r}")
     import stable_baselines3
 
-    from textenv.agents.sb3 import sb3_agent
+    from textenv.agents.integrations.sb3 import sb3_agent
 
     tokens = rows * new_tokens
     learner = sb3_agent(

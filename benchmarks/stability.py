@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.common import arguments, one_thread, print_table, write_json
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.sft import SFT, SFTConfig
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 from textenv.tasks.registry import make_task
 
 

@@ -22,9 +22,9 @@ from benchmarks.worker import Pipe
 def build_agent(case: Mapping[str, Any], callbacks: list[Any], *, device: str = "cpu", **changes: Any) -> Any:
     """A PPO agent for a case of benchmarks.ppo_cycle, ready to ``learn()``; ``changes`` of its settings."""
     from textenv.agents.ppo import PPO, PPOConfig
-    from textenv.prompts import PromptSet
+    from textenv.envs.vector_env import TextVectorEnv
+    from textenv.prompts.prompt_set import PromptSet
     from textenv.rewards.reward_model import RewardModel
-    from textenv.vector_env import TextVectorEnv
 
     shape = ModelShape(**case["model"])
     prompts = random_prompts(shape, count=case["prompts"], length=case["prompt_tokens"])
@@ -72,7 +72,7 @@ def main() -> None:
 
     import textenv.agents.ppo
     import textenv.rewards.reward_model  # noqa: F401 - so that imports are over before memory counts
-    from textenv.agents.callbacks import Callback
+    from textenv.agents.base.callbacks import Callback
 
     class Cycles(Callback):
         """Waits for the parent before each iteration."""

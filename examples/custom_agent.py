@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from textenv.agents import OnlineAgent, OnlineConfig, register_agent
-from textenv.agents.batch import TrainingBatch
+from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.losses import sft_loss
 from textenv.agents.study import StudyConfig, run_study, write_outputs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 from textenv.scoring import RewardError
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textenv.episodes import EpisodeBatch
-from textenv.kl import kl_full
-from textenv.legality import Legality
-from textenv.log_probs import MAX_BYTES
-from textenv.model_split import SplitModel, eval_mode, split_model, vocabulary_size
+from textenv.envs.token_constraints import Legality
+from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.kl import kl_full
+from textenv.modeling.log_probs import MAX_BYTES
+from textenv.modeling.split_model import SplitModel, eval_mode, split_model, vocabulary_size
 
 
 def model_of(source: Any) -> AbstractContextManager[nn.Module]:

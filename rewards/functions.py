@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.conversations import (
+from textenv.episodes.batch import EpisodeBatch
+from textenv.prompts.conversations import (
     MESSAGES,
     completion_messages,
     generation_prompts,
     is_chat,
     prompt_messages,
 )
-from textenv.episodes import EpisodeBatch
-from textenv.names import nearest
 from textenv.rewards.awaiting import awaited
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import FLOAT32_MAX, RewardError, quote
+from textenv.utils.names import nearest
 
 _TEXT_INPUTS = ("prompts", "completions", "completion_ids")
 _OPENED = "generation_prompts"

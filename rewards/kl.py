@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textenv.checks import check_at_least, check_choice, check_number, check_positive
-from textenv.episodes import EpisodeBatch
-from textenv.kl import KL_ESTIMATORS, kl_estimate
-from textenv.ledger import RAW
-from textenv.legality import Legality
-from textenv.log_probs import token_log_probs
-from textenv.model_checks import check_causal_lm, check_decoder, check_size
-from textenv.model_split import eval_mode
-from textenv.pretrained import is_trusted, load_pretrained
+from textenv.envs.step_buffer import RAW
+from textenv.envs.token_constraints import Legality
+from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.kl import KL_ESTIMATORS, kl_estimate
+from textenv.modeling.log_probs import token_log_probs
+from textenv.modeling.model_checks import check_causal_lm, check_decoder, check_size
+from textenv.modeling.pretrained import is_trusted, load_pretrained
+from textenv.modeling.split_model import eval_mode
+from textenv.modeling.whole_weights import load_decoder
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.registry import register_reward
 from textenv.rewards.retokenize import named_model
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
-from textenv.whole_weights import load_decoder
+from textenv.utils.checks import check_at_least, check_choice, check_number, check_positive
 
 CONTROLLERS = ("fixed", "adaptive")
 ESTIMATORS = (*KL_ESTIMATORS, "full")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.checks import check_at_least, check_choice, check_flag, check_number
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.checks import check_column, check_text, column
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
+from textenv.utils.checks import check_at_least, check_choice, check_flag, check_number
 
 
 class ReferenceReward(RewardTerm):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.model_checks import check_finite, usable_positions
-from textenv.model_split import eval_mode
+from textenv.modeling.model_checks import check_finite, usable_positions
+from textenv.modeling.split_model import eval_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

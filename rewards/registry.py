@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
-from textenv.names import nearest, shown
 from textenv.rewards.term import RewardTerm
+from textenv.utils.names import nearest, shown
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -69,7 +69,7 @@ def register_reward(
             if messages is not None or special_tokens:
                 raise TypeError(
                     f"reward {name!r}: messages and special_tokens are for functions; a class sets its "
-                    "attribute special_tokens and asks textenv.conversations for messages"
+                    "attribute special_tokens and asks textenv.prompts.conversations for messages"
                 )
         elif not callable(target):
             raise TypeError(f"reward {name!r} must be a RewardTerm subclass or a function, got {target!r}")

@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from textenv.checks import check_at_least, check_number, check_positive
-from textenv.episodes import EpisodeBatch
-from textenv.names import strings_in
-from textenv.pretrained import is_trusted, trusting
-from textenv.ray_session import connect, gather, start_actors, stop_actors
+from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.pretrained import is_trusted, trusting
 from textenv.rewards.registry import (
     OPTIONS,
     REWARDS,
@@ -26,6 +23,9 @@ from textenv.rewards.registry import (
     register_reward,
 )
 from textenv.rewards.term import RewardTerm
+from textenv.utils.checks import check_at_least, check_number, check_positive
+from textenv.utils.names import strings_in
+from textenv.utils.ray_session import connect, gather, start_actors, stop_actors
 
 
 class TermFacts(NamedTuple):
@@ -213,7 +213,7 @@ class Remote(RewardTerm):
 
         Raises:
             RewardError: if the reward fails there.
-            textenv.ray_session.ActorsLostError: if an actor died too often.
+            textenv.utils.ray_session.ActorsLostError: if an actor died too often.
         """
         shares = [rows for rows in torch.arange(len(episodes)).tensor_split(len(self._actors)) if len(rows)]
         calls = [

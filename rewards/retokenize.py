@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.conversations import user_message
-from textenv.messages import around, render
-from textenv.pretrained import load_pretrained
-from textenv.saved_runs import model_folder
-from textenv.text_pairs import bos_once
+from textenv.modeling.pretrained import load_pretrained
+from textenv.modeling.saved_runs import model_folder
+from textenv.prompts.conversations import user_message
+from textenv.prompts.messages import around, render
+from textenv.prompts.pairs import bos_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -158,7 +158,7 @@ def text_ids(
         append_eos: end each text by EOS.
         max_length: longest text in tokens, or None.
         options: further arguments of the chat template for each of B conversations, such as tools; see
-            ``textenv.messages.chat_options``.
+            ``textenv.prompts.messages.chat_options``.
 
     Returns:
         B lists of ids, none empty.

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.checks import check_at_least, check_choice, check_device, check_flag
-from textenv.conversations import prompt_messages, template_options
-from textenv.episodes import EpisodeBatch
-from textenv.json_files import read_object
-from textenv.legality import vocabulary_size
-from textenv.model_split import eval_mode
+from textenv.envs.token_constraints import vocabulary_size
+from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.split_model import eval_mode
+from textenv.modeling.whole_weights import load_whole
+from textenv.prompts.conversations import prompt_messages, template_options
 from textenv.rewards.pooling import ScoreReader
 from textenv.rewards.registry import register_reward
 from textenv.rewards.retokenize import (
@@ -32,7 +31,8 @@ from textenv.rewards.retokenize import (
 )
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
-from textenv.whole_weights import load_whole
+from textenv.utils.checks import check_at_least, check_choice, check_device, check_flag
+from textenv.utils.json_files import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

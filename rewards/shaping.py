@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from textenv.checks import check_choice, check_flag, check_number
-from textenv.episodes import EpisodeBatch
-from textenv.ledger import RAW
+from textenv.envs.step_buffer import RAW
+from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.registry import make_reward, register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import checked_parts, unique_name, with_raw_parts
+from textenv.utils.checks import check_choice, check_flag, check_number
 
 
 class Shaped(RewardTerm):

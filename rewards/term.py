@@ -18,7 +18,7 @@ from textenv.scoring import RewardError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from textenv.episodes import EpisodeBatch
+    from textenv.episodes.batch import EpisodeBatch
     from textenv.rewards.wrappers import RewardWrapper, VectorRewardWrapper
 
 
@@ -30,7 +30,7 @@ class RewardTerm:
 
     Example:
         >>> import torch
-        >>> from textenv.episodes import EpisodeBatch
+        >>> from textenv.episodes.batch import EpisodeBatch
         >>> class Brevity(RewardTerm):
         ...     def score(self, episodes):
         ...         return -0.01 * episodes.response_lengths

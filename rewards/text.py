@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.checks import check_at_least, check_choice, check_flag, check_number, check_positive
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.checks import check_column, check_text, column
 from textenv.rewards.patterns import TIME_LIMIT, Pattern
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
+from textenv.utils.checks import check_at_least, check_choice, check_flag, check_number, check_positive
 
 
 def response_ids(episodes: EpisodeBatch) -> list[list[int]]:

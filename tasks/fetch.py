@@ -15,10 +15,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from textenv.atomic import atomic_folder
 from textenv.tasks.downloads import archive_content
 from textenv.tasks.fetch_model import MODELS, WHAT, fetch_model, is_model_fetched
 from textenv.tasks.storage import cache_folder
+from textenv.utils.files import atomic_folder
 
 PACKAGE = "vadersentiment"
 VERSION = "0.5"

@@ -17,10 +17,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from textenv.atomic import atomic_folder
-from textenv.saved_runs import model_folder
+from textenv.modeling.saved_runs import model_folder
 from textenv.tasks.downloads import archive_content
 from textenv.tasks.storage import cache_folder
+from textenv.utils.files import atomic_folder
 
 MODEL = "smollm2"
 """The name that stands for the folder wherever a model or a tokenizer is named."""

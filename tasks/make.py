@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from textenv.checks import check_at_least, check_flag
-from textenv.env import TextEnv
-from textenv.names import nearest, shown
-from textenv.prompts import PromptSet
+from textenv.envs.text_env import TextEnv
+from textenv.envs.vector_env import TextVectorEnv
+from textenv.prompts.prompt_set import PromptSet
 from textenv.rewards.registry import OF_TASK, make_reward, normalize_reward_specs, reward_list
 from textenv.rewards.term import RewardTerm
 from textenv.tasks.prompts import build_prompts, load_tokenizer, with_prompts
 from textenv.tasks.registry import make_task
 from textenv.tasks.stop_tokens import stop_tokens
 from textenv.tasks.task import Task, TaskData
-from textenv.vector_env import TextVectorEnv
+from textenv.utils.checks import check_at_least, check_flag
+from textenv.utils.names import nearest, shown
 
 if TYPE_CHECKING:
     import torch

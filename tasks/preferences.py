@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from textenv.checks import check_at_least, check_choice
 from textenv.tasks.snippets import RatedSnippets, split_of
+from textenv.utils.checks import check_at_least, check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from textenv.preferences import PreferenceBatch
+    from textenv.episodes.preferences import PreferenceBatch
 
 PROMPT_WORDS = 2
 MIN_WORDS = 6
@@ -80,7 +80,7 @@ class PreferencePairs:
         """Tokenise, with EOS after every completion; the labels become soft labels."""
         import torch
 
-        from textenv.preferences import PreferenceBatch
+        from textenv.episodes.preferences import PreferenceBatch
 
         return PreferenceBatch.from_texts(
             self.prompts,

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.checks import check_at_least, check_choice, check_flag, check_seed
-from textenv.episodes import EpisodeBatch
+from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.tasks.letters import letter_tokenizer
@@ -25,6 +24,7 @@ from textenv.tasks.models import small_gpt2
 from textenv.tasks.probe_settings import settings_of_probe
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
+from textenv.utils.checks import check_at_least, check_choice, check_flag, check_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -8,14 +8,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from textenv.checks import check_at_least, check_number
-from textenv.data_sources import HELD_OUT_SHARE, VALIDATION, may_be_hub_id, splits_of
-from textenv.held_out import split_off
-from textenv.pretrained import load_pretrained
-from textenv.prompt_records import read_prompts
-from textenv.records import Records, load_columns
+from textenv.data.held_out import split_off
+from textenv.data.prompt_records import read_prompts
+from textenv.data.records import Records, load_columns
+from textenv.data.sources import HELD_OUT_SHARE, VALIDATION, may_be_hub_id, splits_of
+from textenv.modeling.pretrained import load_pretrained
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
+from textenv.utils.checks import check_at_least, check_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ def build_prompts(
         max_prompt_tokens: longer prompts are cut.
         limit: use only the first so many rows.
         validation: share of the different prompts that is split off as "validation" where the source has no
-            such split: those whose hash is least, see ``textenv.held_out``. 0 splits nothing off.
+            such split: those whose hash is least, see ``textenv.data.held_out``. 0 splits nothing off.
 
     Raises:
         FileNotFoundError: if a path does not exist.

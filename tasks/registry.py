@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
-from textenv.names import check_name, nearest, shown
 from textenv.tasks.task import Task, TaskData
+from textenv.utils.names import check_name, nearest, shown
 
 _BUILT_IN = ("random_walks", "reviews", "prompts", "probes")
 _TASKS: dict[str, Task] = {}

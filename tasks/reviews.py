@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from textenv.checks import check_at_least, check_choice
-from textenv.episodes import EpisodeBatch
-from textenv.records import load_columns
+from textenv.data.records import load_columns
+from textenv.episodes.batch import EpisodeBatch
 from textenv.tasks.bpe import bpe_tokenizer
 from textenv.tasks.feedback import reviews_feedback
 from textenv.tasks.models import small_gpt2
@@ -20,6 +19,7 @@ from textenv.tasks.prompts import load_tokenizer
 from textenv.tasks.registry import register_task
 from textenv.tasks.snippets import load_snippets, split_of
 from textenv.tasks.task import TaskData
+from textenv.utils.checks import check_at_least, check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from textenv.checks import check_choice
 from textenv.tasks.fetch import is_fetched, snippets_folder
+from textenv.utils.checks import check_choice
 
 SOURCES = {
     "movie": "movieReviewSnippets",

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from textenv.legality import vocabulary_size
-from textenv.messages import around, turn_end
+from textenv.envs.token_constraints import vocabulary_size
+from textenv.prompts.messages import around, turn_end
 from textenv.tasks.adapter_source import base_of, find_adapter
 from textenv.tasks.fetch_model import resolve_model
 

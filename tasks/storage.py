@@ -38,7 +38,7 @@ def kept_tokenizer(
     """
     import tokenizers
 
-    from textenv.atomic import atomic_file
+    from textenv.utils.files import atomic_file
 
     # All that the tokenizer depends on, the library's version too.
     written = json.dumps([tokenizers.__version__, vocab_size, kind, list(texts)])

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self
 
-from textenv.checks import check_at_least
-from textenv.columns import all_texts
-from textenv.names import nearest, shown
+from textenv.prompts.columns import all_texts
 from textenv.rewards.registry import reward_list
+from textenv.utils.checks import check_at_least
+from textenv.utils.names import nearest, shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from textenv.episodes import EpisodeBatch
-    from textenv.prompts import PromptSet
+    from textenv.episodes.batch import EpisodeBatch
+    from textenv.prompts.prompt_set import PromptSet
     from textenv.tasks.feedback import Feedback
     from textenv.tasks.preferences import PreferencePairs
 
@@ -218,7 +218,7 @@ class TaskData:
 
         Messages are always rendered by the chat template, texts (as a user's message) if ``chat_template``.
         """
-        from textenv.prompts import PromptSet
+        from textenv.prompts.prompt_set import PromptSet
 
         limit = self.max_prompt_tokens if max_prompt_tokens is None else max_prompt_tokens
         try:

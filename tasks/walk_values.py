@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.episodes import EpisodeBatch
-from textenv.legality import Legality
+from textenv.envs.token_constraints import Legality
+from textenv.episodes.batch import EpisodeBatch
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.random_walks import DEFAULT_SEED, LETTERS, MAX_NODES, WalkGraph
 

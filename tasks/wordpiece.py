@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from textenv.checks import check_at_least
 from textenv.tasks.storage import kept_tokenizer
+from textenv.utils.checks import check_at_least
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

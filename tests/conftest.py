@@ -37,7 +37,7 @@ hypothesis.settings.load_profile("textenv")
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that name no device are on the CPU, also on a machine with a GPU."""
-    from textenv.agents import devices
+    from textenv.agents.distributed import devices
 
     monkeypatch.setattr(devices, "default_device", lambda: "cpu")
 
@@ -51,9 +51,9 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _no_reports() -> None:
     """Runs end without a report, whose plots take seconds; tests of reports switch them on."""
-    from textenv.agents.reports import record
+    from textenv.agents.reports import recorder
 
-    record.enabled = False
+    recorder.enabled = False
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from doc_blocks import (
+
+from tests.helpers.doc_blocks import (
     PAGES,
     PYTHON,
     ROOT,
@@ -141,7 +142,7 @@ def reward(completions, **columns):
 GIVEN: dict[str, str] = {
     "docs/configuration.md": "import textenv\n",
     "docs/engines.md": f"""{_PLAYED}
-from engine_helpers import TransformersEngine
+from tests.helpers.engine_helpers import TransformersEngine
 from textenv.agents import EngineCollector
 """,
     "docs/policy_gradient.md": f"{_PLAYED}{_OWN}\nfrom textenv.agents import RLOO, RLOOConfig\n",
@@ -171,7 +172,7 @@ SKIPPED: list[tuple[str, str, str]] = [
     (
         "docs/pipeline.md",
         "python -m textenv.tasks.fetch --model",
-        "needs a network; tests/test_fetch_model.py has an archive",
+        "needs a network; tests/tasks/test_fetch_model.py has an archive",
     ),
     *[
         ("docs/works_with.md", start, "make test-clients runs it: tests/clients")
@@ -188,11 +189,11 @@ SKIPPED: list[tuple[str, str, str]] = [
     (
         "docs/report.md",
         "from textenv.agents.reports.model_card",
-        "uploads; tests/test_model_card.py has a hub of its own",
+        "uploads; tests/agents/reports/test_model_card.py has a hub of its own",
     ),
 ]
 """(page, beginning of a command or of a block, why no test runs it)."""
-ELSEWHERE = {"docs/ray.md": "tests/test_ray.py"}
+ELSEWHERE = {"docs/ray.md": "tests/agents/rollouts/test_ray.py"}
 """Page -> the file of tests that runs it, with what it needs."""
 PROMPTS = [{"prompt": f"Write about {word}: "} for word in ("tea", "rain")]
 DEMONSTRATIONS = [{"prompt": row["prompt"], "completion": "It is warm."} for row in PROMPTS]
@@ -238,8 +239,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> Path
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache of fetched data: the reviews' files, with a few made-up sentences in them."""
-    from test_tasks_reviews import WORDS, tiny_files
-
+    from tests.tasks.test_tasks_reviews import WORDS, tiny_files
     from textenv.tasks import fetch
 
     folder = tmp_path_factory.mktemp("cache")
@@ -258,7 +258,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path, cache: Path) -> Iterator[Path]:
     """A reader's folder, with the checkout's examples and settings; what a page registers goes with it."""
-    from textenv.agents.reports import record
+    from textenv.agents.reports import recorder
     from textenv.tasks import snippets
 
     for folder in ("configs", "examples"):
@@ -269,7 +269,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path, cache: Pa
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("TEXTENV_CACHE", str(cache))
     snippets._load_fetched.cache_clear()
-    monkeypatch.setattr(record, "enabled", record.enabled)
+    monkeypatch.setattr(recorder, "enabled", recorder.enabled)
     modules, path = set(sys.modules), list(sys.path)
     with registries_kept():
         yield tmp_path

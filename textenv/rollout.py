@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from textenv import scoring as scorer
-from textenv.checks import check_at_least, check_choice, check_flag
-from textenv.episodes import EpisodeBatch
-from textenv.guards import played
-from textenv.ledger import Finished, to_episodes
-from textenv.model_checks import check_not_nan
-from textenv.vector_env import TextVectorEnv
+from textenv.envs.guards import played
+from textenv.envs.step_buffer import Finished, to_episodes
+from textenv.envs.vector_env import TextVectorEnv
+from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.model_checks import check_not_nan
+from textenv.utils.checks import check_at_least, check_choice, check_flag
 
 if TYPE_CHECKING:
     from rich.progress import Progress

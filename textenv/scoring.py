@@ -16,8 +16,8 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from textenv.episodes import EpisodeBatch
-from textenv.ledger import RAW, counts
+from textenv.envs.step_buffer import RAW, counts
+from textenv.episodes.batch import EpisodeBatch
 
 SCORING_MODES = ("immediate", "deferred")
 FLOAT32_MAX = float(torch.finfo(torch.float32).max)

@@ -11,24 +11,24 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents import catalog
+from textenv.agents.base.registry import agent_names, get_config_class
+from textenv.agents.base.user_code import import_rewards
+from textenv.agents.checkpointing.needs import check_policy_options
+from textenv.agents.cli import catalog
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.interrupts import advising, how_to_resume
 from textenv.agents.cli.named import in_files, named_settings, task_of
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
 from textenv.agents.cli.output import check_there, print_numbers, write_file
 from textenv.agents.cli.parser import build, make_parser, parse
-from textenv.agents.needs import check_policy_options
-from textenv.agents.registry import agent_names, get_config_class
-from textenv.agents.user_code import import_rewards
-from textenv.json_files import read_object
-from textenv.names import nearest
+from textenv.utils.json_files import read_object
+from textenv.utils.names import nearest
 
 if TYPE_CHECKING:
     from textenv.agents.cli.main import Flags
-    from textenv.agents.config import AgentConfig
     from textenv.agents.policies.language_policy import LanguagePolicy
-    from textenv.agents.task_settings import TaskSettings
+    from textenv.agents.settings.base import AgentConfig
+    from textenv.agents.train_setup.task_settings import TaskSettings
 
 
 def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
@@ -50,7 +50,7 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     if name not in agent_names():
         raise UsageError(f"unknown agent {name!r}; {nearest(name, agent_names())}")
 
-    from textenv.agents.task_settings import task_settings, unsaid
+    from textenv.agents.train_setup.task_settings import task_settings, unsaid
 
     config_class = get_config_class(name)
     nested = {"settings": config_class}
@@ -68,9 +68,9 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     options = build(TrainOptions, values)
     config = _settings(name, given_settings, of_task)
 
-    from textenv.agents.fresh_folder import fresh_folder
+    from textenv.agents.checkpointing.fresh_folder import fresh_folder
     from textenv.agents.training import train as run_training
-    from textenv.saved_runs import model_folder
+    from textenv.modeling.saved_runs import model_folder
 
     _quiet()
     if options.resume and options.run_dir is None:
@@ -116,7 +116,7 @@ def reward_model(argv: list[str], flags: Flags) -> int:
 
 def pipeline(argv: list[str], flags: Flags) -> int:
     """The three stages, one after the other."""
-    from textenv.agents.pipeline_config import PipelineConfig
+    from textenv.agents.pipeline.config import PipelineConfig
 
     @dataclass(frozen=True, kw_only=True)
     class PipelineOptions(PipelineConfig):
@@ -136,7 +136,7 @@ def pipeline(argv: list[str], flags: Flags) -> int:
     )
     options = build(PipelineOptions, parse(parser, argv))
 
-    from textenv.agents.pipeline import run_pipeline
+    from textenv.agents.pipeline.run import run_pipeline
 
     _quiet()
     own = {spec.name: getattr(options, spec.name) for spec in fields(PipelineConfig)}
@@ -170,9 +170,9 @@ def evaluate(argv: list[str], flags: Flags) -> int:
         return measure_reward_model(source, options)
     policy = load_policy(source, options, flags)
 
-    from textenv.agents.devices import describe
-    from textenv.agents.evaluation import EVAL_SEED
-    from textenv.agents.evaluation import evaluate as measure
+    from textenv.agents.distributed.devices import describe
+    from textenv.agents.evaluation.evaluator import EVAL_SEED
+    from textenv.agents.evaluation.evaluator import evaluate as measure
     from textenv.agents.policies.language_policy import LanguagePolicy
 
     print(f"device: {describe(policy.device)}")
@@ -182,7 +182,7 @@ def evaluate(argv: list[str], flags: Flags) -> int:
     )
     given = {"seed": options.seed or EVAL_SEED, "reference": reference, "metrics": options.metrics}
     if options.sweep:
-        from textenv.agents.sweeps import evaluate_sweep
+        from textenv.agents.evaluation.sweeps import evaluate_sweep
 
         found: Any = evaluate_sweep(policy, envs, options.episodes, options.sweep, **given)
         rich.print(found.table())
@@ -205,8 +205,8 @@ def generate(argv: list[str], flags: Flags) -> int:
     _quiet()
     policy = load_policy(source, options, flags)
 
-    from textenv.agents.devices import describe
-    from textenv.render import printable
+    from textenv.agents.distributed.devices import describe
+    from textenv.envs.rendering import printable
     from textenv.rollout import collect
 
     envs = _envs(policy, options, prompts=list(options.prompt) or options.prompts, rewards=[])
@@ -238,12 +238,12 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     Raises:
         UsageError: if the folder is a reward model's.
     """
-    from textenv.agents.checkpoint import read_trainer
-    from textenv.agents.devices import device_kwargs
+    from textenv.agents.base.registry import get_agent
+    from textenv.agents.checkpointing.checkpoint import read_trainer
+    from textenv.agents.distributed.devices import device_kwargs
     from textenv.agents.policies.language_policy import LanguagePolicy
-    from textenv.agents.registry import get_agent
     from textenv.agents.training import tokenizer_of
-    from textenv.saved_runs import model_folder
+    from textenv.modeling.saved_runs import model_folder
     from textenv.tasks.prompts import load_tokenizer
 
     check_there(source)
@@ -278,7 +278,7 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
 
 def _local(model: str) -> str:
     """The model's folder, if it is that of a run; else the name or folder as it is."""
-    from textenv.saved_runs import model_folder
+    from textenv.modeling.saved_runs import model_folder
 
     return str(model_folder(model)) if Path(model).is_dir() else model
 
@@ -316,7 +316,7 @@ def _check_out(path: str) -> None:
 
 
 def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts: Any = None) -> Any:
-    from textenv.agents.train_arguments import fitting_budget
+    from textenv.agents.train_setup.arguments import fitting_budget
     from textenv.tasks.make import make_vec_env, shared_prompts
     from textenv.tasks.registry import make_task
     from textenv.tasks.stop_tokens import generation_ends

@@ -60,7 +60,7 @@ def how_to_resume(run_dir: Path | str, *, named: bool, resume: Any) -> str:
         named: whether the command line or its file names the folder.
         resume: what it says about resuming.
     """
-    from textenv.saved_runs import latest_whole
+    from textenv.modeling.saved_runs import latest_whole
 
     place = "" if named else f" --run_dir {run_dir}"
     newest = latest_whole(run_dir)[0] if Path(run_dir).is_dir() else None

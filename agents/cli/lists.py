@@ -7,9 +7,9 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from textenv.agents import catalog
+from textenv.agents.cli import catalog
 from textenv.agents.cli.errors import UsageError
-from textenv.names import nearest
+from textenv.utils.names import nearest
 
 
 def run(what: str, argv: Sequence[str]) -> int:
@@ -58,7 +58,7 @@ def _documentation(what: str, name: str) -> str:
         reward_names()
         text = inspect.getdoc(REWARDS[name])
     else:
-        from textenv.agents.registry import get_agent
+        from textenv.agents.base.registry import get_agent
 
         text = inspect.getdoc(get_agent(name))
         text = f"{text}\n\nIts settings: textenv train {name} --help"

@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from textenv.agents.cli.interrupts import STOPS, terminable, told
     from textenv.agents.cli.wording import set_options
-    from textenv.pretrained import trusting
-    from textenv.quiet import quiet_libraries
+    from textenv.modeling.pretrained import trusting
+    from textenv.utils.quiet import quiet_libraries
 
     quiet_libraries()
     set_options(())
@@ -131,11 +131,11 @@ def _run(flags: Flags) -> int:
         return 0
     if command not in COMMANDS:
         from textenv.agents.cli.errors import UsageError
-        from textenv.names import nearest
+        from textenv.utils.names import nearest
 
         raise UsageError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
     for name in flags.imports:
-        from textenv.agents.user_code import import_module_or_file
+        from textenv.agents.base.user_code import import_module_or_file
 
         import_module_or_file(name)
     if command in ("tasks", "agents", "rewards"):
@@ -147,7 +147,7 @@ def _run(flags: Flags) -> int:
 
         return reports.run(command, list(rest))
     if command == "compare":
-        from textenv.agents.study.command import compare
+        from textenv.agents.cli.compare import compare
 
         return compare(rest, flags)
     from textenv.agents.cli import commands
@@ -206,8 +206,8 @@ def _is_told(error: Exception) -> bool:
 def _line(error: Exception) -> str:
     """What an error says, on one line, control characters shown as escapes."""
     from textenv.agents.cli.wording import in_shell
-    from textenv.agents.redaction import masked_text
-    from textenv.render import printable
+    from textenv.envs.rendering import printable
+    from textenv.utils.redaction import masked_text
 
     text = str(error) if type(error).__name__ == "UsageError" else in_shell(str(error))
     if isinstance(error, OSError) and error.strerror and error.filename:

@@ -17,7 +17,7 @@ def measure_reward_model(source: str, options: EvaluateOptions) -> int:
     """
     import rich
 
-    from textenv.agents.reward_models.measure import evaluate_reward_model
+    from textenv.agents.evaluation.reward_model_measure import evaluate_reward_model
 
     default = EvaluateOptions()
     used = ("dataset", "split", "out", "policy")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from textenv.agents.config import Config
-from textenv.agents.policies.options import PolicyOptions
-from textenv.agents.rollouts.ray_settings import RayRollouts
+from textenv.agents.settings.base import Config
+from textenv.agents.settings.policy_options import PolicyOptions
+from textenv.agents.settings.ray_rollouts import RayRollouts
 
 
 @dataclass(frozen=True, kw_only=True)

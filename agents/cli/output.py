@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from textenv.agents.cli.errors import UsageError
-from textenv.pretrained import is_path
+from textenv.modeling.pretrained import is_path
 
 
 def check_there(model: str | None) -> None:
@@ -19,7 +19,7 @@ def print_numbers(row: Mapping[str, float], title: str) -> None:
     """Print metrics as a table, without times."""
     import rich
 
-    from textenv.agents.text_display import text_table
+    from textenv.utils.terminal import text_table
 
     shown = [[name, value] for name, value in row.items() if not name.startswith(("time/", "throughput/"))]
     rich.print(text_table([title, "value"], shown))
@@ -27,7 +27,7 @@ def print_numbers(row: Mapping[str, float], title: str) -> None:
 
 def write_file(path: str, text: str) -> None:
     """Write a file that appears whole."""
-    from textenv.atomic import atomic_file
+    from textenv.utils.files import atomic_file
 
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

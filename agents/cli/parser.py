@@ -21,8 +21,8 @@ from textenv.agents.cli.kinds import holds_names, kind, listed, option_type, par
 from textenv.agents.cli.repeats import with_null, with_one_of_each
 from textenv.agents.cli.values import check_no_repeats, option_values
 from textenv.agents.cli.wording import set_options
-from textenv.agents.config import Config, field_docs
-from textenv.names import close_names, nearest
+from textenv.agents.settings.base import Config, field_docs
+from textenv.utils.names import close_names, nearest
 
 C = TypeVar("C", bound=Config)
 _OWN = ("help", "config", "print_config")

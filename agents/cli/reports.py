@@ -7,8 +7,8 @@ from pathlib import Path
 
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.parser import build, make_parser, parse
-from textenv.agents.config import Config
 from textenv.agents.reports.plots import PlotFormat
+from textenv.agents.settings.base import Config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import yaml
 
 from textenv.agents.cli.errors import UsageError
-from textenv.names import strings_in
+from textenv.utils.names import strings_in
 
 
 def option_values(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

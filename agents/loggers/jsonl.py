@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from textenv.atomic import atomic_file
+from textenv.utils.files import atomic_file
 
 if TYPE_CHECKING:
     from textenv.agents.loggers.registry import RunInfo

@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from textenv.agents.config import Config
-from textenv.agents.redaction import masked
-from textenv.names import nearest, registrar
+from textenv.agents.settings.base import Config
+from textenv.utils.names import nearest, registrar
+from textenv.utils.redaction import masked
 
 
 @runtime_checkable

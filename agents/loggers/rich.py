@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from textenv.agents.loggers.registry import RunInfo
-from textenv.agents.text_display import number, shorten, text_table
+from textenv.utils.terminal import number, shorten, text_table
 
 KEY_METRICS = (
     "eval/return/mean",

@@ -25,7 +25,7 @@ from textenv.agents.policies.adapters import (
     tied_names,
 )
 from textenv.agents.policies.tied_adapters import tie_adapters, tied_weights
-from textenv.saved_runs import model_folder
+from textenv.modeling.saved_runs import model_folder
 from textenv.tasks.adapter_source import base_of, find_adapter
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from textenv.agents.policies.heads import HeadKind, ValueHead, head_dtype
-from textenv.episodes import EpisodeBatch
-from textenv.log_probs import length_groups
-from textenv.model_split import output_head, split_model
-from textenv.packing import packed_states
+from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.log_probs import length_groups
+from textenv.modeling.packing import packed_states
+from textenv.modeling.split_model import output_head, split_model
 
 
 class StateValues(NamedTuple):

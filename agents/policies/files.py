@@ -27,10 +27,10 @@ from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.model_setup import dropout_restored, load_causal_lm
 from textenv.agents.policies.saved_model import save_ends, save_model
 from textenv.agents.policies.tokenizer_files import save_tokenizer
-from textenv.atomic import updated_folder
-from textenv.json_files import read_object
-from textenv.pretrained import load_pretrained
-from textenv.saved_runs import model_folder
+from textenv.modeling.pretrained import load_pretrained
+from textenv.modeling.saved_runs import model_folder
+from textenv.utils.files import updated_folder
+from textenv.utils.json_files import read_object
 
 if TYPE_CHECKING:
     from textenv.agents.policies.language_policy import LanguagePolicy

@@ -1,8 +1,8 @@
 """LanguagePolicy: a causal LM with an optional critic; it acts in text environments and agents train it.
 
 Acting, old, new and reference log-probs share one temperature and one legality rule; old, new and reference
-ones also share one teacher-forced forward (``textenv.log_probs``). Shape letters: B episodes, L tokens, N
-environment rows, V vocabulary, d hidden width.
+ones also share one teacher-forced forward (``textenv.modeling.log_probs``). Shape letters: B episodes, L
+tokens, N environment rows, V vocabulary, d hidden width.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import torch
 from torch import nn
 
-from textenv.acting import DecodingPolicy, LogitsProcessor
 from textenv.agents.policies.adapters import add_lora, as_peft, check_adapters, unwrapped
 from textenv.agents.policies.critics import SeparateCritic
 from textenv.agents.policies.heads import HeadKind, ValueHead, checked_head, head_dtype
-from textenv.agents.policies.memo import Memo
 from textenv.agents.policies.model_setup import (
     checkpoint_activations,
     disable_dropout,
@@ -26,14 +24,16 @@ from textenv.agents.policies.model_setup import (
     load_causal_lm,
     train_top_layers,
 )
+from textenv.agents.policies.outputs import Memo
 from textenv.agents.policies.references import Reference, ReferenceMode, lightest_mode
 from textenv.agents.policies.teacher_forced import Autocast, TeacherForced
 from textenv.agents.policies.tied_adapters import tie_adapters
-from textenv.checks import check_at_least, check_device, check_flag, check_seed
-from textenv.compiled import compile_trunk
-from textenv.legality import Legality, vocabulary_size
-from textenv.model_checks import check_causal_lm
-from textenv.model_split import output_head
+from textenv.envs.token_constraints import Legality, vocabulary_size
+from textenv.generation.policy import DecodingPolicy, LogitsProcessor
+from textenv.modeling.compile import compile_trunk
+from textenv.modeling.model_checks import check_causal_lm
+from textenv.modeling.split_model import output_head
+from textenv.utils.checks import check_at_least, check_device, check_flag, check_seed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -81,7 +81,7 @@ class LanguagePolicy(TeacherForced):
 
     Example:
         >>> from transformers import GPT2Config
-        >>> from textenv.episodes import EpisodeBatch
+        >>> from textenv.episodes.batch import EpisodeBatch
         >>> policy = LanguagePolicy(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11), value_head=True)
         >>> episodes = EpisodeBatch.from_ids([[5, 6]], [[7, 8, 9]])
         >>> out = policy(episodes, values=True)

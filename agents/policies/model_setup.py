@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from textenv.agents.policies.adapter_files import load_adapter_folder
-from textenv.checks import check_at_least
-from textenv.model_checks import check_decoder
-from textenv.pretrained import make_pretrained
+from textenv.modeling.model_checks import check_decoder
+from textenv.modeling.pretrained import make_pretrained
+from textenv.modeling.whole_weights import load_decoder
 from textenv.tasks.adapter_source import base_of, find_adapter
 from textenv.tasks.fetch_model import resolve_model
-from textenv.whole_weights import load_decoder
+from textenv.utils.checks import check_at_least
 
 _DROPOUT_NAMES = ("drop", "jitter")
 

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from textenv.agents.parallel.shares import share_of
+from textenv.agents.distributed.batch_sharding import share_of
 from textenv.agents.policies.adapters import adapter_parameters, adapters_change_nothing, base_is_start
-from textenv.agents.policies.memo import Memo
 from textenv.agents.policies.model_setup import frozen_blocks, transformer_blocks
+from textenv.agents.policies.outputs import Memo
 from textenv.agents.policies.teacher_forced import Evaluation, in_parts, joined_evaluation
-from textenv.episodes import EpisodeBatch
-from textenv.log_probs import TokenLogProbs
-from textenv.model_checks import check_finite
-from textenv.model_split import split_model
-from textenv.weight_changes import ModelWatch, watch_of
+from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.log_probs import TokenLogProbs
+from textenv.modeling.model_checks import check_finite
+from textenv.modeling.split_model import split_model
+from textenv.modeling.weight_version import ModelWatch, watch_of
 
 if TYPE_CHECKING:
     from textenv.agents.policies.language_policy import LanguagePolicy

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from textenv.agents.policies.adapters import merged_copy
-from textenv.model_checks import usable_positions
-from textenv.model_split import eval_mode, vocabulary_size
-from textenv.pretrained import load_pretrained
-from textenv.quiet import without_bars
+from textenv.modeling.model_checks import usable_positions
+from textenv.modeling.pretrained import load_pretrained
+from textenv.modeling.split_model import eval_mode, vocabulary_size
 from textenv.tasks.stop_tokens import generation_ends, stop_tokens
+from textenv.utils.quiet import without_bars
 
 if TYPE_CHECKING:
     from textenv.agents.policies.language_policy import LanguagePolicy

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from textenv.acting import DecodingPolicy
-from textenv.agents.parallel.shares import Share, share_of
+from textenv.agents.distributed.batch_sharding import Share, share_of
 from textenv.agents.policies.critics import SeparateCritic, final_states
-from textenv.agents.policies.memo import Memo
-from textenv.episodes import EpisodeBatch
-from textenv.legality import Legality
-from textenv.log_probs import TokenLogProbs, token_log_probs
-from textenv.nucleus import Nucleus
-from textenv.packing import check_packing
-from textenv.weight_changes import float_settings, watch_of
+from textenv.agents.policies.outputs import Memo
+from textenv.envs.token_constraints import Legality
+from textenv.episodes.batch import EpisodeBatch
+from textenv.generation.nucleus import Nucleus
+from textenv.generation.policy import DecodingPolicy
+from textenv.modeling.log_probs import TokenLogProbs, token_log_probs
+from textenv.modeling.packing import check_packing
+from textenv.modeling.weight_version import float_settings, watch_of
 
 if TYPE_CHECKING:
     from textenv.agents.policies.references import Reference, ReferenceMode
@@ -196,7 +196,8 @@ class TeacherForced(nn.Module):
     ) -> Evaluation:
         """One pass without gradient, in length-sorted parts of at most ``max_tokens`` padded tokens.
 
-        Of a batch that all processes hold (``textenv.agents.parallel.shares``) each passes over its own rows.
+        Of a batch that all processes hold (``agents.distributed.batch_sharding``) each passes over its
+        own rows.
 
         The last evaluation is remembered: asked again about the same episodes before any weight has moved, it
         is given again. Do not change it in place.

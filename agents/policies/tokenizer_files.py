@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from textenv.pretrained import load_pretrained
+from textenv.modeling.pretrained import load_pretrained
 
 _compared: WeakSet[PreTrainedTokenizerBase] = WeakSet()
 """Tokenizers that were read back once; every checkpoint of a run saves the same one."""

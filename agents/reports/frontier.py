@@ -10,7 +10,7 @@ from typing import Any
 
 from textenv.agents.reports.plots import PALETTE, Plot, drawing, line
 from textenv.agents.reports.run_data import RunData
-from textenv.agents.text_display import number
+from textenv.utils.terminal import number
 
 
 def reward_against_kl(run: RunData, folder: Path) -> Plot | None:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from textenv.agents.before_after import SHOWN
+from textenv.agents.evaluation.before_after import SHOWN
 from textenv.agents.reports.run_data import RunData, without_kl
-from textenv.agents.text_display import number
+from textenv.utils.terminal import number
 
 TITLES = {
     "score": ("reward (without KL penalty)", 1),

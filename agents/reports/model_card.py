@@ -14,20 +14,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.checkpoint import read_trainer
-from textenv.agents.redaction import masked
+from textenv.agents.checkpointing.checkpoint import read_trainer
 from textenv.agents.reports import headline
 from textenv.agents.reports.page import change, shown_number
 from textenv.agents.reports.run_data import RunData, read_run
-from textenv.atomic import atomic_folder
-from textenv.json_files import read_object
-from textenv.render import printable
-from textenv.saved_runs import model_folder
+from textenv.envs.rendering import printable
+from textenv.modeling.saved_runs import model_folder
+from textenv.utils.files import atomic_folder
+from textenv.utils.json_files import read_object
+from textenv.utils.redaction import masked
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-    from textenv.agents.base import Agent
+    from textenv.agents.base.agent import Agent
 
 TRAINING_STATE = (
     "optimizer.safetensors",

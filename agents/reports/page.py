@@ -13,9 +13,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.text_display import number
-from textenv.atomic import atomic_file
-from textenv.render import printable
+from textenv.envs.rendering import printable
+from textenv.utils.files import atomic_file
+from textenv.utils.terminal import number
 
 if TYPE_CHECKING:
     from jinja2 import Environment

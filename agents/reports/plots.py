@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from textenv.atomic import atomic_file
+from textenv.utils.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.loggers.jsonl import read_metrics
-from textenv.agents.pipeline_config import STAGES
-from textenv.agents.redaction import masked, masked_command
+from textenv.agents.pipeline.config import STAGES
 from textenv.agents.reports.tokens import TokenView, load_views
-from textenv.agents.run_folder import RunFolder
-from textenv.json_files import read_object
+from textenv.utils.json_files import read_object
+from textenv.utils.redaction import masked, masked_command
 
 EPISODE_SETS = ("first", "last")
 

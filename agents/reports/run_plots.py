@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from textenv.agents.reports.frontier import reward_against_kl
 from textenv.agents.reports.plots import PALETTE, Plot, drawing, line
 from textenv.agents.reports.run_data import RunData
-from textenv.agents.text_display import number
+from textenv.utils.terminal import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

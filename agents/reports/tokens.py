@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.text_display import number
-from textenv.atomic import atomic_file
-from textenv.json_files import read_object
-from textenv.ledger import counts
-from textenv.render import printable
+from textenv.envs.rendering import printable
+from textenv.envs.step_buffer import counts
+from textenv.utils.files import atomic_file
+from textenv.utils.json_files import read_object
+from textenv.utils.terminal import number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from textenv.agents.batch import TrainingBatch
-    from textenv.episodes import EpisodeBatch
+    from textenv.agents.data.batch import TrainingBatch
+    from textenv.episodes.batch import EpisodeBatch
 
 LEVELS = 9
 """Shades of each sign."""

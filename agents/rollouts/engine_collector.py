@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from textenv import scoring as scorer
-from textenv.agents.config import OnlineConfig
-from textenv.agents.parallel import distributed
-from textenv.agents.rollouts.engine_settings import EngineRollouts
-from textenv.agents.rollouts.engines import EngineSampling, GenerationEngine, Response, VLLMEngine
-from textenv.model_split import vocabulary_size
-from textenv.replay import Replay
+from textenv.agents.distributed import process_group
+from textenv.agents.rollouts.vllm_engine import EngineSampling, GenerationEngine, Response, VLLMEngine
+from textenv.agents.settings.base import OnlineConfig
+from textenv.agents.settings.engine_rollouts import EngineRollouts
+from textenv.envs.scheduler import noise_base, prompt_index
+from textenv.envs.vector_env import TextVectorEnv
+from textenv.generation.replay import Replay
+from textenv.modeling.split_model import vocabulary_size
 from textenv.rollout import collect
-from textenv.tickets import noise_base, prompt_index
-from textenv.vector_env import TextVectorEnv
 
 if TYPE_CHECKING:
-    from textenv.agents.base import Agent
+    from textenv.agents.base.agent import Agent
     from textenv.agents.policies.language_policy import LanguagePolicy
-    from textenv.episodes import EpisodeBatch
+    from textenv.episodes.batch import EpisodeBatch
 
 
 class EngineCollector:
@@ -139,8 +139,8 @@ def check_playable(agent: Agent) -> None:
     from textenv.tasks.make import MadeTextVectorEnv
 
     base, policy = agent.envs.unwrapped, agent.policy
-    if not distributed.alone():
-        raise ValueError(f"rollouts by an engine need one learning process, got {distributed.world_size()}")
+    if not process_group.alone():
+        raise ValueError(f"rollouts by an engine need one learning process, got {process_group.world_size()}")
     if type(base) not in (TextVectorEnv, MadeTextVectorEnv):
         raise ValueError(
             "an engine answers a prompt once, so envs must be TextVectorEnv, "

@@ -22,13 +22,13 @@ import textenv  # noqa: F401 - registers the environment
 from textenv import scoring as scorer
 from textenv.agents.policies.files import head_tensors, settings_of
 from textenv.agents.policies.heads import ValueHead
-from textenv.episodes import EpisodeBatch
-from textenv.pretrained import is_trusted, trusting
+from textenv.envs.vector_env import TextVectorEnv
+from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.pretrained import is_trusted, trusting
 from textenv.rewards.registry import make_reward
 from textenv.rewards.remote import own_targets, register_targets
 from textenv.rollout import collect
 from textenv.tasks.make import MadeTextVectorEnv
-from textenv.vector_env import TextVectorEnv
 
 if TYPE_CHECKING:
     from textenv.agents.policies.language_policy import LanguagePolicy

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from textenv import scoring as scorer
-from textenv.agents.parallel import distributed
-from textenv.agents.rollouts.ray_settings import RayRollouts
-from textenv.episodes import EpisodeBatch
-from textenv.ray_session import connect, gather, start_actors, stop_actors
+from textenv.agents.distributed import process_group
+from textenv.agents.settings.ray_rollouts import RayRollouts
+from textenv.episodes.batch import EpisodeBatch
+from textenv.utils.ray_session import connect, gather, start_actors, stop_actors
 
 if TYPE_CHECKING:
-    from textenv.agents.base import Agent
+    from textenv.agents.base.agent import Agent
     from textenv.agents.rollouts.ray_actors import Played
 
 
@@ -75,7 +75,7 @@ class RayCollector:
             ValueError: if environment, policy or rewards can't be copied.
             TypeError: if they can't be sent.
             TimeoutError: if the cluster has no room for the actors.
-            textenv.ray_session.ActorsLostError: if an actor died too often.
+            textenv.utils.ray_session.ActorsLostError: if an actor died too often.
         """
         started = time.perf_counter()
         if not self._actors:
@@ -148,8 +148,10 @@ class RayCollector:
         settings, config = self.settings, cast(Any, agent.config)
         count = len(self._given) if self._given is not None else settings.num_actors
         size = config.episodes_per_iteration
-        if not distributed.alone():
-            raise ValueError(f"rollouts by actors need one learning process, got {distributed.world_size()}")
+        if not process_group.alone():
+            raise ValueError(
+                f"rollouts by actors need one learning process, got {process_group.world_size()}"
+            )
         if count > size:
             raise ValueError(f"num_actors must be <= episodes_per_iteration ({size}), got {count}")
         if settings.mode == "async" and getattr(config, "importance_correction", "none") == "none":

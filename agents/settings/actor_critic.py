@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from textenv.agents.effects import Idle, unused_by
+from textenv.agents.settings.effects import Idle, unused_by
 from textenv.agents.settings.policy_gradient import PolicyGradientConfig
 
 
@@ -39,7 +39,7 @@ class ActorCriticConfig(PolicyGradientConfig):
         super().validate()
         self.check(gae_lambda="[0, 1]", value_clip_range="> 0", value_coef=">= 0")
         if self.changed("advantage", because="named"):  # a default is known without torch
-            from textenv.agents.advantages import get_advantage
+            from textenv.agents.losses.advantages import get_advantage
 
             get_advantage(self.advantage)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from textenv.agents.effects import Idle, unused_by
+from textenv.agents.settings.effects import Idle, unused_by
 from textenv.agents.settings.policy_gradient import PolicyGradientConfig
 
 
@@ -36,7 +36,7 @@ class GroupBaselineConfig(PolicyGradientConfig):
         super().validate()
         self.check(samples_per_prompt=">= 2")
         if self.changed("advantage", because="named"):  # a default is known without torch
-            from textenv.agents.advantages import get_advantage
+            from textenv.agents.losses.advantages import get_advantage
 
             get_advantage(self.estimator)
         if self.samples_per_prompt is not None:

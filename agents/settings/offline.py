@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from textenv.agents.config import OfflineConfig
-from textenv.agents.effects import Idle
+from textenv.agents.settings.base import OfflineConfig
+from textenv.agents.settings.effects import Idle
 
 
 @dataclass(frozen=True, kw_only=True)

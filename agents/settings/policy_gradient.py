@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from textenv.agents.config import OnlineConfig
-from textenv.agents.effects import Idle, idle_in_policy_gradient, unused_by
-from textenv.agents.loss_names import RatioLevel
+from textenv.agents.losses.names import RatioLevel
+from textenv.agents.settings.base import OnlineConfig
+from textenv.agents.settings.effects import Idle, idle_in_policy_gradient, unused_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class PolicyGradientConfig(OnlineConfig):
             ema_decay="[0, 1)",
         )
         if self.changed("aggregation", because="named"):  # a default is known without torch
-            from textenv.agents.aggregations import get_aggregation
+            from textenv.agents.losses.aggregation import get_aggregation
 
             get_aggregation(self.aggregation)
 
@@ -144,7 +144,7 @@ class ReinforcePlusPlusConfig(PolicyGradientConfig):
         """Check the estimator's name."""
         super().validate()
         if self.changed("advantage", because="named"):  # a default is known without torch
-            from textenv.agents.advantages import get_advantage
+            from textenv.agents.losses.advantages import get_advantage
 
             get_advantage(self.advantage)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textenv.agents.config import OfflineConfig
-from textenv.agents.effects import Idle
-from textenv.agents.loss_names import SMOOTHED, DPOKind
+from textenv.agents.losses.names import SMOOTHED, DPOKind
+from textenv.agents.settings.base import OfflineConfig
+from textenv.agents.settings.effects import Idle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textenv.agents.config import AgentConfig, OnlineConfig
-from textenv.agents.effects import Idle
-from textenv.agents.loss_names import DPOKind
+from textenv.agents.losses.names import DPOKind
+from textenv.agents.settings.base import AgentConfig, OnlineConfig
+from textenv.agents.settings.effects import Idle
 from textenv.agents.settings.groups import check_whole_groups
 from textenv.agents.settings.preferences import idle_smoothing
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textenv.agents.config import AgentConfig
-from textenv.agents.effects import Idle
+from textenv.agents.settings.base import AgentConfig
+from textenv.agents.settings.effects import Idle
 
 
 @dataclass(frozen=True, kw_only=True)

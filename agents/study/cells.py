@@ -6,8 +6,8 @@ from typing import Any
 
 from textenv.agents.settings.offline import SFTConfig
 from textenv.agents.study.config import AgentSetup, StudyConfig, TaskSetup
-from textenv.agents.task_settings import task_settings, unsaid
-from textenv.agents.task_start import start_config
+from textenv.agents.train_setup.task_settings import task_settings, unsaid
+from textenv.agents.train_setup.task_start import start_config
 
 
 def task_setup(config: StudyConfig, label: str) -> TaskSetup:

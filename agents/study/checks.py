@@ -6,10 +6,16 @@ import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.datasets import as_demonstrations, as_episodes, text_records
-from textenv.agents.needs import check_model, check_optimizer, check_policy_options, needed_by, quietly
-from textenv.agents.preferences.data import as_pairs
-from textenv.agents.registry import get_agent
+from textenv.agents.base.registry import get_agent
+from textenv.agents.checkpointing.needs import (
+    check_model,
+    check_optimizer,
+    check_policy_options,
+    needed_by,
+    quietly,
+)
+from textenv.agents.data.episodes import as_demonstrations, as_episodes, text_records
+from textenv.agents.data.preferences import as_pairs
 from textenv.agents.study.cells import agent_setup, task_setup
 from textenv.agents.study.config import StudyConfig, TaskSetup
 from textenv.agents.study.plan import RunSpec
@@ -20,7 +26,7 @@ from textenv.tasks.make import make_vec_env
 from textenv.tasks.task import TaskData
 
 if TYPE_CHECKING:
-    from textenv.agents.base import Agent
+    from textenv.agents.base.agent import Agent
 
 
 def check_cells(config: StudyConfig, specs: Iterable[RunSpec]) -> None:

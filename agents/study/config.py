@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+from textenv.agents.base.registry import get_config_class
 from textenv.agents.cli.options import EnvOptions
-from textenv.agents.config import AgentConfig, Config
-from textenv.agents.policies.options import PolicyOptions
-from textenv.agents.registry import get_config_class
+from textenv.agents.settings.base import AgentConfig, Config
 from textenv.agents.settings.offline import SFTConfig
-from textenv.agents.task_settings import task_settings
+from textenv.agents.settings.policy_options import PolicyOptions
+from textenv.agents.train_setup.task_settings import task_settings
 
 C = TypeVar("C", bound=Config)
 START = "start"
@@ -27,7 +27,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
 class Budget(Config):
     """What a run may cost; it ends with the iteration that reaches the first of these, or as its agent says.
 
-    Tokens and calls are counted as in ``textenv.agents.base.SPENT``; evaluations are free.
+    Tokens and calls are counted as in ``textenv.agents.base.agent.SPENT``; evaluations are free.
     """
 
     env_tokens: int | None = None

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from textenv.agents.base import SPENT
-from textenv.agents.callbacks import Callback
+from textenv.agents.base.agent import SPENT
+from textenv.agents.base.callbacks import Callback
 from textenv.agents.study.config import Budget
 from textenv.rewards.registry import make_reward
 
 if TYPE_CHECKING:
-    from textenv.agents.base import Agent
-    from textenv.agents.evaluation import Evaluation
-    from textenv.episodes import EpisodeBatch
+    from textenv.agents.base.agent import Agent
+    from textenv.agents.evaluation.evaluator import Evaluation
+    from textenv.episodes.batch import EpisodeBatch
 
 JUDGE, KL, SECONDS = "judge/mean", "start_kl", "train_seconds"
 """Metrics that it adds to an evaluation."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from textenv.agents.redaction import masked
 from textenv.agents.reports.page import render
 from textenv.agents.reports.plots import Plot, PlotFormat, check_plot_format, saving_as
 from textenv.agents.study.config import StudyConfig
@@ -29,7 +28,8 @@ from textenv.agents.study.tables import (
     score_table,
 )
 from textenv.agents.study.verdict import Comparison, comparisons, ranking, verdict
-from textenv.atomic import atomic_file
+from textenv.utils.files import atomic_file
+from textenv.utils.redaction import masked
 
 REPORT = "report.html"
 

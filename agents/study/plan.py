@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from textenv.agents.config import Config
-from textenv.agents.redaction import masked
-from textenv.agents.registry import get_agent
+from textenv.agents.base.registry import get_agent
+from textenv.agents.settings.base import Config
 from textenv.agents.study.cells import agent_setup, task_setup
 from textenv.agents.study.config import START, AgentSetup, StudyConfig
-from textenv.atomic import atomic_file
-from textenv.json_files import read_object
+from textenv.utils.files import atomic_file
+from textenv.utils.json_files import read_object
+from textenv.utils.redaction import masked
 
 RESULT = "result.json"
 """A run's result: written last, whole, whether the run came to its end or failed."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from textenv.agents.run_folder import RunFolder
+from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.study.cells import agent_setup
 from textenv.agents.study.config import START, StudyConfig
 from textenv.agents.study.plan import RunSpec, plan

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
+from textenv.agents.base.registry import get_agent
 from textenv.agents.best_of_n import best_of_k, best_of_n_kl
-from textenv.agents.devices import device_kwargs
-from textenv.agents.evaluation import EVAL_SEED, evaluate
+from textenv.agents.checkpointing.run_folder import RunFolder
+from textenv.agents.distributed.devices import device_kwargs
+from textenv.agents.evaluation.evaluator import EVAL_SEED, evaluate
 from textenv.agents.loggers.jsonl import JSONLLogger, read_metrics
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.agents.redaction import masked_text
-from textenv.agents.registry import get_agent
-from textenv.agents.run_folder import RunFolder
 from textenv.agents.study.cells import agent_setup, task_setup
 from textenv.agents.study.config import StudyConfig, TaskSetup
 from textenv.agents.study.observer import JUDGE, KL, SECONDS, Observer, judged
@@ -31,6 +30,7 @@ from textenv.rewards.registry import make_reward
 from textenv.rollout import collect
 from textenv.tasks.make import make_vec_env
 from textenv.tasks.stop_tokens import generation_ends
+from textenv.utils.redaction import masked_text
 
 FIGURES = {
     "reward": "eval/return/mean",

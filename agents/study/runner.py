@@ -14,9 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from textenv.agents.needs import check_writable
-from textenv.agents.redaction import masked
-from textenv.agents.run_folder import RunFolder
+from textenv.agents.base.user_code import import_module_or_file, import_rewards
+from textenv.agents.checkpointing.needs import check_writable
+from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.study.checks import check_cells
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.plan import (
@@ -30,9 +30,9 @@ from textenv.agents.study.plan import (
     write_json,
 )
 from textenv.agents.study.run import Study, perform
-from textenv.agents.user_code import import_module_or_file, import_rewards
-from textenv.json_files import read_object
-from textenv.pretrained import trusting
+from textenv.modeling.pretrained import trusting
+from textenv.utils.json_files import read_object
+from textenv.utils.redaction import masked
 
 STUDY = "study.json"
 """The study's settings, in its folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from textenv.agents.user_code import import_rewards
+from textenv.agents.base.user_code import import_rewards
 from textenv.rewards.registry import reward_list
 
 

@@ -7,16 +7,16 @@ from typing import Any
 
 from filelock import FileLock
 
-from textenv.agents.devices import device_kwargs
+from textenv.agents.distributed.devices import device_kwargs
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.agents.redaction import masked
 from textenv.agents.study.config import TaskSetup
 from textenv.agents.study.plan import given, write_json
-from textenv.agents.task_start import make_start
-from textenv.atomic import atomic_folder
-from textenv.json_files import read_object
+from textenv.agents.train_setup.task_start import make_start
 from textenv.tasks.registry import make_task
 from textenv.tasks.task import TaskData
+from textenv.utils.files import atomic_folder
+from textenv.utils.json_files import read_object
+from textenv.utils.redaction import masked
 
 MARKER = "start.json"
 

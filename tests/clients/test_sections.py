@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from doc_blocks import sections_of
+
+from tests.helpers.doc_blocks import sections_of
 
 SECTIONS = sections_of("docs/works_with.md")
 

@@ -1,0 +1,1 @@
+"""What all agents share: the agent, its training loops, callbacks, the registry."""

@@ -1,0 +1,396 @@
+"""The common face of all agents: optimizer step, logging, evaluation, checkpoints, once for all of them.
+
+An agent is an ``OnlineAgent`` or an ``OfflineAgent`` (the two loops, in ``online`` and ``offline``) and
+supplies what is its own: ``advantages(episodes)`` (online) and ``loss(batch, totals)``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from textenv.agents.base.arguments import check_config, check_options, check_sources
+from textenv.agents.base.callbacks import make_callbacks
+from textenv.agents.base.result import TrainResult
+from textenv.agents.checkpointing.checkpoint import load_agent, save_agent, save_checkpoint
+from textenv.agents.checkpointing.failure import Diverged, save_failure
+from textenv.agents.checkpointing.fresh_start import starting
+from textenv.agents.checkpointing.resume import earlier_rows, resume_agent
+from textenv.agents.checkpointing.run_folder import RunFolder
+from textenv.agents.data.batch import Totals, TrainingBatch
+from textenv.agents.data.episodes import fitting
+from textenv.agents.distributed import process_group
+from textenv.agents.distributed.devices import device_of
+from textenv.agents.evaluation.evaluator import Evaluation, evaluate
+from textenv.agents.loggers.registry import Loggers, make_loggers
+from textenv.agents.optim.backend import start_engine
+from textenv.agents.optim.fsdp import shard
+from textenv.agents.optim.optimizer import check_trains, make_optimizer, make_schedule
+from textenv.agents.optim.step import optimizer_step
+from textenv.agents.policies.files import restore_policy
+from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.reports.recorder import RunRecord
+from textenv.agents.rollouts.engine_collector import EngineCollector
+from textenv.agents.rollouts.factory import as_collector
+from textenv.agents.rollouts.ray_collector import RayCollector
+from textenv.agents.settings.base import AgentConfig
+from textenv.agents.settings.effects import Idle, refuse_in, refuse_in_run
+from textenv.agents.settings.engine_rollouts import EngineRollouts
+from textenv.agents.settings.ray_rollouts import RayRollouts
+from textenv.episodes.batch import EpisodeBatch
+from textenv.utils.host_memory import keep_freed_memory
+
+Stats = dict[str, Tensor]
+SPENT = ("env_tokens", "gradient_tokens", "reward_calls")
+"""Counters of what a run has cost: tokens generated to learn from, tokens (prompts included) of the rows
+of all optimizer steps, and episodes that the rewards were asked about. Evaluations don't count."""
+
+
+class Agent:
+    """An agent: a policy, how it learns, and where.
+
+    Args:
+        model: a ``LanguagePolicy``, or what one is made of: hub id, folder, config, or module.
+        envs: vector environment that it plays in (online agents).
+        dataset: what it learns from (offline agents).
+        eval_envs: a separate environment for periodic evaluation.
+        config: settings, an instance of ``config_class``.
+        tokenizer: by default the environment's.
+        policy_kwargs: further arguments of the policy made around ``model``: ``lora``, ``device``, ...
+        callbacks: objects with hooks, or plain functions ``(agent, metrics)``.
+        loggers: names ("rich", "wandb", "tensorboard") or objects, beside the JSON lines in ``run_dir``.
+        run_dir: folder of this run, None keeps nothing.
+        metric_fn: further evaluation metrics, ``(prompts, completions, **columns) -> {name: float or list}``.
+        rollouts: who plays an online agent's episodes; None is the agent's own process.
+
+    Raises:
+        TypeError: if ``config`` is not of the agent's class.
+        ValueError: if ``envs`` or ``dataset`` is missing, or an offline agent gets ``rollouts``.
+    """
+
+    config_class: ClassVar[type[AgentConfig]]
+    """The class of its settings."""
+    online: ClassVar[bool]
+    """Whether it generates the episodes that it learns from."""
+    from_preferences: ClassVar[bool] = False
+    """Whether a task's preferences are what it learns from, rather than its demonstrations."""
+    cannot: ClassVar[Mapping[str, str]] = {}
+    """What it cannot promise, as an agent around another library may: what -> why."""
+    policy_class: ClassVar[type[LanguagePolicy]] = LanguagePolicy
+    """The class of its policy."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        envs: Any = None,
+        dataset: Any = None,
+        eval_envs: Any = None,
+        config: AgentConfig | None = None,
+        tokenizer: Any = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
+        callbacks: Sequence[Any] = (),
+        loggers: Sequence[Any] = (),
+        run_dir: str | os.PathLike[str] | None = None,
+        metric_fn: Any = None,
+        rollouts: RayRollouts | RayCollector | EngineRollouts | EngineCollector | None = None,
+    ) -> None:
+        process_group.start()
+        config = self.config_class() if config is None else config
+        check_config(config, self.config_class)
+        check_sources(self, envs, eval_envs, dataset, rollouts)
+        check_options(tokenizer, callbacks, metric_fn, policy_kwargs)
+        self.rollouts = as_collector(rollouts)
+        self.envs, self.eval_envs = envs, eval_envs
+        spare = next((e.unwrapped for e in (envs, eval_envs) if e is not None), None)
+        self.tokenizer = tokenizer if tokenizer is not None else getattr(spare, "tokenizer", None)
+        self.callbacks = make_callbacks([*callbacks, RunRecord()])
+        self.logger_specs = loggers
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.metric_fn = metric_fn
+        self.policy_kwargs = dict(policy_kwargs or {})
+        if self.policy_kwargs and isinstance(model, LanguagePolicy):
+            raise ValueError(f"policy_kwargs {self.policy_kwargs} need a model to be made of, got a policy")
+        self.configure(config)
+        torch.manual_seed(config.seed)
+        self.policy: LanguagePolicy = self.make_policy(model)
+        check_trains(self.policy)
+        if not process_group.alone():
+            self.policy.to(process_group.device())
+            process_group.equalize(self.policy)
+        self.policy.autocast = config.autocast
+        self.policy.max_tokens = config.max_tokens_per_microbatch
+        self.reference: Any = None
+        self.iteration = self.optimizer_steps = self.episodes_seen = 0
+        self.env_tokens = self.gradient_tokens = self.reward_calls = 0
+        self.resumed = self.stopped = False
+        self.history: list[dict[str, float]] = []
+        self.evaluation: Evaluation | None = None
+        self.before: Evaluation | None = None
+        self.last_batch: TrainingBatch | None = None
+        self.dataset: Any = None if dataset is None else fitting(self.policy, self.load_dataset(dataset))
+        if self.dataset is not None and not len(self.dataset):
+            raise ValueError("dataset must hold at least one row, got none")
+        self.setup()
+        self.sharded = shard(self)
+        module = self.trainable()
+        self.optimizer = make_optimizer(
+            module,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=config.adam_betas,
+            eps=config.adam_eps,
+            kind=config.optimizer,
+        )
+        steps, warm = self.planned_steps(), config.warmup_steps
+        self.schedule = make_schedule(
+            self.optimizer, config.lr_schedule, total_steps=steps, warmup_steps=warm
+        )
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.engine = start_engine(self)
+        refuse_in(self)
+
+    # -- what an agent may supply ----------------------------------------------------------------------------
+
+    @classmethod
+    def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
+        """Episodes on each prompt that an environment should deal it, in training or in evaluation."""
+        return 1
+
+    def configure(self, config: Any) -> None:
+        """Keep the settings."""
+        self.config = config
+
+    def make_policy(self, model: Any) -> LanguagePolicy:
+        """The policy around ``model``."""
+        if isinstance(model, LanguagePolicy):
+            return model
+        return LanguagePolicy(model, tokenizer=self.tokenizer, seed=self.config.seed, **self.policy_kwargs)
+
+    def load_dataset(self, dataset: Any) -> Any:
+        """Turn what the user gave into episodes."""
+        return dataset
+
+    def setup(self) -> None:
+        """Make what else it needs (references, reward terms) before the optimizer is made."""
+
+    def trainable(self) -> torch.nn.Module:
+        """The module whose parameters the optimizer moves."""
+        return self.policy
+
+    def idle(self) -> Idle:
+        """Settings without effect in its environment, on its data or model; see ``Config.idle``."""
+        return {}
+
+    def planned_iterations(self) -> int:
+        """Iterations of the training loop in the whole run."""
+        raise NotImplementedError
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run, for the learning-rate schedule."""
+        raise NotImplementedError
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """Loss of a micro-batch divided by ``totals``, and statistics that add up over micro-batches."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after every optimizer step (target networks, averages)."""
+
+    # -- one optimizer step ----------------------------------------------------------------------------------
+
+    def step(self, batch: TrainingBatch) -> dict[str, float]:
+        """One optimizer step on all rows of ``batch``; the gradient does not depend on how it is split.
+
+        Raises:
+            Diverged: on a NaN or infinite loss or gradient, before weights change; the episodes are saved.
+        """
+        self.gradient_tokens += int(batch.episodes.attention_mask.sum())
+        return optimizer_step(self, batch)
+
+    def totals(self, batch: TrainingBatch) -> Totals:
+        """Denominators of one optimizer step."""
+        return Totals.of(batch)
+
+    def failure(self, term: str, values: Mapping[str, float], episodes: EpisodeBatch) -> Diverged:
+        """Save the offending episodes and say what happened."""
+        where = save_failure(self.run_dir, self.iteration, term, values, episodes)
+        return Diverged(term, self.iteration, self.optimizer_steps, values, where)
+
+    # -- around the loops ------------------------------------------------------------------------------------
+
+    def open_loggers(self, total: int) -> Loggers:
+        """Loggers of this run, in the main process; a resumed one appends."""
+        if not process_group.is_main():
+            return Loggers()
+        resume = self.iteration if self.iteration or self.resumed else None
+        name = type(self).__name__
+        where = device_of(self)
+        known: dict[str, Any] = {"total_steps": total, "resume_step": resume, "name": name, "device": where}
+        loggers = make_loggers(self.logger_specs, self.run_dir, self.config, **known)
+        if self.run_dir is not None and not RunFolder(self.run_dir).info_path.exists():
+            RunFolder(self.run_dir).write_info(self.config, agent=name, device=where)
+        return loggers
+
+    def finish(self, row: dict[str, float], loggers: Loggers, *, last: bool) -> bool:
+        """End an iteration: evaluate, callbacks, log, checkpoint; returns whether a callback stops."""
+        cfg, now = self.config, self.iteration
+        row["episodes"], row["optimizer_steps"] = float(self.episodes_seen), float(self.optimizer_steps)
+        row |= {name: float(getattr(self, name)) for name in SPENT}
+        row = process_group.broadcast(row)
+        asked = any(process_group.gather(self.callbacks.wants_evaluation(self, row)))
+        due = bool(cfg.eval_every and now % cfg.eval_every == 0)
+        evaluated = self.eval_envs is not None and (last or due or asked)
+        if evaluated:
+            self.evaluation = self.evaluate()
+            self.callbacks.on_evaluation(self, self.evaluation)
+            row |= {f"eval/{name}": value for name, value in self.evaluation.metrics.items()}
+            loggers.log_table("eval/samples", *self.evaluation.sample_table(), now)
+        stop = any(process_group.gather(self.callbacks.on_iteration(self, row)))
+        if last or stop or evaluated or now % cfg.log_every == 0:
+            loggers.log(row, now)
+            self.history.append(row)
+        self.stopped = stop
+        save = cfg.checkpoint_every and now % cfg.checkpoint_every == 0
+        if self.run_dir is not None and (last or stop or save):
+            self.checkpoint()
+        return stop
+
+    def checkpoint(self) -> Path:
+        """Save everything into the run folder and drop the oldest checkpoints."""
+        assert self.run_dir is not None
+        final = save_checkpoint(self, self.run_dir)
+        self.callbacks.on_checkpoint(self, final)
+        return final
+
+    def resume(
+        self, run_dir: str | os.PathLike[str] | None = None, *, missing: Literal["error", "start"] = "error"
+    ) -> TrainResult:
+        """Go on with an interrupted run from its newest whole checkpoint, as if nothing had happened.
+
+        The agent must be made as the run's was: same model, settings, environment or data, and callbacks.
+        Rows of ``metrics.jsonl`` after the checkpoint are dropped.
+
+        Args:
+            run_dir: folder of the run, None for the agent's own.
+            missing: where there is no whole checkpoint: "error", or "start" to begin anew.
+
+        Raises:
+            FileNotFoundError: if there is no whole checkpoint and ``missing`` is "error".
+            ValueError: if the run was made by another kind of agent, or with other settings or data.
+        """
+        self.run_dir = self.run_dir if run_dir is None else Path(run_dir)
+        if self.run_dir is None:
+            raise ValueError("resume needs run_dir=, got None and the agent has none of its own")
+        resume_agent(self, self.run_dir, missing=missing)
+        return self.learn()
+
+    def learn(self) -> TrainResult:
+        """Train to the end of the budget (from where a loaded agent stood)."""
+        refuse_in_run(self)
+        started = time.perf_counter()
+        self.history = earlier_rows(self.run_dir, self.iteration) if self.resumed else []
+        self.evaluation = None
+        if self.policy.device.type == "cpu":
+            keep_freed_memory()
+        own = self.run_dir if process_group.is_main() else None
+        with nullcontext() if own is None else starting(own):
+            self.callbacks.on_start(self)
+            if self.resumed and self.stopped:
+                warnings.warn(f"a callback ended this run in iteration {self.iteration}", stacklevel=2)
+            else:
+                self.run_loop()
+        result = TrainResult(
+            agent=self,
+            history=self.history,
+            evaluation=self.evaluation,
+            episodes=self.episodes_seen,
+            optimizer_steps=self.optimizer_steps,
+            seconds=time.perf_counter() - started,
+            run_dir=self.run_dir,
+        )
+        self.callbacks.on_end(self, result)
+        return result
+
+    def run_loop(self) -> None:
+        """The training loop."""
+        raise NotImplementedError
+
+    # -- state for checkpoints -------------------------------------------------------------------------------
+
+    @classmethod
+    def registered_name(cls) -> str:
+        """The name that ``make_agent`` knows it by."""
+        from textenv.agents.base.registry import name_of
+
+        return name_of(cls)
+
+    def counters(self) -> dict[str, int]:
+        """Where the run stands."""
+        names = ("iteration", "optimizer_steps", "episodes_seen", *SPENT)
+        return {name: getattr(self, name) for name in names}
+
+    def set_counters(self, counters: Mapping[str, int]) -> None:
+        """Stand where a saved run stood."""
+        for name, value in counters.items():
+            setattr(self, name, int(value))
+
+    def state_values(self) -> dict[str, Any]:
+        """Further JSON values that a resumed run needs."""
+        return {}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Further tensors that a resumed run needs."""
+        return {}
+
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore what ``state_values`` and ``state_tensors`` gave."""
+
+    # -- use -------------------------------------------------------------------------------------------------
+
+    def act(self, obs: Mapping[str, Any], key: Any = None, **options: Any) -> Any:
+        """Actions for a batch of observations: (N,) token ids."""
+        return self.policy.act(obs, key, **options)[0]
+
+    def evaluate(self, envs: Any = None, episodes: int | None = None, **options: Any) -> Evaluation:
+        """Play ``episodes`` on ``envs`` (default ``eval_envs``, then ``envs``); nothing learns."""
+        envs = envs if envs is not None else self.eval_envs if self.eval_envs is not None else self.envs
+        if envs is None:
+            raise ValueError("evaluate needs envs=, got None and the agent has no eval_envs")
+        options = {"metric_fn": self.metric_fn, "reference": self.reference, **options}
+        with self.engine.gathered():
+            return evaluate(self.policy, envs, episodes or self.config.eval_episodes, **options)
+
+    def first_evaluation(self) -> Evaluation:
+        """The evaluation before anything is learned: made once, however many callbacks ask for it."""
+        if self.before is None:
+            self.before = self.evaluate()
+        return self.before
+
+    def save_policy(self, path: Path) -> None:
+        """Write the part of a checkpoint that ``LanguagePolicy.load`` and plain transformers read."""
+        self.policy.save(path, reference=self.reference is not None)
+
+    def restore_policy(self, path: Path) -> None:
+        """Give the policy, made as the saved one had been, what ``save_policy`` wrote."""
+        if isinstance(self.policy, LanguagePolicy):
+            restore_policy(self.policy, path)
+        else:
+            self.policy.load_state_dict(self.policy_class.load(path).state_dict())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write model, heads, optimizer, counters and settings into a folder; every process calls it."""
+        save_agent(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Rebuild an agent from ``save``'s folder; ``envs``, ``dataset`` and the like are given anew."""
+        return load_agent(cls, path, **kwargs)

@@ -1,0 +1,67 @@
+"""What an agent is made of, checked before a model is loaded: environments, tokenizer, callbacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textenv.envs.vector_env import TextVectorEnv
+from textenv.utils.checks import check_dict
+from textenv.utils.names import shown
+
+
+def check_config(config: Any, config_class: type) -> None:
+    """Refuse settings of another kind.
+
+    Raises:
+        TypeError: if they are no ``config_class``.
+    """
+    if config is not None and not isinstance(config, config_class):
+        raise TypeError(f"config must be a {config_class.__name__}, got {type(config).__name__}")
+
+
+def check_sources(agent: Any, envs: Any, eval_envs: Any, dataset: Any, rollouts: Any) -> None:
+    """Refuse what an agent cannot learn from.
+
+    Args:
+        agent: the agent that is made.
+        envs: None or a native vector environment; an online agent needs it.
+        eval_envs: None or a native vector environment.
+        dataset: an offline agent needs it.
+        rollouts: None for an offline agent.
+
+    Raises:
+        TypeError: if an environment is none.
+        ValueError: if what the agent needs is missing, or it has no use for ``rollouts``.
+    """
+    name = type(agent).__name__
+    if agent.online and envs is None:
+        raise ValueError(f"{name} learns online and needs envs=, got None")
+    if not agent.online and dataset is None:
+        raise ValueError(f"{name} learns offline and needs dataset=, got None")
+    if not agent.online and rollouts is not None:
+        raise ValueError(f"{name} learns offline, rollouts must be None, got {rollouts!r}")
+    why = getattr(agent, "cannot", {}).get("rollouts")
+    if rollouts is not None and why is not None:
+        raise ValueError(f"{name} takes no rollouts=: {why}; got {shown(rollouts)}")
+    for argument, given in (("envs", envs), ("eval_envs", eval_envs)):
+        base = getattr(given, "unwrapped", given)
+        if given is not None and not isinstance(base, TextVectorEnv):
+            raise TypeError(
+                f"{argument} must be a native vector environment (gym.make_vec without vectorization_mode), "
+                f"got {type(base).__name__}"
+            )
+
+
+def check_options(tokenizer: Any, callbacks: Any, metric_fn: Any, policy_kwargs: Any) -> None:
+    """Refuse arguments of another kind.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    if tokenizer is not None and not hasattr(tokenizer, "decode"):
+        raise TypeError(f"tokenizer must be a transformers tokenizer, got {shown(tokenizer)}")
+    if isinstance(callbacks, str) or not hasattr(callbacks, "__iter__"):
+        raise TypeError(f"callbacks must be a list of callbacks, got {shown(callbacks)}")
+    if metric_fn is not None and not callable(metric_fn):
+        raise TypeError(f"metric_fn must be a function, got {shown(metric_fn)}")
+    check_dict("policy_kwargs", policy_kwargs)

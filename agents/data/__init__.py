@@ -1,0 +1,1 @@
+"""What losses learn from: episodes, preferences and ratings as batches."""

@@ -1,0 +1,1 @@
+"""Several processes: rank, collectives, and each process's rows of a batch."""

@@ -1,0 +1,239 @@
+"""Several processes as one: a few primitives, each of which does nothing in a process that is alone.
+
+``accelerate launch`` (or ``torchrun``) starts W processes that run the same script. They hold the same batch
+and the same weights and take the same decisions; what is expensive (playing, scoring, forward and backward
+passes) each does for its share of the rows (``agents.distributed.batch_sharding``). Tensors of the model
+travel by accelerate's backend, NCCL between GPUs; everything else through the processors' memory, by gloo.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypedDict, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for the others, whose responses may be longer, before it takes them for dead."""
+_BUCKET = 2**25
+"""Elements that are reduced in one go."""
+_host: Any = None
+
+
+class PeerError(RuntimeError):
+    """Another process failed; the message says which, and how."""
+
+
+def start() -> None:
+    """Join the processes that a launcher started, if one did; the first agent of a process calls this."""
+    global _host
+    if _host is not None or not dist.is_available():
+        return
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+            return
+        from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
+
+        PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        atexit.register(_stop)
+    _host = dist.new_group(backend="gloo", timeout=PATIENCE)
+    if not is_main():
+        warnings.simplefilter("ignore", UserWarning)  # process 0 says the same
+
+
+def _stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """W, the number of processes."""
+    return dist.get_world_size() if _host is not None else 1
+
+
+def rank() -> int:
+    """Number of this process, 0 <= r < W."""
+    return dist.get_rank() if _host is not None else 0
+
+
+class Place(TypedDict):
+    """Which process this is."""
+
+    rank: int
+    """r, 0 <= r < W."""
+    world_size: int
+    """W."""
+
+
+def place() -> Place:
+    """Rank and world size, as ``textenv.rollout.collect`` takes them."""
+    return Place(rank=rank(), world_size=world_size())
+
+
+def alone() -> bool:
+    """Whether this is the only process."""
+    return world_size() == 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that logs and writes: process 0."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if not alone():
+        gather(None)
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU if there is one."""
+    if torch.cuda.is_available() and not alone():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+# -- objects and numbers -------------------------------------------------------------------------------------
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, in the order of their numbers."""
+    if alone():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_host)
+    return values
+
+
+def broadcast(value: T) -> T:
+    """Process 0's value."""
+    if alone():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_host)
+    return box[0]
+
+
+def first(value: T | None) -> T | None:
+    """The first value that is not None, in the order of the processes; None if no process has one."""
+    return next((found for found in gather(value) if found is not None), None)
+
+
+def total(*numbers: float) -> list[float]:
+    """Sums over the processes, the same in each to the last bit."""
+    if alone():
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(sums, group=_host)
+    return sums.tolist()
+
+
+def largest(*numbers: float) -> list[float]:
+    """Maxima over the processes."""
+    if alone():
+        return list(numbers)
+    values = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX, group=_host)
+    return values.tolist()
+
+
+@contextmanager
+def joined(what: str) -> Iterator[None]:
+    """Around what a process does by itself: if one process fails in it, all raise, and none waits for ever.
+
+    Raises:
+        PeerError: at the end of the block, if another process failed in it.
+    """
+    if alone():
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        gather(f"{type(error).__name__}: {error}")
+        raise
+    for number, said in enumerate(gather(None)):
+        if said is not None:
+            raise PeerError(f"{what} failed in process {number}: {said}")
+
+
+# -- tensors -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def reduce_gradients(parameters: Sequence[nn.Parameter], bad: bool = False) -> bool:
+    """Sum the gradients over the processes, in place.
+
+    A parameter that has a gradient in some processes only (an expert that was not asked) counts as zero in
+    the others. Gradients of sharded parameters were summed in the backward pass and are left alone.
+
+    Args:
+        parameters: the same in every process, in the same order.
+        bad: whether this process found something wrong.
+
+    Returns:
+        Whether any process did; then the gradients are as they were.
+    """
+    if alone():
+        return bad
+    own = [p for p in parameters if not is_sharded(p)]
+    flags = torch.tensor([bad, *(p.grad is not None for p in own)], dtype=torch.uint8)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=_host)
+    if flags[0]:
+        return True
+    used = [p for p, flag in zip(own, flags[1:].tolist(), strict=True) if flag]
+    for parameter in used:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    reduce_sum([p.grad for p in used if p.grad is not None])
+    return False
+
+
+def reduce_sum(tensors: Iterable[Tensor]) -> None:
+    """Sum tensors over the processes, in place, in flat buckets of one type each."""
+    if alone():
+        return
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in [*tensors, None]:
+        if bucket and (tensor is None or size + tensor.numel() > _BUCKET or tensor.dtype != bucket[0].dtype):
+            flat = torch.cat([part.reshape(-1) for part in bucket])
+            dist.all_reduce(flat)
+            for part, summed in zip(bucket, flat.split([part.numel() for part in bucket]), strict=True):
+                part.copy_(summed.view_as(part))
+            bucket, size = [], 0
+        if tensor is not None:
+            bucket.append(tensor)
+            size += tensor.numel()
+
+
+@torch.no_grad()
+def equalize(module: nn.Module) -> None:
+    """Give every process process 0's parameters and buffers."""
+    if not alone():
+        for tensor in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(tensor.data, src=0)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of the tensor."""
+    if alone():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def whole_tensor(tensor: Any) -> Tensor:
+    """The whole of a tensor, from all processes if this one holds a part; every process calls it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor

@@ -1,0 +1,105 @@
+"""How per-token losses become one number: registered functions, by name in an agent's settings.
+
+An aggregation is ``fn(values, mask, totals) -> scalar``; ``totals`` are the denominators of the whole
+optimizer step, so the results of its micro-batches add up. Shape letters: B episodes, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from textenv.agents.data.batch import Totals
+from textenv.agents.losses.policy_gradient import masked_sum, own
+from textenv.utils.names import nearest, registrar
+
+
+class AggregationFunction(Protocol):
+    """What can be registered."""
+
+    def __call__(self, values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+        """A scalar from (B, L) losses, (B, L) bool own tokens, and the step's denominators."""
+
+
+AGGREGATIONS: dict[str, AggregationFunction] = {}
+"""Name -> fn(values (B, L), mask (B, L) bool, totals) -> scalar."""
+
+
+def register_aggregation(name: str) -> Callable[[AggregationFunction], AggregationFunction]:
+    """Decorator: make an aggregation known by ``name``.
+
+    Raises:
+        ValueError: if the name is malformed or taken.
+
+    Example:
+        >>> import torch
+        >>> @register_aggregation("square-root-of-length")
+        ... def by_root(values, mask, totals):
+        ...     lengths = mask.sum(-1).clamp_min(1)
+        ...     return (own(values, mask).sum(-1) / lengths.sqrt()).sum() / totals.episodes
+        >>> values, mask = torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool)
+        >>> float(aggregate(values, mask, "square-root-of-length"))
+        2.0
+        >>> del AGGREGATIONS["square-root-of-length"]
+    """
+    return registrar("aggregation", name, AGGREGATIONS)
+
+
+def get_aggregation(name: str) -> AggregationFunction:
+    """The aggregation called ``name``.
+
+    Raises:
+        ValueError: if there is none; the error lists the known ones, the nearest first.
+    """
+    if name not in AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {name!r}; {nearest(name, AGGREGATIONS)}")
+    return AGGREGATIONS[name]
+
+
+def aggregate(values: Tensor, mask: Tensor, how: str = "token-mean", totals: Totals | None = None) -> Tensor:
+    """Reduce per-token losses to a scalar by the aggregation called ``how``: (B, L) -> scalar.
+
+    Args:
+        values: (B, L) per-token losses.
+        mask: (B, L) bool, own tokens.
+        how: name of the aggregation.
+        totals: denominators of the whole optimizer step; None = these episodes are all of it.
+
+    Raises:
+        ValueError: if the name is unknown, or the aggregation needs a number that ``totals`` lacks.
+    """
+    if totals is None:
+        totals = Totals(tokens=max(1.0, float(mask.sum())), episodes=max(1.0, float(mask.any(-1).sum())))
+    return get_aggregation(how)(values, mask, totals)
+
+
+@register_aggregation("dapo")
+@register_aggregation("token-mean")
+def token_mean(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+    """Every own token of the step weighs the same (DAPO, Yu et al. 2025, section 3.3)."""
+    return masked_sum(values, mask) / totals.tokens
+
+
+@register_aggregation("grpo")
+@register_aggregation("sequence-mean")
+def sequence_mean(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+    """Mean over episodes of the mean over their own tokens (GRPO, Shao et al. 2024, eq. 3)."""
+    lengths = mask.sum(-1).clamp_min(1)
+    return (own(values, mask).sum(-1) / lengths).sum() / totals.episodes
+
+
+@register_aggregation("dr_grpo")
+@register_aggregation("constant")
+def constant(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+    """Sum over own tokens / (episodes x tokens of the longest response allowed) (Dr. GRPO, Liu et al. 2025).
+
+    Raises:
+        ValueError: if ``totals`` does not say how long a response may be.
+    """
+    if totals.longest is None:
+        raise ValueError(
+            "aggregation 'constant' needs totals.longest, the most tokens of a response; got None"
+        )
+    return masked_sum(values, mask) / (totals.episodes * totals.longest)

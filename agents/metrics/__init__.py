@@ -1,1 +1,0 @@
-"""Metrics of generated texts, by name: diversity, likeness to references, perplexity."""

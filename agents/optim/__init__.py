@@ -1,0 +1,1 @@
+"""One optimizer step: optimizers, micro-batches, backends for whole and sharded weights."""

@@ -1,1 +1,0 @@
-"""Several processes as one: primitives, shares of a batch, weights in parts, DeepSpeed's engine."""

@@ -1,0 +1,383 @@
+"""The pipeline of RLHF in one call: supervised fine-tuning, reward model (and judge), reinforcement learning.
+
+run_dir/
+    pipeline.json           settings
+    sft/ reward-model/ judge/ rl/
+        stage.json          what the stage was made from; when it is finished also its figures
+        model/              what the stage made
+        metrics.jsonl, checkpoints/, ...
+    results.json            before and after, with people's own texts beside them
+    tables/samples.jsonl    the same prompts before and after
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textenv.agents.checkpointing.fresh_start import fresh_start
+from textenv.agents.checkpointing.needs import check_writable
+from textenv.agents.checkpointing.run_folder import RunFolder
+from textenv.agents.distributed import process_group
+from textenv.agents.distributed.devices import device_kwargs
+from textenv.agents.evaluation.before_after import BeforeAfter, compare
+from textenv.agents.pipeline.checks import check_needs
+from textenv.agents.pipeline.config import STAGES, DataConfig, PipelineConfig
+from textenv.agents.pipeline.data import budget_of, divided, make_envs, task_of
+from textenv.agents.pipeline.hacking_watch import BEST, RewardHackingWatch
+from textenv.agents.pipeline.stages import Stage, StageError, StageFolders, write
+from textenv.agents.policies.language_policy import LanguagePolicy
+from textenv.agents.ppo import PPO
+from textenv.agents.reports.recorder import report_at_end
+from textenv.agents.reward_model import RewardModelAgent
+from textenv.agents.settings.policy_options import PolicyOptions
+from textenv.agents.sft import SFT
+from textenv.data.sources import HELD_OUT_SHARE
+from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.pretrained import trusting
+from textenv.rewards.registry import reward_list
+from textenv.utils.files import atomic_file
+from textenv.utils.redaction import masked
+
+if TYPE_CHECKING:
+    from textenv.tasks.task import TaskData
+
+__all__ = [
+    "STAGES",
+    "DataConfig",
+    "Pipeline",
+    "PipelineConfig",
+    "PipelineResult",
+    "StageError",
+    "run_pipeline",
+]
+
+LEAST_REPETITION = 0.005
+"""Share of repeated trigrams that is never held against a policy: short texts of people have next to none."""
+
+
+@dataclass(kw_only=True)
+class PipelineResult:
+    """What ``run_pipeline`` returns."""
+
+    run_dir: Path
+    """The run's folder."""
+    stages: dict[str, dict[str, Any]]
+    """Stage -> its figures: ``seconds``, ``reused``, ``metrics``."""
+    comparison: BeforeAfter | None
+    """Before and after, if the last stage is there."""
+
+
+def run_pipeline(
+    config: PipelineConfig,
+    run_dir: str | os.PathLike[str],
+    *,
+    loggers: Sequence[Any] = ("rich",),
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> PipelineResult:
+    """Run the stages in ``run_dir``; finished ones made from the same settings are reused, others resumed.
+
+    Args:
+        config: settings.
+        run_dir: the run's folder.
+        loggers: of every stage, see ``textenv.agents.loggers.registry.make_loggers``.
+        overwrite: make stages anew whose folder was made from other settings, and drop what was in it.
+        trust_remote_code: whether code that comes with models may run, in every stage.
+
+    Raises:
+        StageError: if a stage's folder was made from other settings (it names them), or a stage that is not
+            run has left nothing to go on with, or a stage would have no data or model; if a launcher started
+            several processes.
+        ValueError: if data, a model, a reward, a split or a setting that any stage needs is not as it should
+            be. All this is found before the first stage begins.
+    """
+    process_group.start()
+    if not process_group.alone():
+        raise StageError(
+            f"a pipeline needs one process, got {process_group.world_size()}; its stages can be trained in "
+            "several, one by one: textenv sft, textenv reward-model, textenv train"
+        )
+    check_writable(folder := RunFolder(run_dir).path)
+    with trusting(trust_remote_code):
+        return Pipeline(config, folder, loggers=loggers, overwrite=overwrite).run()
+
+
+class Pipeline:
+    """The stages of a run; see ``run_pipeline``."""
+
+    def __init__(
+        self, config: PipelineConfig, run_dir: Path, *, loggers: Sequence[Any] = (), overwrite: bool = False
+    ) -> None:
+        from textenv.tasks.registry import make_task
+
+        self.config, self.run_dir, self.loggers, self.overwrite = config, run_dir, loggers, overwrite
+        name, self.task_kwargs = task_of(config)
+        self.task = make_task(name)
+        source = config.policy or config.model
+        if source is not None and self.task.takes("tokenizer"):
+            self.task_kwargs.setdefault("tokenizer", source)
+        self.data: TaskData = self.task.build("train", **self.task_kwargs)
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.folders = StageFolders(run_dir, config, overwrite=overwrite)
+
+    def planned(self) -> list[Stage]:
+        """The stages up to the last one asked for, without those whose model is given."""
+        cfg, feedback = self.config, self.data.feedback
+        last = max(STAGES.index(stage) for stage in cfg.stages)
+        # A scorer that begins as the policy's trunk is another one after another fine-tuning.
+        trunk = ("sft",) if feedback is None or feedback.make_scorer is None else ()
+        judged = cfg.judge_model is None and (cfg.data.judge is not None or feedback is not None)
+        watch = {name: getattr(cfg, name) for name in ("kl_limit", "repetition_limit", "stop_when_hacked")}
+        env = {name: cfg.to_dict()[name] for name in ("rewards", "num_envs", "max_new_tokens")}
+        given = [watch, env, cfg.rl_policy.to_dict(), cfg.policy, cfg.reward_model, cfg.judge_model]
+        pairs: list[Any] = [cfg.data.pairs, cfg.data.ratings, cfg.data.held_out]
+        judged_by: list[Any] = [cfg.data.judge, cfg.data.held_out]
+        if cfg.task is None or cfg.data.prompts is not None:
+            given += [self.task_kwargs["data"], self.task_kwargs["validation"]]
+        if cfg.data.eval_prompts is not None:
+            given.append(cfg.data.eval_prompts)
+        if cfg.data.validation_share != HELD_OUT_SHARE:
+            pairs.append(cfg.data.validation_share)
+            judged_by.append(cfg.data.validation_share)
+        stages = [
+            Stage("sft", cfg.sft, [cfg.model, cfg.data.sft, cfg.sft_policy.to_dict()]),
+            Stage("reward-model", cfg.reward, pairs, trunk),
+            Stage("judge", cfg.judge, judged_by, trunk),
+            Stage("rl", cfg.rl, given, STAGES[:3]),
+        ]
+        wanted = (cfg.policy is None, cfg.reward_model is None, judged, True)
+        return [stage for stage, want in zip(stages[: last + 1], wanted, strict=False) if want]
+
+    def run(self) -> PipelineResult:
+        """All stages up to the last one asked for; after the last of all, before and after.
+
+        What every stage needs is checked before the first one begins.
+        """
+        cfg, folders = self.config, self.folders
+        plan = {stage.name: stage for stage in self.planned()}
+        todo = [name for name, stage in plan.items() if folders.finished(stage) is None]
+        check_needs(self, todo, ends="rl" in plan)
+        with fresh_start(self.run_dir):
+            write(self.run_dir / "pipeline.json", masked(cfg.to_dict()))
+            return self.run_stages(plan)
+
+    def run_stages(self, plan: Mapping[str, Stage]) -> PipelineResult:
+        """The stages of a plan that was checked."""
+        cfg, result = self.config, PipelineResult(run_dir=self.run_dir, stages=self.figures, comparison=None)
+        last = max(STAGES.index(stage) for stage in cfg.stages)
+        policy = cfg.policy or self.stage(plan["sft"], self.fine_tune)
+        if last == 0:
+            return result
+        reward = cfg.reward_model or self.stage(
+            plan["reward-model"], lambda folder: self.score_model("reward-model", folder, policy)
+        )
+        if last == 1:
+            return result
+        judge = cfg.judge_model
+        if "judge" in plan:
+            judge = self.stage(plan["judge"], lambda folder: self.score_model("judge", folder, policy))
+        if last == 2:
+            return result
+        final = self.stage(plan["rl"], lambda folder: self.reinforce(folder, policy, reward, judge))
+        result.comparison = compare(
+            before=policy,
+            after=final,
+            envs=self.envs([reward_spec(reward)], split="validation"),
+            judge=None if judge is None else reward_spec(judge),
+            episodes=cfg.final_episodes,
+            seed=cfg.final_seed,
+            people=self.people(),
+        )
+        result.comparison.save(self.run_dir, stages=self.figures)
+        if cfg.rl.report:
+            report_at_end(self.run_dir)
+        return result
+
+    # -- the stages ------------------------------------------------------------------------------------------
+
+    def fine_tune(self, folder: Path) -> dict[str, float]:
+        """Supervised fine-tuning, or next-token pretraining of a model that begins with random weights."""
+        cfg, data = self.config, self.data
+        model, dataset = self.tuning_needs()
+        agent = SFT(
+            model,
+            dataset=dataset,
+            config=cfg.sft,
+            tokenizer=data.tokenizer,
+            policy_kwargs=self.policy_kwargs(cfg.sft_policy),
+            **self.common(folder),
+        )
+        result = agent.resume(missing="start")
+        agent.policy.save(folder / "model")
+        return {"nll": result.history[-1]["sft/nll"]} if result.history else {}
+
+    def tuning_needs(self) -> tuple[Any, Any]:
+        """Model and data of supervised fine-tuning.
+
+        Raises:
+            StageError: if there is none.
+        """
+        cfg, data = self.config, self.data
+        dataset: Any = cfg.data.sft
+        if dataset is None and data.texts and (cfg.model is None or data.make_demonstrations is None):
+            texts = list(data.texts)
+            dataset = EpisodeBatch.from_texts(
+                [""] * len(texts), texts, data.tokenizer, max_length=cfg.max_text_tokens
+            )
+        elif dataset is None:
+            dataset = data.demonstrations
+        if dataset is None:
+            raise StageError(
+                f"the task {self.task.name!r} has neither texts nor demonstrations; set data.sft (of pairs "
+                "the chosen side is cloned), or policy"
+            )
+        model = cfg.model or (None if data.model_config is None else data.model_config())
+        if model is None:
+            raise StageError(f"the task {self.task.name!r} has no model of its own; set model")
+        return model, dataset
+
+    def scoring_needs(self, name: str) -> tuple[dict[str, Any], Any]:
+        """Data of the reward model or the judge, and what it is held to.
+
+        Raises:
+            StageError: if there is none.
+        """
+        cfg, feedback = self.config, self.data.feedback
+        if name == "judge":
+            own = {"pairs": cfg.data.judge}
+            given = None if feedback is None else (feedback.judge, feedback.judge_held_out)
+        else:
+            own = {"pairs": cfg.data.pairs, "ratings": cfg.data.ratings}
+            given = None if feedback is None else (feedback.train, feedback.held_out)
+        train: dict[str, Any] = {kind: path for kind, path in own.items() if path is not None}
+        held_out: Any = cfg.data.held_out
+        if not train:
+            if given is None:
+                raise StageError(
+                    f"the task {self.task.name!r} has no human feedback; set data.pairs or data.ratings"
+                )
+            train, held_out = dict(given[0]), given[1] if held_out is None else held_out
+        elif held_out is None:
+            train, held_out = divided(train, cfg.data.validation_share)
+        return train, held_out
+
+    def score_model(self, name: str, folder: Path, policy: str) -> dict[str, float]:
+        """The reward model or the judge: on the task's own small scorer, or on the policy's trunk."""
+        cfg, feedback = self.config, self.data.feedback
+        settings = cfg.reward if name == "reward-model" else cfg.judge
+        train, held_out = self.scoring_needs(name)
+        model: Any = policy
+        tokenizer = None
+        if feedback is not None and feedback.make_scorer is not None:
+            model, tokenizer = feedback.make_scorer()
+        agent = RewardModelAgent(
+            model,
+            dataset=train,
+            eval_dataset=held_out,
+            config=settings,
+            tokenizer=tokenizer,
+            policy_kwargs=device_kwargs(cfg.device),
+            **self.common(folder),
+        )
+        agent.resume(missing="start")
+        agent.policy.save(folder / "model")
+        if agent.eval_dataset is None:
+            return {}
+        found = agent.evaluate()
+        with atomic_file(folder / "evaluation.json") as path:
+            path.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        return found.metrics
+
+    def reinforce(self, folder: Path, policy: str, reward: str, judge: str | None) -> dict[str, float]:
+        """PPO against the reward model, watched by the judge; the best policy by the judge is what counts."""
+        cfg = self.config
+        envs = self.envs([reward_spec(reward)], split="train")
+        eval_envs = self.envs([reward_spec(reward)], split="validation")
+        callbacks = []
+        if judge is not None:
+            people = self.people()
+            repetition = cfg.repetition_limit
+            if repetition is None and people is not None:
+                repetition = 2 * max(LEAST_REPETITION, BeforeAfter.repetition(people))
+            limits = {"objective/kl": cfg.kl_limit}
+            if repetition is not None:
+                limits["text/repetition"] = repetition
+            callbacks.append(
+                RewardHackingWatch(
+                    reward_spec(judge),
+                    proxy="reward-model",
+                    limits=limits,
+                    keep_best=True,
+                    action="stop" if cfg.stop_when_hacked else "warn",
+                )
+            )
+        agent = PPO(
+            policy,
+            envs=envs,
+            eval_envs=eval_envs,
+            config=cfg.rl,
+            callbacks=callbacks,
+            policy_kwargs=self.policy_kwargs(cfg.rl_policy),
+            **self.common(folder),
+        )
+        result = agent.resume(missing="start")
+        best = folder / BEST
+        source = LanguagePolicy.load(best) if best.is_dir() else agent.policy
+        source.save(folder / "model")
+        return dict(result.evaluation.metrics) if result.evaluation is not None else {}
+
+    # -- what they share -------------------------------------------------------------------------------------
+
+    def stage(self, stage: Stage, make: Callable[[Path], dict[str, float]]) -> str:
+        """Run a stage unless its folder holds what the same settings made; returns its model's folder."""
+        folder = self.run_dir / stage.name
+        known = self.folders.finished(stage)
+        if known is not None:
+            self.figures[stage.name] = {**known, "reused": True}
+            return str(folder / "model")
+        with fresh_start(folder):
+            self.folders.begin(stage)
+            started = time.perf_counter()
+            metrics = make(folder)
+            figures = {"seconds": time.perf_counter() - started, "reused": False, "metrics": metrics}
+            self.folders.end(stage, figures)
+        self.figures[stage.name] = figures
+        return str(folder / "model")
+
+    def common(self, folder: Path) -> dict[str, Any]:
+        """Arguments of every stage's agent."""
+        return {"run_dir": folder, "loggers": self.loggers}
+
+    def policy_kwargs(self, options: PolicyOptions) -> dict[str, Any]:
+        """Arguments of a stage's policy; a device of its own comes before the pipeline's."""
+        return device_kwargs(self.config.device) | options.kwargs()
+
+    def envs(self, rewards: Sequence[Any], *, split: str) -> Any:
+        """Environments of the task with these rewards, and those of the settings."""
+        own = reward_list(self.config.rewards)
+        return make_envs(
+            self.config, self.task, self.task_kwargs, [*rewards, *own], split=split, budget=self.budget
+        )
+
+    @cached_property
+    def budget(self) -> int | None:
+        """Token budget of a response; None is the task's. Of prompts of one's own it fits into the model."""
+        return budget_of(self.config, self.task, self.task_kwargs)
+
+    def people(self) -> EpisodeBatch | None:
+        """How people went on with the validation prompts, if the task has demonstrations."""
+        if self.config.data.eval_prompts is not None:
+            return None
+        return self.task.build("validation", **self.task_kwargs).demonstrations
+
+
+def reward_spec(model: str) -> list[Any]:
+    """How an environment uses a reward model's folder."""
+    return ["reward-model", {"model": model}]

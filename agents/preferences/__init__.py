@@ -1,1 +1,0 @@
-"""Learning from preferences: what a preference is made into, the losses, and the offline agents."""

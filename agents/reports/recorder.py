@@ -1,0 +1,155 @@
+"""What a run keeps for its report: evaluations before and after with their texts, and some episodes.
+
+run_dir/evaluations/before.json    the first evaluation: metrics, samples, score of each episode
+run_dir/evaluations/after.json     the latest one
+run_dir/evaluations/rollout.json   scores of the first episodes to learn from, which the policy wrote
+                                   before it learned anything (online agents)
+run_dir/episodes/first.json        per-token views of some episodes of the first iteration
+run_dir/episodes/last.json         the same of the latest iteration that was saved
+
+``textenv.agents.reports.report`` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textenv.agents.base.callbacks import Callback
+from textenv.agents.distributed import process_group
+from textenv.utils.files import atomic_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from textenv.agents.base.agent import Agent, TrainResult
+    from textenv.agents.evaluation.evaluator import Evaluation
+    from textenv.episodes.batch import EpisodeBatch
+
+EPISODES = 6
+"""Episodes that are kept token by token."""
+enabled = True
+"""Whether runs keep records and end with a report at all; the setting ``report`` says it for one agent."""
+
+
+class RunRecord(Callback):
+    """Keeps in the run's folder what its report shows, and writes the report when the run ends.
+
+    Every agent has one, behind its other callbacks. It does nothing without a ``run_dir``, or if the setting
+    ``report`` is off.
+    """
+
+    def on_start(self, agent: Agent) -> None:
+        """Evaluate the policy as it is before it learns."""
+        if not (enabled and agent.run_dir is not None and agent.config.report):
+            return
+        if agent.iteration == 0 and agent.eval_envs is not None:
+            found = agent.first_evaluation()  # in every process: they play it together
+            if process_group.is_main():
+                save_evaluation(found, self._place(agent, "evaluations/before.json"), 0)
+
+    def on_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
+        """Keep the latest evaluation."""
+        if self._wanted(agent):
+            save_evaluation(evaluation, self._place(agent, "evaluations/after.json"), agent.iteration)
+
+    def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> None:
+        """Keep the scores and some episodes of the first iteration."""
+        if self._wanted(agent) and agent.iteration == 1 and agent.last_batch is not None:
+            episodes = agent.last_batch.episodes
+            write_json(self._place(agent, "evaluations/rollout.json"), {"scores": scores_of(episodes)})
+            self._keep_episodes(agent, "first")
+
+    def on_checkpoint(self, agent: Agent, path: Path) -> None:
+        """Keep some episodes of this iteration."""
+        if self._wanted(agent):
+            self._keep_episodes(agent, "last")
+
+    def on_end(self, agent: Agent, result: TrainResult) -> None:
+        """Write the report."""
+        if self._wanted(agent):
+            assert agent.run_dir is not None
+            report_at_end(agent.run_dir)
+
+    def keep_last(self, agent: Agent, evaluation: Evaluation) -> None:
+        """Keep an evaluation that was made when the run had ended, and write the report again."""
+        if self._wanted(agent):
+            assert agent.run_dir is not None
+            self.on_evaluation(agent, evaluation)
+            report_at_end(agent.run_dir)
+
+    @staticmethod
+    def _wanted(agent: Agent) -> bool:
+        return enabled and agent.run_dir is not None and agent.config.report and process_group.is_main()
+
+    @staticmethod
+    def _place(agent: Agent, name: str) -> Path:
+        assert agent.run_dir is not None
+        return agent.run_dir / name
+
+    def _keep_episodes(self, agent: Agent, name: str) -> None:
+        from textenv.agents.reports.tokens import save_views, training_views
+
+        if agent.last_batch is not None and agent.tokenizer is not None:
+            views = training_views(agent.last_batch, agent.tokenizer, count=EPISODES)
+            save_views(views, self._place(agent, f"episodes/{name}.json"), iteration=agent.iteration)
+
+
+def report_at_end(run_dir: Path) -> None:
+    """Write the report of a run that has come to its end; that it can't be written costs no training.
+
+    Warns:
+        UserWarning: if it can't be written.
+    """
+    if not enabled:
+        return
+    from textenv.agents.reports.report import write_report
+
+    try:
+        write_report(run_dir)
+    except Exception as error:
+        warnings.warn(
+            f"the report of {run_dir} could not be written ({type(error).__name__}: {error}); the run itself "
+            "is complete, and textenv report tries again",
+            stacklevel=2,
+        )
+
+
+def save_evaluation(evaluation: Any, path: Path, iteration: int) -> None:
+    """Write what an evaluation found as JSON, with the iteration, and each episode's score and prompt."""
+    content = {"iteration": iteration, **evaluation.to_dict()}
+    episodes = getattr(evaluation, "episodes", None)  # reward models are evaluated on data, not by playing
+    if episodes is not None:
+        content["scores"] = scores_of(episodes)
+    write_json(path, content)
+
+
+def scores_of(episodes: EpisodeBatch) -> dict[str, list[Any]]:
+    """Score of each of the B episodes (return less KL penalties), and which prompt it belongs to."""
+    return {"prompt_index": episodes.prompt_index.tolist(), "score": scores(episodes).tolist()}
+
+
+def scores(episodes: EpisodeBatch) -> Tensor:
+    """What the texts were paid, without the penalties for departing from the reference: (B,)."""
+    penalties = [term for name, term in episodes.reward_terms.items() if name.split("#")[0] == "kl"]
+    return episodes.returns - sum((term.sum(-1) for term in penalties), episodes.returns * 0.0)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, the file whole; numbers that are not finite are null."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(_finite(content), allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

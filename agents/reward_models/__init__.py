@@ -1,1 +1,0 @@
-"""Reward models: their data, losses, training and evaluation."""

@@ -1,0 +1,74 @@
+"""The Monte Carlo critic: its loss by loops, gradients of any split, and a probe that it solves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from textenv.agents.data.batch import TrainingBatch
+from textenv.agents.monte_carlo import MonteCarloConfig, MonteCarloCritic
+from textenv.tasks.letters import letter_tokenizer
+from textenv.tasks.models import small_gpt2
+from textenv.tasks.registry import make_task
+
+TOKENIZER = letter_tokenizer("abcd")
+DATA = make_task("probe-end").build(per_token=True).demonstrations.select(slice(0, 32))
+
+
+def make(**settings: Any) -> MonteCarloCritic:
+    model = small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32)
+    options = {"policy_kwargs": {"dtype": torch.float64}, "tokenizer": TOKENIZER}
+    agent = MonteCarloCritic(model, dataset=DATA, config=MonteCarloConfig(**settings), **options)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in agent.policy.heads.parameters():
+        parameter.data.normal_(0.0, 0.5, generator=generator)
+    agent.policy.invalidate()
+    return agent
+
+
+def test_the_loss_by_loops() -> None:
+    agent = make(gamma=0.9, awac_coef=0.7, awac_beta=0.5, cql_coef=0.3)
+    batch = TrainingBatch(DATA.select(slice(0, 6)))
+    loss, stats = agent.loss(batch, agent.totals(batch))
+    episodes, heads, policy = batch.episodes, agent.policy.heads, agent.policy
+    with torch.no_grad():
+        out = policy(episodes, hidden=True)
+    q_loss = value_loss = awac = cql = 0.0
+    for row in range(6):
+        columns = episodes.action_mask[row].nonzero().flatten().tolist()
+        for place, column in enumerate(columns):
+            later = enumerate(columns[place:])
+            target = sum(0.9**k * float(episodes.rewards[row, other]) for k, other in later)
+            state, action = out.hidden[row, column - 1], int(episodes.input_ids[row, column])
+            value = heads.v_head(state).item()
+            least = min(q(state)[action].item() for q in heads.target_q_heads)
+            q_loss += sum((q(state)[action].item() - target) ** 2 for q in heads.q_heads)
+            cql -= sum(q(state).log_softmax(-1)[action].item() for q in heads.q_heads)
+            value_loss += (value - target) ** 2
+            weight = float(torch.tensor(0.5 * (least - value)).exp())
+            awac -= weight * float(out.log_probs[row, column])
+    assert not any(value.requires_grad for value in stats.values())
+    tokens = int(episodes.action_mask.sum())
+    expected = {"q_loss": q_loss, "value_loss": value_loss, "awac_loss": awac, "cql_loss": cql}
+    for name, value in expected.items():
+        assert float(stats[f"monte_carlo/{name}"]) == pytest.approx(value / tokens, rel=1e-5)
+    total = q_loss + value_loss + 0.7 * awac + 0.3 * cql
+    assert loss.item() == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_the_gradient_does_not_depend_on_the_split() -> None:
+    gradients = []
+    for max_tokens in (10_000, 40):
+        agent = make(max_tokens_per_microbatch=max_tokens, max_grad_norm=None, cql_coef=0.3, awac_beta=0.5)
+        agent.optimizer.register_step_pre_hook(
+            lambda *_, agent=agent: gradients.append(torch.cat([p.grad.flatten() for p in agent.parameters]))
+        )
+        agent.step(TrainingBatch(DATA))
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-8)
+
+
+def test_the_expectile_is_the_mean() -> None:
+    with pytest.raises(ValueError, match=r"expectile must be 0.5 for Monte Carlo returns, got 0.7"):
+        MonteCarloConfig(expectile=0.7)

@@ -1,0 +1,61 @@
+"""Prompts of records, and the columns beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textenv.data.record_warnings import Repeats
+from textenv.data.records import ColumnBlock, Records
+from textenv.prompts.columns import Column, Columns
+
+
+def read_prompts(
+    records: Records, *, limit: int | None = None, open_turns: bool = False, alike: bool = False
+) -> tuple[Column, dict[str, Column]]:
+    """The prompts and all other columns.
+
+    Args:
+        records: with the column ``prompt`` (text or messages), or ``messages`` (if the assistant speaks last,
+            that turn is left off).
+        limit: read only the first so many records.
+        open_turns: leave off the assistant's last turn of messages in ``prompt``, too.
+        alike: refuse texts beside messages.
+
+    Raises:
+        ValueError: naming the place, if a prompt is missing or empty.
+        TypeError: naming the place, if a prompt has the wrong type.
+
+    Warns:
+        UserWarning: if prompts repeat, with their number.
+    """
+    by_messages = "prompt" not in records.columns and "messages" in records.columns
+    name = "messages" if by_messages else "prompt"
+    prompts, others, seen = Column(), Columns(), Repeats(records.name, "prompt")
+    is_text: bool | None = None
+    for block in records.require(name).blocks(limit):
+        found = block.columns.pop(name)
+        if set(map(type, found)) != {str} or (alike and is_text is False):
+            for i, prompt in enumerate(found):
+                if open_turns or by_messages:
+                    found[i] = _opened(prompt, block, i)
+                is_text = isinstance(prompt, str) if is_text is None else is_text
+                if alike and isinstance(prompt, str) != is_text:
+                    kind = type(prompt).__name__
+                    raise TypeError(
+                        f"{block.place(i)}: prompts must be all texts or all messages, got {kind}"
+                    )
+        is_text = isinstance(found[0], str) if is_text is None else is_text
+        prompts.extend(found)
+        seen.extend(found)
+        others.extend(block.columns, block.count)
+    seen.warn(stacklevel=4)
+    return prompts, others.values
+
+
+def _opened(prompt: Any, block: ColumnBlock, i: int) -> Any:
+    """A conversation without the assistant's last turn, which is what the policy is to write."""
+    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
+        return prompt
+    if len(prompt) == 1:
+        raise ValueError(f"{block.place(i)}: messages hold the assistant's turn alone, so there is no prompt")
+    return prompt[:-1]

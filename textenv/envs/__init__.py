@@ -1,0 +1,1 @@
+"""The environment: vectorized text generation, and the view of a single row."""

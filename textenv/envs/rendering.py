@@ -1,0 +1,66 @@
+"""How a row looks to a person. Generated text is untrusted: control characters never reach the terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+from textenv.envs.picture import draw
+from textenv.episodes.texts import split_texts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from textenv.envs.rows import Rows
+
+RENDER_MODES = ("ansi", "human", "rgb_array")
+RENDER_FPS = 10
+
+
+def printable(text: str) -> str:
+    r"""Make text safe to print on one line: control and format characters appear escaped.
+
+    >>> printable("a\x1b[31mb\nc")
+    'a\\x1b[31mb\\nc'
+    """
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else c
+        for c in text
+    )
+
+
+def render_row(
+    tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
+) -> str:
+    """One row as a line: ticket, prompt, response so far, what each reward term has paid."""
+    header, prompt, response, footer = _parts(tokenizer, rows, row, reward_terms)
+    if not int(rows.prompt_lengths[row]):
+        return header
+    ticket, _, state = header.partition(" ")
+    return f"{ticket} {prompt} | {response}" + "".join(f"  {part}" for part in (state, footer) if part)
+
+
+def render_picture(
+    tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
+) -> np.ndarray:
+    """The same as a picture, (H, W, 3) uint8; see ``textenv.envs.picture``."""
+    return draw(*_parts(tokenizer, rows, row, reward_terms))
+
+
+def _parts(
+    tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
+) -> tuple[str, str, str, str]:
+    """Ticket and state, prompt, response, what was paid."""
+    split, steps = int(rows.prompt_lengths[row]), int(rows.steps[row])
+    if not split:
+        return "(no episode)", "", "", ""
+    ids = rows.tokens[row].tolist()
+    ids = ids[: split + steps]
+    parts = split_texts([ids], [split], tokenizer, skip_special_tokens=False)[0]
+    prompt, response = (printable(part) for part in parts)
+    terms = "  ".join(f"{printable(name)}={value:+.3f}" for name, value in reward_terms.items())
+    state = "" if bool(rows.active[row]) else " (over)"
+    return f"[{int(rows.tickets[row])}]{state}", prompt, response, terms

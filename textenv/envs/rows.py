@@ -1,0 +1,183 @@
+"""The N rows of a running environment as device tensors, and copies of some of them as texts.
+
+Shape letters: N rows, n of them, L tokens of a row, T response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from textenv.episodes.batch import EpisodeBatch
+
+if TYPE_CHECKING:
+    from textenv.prompts.prompt_set import PromptSet
+
+
+@dataclass
+class Texts:
+    """A copy of n rows: what each of them had written; later steps do not change it."""
+
+    tokens: Tensor
+    """(n, L) int64: prompt, response so far, padding."""
+    prompt_lengths: Tensor
+    """(n,) int64."""
+    steps: Tensor
+    """(n,) int64: response tokens so far, t."""
+    tickets: Tensor
+    """(n,) int64: episode number."""
+    prompt_index: Tensor
+    """(n,) int64: index into the prompt set."""
+
+    @staticmethod
+    def join(parts: Sequence[Texts]) -> Texts:
+        """Copies below each other."""
+        return Texts(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Texts)})
+
+    def replace(self, at: Tensor, texts: Texts) -> None:
+        """Put m other texts in the places ``at`` (m,)."""
+        for f in fields(self):
+            getattr(self, f.name).index_copy_(0, at, getattr(texts, f.name))
+
+    @property
+    def lengths(self) -> Tensor:
+        """(n,) int64: tokens of prompt and response."""
+        return self.prompt_lengths + self.steps
+
+    def action_mask(self, width: int) -> Tensor:
+        """Where the response stands in the first ``width`` columns: (n, width) bool."""
+        columns = torch.arange(width, device=self.tokens.device)
+        return (columns >= self.prompt_lengths.unsqueeze(-1)) & (columns < self.lengths.unsqueeze(-1))
+
+    def to_columns(self, by_step: Tensor, width: int) -> Tensor:
+        """Move numbers kept by step to token columns: (n, T) -> (n, width), 0 where there is no action."""
+        columns = torch.arange(width, device=self.tokens.device)
+        step = (columns - self.prompt_lengths.unsqueeze(-1)).clamp(0, by_step.shape[1] - 1)
+        return by_step.gather(1, step).masked_fill_(~self.action_mask(width), 0)
+
+    def to_batch(
+        self,
+        prompts: PromptSet,
+        sampling: dict[str, Any],
+        by_step: dict[str, Tensor] | None = None,
+        terms_by_step: dict[str, Tensor] | None = None,
+        **per_episode: Tensor,
+    ) -> EpisodeBatch:
+        """The texts as episodes, trimmed to the longest.
+
+        Args:
+            prompts: where the columns for ``extras`` come from.
+            sampling: for ``EpisodeBatch.sampling``.
+            by_step: field of the batch -> (n, T) by step.
+            terms_by_step: reward term -> (n, T) by step.
+            per_episode: further fields, (n,) each.
+        """
+        width = int(self.lengths.max()) if len(self.lengths) else 0
+        attention_mask = torch.arange(width, device=self.tokens.device) < self.lengths.unsqueeze(-1)
+        return EpisodeBatch(
+            # Padding is 0 in every batch, so batches do not differ by how they were put together.
+            input_ids=self.tokens[:, :width] * attention_mask,
+            attention_mask=attention_mask,
+            prompt_lengths=self.prompt_lengths,
+            action_mask=self.action_mask(width),
+            episode_id=self.tickets,
+            prompt_index=self.prompt_index,
+            extras=prompts.extras(self.prompt_index.tolist()) if prompts.columns else {},
+            sampling=dict(sampling),
+            check=False,
+            reward_terms={name: self.to_columns(v, width) for name, v in (terms_by_step or {}).items()},
+            **{name: self.to_columns(v, width) for name, v in (by_step or {}).items()},
+            **per_episode,
+        )
+
+
+class Rows:
+    """N rows of at most L tokens, updated in place: no step allocates more than the copies it gives away.
+
+    Args:
+        num_rows: N.
+        max_length: L.
+        max_steps: T, the most response tokens.
+        pad_token_id: what stands right of a text.
+        device: where the tensors live.
+    """
+
+    def __init__(
+        self, num_rows: int, max_length: int, max_steps: int, pad_token_id: int, device: torch.device
+    ) -> None:
+        def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.full(shape, value, dtype=dtype, device=device)
+
+        self._length = max_length
+        self._pad = pad_token_id
+        # One column more than a text can have: rows that do not act write there, so all rows write alike.
+        self._tokens = full(pad_token_id, num_rows, max_length + 1)
+        self._attention_mask = full(0, num_rows, max_length + 1, dtype=torch.int8)
+        self.prompt_lengths = full(0, num_rows)
+        """(N,) int64."""
+        self.steps = full(0, num_rows)
+        """(N,) int64: tokens chosen so far, t."""
+        self.active = full(0, num_rows, dtype=torch.bool)
+        """(N,) bool: the row waits for an action. False for parked and for finished rows."""
+        self.tickets = full(-1, num_rows)
+        """(N,) int64: episode number, -1 before the first."""
+        self.prompt_index = full(-1, num_rows)
+        """(N,) int64: index into the prompt set."""
+        self.keys = full(0, num_rows, max_steps + 1)
+        """(N, T + 1) int64: the noise key of every step, hashed once an episode instead of once a step."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """(N, L) int64: prompt, response so far, padding. A view."""
+        return self._tokens[:, : self._length]
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(N, L) int8: 1 on tokens. A view."""
+        return self._attention_mask[:, : self._length]
+
+    def key(self) -> Tensor:
+        """(N,) int64: the noise key of each row's next draw."""
+        return self.keys.gather(1, self.steps.unsqueeze(-1)).squeeze(-1)
+
+    def append(self, chosen: Tensor, acting: Tensor) -> None:
+        """Append the tokens ``chosen`` (N,) to the rows where ``acting`` (N,) is True."""
+        at = torch.where(acting, self.prompt_lengths + self.steps, self._length).unsqueeze(-1)
+        self._tokens.scatter_(1, at, chosen.unsqueeze(-1))
+        self._attention_mask.scatter_(1, at, 1)
+        self.steps += acting
+
+    def place(self, rows: Tensor, ids: Tensor, attention_mask: Tensor, **state: Tensor) -> None:
+        """Start new episodes.
+
+        Args:
+            rows: (n,) int64.
+            ids: (n, width) int64 prompts, right-padded.
+            attention_mask: (n, width) int8.
+            state: n values each for ``prompt_lengths``, ``tickets``, ``prompt_index`` and ``keys``.
+        """
+        width = ids.shape[1]
+        self._tokens[:, width:].index_fill_(0, rows, self._pad)
+        self._tokens[:, :width].index_copy_(0, rows, ids)
+        self._attention_mask[:, width:].index_fill_(0, rows, 0)
+        self._attention_mask[:, :width].index_copy_(0, rows, attention_mask)
+        self.steps.index_fill_(0, rows, 0)
+        self.active.index_fill_(0, rows, True)
+        for name, value in state.items():
+            getattr(self, name).index_copy_(0, rows, value)
+
+    def clear(self) -> None:
+        """Empty all rows."""
+        self._tokens.fill_(self._pad)
+        for tensor in (self._attention_mask, self.prompt_lengths, self.steps, self.active, self.keys):
+            tensor.zero_()
+        for tensor in (self.tickets, self.prompt_index):
+            tensor.fill_(-1)
+
+    def take(self, rows: Tensor) -> Texts:
+        """A copy of ``rows`` (n,) int64."""
+        return Texts(**{f.name: getattr(self, f.name).index_select(0, rows) for f in fields(Texts)})

@@ -1,0 +1,96 @@
+"""When an episode ends: at a stop token, a stop string or the token budget, all rows judged at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textenv.envs.rows import Rows
+from textenv.envs.stop_strings import StopStrings
+from textenv.envs.token_constraints import Legality
+
+_PLAIN, _STOP, _MAYBE, _OUTSIDE = range(4)
+
+
+class Verdict(NamedTuple):
+    """What the chosen tokens do, (N,) bool each; all False for rows that do not act."""
+
+    terminated: Tensor
+    """A stop token or stop string ends the text."""
+    truncated: Tensor
+    """The budget is used up, and nothing else ended the text."""
+    done_rows: np.ndarray
+    """(F,) int64: the rows whose text ended, on the host."""
+
+
+class Endings:
+    """Tells what a chosen token does by a table over the vocabulary, so that a step is a lookup.
+
+    Args:
+        legality: vocabulary, stop tokens and ``min_new_tokens``.
+        stop_strings: strings that end a text.
+        max_new_tokens: the budget T.
+        device: where rows and tokens live.
+    """
+
+    def __init__(
+        self, legality: Legality, stop_strings: StopStrings, max_new_tokens: int, device: torch.device
+    ) -> None:
+        self._legality = legality
+        self._strings = stop_strings
+        self._last_step = max_new_tokens - 1
+        kinds = torch.full((legality.vocab_size + 1,), _PLAIN, dtype=torch.int8)
+        if stop_strings:
+            kinds[:-1][stop_strings.may_complete] = _MAYBE
+        kinds[list(legality.stop_token_ids)] = _STOP
+        kinds[-1] = _OUTSIDE  # ids that are too large or negative are looked up here
+        self._kinds = kinds.to(device)
+
+    def judge(self, chosen: Tensor, rows: Rows) -> Verdict:
+        """Judge the tokens ``chosen`` (N,) int64 before they are appended.
+
+        Raises:
+            ValueError: if the token of an active row is outside the vocabulary.
+        """
+        acting = rows.active
+        kind = self._kinds.take(chosen.clamp(-1, self._legality.vocab_size))
+        stops = kind == _STOP
+        late = None
+        if self._legality.min_new_tokens:
+            late = rows.steps >= self._legality.min_new_tokens
+            stops &= late
+        out_of_budget = acting & (rows.steps >= self._last_step)
+        terminated = acting & stops
+        checks = [acting & (kind == _OUTSIDE), terminated | out_of_budget]
+        if self._strings:
+            maybe = acting & (kind == _MAYBE)
+            checks.append(maybe if late is None else maybe & late)
+        # The one place in a step where the host waits for the device.
+        told = torch.stack(checks).cpu().numpy()
+        if told[0].any():
+            self._refuse(chosen, checks[0])
+        done = told[1]
+        if len(told) > 2 and told[2].any():
+            completed = self._completed(chosen, checks[2], rows)
+            if len(completed):
+                terminated[completed] = done[completed] = True
+        return Verdict(terminated, out_of_budget & ~terminated, done.nonzero()[0])
+
+    def _completed(self, chosen: Tensor, candidates: Tensor, rows: Rows) -> list[int]:
+        """Rows among ``candidates`` (N,) bool whose response completes a stop string by this token."""
+        found = []
+        for row in candidates.nonzero().squeeze(-1).tolist():
+            start, steps = int(rows.prompt_lengths[row]), int(rows.steps[row])
+            ids = [*rows.tokens[row, : start + steps].tolist(), int(chosen[row])]
+            if self._strings.completed(ids, start):
+                found.append(row)
+        return found
+
+    def _refuse(self, chosen: Tensor, outside: Tensor) -> None:
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"actions[{row}] must be a token id in [0, {self._legality.vocab_size}), got {int(chosen[row])}"
+        )

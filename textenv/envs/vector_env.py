@@ -1,0 +1,398 @@
+"""`TextVectorEnv`: text generation as a vectorized Gymnasium environment; transitions happen here only.
+
+A row is one episode in progress. Its state is a handful of device tensors; one ``step`` appends one token to
+every active row. With ``autoreset="same_step"`` a finished row gets the next prompt at once, which is
+continuous batching. Shape letters: N rows, L tokens of the observation, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from textenv.envs.clock import EpisodeClock
+from textenv.envs.final_rows import final_entries
+from textenv.envs.guards import Guarded, one_thread
+from textenv.envs.handed_out import handed_out
+from textenv.envs.hooks import Books
+from textenv.envs.host_mirror import HostRows, to_device
+from textenv.envs.rendering import RENDER_FPS, RENDER_MODES, render_picture, render_row
+from textenv.envs.reset_options import split_options
+from textenv.envs.rows import Rows
+from textenv.envs.scheduler import Dealer, noise_keys
+from textenv.envs.step_buffer import Finished
+from textenv.envs.stop_strings import StopStrings
+from textenv.envs.termination import Endings
+from textenv.envs.token_constraints import Legality, vocabulary_size
+from textenv.prompts.prompt_set import PromptSet
+from textenv.utils.checks import (
+    as_token_ids,
+    check_at_least,
+    check_choice,
+    check_device,
+    check_flag,
+    check_token_ids,
+    is_integer,
+    row_seeds,
+)
+from textenv.utils.host_memory import check_fits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AUTORESET_MODES = {
+    "same_step": AutoresetMode.SAME_STEP,
+    "next_step": AutoresetMode.NEXT_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+
+
+class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
+    """N texts written in parallel, one token a step.
+
+    Observation: ``{"input_ids": (N, L) int64, "attention_mask": (N, L) int8, "prompt_length": (N,) int64}``,
+    right-padded. Action: (N,) token ids in [0, V). The environment itself pays 0; rewards come from reward
+    wrappers (see ``Books`` for what they ask). An episode terminates at a stop token or stop string and is
+    truncated after ``max_new_tokens`` tokens.
+
+    Args:
+        num_envs: N, rows played in parallel.
+        prompts: the prompts to deal.
+        tokenizer: its vocabulary is the action space; its EOS ends an episode.
+        max_new_tokens: token budget of a response.
+        stop_token_ids: tokens that end an episode, by default the tokenizer's EOS.
+        stop_strings: strings that end an episode when the response completes them.
+        min_new_tokens: nothing ends an episode before this many tokens were chosen.
+        suppressed_tokens: tokens that are never legal (see ``legality``).
+        samples_per_prompt: consecutive tickets that share a prompt.
+        shuffle: deal prompts in a fresh random order every epoch, or in their own order.
+        autoreset: "same_step", "next_step" or "disabled".
+        device: where the state lives.
+        arrays: "torch" tensors on ``device``, or "numpy" for clients that can't take tensors.
+        render_mode: None, "ansi" (``render`` returns strings), "rgb_array" (pictures) or "human" (every reset
+            and step prints).
+        episode_statistics: put return, length and time into ``info["episode"]`` when an episode ends.
+            Switch it off below Gymnasium's own ``RecordEpisodeStatistics``, which claims the same key.
+
+    Raises:
+        TypeError: if a number is not an integer.
+        ValueError: if an argument is out of range or prompts and tokenizer do not fit.
+
+    Example:
+        >>> from textenv.prompts.prompt_set import PromptSet
+        >>> from textenv.tasks.letters import letter_tokenizer
+        >>> tokenizer = letter_tokenizer("abc")
+        >>> envs = TextVectorEnv(2, prompts=PromptSet([[0], [1]]), tokenizer=tokenizer, max_new_tokens=3)
+        >>> obs, info = envs.reset(seed=0)
+        >>> obs, rewards, terminated, truncated, info = envs.step([2, tokenizer.eos_token_id])
+        >>> obs["attention_mask"].tolist(), terminated.tolist()
+        ([[1, 1, 0, 0], [1, 0, 0, 0]], [False, True])
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        prompts: PromptSet,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        stop_token_ids: Sequence[int] | None = None,
+        stop_strings: Sequence[str] = (),
+        min_new_tokens: int = 0,
+        suppressed_tokens: Sequence[int] = (),
+        samples_per_prompt: int = 1,
+        shuffle: bool = True,
+        autoreset: str = "same_step",
+        device: torch.device | str = "cpu",
+        arrays: str = "torch",
+        render_mode: str | None = None,
+        episode_statistics: bool = True,
+    ) -> None:
+        check_at_least("num_envs", num_envs, 1)
+        check_at_least("max_new_tokens", max_new_tokens, 1)
+        check_at_least("min_new_tokens", min_new_tokens, 0)
+        check_at_least("samples_per_prompt", samples_per_prompt, 1)
+        self.device = check_device("device", device)
+        check_flag("shuffle", shuffle)
+        check_flag("episode_statistics", episode_statistics)
+        check_choice("autoreset", autoreset, AUTORESET_MODES)
+        check_choice("arrays", arrays, ("torch", "numpy"))
+        check_choice("render_mode", render_mode, (None, *RENDER_MODES))
+        if min_new_tokens > max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens must be <= max_new_tokens ({max_new_tokens}), got {min_new_tokens}"
+            )
+        vocab_size = vocabulary_size(tokenizer)
+        prompts.check_token_ids(vocab_size)
+        if stop_token_ids is None:
+            stop_token_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+        self.num_envs = num_envs
+        self.prompts = prompts
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.max_length = prompts.max_length + max_new_tokens
+        """L, the most tokens of prompt and response."""
+        check_fits(f"num_envs={num_envs} rows of {self.max_length} tokens", 16 * num_envs * self.max_length)
+        self.samples_per_prompt = samples_per_prompt
+        self.shuffle = shuffle
+        self.arrays = arrays
+        self.autoreset = autoreset
+        self.render_mode = render_mode
+        self.episode_statistics = episode_statistics
+        self.autoreset_mode = AUTORESET_MODES[autoreset]
+        """Gymnasium's name of ``autoreset``, under which its own vector environments have it."""
+        self.metadata = {
+            "render_modes": [*RENDER_MODES],
+            "render_fps": RENDER_FPS,
+            "autoreset_mode": self.autoreset_mode,
+        }
+        self.legality = Legality(
+            vocab_size=vocab_size,
+            min_new_tokens=min_new_tokens,
+            stop_token_ids=check_token_ids("stop_token_ids", stop_token_ids, vocab_size),
+            suppressed_tokens=check_token_ids("suppressed_tokens", suppressed_tokens, vocab_size),
+        )
+        """Which tokens a policy may choose; the environment itself takes any token of its action space."""
+        self.stop_strings = StopStrings(stop_strings, tokenizer)
+
+        self.single_observation_space = spaces.Dict(
+            {
+                "input_ids": spaces.Box(0, vocab_size - 1, (self.max_length,), np.int64),
+                "attention_mask": spaces.Box(0, 1, (self.max_length,), np.int8),
+                "prompt_length": spaces.Discrete(self.max_length + 1),
+            }
+        )
+        self.single_action_space = spaces.Discrete(vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        # Tickets and clocks live on the CPU: they decide what comes next, before anything runs on the device.
+        self._dealer = Dealer(num_envs, len(prompts), samples_per_prompt=samples_per_prompt, shuffle=shuffle)
+        self._clock = EpisodeClock(num_envs)
+        self.host_rows = HostRows(num_envs)
+        """What the host knows of the rows, so that policies need not ask the device."""
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self._pad = 0 if pad is None or not 0 <= pad < vocab_size else pad
+        self._rows = Rows(num_envs, self.max_length, max_new_tokens, self._pad, self.device)
+        self._endings = Endings(self.legality, self.stop_strings, max_new_tokens, self.device)
+        self._ready = False
+        self._waiting = np.zeros(0, dtype=np.int64)
+        self._open_books()
+
+    # -- Gymnasium's face -----
+
+    @one_thread
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start new episodes.
+
+        Args:
+            seed: row i deals tickets 0, 1, ... of stream ``seed + i`` (or of ``seed[i]``). None goes on
+                counting.
+            options: ``{"reset_mask": (N,) bool}`` resets only those rows; ``{"episodes": n}`` plays exactly
+                the next n tickets of stream ``seed``, drawn from one queue by all rows (also "first_ticket",
+                "rank", "world_size").
+
+        Returns:
+            Observation and info, with "key", "episode_id", "prompt_index" and "active", each (N,).
+
+        Raises:
+            TypeError: if a seed or an option has the wrong type.
+            ValueError: if an option is unknown, an option or a seed is out of range, or a list of seeds does
+                not have N entries.
+            ClosedEnvironmentError: after ``close``.
+        """
+        self._admit("reset")
+        mask, queue = split_options(options, self.num_envs)
+        if mask is not None and not self._ready:
+            raise ResetNeeded("options['reset_mask'] needs a full reset() first")
+        row_seeds(seed, self.num_envs)
+        if is_integer(seed):
+            super().reset(seed=int(seed))  # type: ignore[arg-type]
+        elif seed is None and self._dealer.seed is None:
+            seed = int(self.np_random.integers(2**31))
+
+        rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        self._dealer.start(seed, rows)
+        if mask is None:
+            if queue:
+                self._dealer.open_queue(**queue)
+            else:
+                self._dealer.close_queue()
+            self._rows.clear()
+            self.host_rows.clear()
+            self._ledger.clear()
+            self._waiting = rows[:0]
+        else:
+            self._rows.active[torch.from_numpy(mask).to(self.device)] = False
+            self.host_rows.park(mask)
+            self._waiting = np.setdiff1d(self._waiting, rows)
+        self._ready = True
+        self._begin_page()
+        self._deal(rows)
+        if self.render_mode == "human":
+            self.render()
+        return self.host_rows.show(self._observe(), self._info())
+
+    @one_thread
+    def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
+        """Append one token to every active row.
+
+        Args:
+            actions: (N,) integers in [0, V); those of inactive rows are ignored.
+
+        Returns:
+            Observation, rewards (N,) (zero: wrappers pay), terminated (N,), truncated (N,), info. When an
+            episode ended, info also holds "episode" {"r", "l", "t"} with "_episode", and in same-step mode
+            "final_obs" and "final_info", valid where "_final_obs" (see ``final_entries``).
+
+        Raises:
+            ResetNeeded: before the first ``reset``.
+            ClosedEnvironmentError: after ``close``.
+            TypeError: if the actions are not integers.
+            ValueError: if they have the wrong shape or an active row's is out of range.
+        """
+        self._admit("step")
+        if not self._ready:
+            raise ResetNeeded("step() was called before reset(); call envs.reset(seed=...) first")
+        chosen = as_token_ids(actions, self.num_envs, self.device)
+        rows, acting = self._rows, self._rows.active.clone()
+        terminated, truncated, ended_rows = self._endings.judge(chosen, rows)
+        rows.append(chosen, acting)
+        self.host_rows.step(ended_rows)
+        self._turn_page(acting, terminated, truncated)
+
+        waiting, self._waiting = self._waiting, self._waiting[:0]
+        ended = self._finish(terminated | truncated, ended_rows) if len(ended_rows) else {}
+        if self.render_mode == "human":
+            self.render()  # before the next prompts take the place of what was just finished
+        if len(ended_rows) and self.autoreset == "same_step":
+            self._last.replaced = self._deal(ended_rows)
+        if len(waiting):
+            self._deal(waiting)
+        obs, info = self.host_rows.show(self._observe(), {**self._info(), **ended})
+        rewards = self._out(torch.zeros(self.num_envs, device=self.device))
+        return obs, rewards, self._out(terminated), self._out(truncated), info
+
+    def render(self) -> tuple[Any, ...] | None:
+        """The rows as N strings, or as N pictures (H, W, 3) uint8; mode "human" prints.
+
+        Raises:
+            ValueError: if the environment was made without ``render_mode``.
+            ClosedEnvironmentError: after ``close``.
+        """
+        self._admit("render")
+        if self.render_mode is None:
+            raise ValueError(f"render needs render_mode, expected one of {RENDER_MODES} in make, got None")
+        show: Any = render_picture if self.render_mode == "rgb_array" else render_row
+        paid = [self._ledger.totals(row) for row in range(self.num_envs)]
+        frames = tuple(show(self.tokenizer, self._rows, row, terms) for row, terms in enumerate(paid))
+        if self.render_mode != "human":
+            return frames
+        print("\n".join(frames), flush=True)
+        return None
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Free the device's memory."""
+        self.refuse_while_scored("close")
+        del self._rows, self._endings
+        self._close_books()
+
+    def action_masks(self) -> Any:
+        """Which tokens are legal now: (N, V) bool, under the name that sb3-contrib asks for."""
+        self._admit("action_masks")
+        return self._out(self.legality.mask(self._rows.steps))
+
+    @property
+    def stream_seed(self) -> int | None:
+        """The seed of the ticket stream, None before the first reset."""
+        return self._dealer.seed
+
+    @property
+    def ticket_count(self) -> int:
+        """The next ticket of the queue: all that a resumed run needs (``options["first_ticket"]``)."""
+        return self._dealer.count
+
+    @property
+    def tickets_left(self) -> int:
+        """Tickets of this rollout that have not been dealt yet."""
+        return 0 if self._dealer.queue is None else self._dealer.queue.left
+
+    @property
+    def tickets_dealt(self) -> int:
+        """Tickets of this rollout that were dealt."""
+        return 0 if self._dealer.queue is None else self._dealer.queue.dealt
+
+    # -- inside -----
+
+    def _finish(self, done: Tensor, rows: np.ndarray) -> dict[str, Any]:
+        """Retire the ``rows`` that are ``done`` (N,), and return what info says about their episodes."""
+        last, index = self._last, to_device(rows, self.device)
+        last.finished = Finished.take(index, self._rows, last.terminated, last.truncated, self._ledger)
+        self._rows.active &= ~done
+        ended: dict[str, Any] = {}
+        ended_rows = self._out(done)
+        if self.episode_statistics:
+            elapsed = self._clock.elapsed(rows)
+            statistics = {
+                # The tensor itself: wrappers pay for this step after it was handed out.
+                "r": self._out(last.finished.returns),
+                "l": self._out(self._rows.steps * done),
+                "t": elapsed if self.arrays == "numpy" else to_device(elapsed, self.device),
+            }
+            if self.arrays == "numpy":
+                last.shown_returns = statistics["r"]
+            ended = {"episode": statistics, "_episode": ended_rows}
+        if self.autoreset == "same_step":
+            ended |= final_entries(self._observe(), {**self._info(), **ended}, ended_rows)
+        elif self.autoreset == "next_step":
+            self._waiting = rows
+        return ended
+
+    def _deal(self, rows: np.ndarray) -> Tensor:
+        """Give each of ``rows`` its next ticket, and return which got one; the others are parked."""
+        hand = self._dealer.deal(rows)
+        index = to_device(hand.rows, self.device)
+        if len(hand.rows):
+            ids, attention_mask, lengths = self.prompts.rows(hand.prompts, self._pad)
+            state: dict[str, np.ndarray | Tensor] = {
+                "ids": ids,
+                "attention_mask": attention_mask,
+                "prompt_lengths": lengths,
+                "tickets": hand.tickets,
+                "prompt_index": hand.prompts,
+                "keys": noise_keys(hand.noise, self.max_new_tokens + 1),
+            }
+            self._rows.place(index, **{name: to_device(value, self.device) for name, value in state.items()})
+            self.host_rows.start(hand.rows, lengths.numpy())
+            self._ledger.forget(index)
+            self._clock.start(hand.rows)
+        return index
+
+    def _observe(self) -> dict[str, Any]:
+        state = self._rows.tokens, self._rows.attention_mask, self._rows.prompt_lengths
+        copies = [self._out(tensor.clone(memory_format=torch.contiguous_format)) for tensor in state]
+        names = "input_ids", "attention_mask", "prompt_length"
+        return handed_out(self, dict(zip(names, copies, strict=True)))
+
+    def _info(self) -> dict[str, Any]:
+        rows = self._rows
+        return {
+            "key": self._out(rows.key()),
+            "episode_id": self._out(rows.tickets.clone()),
+            "prompt_index": self._out(rows.prompt_index.clone()),
+            "active": self._out(rows.active.clone()),
+        }
+
+    def _out(self, tensor: Tensor) -> Any:
+        return tensor.cpu().numpy() if self.arrays == "numpy" else tensor

@@ -1,0 +1,5 @@
+"""Episodes: the record that environments return and that agents learn from."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,1 @@
+"""Decoding: the policy that acts, the KV cache, sampling."""

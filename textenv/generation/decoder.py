@@ -1,0 +1,358 @@
+"""One token for every live row: a decoder over a slot cache, exact against the model's plain forward.
+
+Rows are the caller's (environment rows); slots are rows of the cache. Live slots are always a contiguous
+prefix, so a step costs as much as there are live rows, and it attends over the longest of them only. Shape
+letters: n rows or live slots, P prompt tokens, W logits of the model, d width of the LM head's input.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from textenv.envs.host_mirror import to_device
+from textenv.generation.kv_cache import SlotCache
+from textenv.generation.prefill_cache import Coming, PromptStock
+from textenv.generation.self_check import verify_decoder
+from textenv.modeling.attention_masks import SlotMasks, UnsupportedModelError, attention_windows, causal_masks
+from textenv.modeling.split_model import catch_head_input, eval_mode, output_head, split_model
+
+_PREFILL_TOKENS = 16_384
+"""Longest padded prefill batch, in tokens; bounds its memory."""
+
+
+class DecodeOutput(NamedTuple):
+    """What one decode step gives, in the order of the rows asked for. Valid until the next step."""
+
+    logits: Tensor
+    """(n, W) next-token logits, exactly as the model's forward makes them."""
+    hidden: Tensor
+    """(n, d) input of the LM head."""
+
+
+class Decoder:
+    """Caches keys and values of up to ``slots`` rows and appends one token per step to all live ones.
+
+    The model runs in eval mode without gradients; its training flags are restored after every call. The cache
+    belongs to the weights it was filled with: call ``invalidate`` when they change.
+
+    Grouped queries with a mask: transformers 5.23 packs them for a single token, so keys are not expanded;
+    5.0 expands them at every step (right, but slower).
+
+    Args:
+        model: a transformers causal LM.
+        slots: rows 0..slots-1 may be live.
+        max_length: longest row in tokens.
+        cuda_graphs: replay decode steps as CUDA graphs; None = where the model is on CUDA. A replay calls no
+            hooks: with forward hooks on the model itself there is none, for hooks inside it say False.
+        verify: compare a few steps with the plain forward (once per model and kind of check).
+
+    Raises:
+        UnsupportedModelError: if the model's layers need a state of another kind, or the self-check fails.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11, n_positions=16))
+        >>> decoder = Decoder(model, slots=2, max_length=16)
+        >>> decoder.prefill(torch.tensor([0, 1]), torch.tensor([[3, 4], [5, 0]]), torch.tensor([2, 1]))
+        >>> decoder.decode(torch.tensor([0, 1]), torch.tensor([6, 7])).logits.shape
+        torch.Size([2, 11])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: int,
+        max_length: int,
+        *,
+        cuda_graphs: bool | None = None,
+        verify: bool = True,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be >= 1, got {slots}")
+        if max_length < 1:
+            raise ValueError(f"max_length must be >= 1, got {max_length}")
+        config = getattr(model, "config", None)
+        if config is None or not hasattr(config, "get_text_config"):
+            raise UnsupportedModelError(f"{type(model).__name__} has no transformers config")
+        text = config.get_text_config()
+        head = output_head(model)
+        if head is None:
+            raise UnsupportedModelError(f"{type(model).__name__} names no LM head")
+        self.model = model
+        self.slots = slots
+        self.max_length = max_length
+        self.windows = attention_windows(config)
+        attention = getattr(text, "_attn_implementation", None)
+        if attention not in (None, "eager", "sdpa"):
+            raise UnsupportedModelError(
+                f"{attention} attention takes no mask of its own for each row; load the model with "
+                "attn_implementation='sdpa' (or 'eager')"
+            )
+        self._head, self._split = head, split_model(model)
+        self._modules = list(model.modules())
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self._dtype: torch.dtype = getattr(model, "dtype", parameter.dtype)
+        bodies = [model] if self._split.trunk is None else [model, self._split.trunk]
+        self._take_positions = {body for body in bodies if _takes_positions(body)}
+        self._layers = int(text.num_hidden_layers)
+        self._bucket = 128 if self.device.type == "cuda" else 16
+        self._graphs: Any = None
+        if cuda_graphs or (cuda_graphs is None and self.device.type == "cuda"):
+            if self.device.type != "cuda":
+                raise ValueError(f"cuda_graphs needs a model on CUDA, got one on {self.device}")
+            from textenv.generation.cuda_graphs import DecodeGraphs
+
+            self._graphs = DecodeGraphs(self)
+        # Columns of the buffers: CUDA's masked attention copies masks whose width is no multiple of 16.
+        self.capacity = -(-max_length // 64) * 64 if self.device.type == "cuda" else max_length
+        if verify:
+            verify_decoder(model, self.capacity, Decoder)
+        # A CPU reads memory that is contiguous almost twice as fast, so there the buffers are as wide as the
+        # longest row needs; CUDA graphs need addresses that stay.
+        self._elastic = self.device.type == "cpu"
+        columns = min(self._bucket, self.capacity) if self._elastic else self.capacity
+        self._cache = SlotCache(self._layers, slots, columns)
+        self._masks = SlotMasks(self.windows, slots, self.capacity, self._dtype, self.device)
+        self._all_slots = torch.arange(slots, device=self.device)
+        self._positions = torch.zeros(slots, dtype=torch.int64, device=self.device)
+        self._lengths = np.zeros(slots, dtype=np.int64)
+        self._stock = PromptStock(self._stock_up)
+        self._row_of_slot = np.full(slots, -1, dtype=np.int64)
+        self._slot_of_row = np.full(slots, -1, dtype=np.int64)
+        self._live = 0
+        self._rows: Tensor | None = None
+
+    # -- who is where ----------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> Tensor:
+        """(n,) int64 on the CPU: the live rows in slot order, with which ``decode`` is cheapest."""
+        if self._rows is None:
+            self._rows = torch.from_numpy(self._row_of_slot[: self._live].copy())
+        return self._rows
+
+    @property
+    def cache_updates(self) -> list[int]:
+        """How often each layer updated the cache so far."""
+        return list(self._cache.route.updates)
+
+    @property
+    def live(self) -> np.ndarray:
+        """(slots,) bool: whether each row is live."""
+        return self._slot_of_row >= 0
+
+    def _host_rows(self, rows: Tensor) -> np.ndarray:
+        indices = rows.cpu().numpy()
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self.slots):
+            raise ValueError(f"rows must lie in [0, {self.slots}), got {indices.tolist()}")
+        if len(np.unique(indices)) != len(indices):
+            raise ValueError(f"rows must be distinct, got {indices.tolist()}")
+        return indices
+
+    def _claim(self, rows: np.ndarray) -> np.ndarray:
+        """Slots of rows, with new ones at the end of the live prefix for rows that have none."""
+        new = rows[self._slot_of_row[rows] < 0]
+        if len(new):
+            slots = np.arange(self._live, self._live + len(new))
+            self._slot_of_row[new], self._row_of_slot[slots] = slots, new
+            self._live += len(new)
+            self._rows = None
+        return self._slot_of_row[rows]
+
+    def release(self, rows: Tensor) -> None:
+        """Forget rows (n,) int64 (those that are live); the last live slots move into the holes."""
+        indices = self._host_rows(rows)
+        holes = self._slot_of_row[indices]
+        holes = holes[holes >= 0]
+        if not len(holes):
+            return
+        live = self._live - len(holes)
+        self._slot_of_row[self._row_of_slot[holes]] = -1
+        self._row_of_slot[holes] = -1
+        target = np.sort(holes[holes < live])
+        tail = np.arange(live, self._live)
+        source = tail[self._row_of_slot[tail] >= 0]
+        if len(source):
+            moved = self._row_of_slot[source]
+            self._row_of_slot[target], self._slot_of_row[moved] = moved, target
+            self._lengths[target] = self._lengths[source]
+            source_, target_ = self._to_device(source), self._to_device(target)
+            self._positions[target_] = self._positions[source_]
+            self._cache.copy(source_, target_, int(self._lengths[source].max()))
+            self._masks.copy(source_, target_)
+        self._row_of_slot[tail] = -1
+        self._lengths[tail] = 0
+        # A dead slot may still be computed by a CUDA graph of a larger bucket: keep its position inside the
+        # buffers.
+        self._positions[live : self._live] = 0
+        self._live = live
+        self._rows = None
+
+    def invalidate(self) -> None:
+        """Forget every row; call it when the model's weights changed."""
+        self._slot_of_row[:], self._row_of_slot[:], self._lengths[:] = -1, -1, 0
+        self._positions.zero_()
+        self._live = 0
+        self._rows = None
+        self._modules = list(self.model.modules())
+        self._stock.clear()
+        if self._graphs is not None:
+            self._graphs.refresh()
+
+    def _to_device(self, indices: np.ndarray) -> Tensor:
+        return to_device(indices, self.device)
+
+    @property
+    def _trunk(self) -> nn.Module | None:
+        """What runs in place of the model, where its logits are no more than the head of it."""
+        return self._split.direct if self._split.linear else None
+
+    # -- computing -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prefill(self, rows: Tensor, tokens: Tensor, lengths: Tensor, *, coming: Coming | None = None) -> None:
+        """Cache exactly these tokens for these rows, from position 0, without the LM head's work.
+
+        Args:
+            rows: (n,) int64, distinct.
+            tokens: (n, P) int64, right-padded with any valid id.
+            lengths: (n,) int64 tokens of each row, 0..P.
+            coming: tells which texts are likely to be asked for next; they are computed in the same batch
+                (equal texts once), and asking for one later is a copy. One large prefill costs far less than
+                many of one row.
+
+        Raises:
+            ValueError: if a length lies outside 0..P, or reaches ``max_length`` and so leaves no column to
+                decode.
+        """
+        indices = self._host_rows(rows)
+        ends = lengths.cpu().numpy().astype(np.int64)
+        most = min(tokens.shape[1], self.max_length - 1)
+        if len(ends) and not (ends.min() >= 0 and ends.max() <= most):
+            raise ValueError(
+                f"lengths must lie in [0, {most}] (tokens has {tokens.shape[1]} columns, max_length is "
+                f"{self.max_length}), got {ends.tolist()}"
+            )
+        slots = self._claim(indices)
+        slots_ = self._to_device(slots)
+        self._lengths[slots] = ends
+        self._positions[slots_] = ends_ = self._to_device(ends)
+        self._masks.restart(slots_, ends_)
+        self._reserve(int(self._lengths[: self._live].max(initial=0)))
+        if coming is None:
+            self._fill(self._cache, slots_, tokens, ends)
+        elif ends.any():
+            filled = ends.nonzero()[0]
+            source = self._stock.find(tokens[to_device(filled, tokens.device)], ends[filled], coming)
+            self._cache.copy_from(self._stock.cache, source, slots_[self._to_device(filled)], int(ends.max()))
+
+    def _fill(self, cache: SlotCache, slots: Tensor, tokens: Tensor, ends: np.ndarray) -> None:
+        """Run the backbone over right-padded texts, the longest first, and keep their keys and values."""
+        order = np.argsort(-ends, kind="stable")
+        order = order[ends[order] > 0]
+        with eval_mode(self._modules):
+            while len(order):
+                longest = int(ends[order[0]])
+                batch, order = np.split(order, [max(1, _PREFILL_TOKENS // longest)])
+                chosen = self._to_device(batch)
+                padded = tokens[:, :longest].to(self.device)[chosen]
+                masks = causal_masks(self.windows, len(batch), longest, self._dtype, self.device)
+                positions = torch.arange(longest, device=self.device).expand(len(batch), longest)
+                cache.prefill(slots[chosen])
+                with nullcontext() if self._trunk is not None else catch_head_input(self._head, skip=True):
+                    self._forward(padded, masks, positions, cache)
+
+    @torch.no_grad()
+    def decode(self, rows: Tensor, tokens: Tensor) -> DecodeOutput:
+        """Append one token to every live row.
+
+        Args:
+            rows: (n,) int64, all live rows in any order.
+            tokens: (n,) int64, the token of each row.
+
+        Raises:
+            ValueError: if ``rows`` is not exactly the live rows, or a row already has ``max_length`` tokens.
+        """
+        if rows is self._rows:
+            return self._step(tokens.to(self.device, non_blocking=True))
+        indices = self._host_rows(rows)
+        slots = self._slot_of_row[indices]
+        if len(indices) != self._live or (slots < 0).any():
+            raise ValueError(
+                f"rows must be the live rows {sorted(self.rows.tolist())}, got {sorted(indices.tolist())}"
+            )
+        slots_ = self._to_device(slots)
+        in_slots = torch.empty_like(slots_).scatter_(0, slots_, tokens.to(self.device))
+        logits, hidden = self._step(in_slots)
+        return DecodeOutput(logits[slots_], hidden[slots_])
+
+    def _step(self, tokens: Tensor) -> DecodeOutput:
+        """Append tokens (n,), in slot order, to the live slots."""
+        live = self._live
+        lengths = self._lengths[:live]
+        longest = int(lengths.max()) if live else 0
+        if longest >= self.max_length:
+            raise ValueError(f"a row already has max_length={self.max_length} tokens")
+        width = self._reserve(longest + 1)
+        with eval_mode(self._modules):
+            graphs = None if self._split.hooked else self._graphs
+            output = None if graphs is None else graphs.step(tokens, live, width)
+            if output is None:
+                output = self.compute(tokens, live, width)
+        self._positions[:live] += 1
+        lengths += 1
+        return output
+
+    def _reserve(self, length: int) -> int:
+        """Make room for rows of ``length`` tokens; returns how many columns attention has to look at."""
+        width = min(-(-max(length, 1) // self._bucket) * self._bucket, self.capacity)
+        if self._elastic and (width > self._cache.columns or 2 * width <= self._cache.columns):
+            self._cache.resize(width, self._live)
+        return width
+
+    def compute(self, tokens: Tensor, live: int, width: int) -> DecodeOutput:
+        """The tensor work of one step over the first ``live`` slots: repeating it changes nothing.
+
+        Args:
+            tokens: (live,) int64 on the model's device, in slot order.
+            live: how many slots take part.
+            width: columns that attention looks at, more than the longest of them has.
+        """
+        slots, positions = self._all_slots[:live], self._positions[:live]
+        self._masks.advance(slots, positions)
+        self._cache.decode(slots, positions, width)
+        step = tokens.unsqueeze(1), self._masks.view(live, width), positions.unsqueeze(1), self._cache
+        if self._trunk is not None:
+            hidden = self._forward(*step).last_hidden_state[:, -1]
+            return DecodeOutput(self._head(hidden), hidden)
+        with catch_head_input(self._head) as caught:
+            logits = self._forward(*step).logits
+        if caught.hidden is None:
+            raise UnsupportedModelError("the forward pass does not call the LM head")
+        return DecodeOutput(logits[:, -1], caught.hidden[:, -1])
+
+    def _forward(
+        self, input_ids: Tensor, masks: Tensor | dict[str, Tensor], positions: Tensor, cache: SlotCache
+    ) -> Any:
+        trunk = self._trunk
+        body = self.model if trunk is None else trunk
+        extra = {"position_ids": positions} if body in self._take_positions else {}
+        return body(input_ids=input_ids, attention_mask=masks, past_key_values=cache, use_cache=True, **extra)
+
+    def _stock_up(self, tokens: Tensor, ends: np.ndarray) -> SlotCache:
+        """Keys and values of texts (m, P) that no row asked for yet."""
+        cache = SlotCache(self._layers, len(ends), tokens.shape[1])
+        self._fill(cache, torch.arange(len(ends), device=self.device), tokens, ends)
+        return cache
+
+
+def _takes_positions(module: nn.Module) -> bool:
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(p.name == "position_ids" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

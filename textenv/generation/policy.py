@@ -1,0 +1,400 @@
+"""Choosing the next token of every environment row: the decoder as a memo, then legality, filters and a draw.
+
+``DecodingPolicy.act`` is a function of (weights, observation, key). The key-value cache only remembers work:
+a row's memo holds if the tokens it cached are a prefix of the observation and no weights changed, else that
+row is prefilled again. Shape letters: N environment rows, n rows that act, L columns, V vocabulary, W logits,
+d hidden width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from textenv.envs.handed_out import source_of
+from textenv.envs.host_mirror import HostRows, to_device
+from textenv.envs.token_constraints import Legality
+from textenv.generation.cached_rows import RowMemo
+from textenv.generation.decoder import DecodeOutput, Decoder
+from textenv.generation.prefill_cache import Coming
+from textenv.generation.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
+from textenv.generation.uncached import uncached_logits
+from textenv.modeling.attention_masks import UnsupportedModelError
+from textenv.modeling.model_checks import check_causal_lm, usable_positions
+from textenv.modeling.weight_version import note_weight_change, watch_of
+from textenv.utils.checks import check_flag, check_positive
+
+if TYPE_CHECKING:
+    from textenv.generation.nucleus import Nucleus
+
+LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits (n, V), hidden (n, d), t (n,)) -> logits (n, V); may work in place."""
+
+
+class DecodingPolicy:
+    """Samples tokens from a causal LM for the rows of a text environment.
+
+    Every change of the model that torch shows is noticed (see ``ModelWatch``): optimizer steps, loading,
+    edits in place, parameters and modules replaced or moved, adapters switched, scaled or merged. For
+    in-place edits through ``.data`` call ``invalidate``. Acting in several threads is safe: they take turns.
+
+    Args:
+        model: a transformers causal LM; it decodes in eval mode and gets its training mode back.
+        temperature: logits are divided by it.
+        top_k: sample among the k likeliest tokens, 0 for all.
+        top_p: sample from the nucleus of this mass.
+        greedy: take the likeliest token instead of sampling.
+        logits_processor: changes the legal logits before temperature and filters.
+        value_head: hidden (n, d) -> values (n,), evaluated at every step.
+        nucleus: act within the nucleus of another model.
+        cached: False recomputes every step from scratch: slow, and the reference that the cache is tested
+            against.
+        cuda_graphs: see ``Decoder``.
+
+    Raises:
+        ValueError: for a sampling parameter out of its range, or a model that is no causal LM with finite
+            weights.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11, n_positions=16))
+        >>> policy = DecodingPolicy(model)
+        >>> obs = {"input_ids": torch.tensor([[3, 4, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+        >>> actions, info = policy.act(obs, key=torch.tensor([7]))
+        >>> tuple(actions.shape), tuple(info["log_prob"].shape)
+        ((1,), (1,))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        logits_processor: LogitsProcessor | None = None,
+        value_head: Callable[[Tensor], Tensor] | None = None,
+        nucleus: Nucleus | None = None,
+        cached: bool = True,
+        cuda_graphs: bool | None = None,
+    ) -> None:
+        check_positive("temperature", temperature, "; use greedy=True for the likeliest token")
+        check_flag("greedy", greedy)
+        check_flag("cached", cached)
+        filter_top_k_top_p(torch.zeros(1, 1), top_k, top_p)
+        check_causal_lm(model)
+        self.model = model
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.greedy = greedy
+        self.logits_processor = logits_processor
+        self.value_head = value_head
+        self.nucleus = nucleus
+        self.cached = cached
+        self.cuda_graphs = cuda_graphs
+        self.legality: Legality | None = None
+        self._upcoming: Coming | None = None
+        self._host_rows: HostRows | None = None
+        self._decoder: Decoder | None = None
+        self._warned = False
+        self._shape: tuple[int, int] | None = None
+        self._base, self._layout = watch_of(model).state()
+        self._version = 0
+        self._seen: tuple[int, int] | None = None
+        self._memo = RowMemo(0, 0)
+        self._every_row = np.arange(0)
+        register = getattr(model, "register_load_state_dict_post_hook", None)
+        if register is not None:
+            register(note_weight_change)
+
+    # -- set-up ----------------------------------------------------------------------------------------------
+
+    def attach(self, env: Any) -> None:
+        """Learn an environment's size and legality; another size forgets what was cached.
+
+        ``act`` does it for observations that come straight from an environment of this process.
+
+        Args:
+            env: the unwrapped environment: ``legality``, ``max_length``, and ``num_envs`` unless it is a
+                single one; if it has them, ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` lets
+                prompts be prefilled ahead, and ``host_rows`` spares a look at the device at every token.
+
+        Raises:
+            ValueError: if the model has fewer logits than the tokenizer has tokens, or fewer positions than
+                ``max_length``.
+        """
+        with watch_of(self.model).lock:
+            legality: Legality = env.legality
+            head = getattr(self.model, "get_output_embeddings", lambda: None)()
+            width = getattr(getattr(head, "weight", None), "shape", (None,))[0]
+            if isinstance(head, nn.Linear) and width is not None and width < legality.vocab_size:
+                legality.apply(torch.empty(0, width), torch.empty(0))
+            self.legality = legality
+            self._upcoming = getattr(env, "upcoming_prompts", None)
+            self._host_rows = getattr(env, "host_rows", None)
+            self._prepare(int(getattr(env, "num_envs", 1)), int(env.max_length))
+            if self.nucleus is not None:
+                self.nucleus.decoding.attach(env)
+
+    def _prepare(self, rows: int, length: int) -> None:
+        if self._shape == (rows, length):
+            return
+        positions = usable_positions(self.model)
+        if positions is not None and positions < length:
+            raise ValueError(
+                f"the model has {positions} positions, expected at least the max_length of {length}, "
+                "which is the longest prompt plus max_new_tokens"
+            )
+        self._decoder = None
+        if self.cached:
+            try:
+                self._decoder = Decoder(self.model, rows, length, cuda_graphs=self.cuda_graphs)
+            except UnsupportedModelError as error:
+                warnings.warn(
+                    f"{type(self.model).__name__} cannot be decoded with a slot cache, so every token "
+                    f"recomputes its whole episode (right, but slow): {error}",
+                    stacklevel=4,
+                )
+                self.cached = False
+        self._shape = (rows, length)
+        self._length = length
+        self._memo = RowMemo(rows, length)
+        self._every_row = np.arange(rows)
+
+    @property
+    def weights_version(self) -> int:
+        """Moves whenever the weights may have changed; equal versions mean equal weights."""
+        return self._version + watch_of(self.model).state()[0] - self._base
+
+    def invalidate(self) -> None:
+        """Say that weights changed in a way the policy cannot see (custom optimizers, ``.data`` edits)."""
+        self._version += 1
+        if self.nucleus is not None:
+            self.nucleus.decoding.invalidate()
+
+    def sampling(self) -> dict[str, Any]:
+        """How actions are sampled, as kept in ``EpisodeBatch.sampling``."""
+        rules = {} if self.nucleus is None else self.nucleus.sampling()
+        return {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "greedy": self.greedy,
+            "weights_version": self.weights_version,
+            **rules,
+        }
+
+    def _forget_if_changed(self) -> None:
+        version, layout = watch_of(self.model).state()
+        if layout != self._layout:  # buffers, masks and graphs of the decoder are for what is no more
+            self.free()
+            self._layout = layout
+        if (version, self._version) != self._seen:
+            self._seen = version, self._version
+            self._forget()
+
+    def _forget(self) -> None:
+        self._memo.forget()
+        if self._decoder is not None:
+            self._decoder.invalidate()
+
+    def free(self) -> None:
+        """Give the cache's memory back; the next ``act`` allocates it again."""
+        self._decoder, self._shape = None, None
+
+    @contextmanager
+    def without_values(self) -> Iterator[None]:
+        """Within the block ``act`` tells no values, for those who ask about whole episodes afterwards."""
+        head, self.value_head = self.value_head, None
+        try:
+            yield
+        finally:
+            self.value_head = head
+
+    # -- acting ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(
+        self, obs: Mapping[str, Any], key: Any = None, *, active: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Choose a token for every row.
+
+        Args:
+            obs: ``input_ids`` (N, L), ``attention_mask`` (N, L) and, if the rule or a processor needs t,
+                ``prompt_length`` (N,), where the present turn begins; tensors or numpy arrays. A single
+                environment's (L,) works too.
+            key: (N,) int64 noise keys; None draws from torch's global generator.
+            active: (N,) bool, rows that act; None = all. Others are forgotten, cost nothing and get token 0.
+
+        Returns:
+            actions (N,) int64 and ``{"log_prob": (N,)}``, with ``"value": (N,)`` if there is a value head; 0
+            at rows that do not act. Numpy in, numpy out. ``log_prob`` is under the distribution sampled from.
+        """
+        with watch_of(self.model).lock:
+            return self._act(obs, key, active)
+
+    def _act(self, obs: Mapping[str, Any], key: Any, active: Any) -> tuple[Any, dict[str, Any]]:
+        """``act``, by the one thread that may."""
+        env = source_of(obs)
+        if env is not None and env.host_rows is not self._host_rows:
+            self.attach(env)
+        if env is None and self.legality is None and "prompt_length" in obs and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the observation is not as an environment of this process gave it, so which tokens are legal "
+                "is not known and all are; call attach(env) before acting",
+                stacklevel=3,
+            )
+        as_numpy = not isinstance(obs["input_ids"], Tensor)
+        single = len(obs["input_ids"].shape) == 1
+
+        def read(value: Any) -> Tensor:
+            tensor = torch.as_tensor(value)
+            return tensor.unsqueeze(0) if single else tensor
+
+        ids, lengths = read(obs["input_ids"]), read(obs["attention_mask"]).sum(-1, dtype=torch.int64)
+        acting = None if active is None else read(active).to(ids.device, torch.bool)
+        host = self._host_rows
+        known = host if host is not None and host.describe(obs, active) else None
+        rows, logits, hidden = self.next_logits(ids, lengths, acting, known)
+        theirs = None if self.nucleus is None else self.nucleus.next_logits(rows, ids, lengths, acting)
+        if len(logits) == 0:
+            return self._nothing(ids, as_numpy)
+        index = None if rows is None else to_device(rows, logits.device)
+
+        def pick(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(logits.device)
+            return tensor if index is None else tensor[index]
+
+        t = pick(lengths - read(obs["prompt_length"])) if "prompt_length" in obs else None
+        noise = None if key is None else pick(read(key).to(torch.int64))
+        tokens, log_prob = self._choose(logits, hidden, t, noise, theirs)
+        chosen = {"action": tokens, "log_prob": log_prob}
+        if self.value_head is not None:
+            chosen["value"] = self.value_head(self._exposed(hidden)).reshape(len(tokens))
+        result: dict[str, Any] = {}
+        for name, value in chosen.items():
+            if index is not None:
+                value = value.new_zeros(len(ids)).index_copy_(0, index, value)
+            value = value.to(ids.device)
+            value = value[0] if single else value
+            result[name] = value.numpy() if as_numpy else value
+        return result.pop("action"), result
+
+    def next_logits(
+        self, ids: Tensor, lengths: Tensor, acting: Tensor | None, known: HostRows | None = None
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """What the model says about the next token of the rows that act.
+
+        Args:
+            ids: (N, L) int64, right-padded.
+            lengths: (N,) int64.
+            acting: (N,) bool, None = all.
+            known: what the host knows of just this observation, if it does.
+
+        Returns:
+            Rows in the order of the logits (None = 0..N-1), logits (n, W), and the LM head's input (n, d).
+        """
+        self._forget_if_changed()
+        self._prepare(*ids.shape)
+        if self._decoder is None:
+            return uncached_logits(self.model, ids, lengths, acting)
+        try:
+            return self._decode(self._decoder, ids, lengths, acting, known)
+        except BaseException:
+            self._forget()
+            raise
+
+    def _nothing(self, ids: Tensor, as_numpy: bool) -> tuple[Any, dict[str, Any]]:
+        """What ``act`` returns when no row acts."""
+        names = ("log_prob",) if self.value_head is None else ("log_prob", "value")
+        actions, zeros = ids.new_zeros(len(ids)), torch.zeros(len(ids), device=ids.device)
+        if as_numpy:
+            return actions.numpy(), {name: zeros.numpy() for name in names}
+        return actions, dict.fromkeys(names, zeros)
+
+    def _coming(self, count: int) -> tuple[Tensor, Tensor]:
+        """Prompts of the next tickets as the decoder caches them, without the last token."""
+        assert self._upcoming is not None
+        tokens, lengths = self._upcoming(count)
+        return tokens, (lengths - 1).clamp_max(self._length - 1)
+
+    def _exposed(self, hidden: Tensor | None) -> Tensor:
+        """The LM head's input, which value heads and processors read."""
+        if hidden is None:
+            raise ValueError(f"{type(self.model).__name__} does not expose its LM head's input")
+        return hidden
+
+    def _choose(
+        self,
+        logits: Tensor,
+        hidden: Tensor | None,
+        t: Tensor | None,
+        key: Tensor | None,
+        theirs: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (n,) and their log-probs from the model's logits (n, W) and those of the nucleus."""
+        if t is None:
+            if self.logits_processor is not None or (self.legality and self.legality.min_new_tokens):
+                raise ValueError("the observation has no prompt_length, which the step t is counted from")
+            t = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        if self.legality is not None:
+            logits = self.legality.apply(logits, t)
+        if self.logits_processor is not None:
+            logits = self.logits_processor(logits, self._exposed(hidden), t)
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        if self.nucleus is not None and theirs is not None:
+            logits = self.nucleus.restrict(
+                logits, theirs, t, legality=self.legality, temperature=self.temperature
+            )
+        if self.greedy:
+            return greedy_with_log_prob(logits)
+        if self.top_k or self.top_p < 1.0:
+            logits = filter_top_k_top_p(logits, self.top_k, self.top_p)
+        return sample_with_log_prob(logits, key)
+
+    def _decode(
+        self,
+        decoder: Decoder,
+        ids: Tensor,
+        lengths: Tensor,
+        acting: Tensor | None,
+        known: HostRows | None,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """The same by the cache."""
+        facts = self._memo.compare(ids, lengths, acting, known)
+        acts = facts.acts
+        if acts.any() and facts.lengths[acts].min() < 1:
+            raise ValueError(
+                f"every observation must hold at least one token, got lengths {facts.lengths[acts].tolist()}"
+            )
+        parked = decoder.live & ~acts
+        if parked.any():
+            decoder.release(torch.from_numpy(parked.nonzero()[0]))
+        # A fresh row of one token has nothing cached and nothing to cache, yet it needs a slot.
+        refill = ((facts.stale | ~decoder.live) & acts).nonzero()[0]
+        if len(refill):
+            ends = facts.lengths[refill] - 1
+            texts = ids[to_device(refill, ids.device), : max(int(ends.max()), 1)]
+            coming = None if self._upcoming is None else self._coming
+            decoder.prefill(torch.from_numpy(refill), texts, torch.from_numpy(ends), coming=coming)
+        last = ids.gather(1, (lengths - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        rows = decoder.rows
+        in_order = len(rows) == len(ids) and np.array_equal(rows.numpy(), self._every_row)
+        if len(rows):
+            output = decoder.decode(rows, last if in_order else last[to_device(rows, ids.device)])
+        else:
+            output = DecodeOutput(*(torch.empty(0, 0, device=decoder.device) for _ in range(2)))
+        self._memo.keep(ids, lengths, acting, facts, known)
+        return None if in_order else rows, *output

@@ -1,0 +1,1 @@
+"""Forward passes through causal language models, and what models must be."""

@@ -1,0 +1,5 @@
+"""Prompts: texts and conversations as token ids."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

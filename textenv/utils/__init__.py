@@ -1,0 +1,1 @@
+"""Helpers without knowledge of the domain: argument checks, names, files, settings, terminal."""
