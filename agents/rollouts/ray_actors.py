@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import textenv  # noqa: F401 - registers the environment
 from textenv import scoring as scorer
 from textenv.agents.policies.files import head_tensors, settings_of
 from textenv.agents.policies.heads import ValueHead
