@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from textenv.agents import train_evaluation as evaluation
-from textenv.agents.arguments import check_config
+from textenv.agents.arguments import check_config, check_policy_kwargs
 from textenv.agents.callbacks import BestCheckpoint
 from textenv.agents.config import AgentConfig
 from textenv.agents.devices import device_of, on_device
@@ -25,7 +25,7 @@ from textenv.agents.registry import check_arguments, get_agent, make_agent
 from textenv.agents.run_folder import RunFolder
 from textenv.agents.task_settings import TaskSettings, task_settings
 from textenv.agents.train_arguments import check_sources_of, check_without_task, divide, fitting_budget
-from textenv.checks import check_at_least, check_dict
+from textenv.checks import check_at_least
 from textenv.pretrained import trusting
 from textenv.quiet import quiet_libraries
 from textenv.rewards.registry import reward_list
@@ -152,7 +152,7 @@ def train(
     from textenv.agents.resume import resume_agent, settings_to_resume
     from textenv.agents.task_start import described, make_start, start_config
     from textenv.tasks.make import make_vec_env, shared_prompts
-    from textenv.tasks.prompts import load_tokenizer, with_prompts
+    from textenv.tasks.prompts import load_tokenizer, model_tokenizer, with_prompts
     from textenv.tasks.stop_tokens import generation_ends
 
     quiet_libraries()
@@ -160,7 +160,7 @@ def train(
     if not isinstance(config, Mapping):
         check_config(config, cls.config_class)
     own_env, config_overrides = divide(cls, env_kwargs, config_overrides)
-    check_dict("policy_kwargs", policy_kwargs)
+    check_policy_kwargs(policy_kwargs, getattr(cls, "policy_class", None))
     if num_envs is not None:
         check_at_least("num_envs", num_envs, 1)
     of_task = task_settings(task, agent)
@@ -189,9 +189,7 @@ def train(
         shared["rewards"] = reward_list(reward)
     if task is None:
         check_without_task(agent, cls, model, prompts=prompts, reward=reward, dataset=dataset)
-        own = tokenizer is None
-        what = "the model's tokenizer" if own else "tokenizer"
-        tokenizer = load_tokenizer(tokenizer_of(model) if own else tokenizer, what=what)
+        tokenizer = model_tokenizer(tokenizer_of(model)) if tokenizer is None else load_tokenizer(tokenizer)
     if tokenizer is not None:
         shared["tokenizer"] = tokenizer
     shared.setdefault("model_stop_token_ids", generation_ends(model))
