@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from textenv.agents.base import Agent
+from textenv.agents.effects import refuse_dataset
 from textenv.agents.evaluation import Evaluation
 from textenv.agents.groups import check_groups, group_rows
 from textenv.agents.registry import register_agent
@@ -96,6 +97,14 @@ class BestOfN(Agent):
     def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
         """Episodes on each prompt: n, in evaluation."""
         return config.n if evaluation else 1
+
+    def setup(self) -> None:
+        """Refuse a data set.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        refuse_dataset(self, "on best-of-n, which trains nothing")
 
     def planned_iterations(self) -> int:
         """One, which holds an evaluation and no update."""

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from textenv.agents.base import Agent
-from textenv.agents.effects import Idle
+from textenv.agents.effects import FROM_EPISODES, Idle, refuse_dataset
 from textenv.agents.outcome import Clock
 from textenv.agents.parallel import distributed
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -58,8 +58,10 @@ class SB3(Agent):
         """Put the KL penalty into the reward.
 
         Raises:
-            ValueError: if there are several processes, or the rollout has no equal minibatches.
+            ValueError: if there are several processes, the rollout has no equal minibatches, or there is a
+                data set.
         """
+        refuse_dataset(self, FROM_EPISODES)
         cfg = self.config
         if not distributed.alone():
             raise ValueError(f"agent 'sb3' needs one process: {self.cannot['several processes']}")
