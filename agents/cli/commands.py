@@ -271,8 +271,8 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     path = str(folder) if folder.is_dir() else source
     tokenizer = None
     if options.task is None or options.tokenizer is not None or folder.is_dir():
-        own = options.tokenizer is None
-        tokenizer = model_tokenizer(tokenizer_of(path)) if own else load_tokenizer(options.tokenizer)
+        given = options.tokenizer
+        tokenizer = load_tokenizer(given) if given else model_tokenizer(tokenizer_of(path))
     return LanguagePolicy(path, tokenizer=tokenizer, **kwargs)
 
 
