@@ -15,6 +15,7 @@ from textenv.agents.base.agent import Agent
 from textenv.agents.base.groups import check_groups, group_rows
 from textenv.agents.base.registry import register_agent
 from textenv.agents.evaluation.evaluator import Evaluation
+from textenv.agents.settings.effects import refuse_dataset
 from textenv.agents.settings.samples import BestOfNConfig
 from textenv.episodes.batch import EpisodeBatch
 from textenv.utils.names import nearest
@@ -96,6 +97,14 @@ class BestOfN(Agent):
     def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
         """Episodes on each prompt: n, in evaluation."""
         return config.n if evaluation else 1
+
+    def setup(self) -> None:
+        """Refuse a data set.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        refuse_dataset(self, "on best-of-n, which trains nothing")
 
     def planned_iterations(self) -> int:
         """One, which holds an evaluation and no update."""

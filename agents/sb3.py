@@ -22,7 +22,7 @@ from textenv.agents.distributed import process_group
 from textenv.agents.evaluation.task_scores import kl_wrappers
 from textenv.agents.integrations.sb3 import sb3_agent
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.agents.settings.effects import Idle
+from textenv.agents.settings.effects import FROM_EPISODES, Idle, refuse_dataset
 from textenv.agents.settings.sb3 import SB3Config
 from textenv.rewards.kl import KLPenalty
 from textenv.tasks.stop_tokens import warn_of_missing_ends
@@ -58,8 +58,10 @@ class SB3(Agent):
         """Put the KL penalty into the reward.
 
         Raises:
-            ValueError: if there are several processes, or the rollout has no equal minibatches.
+            ValueError: if there are several processes, the rollout has no equal minibatches, or there is a
+                data set.
         """
+        refuse_dataset(self, FROM_EPISODES)
         cfg = self.config
         if not process_group.alone():
             raise ValueError(f"agent 'sb3' needs one process: {self.cannot['several processes']}")

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from textenv.agents.base.arguments import check_config
+from textenv.agents.base.arguments import check_config, check_policy_kwargs
 from textenv.agents.base.callbacks import BestCheckpoint
 from textenv.agents.base.registry import check_arguments, get_agent, make_agent
 from textenv.agents.checkpointing.fresh_start import fresh_start, has_begun
@@ -28,7 +28,7 @@ from textenv.agents.train_setup.task_settings import TaskSettings, task_settings
 from textenv.modeling.pretrained import trusting
 from textenv.modeling.saved_runs import latest_whole
 from textenv.rewards.registry import reward_list
-from textenv.utils.checks import check_at_least, check_dict
+from textenv.utils.checks import check_at_least
 from textenv.utils.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def train(
     from textenv.agents.checkpointing.resume import resume_agent, settings_to_resume
     from textenv.agents.train_setup.task_start import described, make_start, start_config
     from textenv.tasks.make import make_vec_env, shared_prompts
-    from textenv.tasks.prompts import load_tokenizer, with_prompts
+    from textenv.tasks.prompts import load_tokenizer, model_tokenizer, with_prompts
     from textenv.tasks.stop_tokens import generation_ends
 
     quiet_libraries()
@@ -160,7 +160,7 @@ def train(
     if not isinstance(config, Mapping):
         check_config(config, cls.config_class)
     own_env, config_overrides = divide(cls, env_kwargs, config_overrides)
-    check_dict("policy_kwargs", policy_kwargs)
+    check_policy_kwargs(policy_kwargs, getattr(cls, "policy_class", None))
     if num_envs is not None:
         check_at_least("num_envs", num_envs, 1)
     of_task = task_settings(task, agent)
@@ -189,9 +189,7 @@ def train(
         shared["rewards"] = reward_list(reward)
     if task is None:
         check_without_task(agent, cls, model, prompts=prompts, reward=reward, dataset=dataset)
-        own = tokenizer is None
-        what = "the model's tokenizer" if own else "tokenizer"
-        tokenizer = load_tokenizer(tokenizer_of(model) if own else tokenizer, what=what)
+        tokenizer = model_tokenizer(tokenizer_of(model)) if tokenizer is None else load_tokenizer(tokenizer)
     if tokenizer is not None:
         shared["tokenizer"] = tokenizer
     shared.setdefault("model_stop_token_ids", generation_ends(model))

@@ -92,7 +92,7 @@ TESTS = (
     "sft",
     "task_scores",
 )
-"""Test files by name, without ``tests/test_`` and ``.py``; one that does not exist is left out."""
+"""Test files by name, without ``test_`` and ``.py``, in any folder of ``tests``."""
 
 
 def sites(root: Path) -> list[Mutation]:
@@ -116,10 +116,14 @@ def tests_for(root: Path, file: str) -> list[str]:
     """Test files in the order in which they run: the more often one names the module, the earlier."""
     stem = Path(file).stem
     module = re.compile(rf"\b{stem}\b")
-    existing = [root / "tests" / f"test_{name}.py" for name in TESTS]
-    named = {path: len(module.findall(path.read_text())) for path in existing if path.is_file()}
-    first = root / "tests" / f"test_{stem}.py"
-    return [str(path) for path in sorted(named, key=lambda path: (path != first, -named[path], path.name))]
+    wanted = {f"test_{name}.py" for name in TESTS}
+    existing = [path for path in sorted((root / "tests").rglob("test_*.py")) if path.name in wanted]
+    if not existing:
+        raise FileNotFoundError(f"{root / 'tests'} holds none of the {len(wanted)} test files")
+    named = {path: len(module.findall(path.read_text())) for path in existing}
+    first = f"test_{stem}.py"
+    order = sorted(named, key=lambda path: (path.name != first, -named[path], path.name))
+    return [str(path) for path in order]
 
 
 def copy_checkout(root: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ python examples/ppo_random_walks.py --episodes 140 --pretraining 5
 import argparse
 
 import textenv
-from textenv.agents.base.agent.callbacks import Callback
+from textenv.agents.base.callbacks import Callback
 from textenv.tasks.walk_values import exact_optimality
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -7,7 +7,7 @@ python examples/swap_agents.py ilql --task probe-copy --learning-rate 3e-3
 import argparse
 
 import textenv
-from textenv.agents.base.agent.registry import agent_names, get_agent
+from textenv.agents.base.registry import agent_names, get_agent
 
 SETTINGS = {
     "ppo": {"iterations": 30, "episodes_per_iteration": 64, "minibatches": 2, "kl_coef": 0.0},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from textenv.envs.token_constraints import vocabulary_size
 from textenv.episodes.batch import EpisodeBatch
+from textenv.modeling.pretrained import load_pretrained
 from textenv.modeling.split_model import eval_mode
 from textenv.modeling.whole_weights import load_whole
 from textenv.prompts.conversations import prompt_messages, template_options
@@ -274,9 +275,31 @@ def _load(name: str, device: str | torch.device | None, dtype: str | torch.dtype
     from transformers import AutoModelForSequenceClassification
 
     extra: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    _refuse_policy(name)
     try:
         model = load_whole(AutoModelForSequenceClassification, name, what="reward-model: model", **extra)
     except OSError as error:
         raise ValueError(str(error)) from error
     model = model.eval().requires_grad_(False)
     return model if device is None else model.to(device)
+
+
+def _refuse_policy(name: str) -> None:
+    """Refuse a language model by its config: transformers would load all of it, and draw a random head.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = load_pretrained(AutoConfig, name, what="reward-model: model")
+    except OSError:  # adapters have no config; what is not there at all is found when it is loaded
+        return
+    kinds = getattr(config, "architectures", None) or []
+    own_code = getattr(config, "auto_map", None)  # whose classes may have any name
+    if kinds and not own_code and all(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        raise ValueError(
+            f"reward-model: model must be a sequence classifier, got a {kinds[0]} in {name!r}: "
+            "it writes texts and has no head for scores"
+        )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode
 
 from textenv.envs.text_env import TextEnv
 from textenv.envs.vector_env import TextVectorEnv
@@ -82,7 +83,7 @@ def make_vec_env(
     suppressed_tokens: Sequence[int] | None = None,
     samples_per_prompt: int = 1,
     shuffle: bool = True,
-    autoreset: str = "same_step",
+    autoreset: str | AutoresetMode = "same_step",
     device: str | torch.device = "cpu",
     arrays: str = "torch",
     render_mode: str | None = None,
@@ -116,7 +117,7 @@ def make_vec_env(
         suppressed_tokens: tokens that are never legal.
         samples_per_prompt: consecutive episodes that share a prompt.
         shuffle: deal prompts in a fresh random order every epoch.
-        autoreset: "same_step", "next_step" or "disabled".
+        autoreset: "same_step", "next_step" or "disabled", or a ``gymnasium.vector.AutoresetMode``.
         device: where the state lives.
         arrays: "torch" or "numpy".
         render_mode: None, "ansi", "rgb_array" or "human".

@@ -172,6 +172,32 @@ def load_tokenizer(
         raise ValueError(str(error)) from error
 
 
+def model_tokenizer(model: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model; errors name the model where there is none of that name.
+
+    Args:
+        model: the model's name or folder, or the tokenizer that it has as an object.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: see ``load_tokenizer``.
+    """
+    try:
+        return load_tokenizer(model, what="the model's tokenizer")
+    except ValueError:
+        from transformers import AutoConfig
+
+        from textenv.tasks.fetch_model import resolve_model
+
+        name = resolve_model(model)
+        if os.path.exists(name):
+            raise
+        try:
+            load_pretrained(AutoConfig, name, what="model")
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        raise
+
+
 def _rows_of_list(data: Any) -> Any:
     """Texts and conversations as rows with a column; everything else as it is."""
     if isinstance(data, Sequence) and not isinstance(data, str | bytes) and len(data):

@@ -148,9 +148,9 @@ from textenv.agents import EngineCollector
     "docs/policy_gradient.md": f"{_PLAYED}{_OWN}\nfrom textenv.agents import RLOO, RLOOConfig\n",
     "docs/ray.md": _PLAYED,
     "docs/report.md": f"""{_PLAYED}
-from textenv.agents.reports import record
+from textenv.agents.reports import recorder
 
-record.enabled = True
+recorder.enabled = True
 short = {{"iterations": 1, "episodes_per_iteration": 8, "eval_episodes": 4, "loggers": ()}}
 agent = textenv.train("ppo", task="probe-end", run_dir="runs/first", **short).agent
 episodes, tokenizer = agent.last_batch.episodes, agent.tokenizer
@@ -364,7 +364,7 @@ def test_every_entry_of_the_tables_is_used() -> None:
 
 
 def test_a_block_without_language_or_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("doc_blocks.ROOT", tmp_path)
+    monkeypatch.setattr("tests.helpers.doc_blocks.ROOT", tmp_path)
     page = tmp_path / "page.md"
     for text, message in (
         ("```\nx\n```\n", r"page\.md:1: a block must say its language"),

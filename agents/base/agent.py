@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from textenv.agents.base.arguments import check_config, check_options, check_sources
+from textenv.agents.base.arguments import check_config, check_options, check_policy_kwargs, check_sources
 from textenv.agents.base.callbacks import make_callbacks
 from textenv.agents.base.result import TrainResult
 from textenv.agents.checkpointing.checkpoint import load_agent, save_agent, save_checkpoint
@@ -107,7 +107,8 @@ class Agent:
         config = self.config_class() if config is None else config
         check_config(config, self.config_class)
         check_sources(self, envs, eval_envs, dataset, rollouts)
-        check_options(tokenizer, callbacks, metric_fn, policy_kwargs)
+        check_options(tokenizer, callbacks, metric_fn)
+        check_policy_kwargs(policy_kwargs, self.policy_class)
         self.rollouts = as_collector(rollouts)
         self.envs, self.eval_envs = envs, eval_envs
         spare = next((e.unwrapped for e in (envs, eval_envs) if e is not None), None)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.utils.checks import check_dict
-from textenv.utils.names import shown
+from textenv.utils.names import nearest, shown
+
+BY_AGENT = {
+    "model": "it is the first argument",
+    "tokenizer": "it is given as tokenizer=",
+    "seed": "it is the agent's setting seed",
+}
+"""Arguments of a policy that the agent gives it -> where they come from."""
 
 
 def check_config(config: Any, config_class: type) -> None:
@@ -52,7 +60,7 @@ def check_sources(agent: Any, envs: Any, eval_envs: Any, dataset: Any, rollouts:
             )
 
 
-def check_options(tokenizer: Any, callbacks: Any, metric_fn: Any, policy_kwargs: Any) -> None:
+def check_options(tokenizer: Any, callbacks: Any, metric_fn: Any) -> None:
     """Refuse arguments of another kind.
 
     Raises:
@@ -64,4 +72,28 @@ def check_options(tokenizer: Any, callbacks: Any, metric_fn: Any, policy_kwargs:
         raise TypeError(f"callbacks must be a list of callbacks, got {shown(callbacks)}")
     if metric_fn is not None and not callable(metric_fn):
         raise TypeError(f"metric_fn must be a function, got {shown(metric_fn)}")
+
+
+def check_policy_kwargs(policy_kwargs: Any, policy_class: type[Any] | None) -> None:
+    """Refuse further arguments of a policy that its class does not have.
+
+    Args:
+        policy_kwargs: None or arguments by name.
+        policy_class: the class; one that takes any keyword is left to say what it does not
+            know. None if it is not known.
+
+    Raises:
+        TypeError: if it is no dictionary, or naming the argument and those that there are, the nearest first.
+    """
     check_dict("policy_kwargs", policy_kwargs)
+    if not policy_kwargs or policy_class is None:
+        return
+    parameters = inspect.signature(policy_class).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    for name in policy_kwargs:
+        if name in BY_AGENT:
+            raise TypeError(f"policy_kwargs can't hold {name!r}: {BY_AGENT[name]}")
+        if name not in known:
+            raise TypeError(f"policy_kwargs: unknown argument {name!r}; {nearest(name, known - {*BY_AGENT})}")

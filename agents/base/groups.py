@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from textenv.agents.base.online import OnlineAgent
+from textenv.agents.settings.effects import FROM_EPISODES, refuse_dataset
 from textenv.episodes.batch import EpisodeBatch
 
 
@@ -40,8 +41,9 @@ class SampleChooser(OnlineAgent):
         """See that the environment deals the samples, and bind the policy to it.
 
         Raises:
-            ValueError: if the environment deals too few episodes on each prompt.
+            ValueError: if the environment deals too few episodes on each prompt, or there is a data set.
         """
+        refuse_dataset(self, FROM_EPISODES)
         size = self.group_size(self.config)
         check_groups(self.envs, size, who=f"{type(self).__name__} with samples_per_prompt={size}")
         self.envs.unwrapped.bind(self.policy)

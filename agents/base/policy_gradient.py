@@ -39,7 +39,7 @@ from textenv.agents.losses.policy_gradient import (
 )
 from textenv.agents.optim.weight_average import RunningStd, WeightAverage
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
-from textenv.agents.settings.effects import Idle, idle_beside_kl
+from textenv.agents.settings.effects import Idle, idle_beside_kl, refuse_dataset
 from textenv.agents.settings.policy_gradient import PolicyGradientConfig
 from textenv.data.encoding import raise_at
 from textenv.episodes.batch import EpisodeBatch
@@ -106,11 +106,14 @@ class PolicyGradientAgent(OnlineAgent):
         """Take the reference, and put the KL penalty into the reward where it belongs there.
 
         Raises:
-            ValueError: if ``ptx_coef`` is set without a data set, or ``packing`` for a model that cannot.
+            ValueError: if ``ptx_coef`` is set without a data set or 0 with one, or ``packing`` is set for a
+                model that cannot.
         """
         cfg = self.config
         if cfg.ptx_coef and self.dataset is None:
             raise ValueError(f"ptx_coef={cfg.ptx_coef} needs dataset=, got None")
+        if not cfg.ptx_coef:
+            refuse_dataset(self, "with ptx_coef=0, the weight of the loss on it")
         self.policy.packing = cfg.packing
         self.score_std = RunningStd()
         self.loss_kl_coef = cfg.kl_coef if cfg.kl_placement == "loss" else 0.0

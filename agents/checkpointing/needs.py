@@ -22,6 +22,10 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.js
 """Files of a model's folder that hold weights, or say where they are."""
 
 
+class WrongKindError(ValueError):
+    """A model that scores texts, where one that writes them was expected, or the other way round."""
+
+
 def check_writable(run_dir: Path) -> None:
     """Refuse a folder that can't be made or written to.
 
@@ -72,7 +76,8 @@ def check_model(field: str, source: str, tokenizer: Any = None, *, scores: bool 
 
     Raises:
         OSError: if there is no such model.
-        ValueError: if it is of another kind, or has too few tokens.
+        WrongKindError: if it is of another kind.
+        ValueError: if it holds no weights, or has too few tokens.
     """
     from transformers import AutoConfig
 
@@ -88,9 +93,9 @@ def check_model(field: str, source: str, tokenizer: Any = None, *, scores: bool 
     kinds = getattr(config, "architectures", None) or []
     classifies = any(kind.endswith("ForSequenceClassification") for kind in kinds)
     if scores and kinds and not classifies:
-        raise ValueError(f"{field} must be a sequence classifier, got a {kinds[0]} in {source!r}")
+        raise WrongKindError(f"{field} must be a sequence classifier, got a {kinds[0]} in {source!r}")
     if not scores and classifies:
-        raise ValueError(f"{field} must be a causal language model, got a {kinds[0]} in {source!r}")
+        raise WrongKindError(f"{field} must be a causal language model, got a {kinds[0]} in {source!r}")
     size = getattr(config, "vocab_size", None)
     if tokenizer is not None and isinstance(size, int) and size < vocabulary_size(tokenizer):
         raise ValueError(

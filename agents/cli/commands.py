@@ -244,7 +244,7 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     from textenv.agents.policies.language_policy import LanguagePolicy
     from textenv.agents.training import tokenizer_of
     from textenv.modeling.saved_runs import model_folder
-    from textenv.tasks.prompts import load_tokenizer
+    from textenv.tasks.prompts import load_tokenizer, model_tokenizer
 
     check_there(source)
     check_policy_options("policy", options.policy)
@@ -271,8 +271,8 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     path = str(folder) if folder.is_dir() else source
     tokenizer = None
     if options.task is None or options.tokenizer is not None or folder.is_dir():
-        what = "the model's tokenizer" if options.tokenizer is None else "tokenizer"
-        tokenizer = load_tokenizer(options.tokenizer or tokenizer_of(path), what=what)
+        given = options.tokenizer
+        tokenizer = load_tokenizer(given) if given else model_tokenizer(tokenizer_of(path))
     return LanguagePolicy(path, tokenizer=tokenizer, **kwargs)
 
 

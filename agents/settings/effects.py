@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Idle = dict[str, str]
 """Setting -> why it has no effect, as the end of a sentence."""
+FROM_EPISODES = "on an agent that learns from the episodes that it generates alone"
+"""Why a data set has no effect on an agent that has no loss on one."""
 
 
 def refuse(config: Config, found: Mapping[str, str]) -> None:
@@ -37,6 +39,20 @@ def refuse_in(agent: Agent) -> None:
         ValueError: see ``refuse``.
     """
     refuse(agent.config, agent.config.refused(agent.idle()))
+
+
+def refuse_dataset(agent: Agent, why: str) -> None:
+    """Refuse a data set that an online agent does not learn from, unless its settings are saved ones.
+
+    Args:
+        agent: the agent.
+        why: the end of the sentence that begins "dataset has no effect".
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if agent.dataset is not None and not agent.config.saved:
+        raise ValueError(f"dataset has no effect {why}; got {len(agent.dataset)} rows")
 
 
 def refuse_in_run(agent: Agent) -> None:

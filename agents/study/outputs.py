@@ -26,6 +26,7 @@ from textenv.agents.study.tables import (
     markdown,
     run_csv,
     score_table,
+    titled,
 )
 from textenv.agents.study.verdict import Comparison, comparisons, ranking, verdict
 from textenv.utils.files import atomic_file
@@ -79,7 +80,7 @@ def write_outputs(
     tables = {name: table for name, table in tables.items() if table[1]}
     _write(folder / "results.csv", run_csv(results))
     captioned = [
-        latex(*table, caption=f"{config.title}: {name}", label=f"{config.title} {name.partition(' (')[0]}")
+        latex(*table, caption=titled(config.title, name), label=f"{config.title} {name.partition(' (')[0]}")
         for name, table in tables.items()
     ]
     _write(folder / "table.tex", "\n".join(captioned))

@@ -104,6 +104,16 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return tabulate(cells, columns, tablefmt="github", disable_numparse=True) + "\n"
 
 
+def titled(title: str, part: str) -> str:
+    """A study's title and the name of a part of it, with a colon between them unless the title ends itself.
+
+    >>> titled("Two agents", "Scores"), titled("Which is better?", "Scores")
+    ('Two agents: Scores', 'Which is better? Scores')
+    """
+    title = title.rstrip()
+    return f"{title} {part}" if title.endswith((".", "?", "!", ":", "…")) else f"{title}: {part}"
+
+
 def latex(columns: Sequence[str], cells: Sequence[Sequence[str]], *, caption: str, label: str) -> str:
     r"""A table in LaTeX that floats, for the package booktabs.
 

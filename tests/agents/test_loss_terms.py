@@ -184,7 +184,7 @@ def test_the_pretraining_loss_is_the_token_mean_over_its_rows(monkeypatch: pytes
     assert float(stats["policy/ptx_loss"]) == pytest.approx(expected, rel=1e-9)
     assert float(loss.detach() - stats["policy/loss"]) == pytest.approx(0.3 * expected, rel=1e-6)
     # A process has its own rows of the step, and the tokens of all: the processes' losses add up.
-    module = "textenv.agents.base.policy_gradient.distributed"
+    module = "textenv.agents.base.policy_gradient.process_group"
     for rank, size, own in ((0, 2, [0, 2]), (1, 2, [1]), (3, 4, [])):
         with monkeypatch.context() as patch:
             patch.setattr(f"{module}.rank", lambda rank=rank: rank)

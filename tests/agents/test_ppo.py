@@ -355,6 +355,8 @@ def test_the_pretraining_mixture_keeps_the_text_likely_and_counts_once_a_step() 
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     with pytest.raises(ValueError, match=r"ptx_coef=1.0 needs dataset="):
         make(ptx_coef=1.0)
+    with pytest.raises(ValueError, match=r"^dataset has no effect with ptx_coef=0, .*; got 4 rows$"):
+        make(dataset=text)
 
 
 def test_a_separate_critic_learns_and_leaves_the_policy_alone() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import mutation, random_walks, rollout
 from benchmarks.common import interleave, matmul_flops, write_json
+from benchmarks.fingerprints import differences, record, rows_hashes, tensor_digest, tensors_digest
 from benchmarks.models import ModelShape, language_model, random_prompts, sequence_classifier, word_tokenizer
 from benchmarks.mutation_operators import mutations_of
 from benchmarks.ppo_cycle import CASES, contender, contenders_of, expected_tokens, ratios, run_case
@@ -192,3 +195,65 @@ def test_a_draw_of_mutations_depends_on_the_seed_alone(monkeypatch: pytest.Monke
         found.apply((mutation.ROOT / found.file).read_bytes())
     with pytest.raises(ValueError, match="count must be at most"):
         mutation.draw(mutation.ROOT, 10**6, seed=1)
+
+
+def test_hashes_of_tensors_see_names_dtypes_shapes_and_bits() -> None:
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2)}
+    changed = {
+        "order": ({"a": tensors["a"], "b": tensors["b"]}, True, True),
+        "name": ({"a": tensors["a"], "c": tensors["b"]}, False, True),
+        "shape": ({**tensors, "b": tensors["b"].reshape(3, 2)}, False, False),
+        "dtype": ({**tensors, "a": tensors["a"].double()}, False, False),
+        "bit": ({**tensors, "a": tensors["a"] + 2**-23}, False, False),
+        "layout": ({**tensors, "b": tensors["b"].t().contiguous().t()}, True, True),
+    }
+    named, values = tensors_digest(tensors), tensors_digest(tensors, names=False)
+    for what, (other, same, same_values) in changed.items():
+        assert (tensors_digest(other) == named) is same, what
+        assert (tensors_digest(other, names=False) == values) is same_values, what
+    assert tensor_digest(torch.zeros(1, dtype=torch.bfloat16)) != tensor_digest(torch.zeros(1))
+    assert tensor_digest(torch.tensor(1.0)) != tensor_digest(torch.ones(1))
+
+
+def test_hashes_of_metrics_leave_out_the_clock() -> None:
+    rows = [{"step": 1, "loss": 0.1, "time": 2.0, "time/rollout": 1.0}, {"step": 2, "loss": 0.3}]
+    rows[1] |= {"throughput/train_tokens_s": 5.0, "eval/train_seconds": 3.0}
+    found = rows_hashes(rows)
+    assert sorted(found["columns"]) == ["loss", "step"]
+    assert found == rows_hashes([{"step": 1, "loss": 0.1}, {"loss": 0.3, "step": 2, "time": 9.0}])
+    other = rows_hashes([{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.1 + 0.2}])
+    assert found["columns"]["step"] == other["columns"]["step"]
+    assert found["columns"]["loss"] != other["columns"]["loss"] and found["metrics"] != other["metrics"]
+    assert rows_hashes(rows[:1])["metrics"] != rows_hashes([*rows[:1], {}])["metrics"]
+    assert rows_hashes([{"loss": math.nan}]) == rows_hashes([{"loss": math.nan}])
+
+
+def test_two_recordings_are_compared_run_by_run() -> None:
+    run = {"weights": "w", "values": "v", "saved": "s", "metrics": "m", "columns": {"loss": "l", "lr": "r"}}
+    assert differences({"ppo": run}, {"ppo": dict(run)}) == []
+    before = dict.fromkeys(("ppo", "a2c", "sft", "dpo"), run)
+    after = {
+        "ppo": {**run, "metrics": "n", "columns": {"loss": "k", "lr": "r"}},
+        "a2c": {**run, "weights": "x"},
+        "sft": {"error": "ValueError: no"},
+        "kto": run,
+    }
+    assert differences(before, after) == [
+        "a2c: names of weights (their values are equal)",
+        "dpo: only in the earlier recording",
+        "kto: only in the later recording",
+        "ppo: metrics (loss)",
+        "sft: error, weights, saved, metrics (loss, lr)",
+    ]
+    with pytest.raises(FileNotFoundError, match="root must be a checkout with src/textenv"):
+        record(Path("no-such-checkout"))
+
+
+def test_a_run_has_the_same_hashes_again_and_when_it_is_resumed() -> None:
+    from benchmarks import fingerprint_worker as worker
+
+    assert set(worker.DOUBLE) | set(worker.RESUMED) <= set(worker.RUNS)
+    given = worker.RUNS["ppo-ema"]
+    found = worker.hashes(worker.train(given))
+    assert found == worker.resumed(given)
+    assert found["weights"] != worker.hashes(worker.train(given, seed=1))["weights"]

@@ -339,6 +339,8 @@ def test_prompts_of_a_file_are_named_by_their_place(tmp_path: Path) -> None:
         ({"policy_kwargs": {"gradient_checkpointing": 1}}, "gradient_checkpointing must be True or False"),
         ({"policy_kwargs": {"train_layers": True}}, "train_layers must be an integer, got True"),
         ({"policy_kwargs": {"lora": "yes"}}, "lora must be True, False, a dict or a peft config, got 'yes'"),
+        ({"policy_kwargs": {"dtyp": "float32"}}, "policy_kwargs: unknown argument 'dtyp'; known: dtype, "),
+        ({"policy_kwargs": {"seed": 1}}, "policy_kwargs can't hold 'seed': it is the agent's setting seed"),
         ({"policy_kwargs": {"legality": 5}}, "legality must be a Legality, got 5"),
         ({"config": 5}, "config must be a PPOConfig, got int"),
         ({"callbacks": 5}, "callbacks must be a list of callbacks, got 5"),

@@ -25,7 +25,7 @@ from tests.helpers.env_helpers import (
     random_actions,
     vector_env,
 )
-from textenv.envs.vector_env import AUTORESET_MODES
+from textenv.envs.autoreset import AUTORESET_MODES
 from textenv.prompts.prompt_set import PromptSet
 
 INFO = ("key", "episode_id", "prompt_index", "active")
@@ -235,6 +235,19 @@ class TestAutoreset:
         assert envs.metadata["autoreset_mode"] is envs.autoreset_mode
         upstream = make_vec(2, "sync", vector_kwargs={"autoreset_mode": AUTORESET_MODES[autoreset]})
         assert upstream.autoreset_mode is envs.autoreset_mode
+
+    @pytest.mark.parametrize("autoreset", AUTORESET_MODES)
+    def test_the_mode_may_be_a_member_of_gymnasiums_enumeration(self, autoreset: str) -> None:
+        for make in (make_vec, vector_env):
+            envs = make(2, autoreset=AUTORESET_MODES[autoreset])
+            assert envs.unwrapped.autoreset == autoreset
+            assert envs.unwrapped.autoreset_mode is AUTORESET_MODES[autoreset]
+
+    @pytest.mark.parametrize("autoreset", ["SAME_STEP", "NextStep", "never"])
+    def test_an_unknown_mode_lists_those_that_there_are(self, autoreset: str) -> None:
+        words = f"autoreset must be one of 'same_step', 'next_step', 'disabled', got '{autoreset}'"
+        with pytest.raises(ValueError, match=f"^{words}$"):
+            make_vec(2, autoreset=autoreset)
 
     def test_truncation_at_the_budget_and_termination_wins(self) -> None:
         envs = vector_env(2, max_new_tokens=2)

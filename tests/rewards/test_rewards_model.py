@@ -301,6 +301,17 @@ def test_a_folder_loads_and_its_spec_is_json(tmp_path: Path) -> None:
     assert RewardModel(model).spec is None
 
 
+def test_a_policy_is_refused_before_its_weights_are_loaded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    language_model().save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    capfd.readouterr()
+    with pytest.raises(ValueError, match="model must be a sequence classifier, got a GPT2LMHead"):
+        RewardModel(str(tmp_path))
+    assert "LOAD REPORT" not in capfd.readouterr().err
+
+
 def test_too_long_texts() -> None:
     model, batch = classifier(n_positions=8), _batch()
     with pytest.raises(RewardError, match=r"got 10 tokens, but its model has 8 positions; set max_length"):

@@ -340,5 +340,5 @@ def test_lazy_names():
 
     assert all(getattr(tasks, name) is not None for name in tasks.__all__)
     assert set(tasks.__all__) <= set(dir(tasks))
-    with pytest.raises(AttributeError, match="no attribute 'make_taks'"):
+    with pytest.raises(AttributeError, match=r"textenv\.tasks attribute make_taks"):
         _ = tasks.make_taks

@@ -12,7 +12,7 @@ def final_entries(observation: dict[str, Any], info: dict[str, Any], ended: Any)
 
     With numpy arrays their form is that of Gymnasium's vector environments: ``final_obs`` is an (N,) object
     array of single observations, None where nothing ended, and ``final_info`` has a mask for every key. With
-    tensors both stay batched, (N, ...), and are valid where ``_final_obs``.
+    tensors both stay batched, (N, ...), and are valid where ``_final_obs``: ``final_obs["input_ids"][i]``.
 
     Args:
         observation: of all N rows; not used elsewhere.

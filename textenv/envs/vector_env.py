@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from textenv.envs.autoreset import AUTORESET_MODES, autoreset_name
 from textenv.envs.clock import EpisodeClock
 from textenv.envs.final_rows import final_entries
 from textenv.envs.guards import Guarded, one_thread
@@ -48,12 +49,6 @@ from textenv.utils.host_memory import check_fits
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-AUTORESET_MODES = {
-    "same_step": AutoresetMode.SAME_STEP,
-    "next_step": AutoresetMode.NEXT_STEP,
-    "disabled": AutoresetMode.DISABLED,
-}
-
 
 class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
     """N texts written in parallel, one token a step.
@@ -74,7 +69,7 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         suppressed_tokens: tokens that are never legal (see ``legality``).
         samples_per_prompt: consecutive tickets that share a prompt.
         shuffle: deal prompts in a fresh random order every epoch, or in their own order.
-        autoreset: "same_step", "next_step" or "disabled".
+        autoreset: "same_step", "next_step" or "disabled", or a ``gymnasium.vector.AutoresetMode``.
         device: where the state lives.
         arrays: "torch" tensors on ``device``, or "numpy" for clients that can't take tensors.
         render_mode: None, "ansi" (``render`` returns strings), "rgb_array" (pictures) or "human" (every reset
@@ -110,7 +105,7 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         suppressed_tokens: Sequence[int] = (),
         samples_per_prompt: int = 1,
         shuffle: bool = True,
-        autoreset: str = "same_step",
+        autoreset: str | AutoresetMode = "same_step",
         device: torch.device | str = "cpu",
         arrays: str = "torch",
         render_mode: str | None = None,
@@ -123,7 +118,6 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         self.device = check_device("device", device)
         check_flag("shuffle", shuffle)
         check_flag("episode_statistics", episode_statistics)
-        check_choice("autoreset", autoreset, AUTORESET_MODES)
         check_choice("arrays", arrays, ("torch", "numpy"))
         check_choice("render_mode", render_mode, (None, *RENDER_MODES))
         if min_new_tokens > max_new_tokens:
@@ -145,10 +139,10 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         self.samples_per_prompt = samples_per_prompt
         self.shuffle = shuffle
         self.arrays = arrays
-        self.autoreset = autoreset
+        self.autoreset = autoreset_name(autoreset)
         self.render_mode = render_mode
         self.episode_statistics = episode_statistics
-        self.autoreset_mode = AUTORESET_MODES[autoreset]
+        self.autoreset_mode = AUTORESET_MODES[self.autoreset]
         """Gymnasium's name of ``autoreset``, under which its own vector environments have it."""
         self.metadata = {
             "render_modes": [*RENDER_MODES],

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from textenv.agents.evaluation.metrics import diversity, reference  # noqa: F401 - they register their metrics
 from textenv.agents.evaluation.metrics.registry import METRICS, Generated
 from textenv.utils.names import nearest
 

@@ -227,10 +227,10 @@ class Own:
     config_class, online = object, True
 def own(**kwargs): pass
 for module, kind, name in (
-    ("tasks.registry", "task", "random-walks"), ("agents.metrics.registry", "metric", "rouge"),
-    ("rewards.registry", "reward", "length"), ("agents.registry", "agent", "ppo"),
-    ("agents.loggers.registry", "logger", "rich"), ("agents.advantages", "advantage", "gae"),
-    ("agents.aggregations", "aggregation", "token-mean"),
+    ("tasks.registry", "task", "random-walks"), ("agents.evaluation.metrics.registry", "metric", "rouge"),
+    ("rewards.registry", "reward", "length"), ("agents.base.registry", "agent", "ppo"),
+    ("agents.loggers.registry", "logger", "rich"), ("agents.losses.advantages", "advantage", "gae"),
+    ("agents.losses.aggregation", "aggregation", "token-mean"),
 ):
     register = getattr(import_module("textenv." + module), "register_" + kind)
     try: register(name)(Own if kind == "agent" else own)

@@ -224,6 +224,9 @@ def test_sft_and_reward_model_on_folders(say: Say, model: Path, tmp_path: Path) 
     assert "pairs/accuracy" in out
     code, _, errors = say("generate", "scorer", "--prompt=[a]")
     assert (code, "is a reward model, which writes no text" in errors) == (2, True)
+    code, _, errors = say("evaluate", "policy", "--dataset=pairs")
+    assert (code, "model must be a sequence classifier, got a GPT2LMHeadModel" in errors) == (2, True)
+    assert "A model that writes texts is measured on --prompts (with --reward) or --task" in errors
 
 
 def test_an_agent_and_a_task_of_ones_own(say: Say, tmp_path: Path, model: Path) -> None:

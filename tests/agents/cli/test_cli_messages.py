@@ -80,8 +80,13 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("evaluate /nothere/ --task probe-end", "/nothere/: no such folder"),
         (
             "generate runs/nothere --prompts p.jsonl",
-            "the model's tokenizer 'runs/nothere' can't be loaded: there is no such folder, and as a hub id "
+            "textenv: error: model 'runs/nothere' can't be loaded: there is no such folder, and as a hub id "
             "it is not in the cache and the hub can't be reached",
+        ),
+        ("evaluate nothere --prompts p.jsonl", "textenv: error: model 'nothere' can't be loaded"),
+        (
+            "train ppo --model nothere --prompts p.jsonl --reward length",
+            "textenv: error: model 'nothere' can't be loaded",
         ),
         (
             "evaluate nothere --task probe-end",

@@ -33,6 +33,7 @@ from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.plan import differences, identity, plan, without_idle
 from textenv.episodes.preferences import PreferenceBatch
 from textenv.tasks.letters import letter_tokenizer
+from textenv.tasks.make import make_vec_env
 from textenv.tasks.models import small_gpt2
 
 TOKENIZER = letter_tokenizer("abcd")
@@ -278,6 +279,34 @@ def reward_model(dataset: Any, *, dropout_layers: bool = True, scorer: bool = Fa
         model = Scorer(model, tokenizer=TOKENIZER)
     config = RewardModelConfig(steps=1, **settings)
     return RewardModelAgent(model, dataset=dataset, tokenizer=TOKENIZER, config=config)
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings", "why"),
+    [
+        ("reinforce", {}, "with ptx_coef=0, the weight of the loss on it"),
+        (
+            "rft",
+            {"samples_per_prompt": 2},
+            "on an agent that learns from the episodes that it generates",
+        ),
+        ("online-dpo", {"samples_per_prompt": 2}, "on an agent that learns from the episodes"),
+        ("best-of-n", {}, "on best-of-n, which trains nothing"),
+        ("sb3", {"n_steps": 8, "minibatches": 2}, "on an agent that learns from the episodes"),
+    ],
+)
+def test_data_that_an_online_agent_does_not_learn_from(
+    agent: str, settings: dict[str, Any], why: str
+) -> None:
+    config = get_agent(agent).config_class(**settings)
+    envs = make_vec_env(
+        2, prompts=["a"], tokenizer=TOKENIZER, max_new_tokens=2, samples_per_prompt=2, rewards=["length"]
+    )
+    with pytest.raises(ValueError, match=f"^dataset has no effect {why}.*; got 4 rows$"):
+        make_agent(agent, tiny(), envs=envs, dataset=ROWS, config=config, tokenizer=TOKENIZER)
+    if agent == "reinforce":  # saved settings load whatever they are given with
+        saved = get_agent(agent).config_class.from_saved({})
+        make_agent(agent, tiny(), envs=envs, dataset=ROWS, config=saved, tokenizer=TOKENIZER)
 
 
 def test_a_reward_models_losses_without_their_data() -> None:

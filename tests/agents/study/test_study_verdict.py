@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,13 @@ def test_scores_of_several_tasks_are_put_on_one_scale(tmp_path: Path) -> None:
 def test_a_task_without_a_scale_is_told(tmp_path: Path) -> None:
     results = pretended(tmp_path, {"a": [0.6, 0.8]}, tasks=("probe-end", "probe-copy"), start=1.0)
     assert "Scores on probe-end can't be put on one scale" in words(results)
+
+
+def test_captions_of_a_study_whose_title_is_a_question(tmp_path: Path) -> None:
+    config = pretended(tmp_path, {"a": [0.4, 0.6]}).config
+    write_outputs(config.replace(title="Which is better?"), tmp_path)
+    captions = re.findall(r"\\caption{(.*)}", (tmp_path / "table.tex").read_text())
+    assert captions[0].startswith("Which is better? Scores (") and not any("?:" in text for text in captions)
 
 
 def test_tables_and_pictures(tmp_path: Path) -> None:
