@@ -27,6 +27,7 @@ from textenv.agents.outcome import kl_row
 from textenv.agents.parallel import distributed
 from textenv.agents.parallel.shares import by_itself, gather_episodes, share_of, spread
 from textenv.agents.text_display import number, text_table
+from textenv.agents.unpaid import is_unpaid
 from textenv.episodes import EpisodeBatch
 from textenv.rewards.functions import copied
 from textenv.rollout import collect
@@ -60,9 +61,16 @@ class Evaluation:
     """Wall time."""
 
     def table(self, *, max_chars: int = 200) -> Table:
-        """The samples as a rich table, untrusted text escaped: ``rich.print(evaluation.table())``."""
+        """The samples as a rich table, untrusted text escaped: ``rich.print(evaluation.table())``.
+
+        Returns are left out where nothing is paid.
+        """
         columns, rows = self.sample_table()
         title = f"return {number(self.metrics['return/mean'])} over {len(self.episodes)} episodes"
+        if is_unpaid(self.metrics):
+            title = f"{len(self.episodes)} episodes"
+            place = columns.index("return")
+            columns, *rows = [[*cells[:place], *cells[place + 1 :]] for cells in (columns, *rows)]
         return text_table(columns, rows, title=title, max_chars=max_chars)
 
     def sample_table(self) -> tuple[list[str], list[list[Any]]]:
