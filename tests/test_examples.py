@@ -71,3 +71,10 @@ def test_generate_takes_a_folder(tmp_path: Path) -> None:
     arguments = ("--model", str(tmp_path), "--prompt", "a b", "--prompt", "c", "--samples", "1")
     lines = run(script, tmp_path, *arguments).splitlines()
     assert [line.split(" -> ")[0] for line in lines] == ["'a b'", "'c'"]
+
+
+def test_an_agent_written_for_version_0_1_0(tmp_path: Path) -> None:
+    """``fixtures/custom_agent_0_1_0.py`` is the example as it was then: what users' files look like."""
+    script = ROOT / "tests" / "fixtures" / "custom_agent_0_1_0.py"
+    assert re.search(EXPECTED["custom_agent"], run(script, tmp_path, "--seeds", "1", "--iterations", "1"))
+    assert not list(tmp_path.iterdir())

@@ -16,12 +16,14 @@ def check_there(model: str | None) -> None:
 
 
 def print_numbers(row: Mapping[str, float], title: str) -> None:
-    """Print metrics as a table, without times."""
+    """Print metrics as a table, without times, and without returns where nothing is paid."""
     import rich
 
+    from textenv.agents.loggers.unpaid import without_unpaid
     from textenv.utils.terminal import text_table
 
-    shown = [[name, value] for name, value in row.items() if not name.startswith(("time/", "throughput/"))]
+    numbers = without_unpaid(row).items()
+    shown = [[name, value] for name, value in numbers if not name.startswith(("time/", "throughput/"))]
     rich.print(text_table([title, "value"], shown))
 
 

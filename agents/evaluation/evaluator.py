@@ -26,6 +26,7 @@ from textenv.agents.distributed.batch_sharding import by_itself, gather_episodes
 from textenv.agents.evaluation.metrics.registry import Generated
 from textenv.agents.evaluation.metrics.suite import MetricSpec, check_metrics, measure
 from textenv.agents.evaluation.metrics.text import distinct_n, repetition_n
+from textenv.agents.loggers.unpaid import is_unpaid
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.functions import copied
@@ -60,9 +61,16 @@ class Evaluation:
     """Wall time."""
 
     def table(self, *, max_chars: int = 200) -> Table:
-        """The samples as a rich table, untrusted text escaped: ``rich.print(evaluation.table())``."""
+        """The samples as a rich table, untrusted text escaped: ``rich.print(evaluation.table())``.
+
+        Returns are left out where nothing is paid.
+        """
         columns, rows = self.sample_table()
         title = f"return {number(self.metrics['return/mean'])} over {len(self.episodes)} episodes"
+        if is_unpaid(self.metrics):
+            title = f"{len(self.episodes)} episodes"
+            place = columns.index("return")
+            columns, *rows = [[*cells[:place], *cells[place + 1 :]] for cells in (columns, *rows)]
         return text_table(columns, rows, title=title, max_chars=max_chars)
 
     def sample_table(self) -> tuple[list[str], list[list[Any]]]:

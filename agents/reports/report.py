@@ -115,10 +115,10 @@ def _samples(run: RunData) -> list[Sample]:
         ]
     after = [row for row in (run.after or {}).get("samples", []) if "completion" in row]
     before = [row for row in (run.before or {}).get("samples", []) if "completion" in row]
-    found = []
+    found, paid = [], "return/mean" in (run.after or {}).get("metrics", {})
     for i, row in enumerate(after[:SAMPLES]):
         old = before[i] if i < len(before) and before[i]["prompt"] == row["prompt"] else None
-        names = ["return", *row["metrics"]]
+        names = ["return", *row["metrics"]] if paid else [*row["metrics"]]
         values = [{"return": side["return"], **side["metrics"]} if side else {} for side in (old, row)]
         numbers = tuple((name, values[0].get(name), values[1].get(name)) for name in names)
         found.append(Sample(row["prompt"], old["completion"] if old else None, row["completion"], numbers))

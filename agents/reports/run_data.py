@@ -11,6 +11,7 @@ from typing import Any
 
 from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.loggers.jsonl import read_metrics
+from textenv.agents.loggers.unpaid import is_unpaid, without_unpaid
 from textenv.agents.pipeline.config import STAGES
 from textenv.agents.reports.tokens import TokenView, load_views
 from textenv.utils.json_files import read_object
@@ -110,10 +111,25 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
     ]
     if run.before is not None and run.rows:
         run.rows.insert(0, {"step": 0, **{f"eval/{k}": v for k, v in run.before["metrics"].items()}})
+    _drop_unpaid(run)
     for row in run.rows:
         if "eval/return/mean" in row:
             row["eval/score"] = without_kl(row, "eval/")
     return run
+
+
+def _drop_unpaid(run: RunData) -> None:
+    """Leave out returns and scores of a run whose evaluations paid nothing."""
+    sides = [side for side in (run.before, run.after) if side is not None]
+    evaluated = [row for row in run.rows if "eval/return/mean" in row]
+    if not all(is_unpaid(side["metrics"]) for side in sides) or not all(
+        is_unpaid(row, "eval/") for row in evaluated
+    ):
+        return
+    run.rows = [without_unpaid(row, ("eval/",)) for row in run.rows]
+    for side in sides:
+        side["metrics"] = without_unpaid(side["metrics"], ("",))
+        side.pop("scores", None)
 
 
 def without_kl(metrics: Mapping[str, Any], prefix: str = "") -> float:

@@ -219,6 +219,7 @@ def test_sft_and_reward_model_on_folders(say: Say, model: Path, tmp_path: Path) 
     code, out, errors = say("sft", "--dataset=sft", *small, "--run_dir=policy")
     assert (code, errors) == (0, "")
     assert "sft/nll" in out
+    assert "episode/length" in out and "return/" not in out  # nothing is paid here
     code, out, errors = say("reward-model", "--dataset=pairs", *small, "--run_dir=scorer")
     assert (code, errors) == (0, "")
     assert "pairs/accuracy" in out

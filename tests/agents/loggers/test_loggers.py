@@ -236,6 +236,18 @@ def test_the_last_line_is_not_said_twice(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.count("loss") == 1
 
 
+@pytest.mark.parametrize(
+    ("also", "shown"), [({}, False), ({"eval/terms/length": 0.0}, True), ({"eval/return/max": 1.0}, True)]
+)
+def test_returns_are_shown_where_something_is_paid(
+    also: dict[str, float], shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    returns = {f"eval/return/{name}": 0.0 for name in ("mean", "std", "min", "max")}
+    logger = RichLogger(every_seconds=0)
+    logger.log({"loss": 1.0, **returns, **also}, 1)
+    assert ("eval/return/mean" in capsys.readouterr().err) == shown
+
+
 def test_generated_text_is_shown_and_not_obeyed() -> None:
     console, stream = _terminal()
     logger = RichLogger(RunInfo(name=EVIL, total_steps=3), console=console)

@@ -293,6 +293,23 @@ def test_score_is_the_return_without_kl_penalties() -> None:
     assert (figure.change, figure.tone) == (-0.75, "bad")
 
 
+@pytest.mark.parametrize("paid", [False, True])
+def test_a_run_without_rewards_shows_no_returns(paid: bool, tmp_path: Path) -> None:
+    metrics = {f"return/{name}": 0.0 for name in ("mean", "std", "min", "max")} | {"episode/length": 3.0}
+    metrics |= {"terms/length": 0.0} if paid else {}
+    row = {"step": 1, **{f"eval/{name}": value for name, value in metrics.items()}}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "evaluations").mkdir()
+    for name in ("before", "after"):
+        content = {"iteration": 1, "metrics": metrics, "samples": [], "scores": {"score": [0.0]}}
+        (tmp_path / "evaluations" / f"{name}.json").write_text(json.dumps(content))
+    run = read_run(tmp_path)
+    shown = {figure.name for figure in headline.figures(run)[0]}
+    assert shown == {"length, tokens"} | ({"reward (without KL penalty)"} if paid else set())
+    assert (run.series("eval/score")[1] == [0.0, 0.0]) == paid
+    assert ("scores" in (run.after or {})) == paid
+
+
 def test_the_anchor_is_best_of_n_by_hand() -> None:
     run = RunData(path=Path())
     run.before = {"scores": {"prompt_index": [0, 1], "score": [0.0, 1.0]}}
