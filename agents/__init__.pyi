@@ -5,13 +5,16 @@ from .base.agent import Agent
 from .base.callbacks import BestCheckpoint, Callback, EarlyStop
 from .base.offline import OfflineAgent
 from .base.online import OnlineAgent
-from .base.registry import agent_names, describe, make_agent, register_agent
+from .base.registry import agent_names, describe, get_agent, make_agent, register_agent
 from .base.result import TrainResult
 from .best_of_n import BestOfN
+from .checkpointing.checkpoint import load_agent
 from .checkpointing.run_folder import RunFolder
+from .data.batch import Totals, TrainingBatch
 from .dpo import CPO, DPO, KTO, ORPO, SimPO
 from .evaluation.evaluator import Evaluation, evaluate
 from .evaluation.reward_model_measure import evaluate_reward_model
+from .evaluation.sweeps import evaluate_sweep
 from .grpo import GRPO
 from .ilql import ILQL
 from .integrations.sb3 import LMActorCriticPolicy, TextVecEnv, sb3_agent
@@ -112,11 +115,16 @@ __all__ = [
     "SimPO",
     "SimPOConfig",
     "TextVecEnv",
+    "Totals",
     "TrainResult",
+    "TrainingBatch",
     "agent_names",
     "describe",
     "evaluate",
     "evaluate_reward_model",
+    "evaluate_sweep",
+    "get_agent",
+    "load_agent",
     "make_agent",
     "make_loggers",
     "read_metrics",

@@ -1,7 +1,7 @@
 """Runs of version 0.1.0, kept as they were written: they load, go on, and get their report.
 
-``fixtures/run_of_0_1_0/NAME`` is what ``textenv.train(**given(NAME), run_dir=NAME, loggers=["jsonl"])`` wrote,
-less the report and its plots. PPO was given by name and has all that a checkpoint can hold: a critic, a
+``fixtures/run_of_0_1_0/NAME`` is what ``train(**given(NAME), run_dir=NAME, loggers=["jsonl"])`` wrote,
+without the report and its plots. PPO was given by name and has all that a checkpoint can hold: a critic, a
 reference, a moving average, the states of an adaptive KL and of a reward. DPO was given as a class and has
 adapters. Only public names are used here.
 """
