@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from textenv.episodes.batch import EpisodeBatch
-from textenv.prompts.conversations import (
-    MESSAGES,
+from textenv.episodes.conversations import (
     completion_messages,
     generation_prompts,
     is_chat,
     prompt_messages,
 )
+from textenv.prompts.conversations import MESSAGES
 from textenv.rewards.awaiting import awaited
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import FLOAT32_MAX, RewardError, quote

@@ -69,7 +69,7 @@ def register_reward(
             if messages is not None or special_tokens:
                 raise TypeError(
                     f"reward {name!r}: messages and special_tokens are for functions; a class sets its "
-                    "attribute special_tokens and asks textenv.prompts.conversations for messages"
+                    "attribute special_tokens and asks textenv.episodes.conversations for messages"
                 )
         elif not callable(target):
             raise TypeError(f"reward {name!r} must be a RewardTerm subclass or a function, got {target!r}")

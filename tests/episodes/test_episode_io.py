@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textenv.episodes.batch import EpisodeBatch
-from textenv.episodes.preferences import PreferenceBatch
-from textenv.episodes.storage import (
+from textenv.episodes.files import (
     episodes_from_dataset,
     episodes_to_dataset,
     load_episodes,
@@ -23,6 +22,7 @@ from textenv.episodes.storage import (
     preferences_to_dataset,
     save_episodes,
 )
+from textenv.episodes.preferences import PreferenceBatch
 from textenv.utils.files import atomic_file, atomic_folder
 
 FORMS = ["episodes", "episodes.jsonl"]

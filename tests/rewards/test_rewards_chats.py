@@ -17,7 +17,8 @@ from tests.helpers.reward_helpers import TOKENIZER
 from tests.helpers.template_families import chat_tokenizer
 from textenv.data.loading import episodes_from_records, load_columns, preferences_from_records
 from textenv.episodes.batch import EpisodeBatch
-from textenv.prompts.conversations import MESSAGES, USER_TEXT, generation_prompts, prompt_messages
+from textenv.episodes.conversations import generation_prompts, prompt_messages
+from textenv.prompts.conversations import MESSAGES, USER_TEXT
 from textenv.prompts.prompt_set import PromptSet
 from textenv.rewards.functions import FunctionReward
 from textenv.rewards.registry import REWARDS, make_reward, register_reward, reward_names

@@ -1,4 +1,4 @@
-"""Episodes and preference pairs as ``datasets.Dataset``: ragged Arrow columns, one row per episode or pair.
+"""Fields of episodes and preference pairs as ``datasets.Dataset``: Arrow columns, one row per item.
 
 Extra task columns are named ``extras/NAME``, reward terms ``reward_terms/NAME``, the sides of a pair
 ``chosen/...`` and ``rejected/...``. What is not per row (sampling, dtypes, pad id) is JSON in the dataset's
@@ -8,20 +8,21 @@ description, the one free field that ``datasets`` keeps through select, shuffle,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
-from textenv.episodes.batch import EpisodeBatch
-from textenv.episodes.preferences import PreferenceBatch
+from textenv.episodes.fields import is_per_token
 from textenv.episodes.ragged import (
-    PER_ROW,
-    PER_TOKEN,
-    REQUIRED,
+    PAIR_WEIGHTS,
+    REQUIRED_IN_FILES,
+    SIDES,
     TEXTS,
     RaggedEpisodes,
     dtypes_of,
-    is_per_token,
+    is_stored,
     to_numpy,
     to_tensor,
 )
@@ -60,8 +61,7 @@ def _columns_of(ragged: RaggedEpisodes) -> dict[str, pa.Array]:
 def _from_table(table: pa.Table, meta: dict[str, Any], prefix: str, where: str) -> RaggedEpisodes:
     """The episodes in the columns of an Arrow table whose names start with ``prefix``."""
     columns = {name[len(prefix) :]: table[name] for name in table.column_names if name.startswith(prefix)}
-    known = {*PER_ROW, *PER_TOKEN, *TEXTS}
-    for name in REQUIRED:
+    for name in REQUIRED_IN_FILES:
         if name not in columns:
             raise ValueError(f"{where} has no column {prefix + name!r}; its columns: {table.column_names}")
     ragged = RaggedEpisodes(_flat(columns["input_ids"], "input_ids", prefix, where)[1], meta=meta)
@@ -71,7 +71,7 @@ def _from_table(table: pa.Table, meta: dict[str, Any], prefix: str, where: str) 
             name = name.removeprefix("extras/")
             as_json = name in meta.get("json_extras", [])
             ragged.extras[name] = [json.loads(value) for value in values] if as_json else values
-        elif is_per_token(name) or name in PER_ROW:
+        elif is_stored(name):
             ragged.columns[name], lengths = _flat(column, name, prefix, where)
             if is_per_token(name) and not np.array_equal(lengths, ragged.lengths):
                 row = int(np.flatnonzero(lengths != ragged.lengths)[0])
@@ -79,7 +79,7 @@ def _from_table(table: pa.Table, meta: dict[str, Any], prefix: str, where: str) 
                     f"{where}, row {row}: {prefix + name} has {lengths[row]} values, "
                     f"expected {ragged.lengths[row]} like input_ids"
                 )
-        elif name not in known:
+        elif name not in TEXTS:
             raise ValueError(
                 f"{where} has an unknown column {prefix + name!r}; extra columns are named 'extras/NAME'"
             )
@@ -130,64 +130,51 @@ def _meta_of(dataset: datasets.Dataset, kind: str, where: str) -> dict[str, Any]
     return meta if isinstance(meta, dict) else {}
 
 
-def episodes_to_dataset(batch: EpisodeBatch, tokenizer: Any = None) -> datasets.Dataset:
-    """A ``datasets.Dataset`` with one row per episode, and the sampling as JSON in its description.
-
-    Args:
-        batch: B episodes.
-        tokenizer: if given, the columns ``prompt`` and ``completion`` hold the texts, for the human reader.
-
-    Raises:
-        ValueError: if the batch is not valid.
-        TypeError: if extras or sampling hold something that JSON does not know.
-    """
-    ragged = RaggedEpisodes.pack(batch, tokenizer)
+def to_dataset(ragged: RaggedEpisodes) -> datasets.Dataset:
+    """One row per episode, and everything that is not per row as JSON in the description."""
     columns = _columns_of(ragged)
     return _dataset(columns, {"kind": "episodes", **ragged.meta})
 
 
-def episodes_from_dataset(dataset: datasets.Dataset, *, where: str = "the dataset") -> EpisodeBatch:
-    """The inverse of ``episodes_to_dataset``; selections and shuffles of such a dataset are fine.
+def from_dataset(dataset: datasets.Dataset, *, where: str = "the dataset") -> RaggedEpisodes:
+    """The inverse of ``to_dataset``; the dataset may have been selected from or shuffled.
 
     Raises:
         ValueError: if a required column is missing, or one is unknown or does not fit ``input_ids``.
     """
     meta = _meta_of(dataset, "episodes", where)
-    return _from_table(dataset.with_format("arrow")[:], meta, "", where).unpack()
+    return _from_table(dataset.with_format("arrow")[:], meta, "", where)
 
 
-def preferences_to_dataset(pairs: PreferenceBatch, tokenizer: Any = None) -> datasets.Dataset:
-    """A ``datasets.Dataset`` with one row per pair; see ``episodes_to_dataset``."""
+def pairs_to_dataset(sides: Mapping[str, RaggedEpisodes], weights: Mapping[str, Tensor]) -> datasets.Dataset:
+    """One row per pair of episodes.
+
+    Args:
+        sides: ``chosen`` and ``rejected``, each of B episodes.
+        weights: ``margin`` and ``label`` -> (B,) where they are given.
+    """
     import pyarrow as pa
 
     columns: dict[str, pa.Array] = {}
     meta: dict[str, Any] = {"kind": "preferences"}
-    for side in ("chosen", "rejected"):
-        ragged = RaggedEpisodes.pack(getattr(pairs, side), tokenizer)
+    for side, ragged in sides.items():
         columns |= {f"{side}/{name}": column for name, column in _columns_of(ragged).items()}
         meta[side] = ragged.meta
-    weights = {name: getattr(pairs, name) for name in ("margin", "label") if getattr(pairs, name) is not None}
     columns |= {name: pa.array(to_numpy(tensor)) for name, tensor in weights.items()}
     meta["dtypes"] = dtypes_of(weights)
     return _dataset(columns, meta)
 
 
-def preferences_from_dataset(dataset: datasets.Dataset, *, where: str = "the dataset") -> PreferenceBatch:
-    """The inverse of ``preferences_to_dataset``."""
+def pairs_from_dataset(
+    dataset: datasets.Dataset, *, where: str = "the dataset"
+) -> tuple[dict[str, RaggedEpisodes], dict[str, Tensor]]:
+    """The inverse of ``pairs_to_dataset``: (sides, weights)."""
     meta = _meta_of(dataset, "preferences", where)
     table = dataset.with_format("arrow")[:]
-    sides = {
-        side: _from_table(table, meta.get(side, {}), f"{side}/", where).unpack()
-        for side in ("chosen", "rejected")
-    }
+    sides = {side: _from_table(table, meta.get(side, {}), f"{side}/", where) for side in SIDES}
     weights = {
         name: to_tensor(table[name].to_numpy(), meta.get("dtypes", {}).get(name, "float32"))
-        for name in ("margin", "label")
+        for name in PAIR_WEIGHTS
         if name in table.column_names
     }
-    return PreferenceBatch(
-        chosen=sides["chosen"],
-        rejected=sides["rejected"],
-        margin=weights.get("margin"),
-        label=weights.get("label"),
-    )
+    return sides, weights

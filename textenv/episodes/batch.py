@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from textenv.episodes.checks import check_actions, check_dtypes, check_fields, check_id_rows, check_whole
+from textenv.episodes.checks import check_actions, check_fields, check_id_rows, check_tensors, check_whole
+from textenv.episodes.fields import named_tensors
+from textenv.episodes.storage import errors_name, load_fields, save_fields
 from textenv.episodes.texts import split_texts
 from textenv.prompts.pairs import encode_pairs
 from textenv.utils.checks import as_rewards, check_at_least
@@ -23,8 +25,6 @@ from textenv.utils.indexing import row_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PER_TOKEN = ("input_ids", "attention_mask", "action_mask", "log_probs", "values", "rewards")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -81,7 +81,7 @@ class EpisodeBatch:
     """False leaves out the checks that read the data: for what is made of a checked batch."""
 
     def __post_init__(self, check: bool) -> None:
-        check_fields(self)
+        check_fields(self.as_dict())
         if self.input_ids.dim() != 2:
             raise ValueError(f"input_ids must have shape (B, L), got {tuple(self.input_ids.shape)}")
         rows, length = self.input_ids.shape
@@ -96,28 +96,23 @@ class EpisodeBatch:
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, default())
-        for name, tensor in self.tensors():
-            expected = (rows, length) if name in _PER_TOKEN or "/" in name else (rows,)
-            if tuple(tensor.shape) != expected:
-                raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
-        check_dtypes(self)
+        check_tensors(self.as_dict(), rows, length)
         self.attention_mask = self.attention_mask.bool()
         self.action_mask = self.action_mask.bool()
         for name, column in self.extras.items():
             if len(column) != rows:
                 raise ValueError(f"extras[{name!r}] must have {rows} values, got {len(column)}")
         if check:
-            check_actions(self)
+            check_actions(self.as_dict())
 
     def validate(self) -> EpisodeBatch:
         """Check all of the data, and return self.
 
         Raises:
             ValueError: if column 0 is an action, a reward (or a term of it) stands where no action is, an
-                action lies on padding or in the prompt, a row has a gap in its attention mask, or a prompt is
-                empty or longer than its row.
+                action lies on padding or in the prompt, an attention mask has a gap, or a prompt is too long.
         """
-        check_whole(self)
+        check_whole(self.as_dict())
         return self
 
     def __len__(self) -> int:
@@ -162,13 +157,12 @@ class EpisodeBatch:
         return self.rewards.sum(-1)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that is there, by name; reward terms as ``reward_terms/NAME``."""
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if isinstance(value, Tensor):
-                yield spec.name, value
-        for name, value in self.reward_terms.items():
-            yield f"reward_terms/{name}", value
+        """Every tensor that is given, by name; reward terms as ``reward_terms/NAME``."""
+        return named_tensors(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name: ``EpisodeBatch(**batch.as_dict())`` is the same batch."""
+        return {spec.name: getattr(self, spec.name) for spec in fields(self)}
 
     @classmethod
     def from_ids(
@@ -376,21 +370,31 @@ class EpisodeBatch:
         return [prompt for prompt, _ in self.texts(tokenizer, **options)]
 
     def completion_texts(self, tokenizer: PreTrainedTokenizerBase, **options: bool) -> list[str]:
-        """The B responses (all behind the first prompt) as text; ``options`` are those of ``texts``."""
+        """The B responses (all after the first prompt) as text; ``options`` are those of ``texts``."""
         return [completion for _, completion in self.texts(tokenizer, **options)]
 
     def save(self, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write to ``path``: JSON lines if it ends in ``.jsonl``, else a ``datasets`` Arrow folder.
 
-        With a tokenizer the texts are written, too, for the human reader; see ``textenv.episodes.storage``.
-        """
-        from textenv.episodes.storage import save_episodes
+        Args:
+            path: an older file or saved folder there is replaced.
+            tokenizer: if given, the texts are written, too, for people who read the file.
 
-        save_episodes(self, path, tokenizer=tokenizer)
+        Raises:
+            ValueError: if the batch is not valid, or has no episode and goes to JSON lines.
+            TypeError: if extras or sampling are not JSON values.
+            FileExistsError: if ``path`` is a folder with other content.
+        """
+        self.validate()
+        save_fields(self.as_dict(), path, texts=None if tokenizer is None else self.texts(tokenizer))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EpisodeBatch:
-        """Read what ``save`` wrote."""
-        from textenv.episodes.storage import load_episodes
+        """Read what ``save`` wrote; the batch is on the CPU.
 
-        return load_episodes(path)
+        Raises:
+            FileNotFoundError: if there is nothing at ``path``, or a file of the folder is missing.
+            ValueError: if the file is damaged or holds something else; the message names it (and the line).
+        """
+        with errors_name(path):
+            return cls(**load_fields(path)).validate()

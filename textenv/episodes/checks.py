@@ -1,55 +1,60 @@
-"""What must hold for the data in an episode batch: actions, rewards and masks. Shape letters: B, L tokens."""
+"""Checks of the fields of an episode batch: types, actions, rewards and masks.
+
+Shape letters: B episodes, L tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from textenv.episodes.fields import FLAGS, IDS, MAPPINGS, TERM_PREFIX, is_per_token, named_tensors
 from textenv.utils.checks import is_integer
 from textenv.utils.names import shown
 
-if TYPE_CHECKING:
-    from textenv.episodes.batch import EpisodeBatch
 
-
-_IDS = ("input_ids", "prompt_lengths", "episode_id", "prompt_index")
-_FLAGS = ("attention_mask", "action_mask", "terminated", "truncated")
-
-
-def check_fields(batch: EpisodeBatch) -> None:
-    """Refuse fields of another kind: lists for tensors, a text for a column.
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Refuse fields of a wrong type: lists for tensors, a text for a column.
 
     Raises:
         TypeError: naming the field.
     """
-    for spec in fields(batch):
-        value = getattr(batch, spec.name)
-        if spec.name in ("reward_terms", "extras", "sampling"):
+    for name, value in fields.items():
+        if name in MAPPINGS:
             if not isinstance(value, Mapping):
-                raise TypeError(f"{spec.name} must be a dict, got {shown(value)}")
+                raise TypeError(f"{name} must be a dict, got {shown(value)}")
         elif value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{spec.name} must be a tensor, got {type(value).__name__}")
-    for name, column in batch.extras.items():
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    for name, column in fields["extras"].items():
         if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
             raise TypeError(f"extras[{name!r}] must be a list of values, got {shown(column)}")
 
 
-def check_dtypes(batch: EpisodeBatch) -> None:
-    """Refuse what would be cast: numbers that are no integers as ids, or as masks.
+def check_tensors(fields: Mapping[str, Any], rows: int, length: int) -> None:
+    """Check shapes, and refuse dtypes that would have to be cast: floats as ids or masks, bools as rewards.
+
+    Args:
+        fields: of an episode batch.
+        rows: B.
+        length: L.
 
     Raises:
-        TypeError: naming the field.
+        ValueError: naming a field of another shape than (B, L) or (B,).
+        TypeError: naming a field of another kind of dtype.
     """
-    for name, tensor in batch.tensors():
+    for name, tensor in named_tensors(fields):
+        expected_shape = (rows, length) if is_per_token(name) else (rows,)
+        if tuple(tensor.shape) != expected_shape:
+            raise ValueError(f"{name} must have shape {expected_shape}, got {tuple(tensor.shape)}")
+    for name, tensor in named_tensors(fields):
         is_real = not (tensor.is_complex() or tensor.dtype == torch.bool)
-        if name in _IDS:
+        if name in IDS:
             fits, expected = is_real and not tensor.is_floating_point(), "integers"
-        elif name in _FLAGS:
+        elif name in FLAGS:
             fits, expected = not (tensor.is_complex() or tensor.is_floating_point()), "bools"
         else:
             fits, expected = is_real, "numbers"
@@ -109,61 +114,64 @@ def check_finite(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got {float(values[tuple(at)])} at {at}")
 
 
-def check_actions(batch: EpisodeBatch) -> None:
-    """Refuse an action without a state before it, and rewards for tokens that the policy did not choose.
+def check_actions(fields: Mapping[str, Any]) -> None:
+    """Refuse an action in column 0, and rewards for tokens that the policy did not choose.
 
-    Losses read rewards at actions alone, while returns sum all of them: a reward elsewhere would be reported
-    and never learned from.
+    Losses read rewards at actions only, but returns sum all rewards: a reward elsewhere would be reported and
+    never learned from.
 
     Raises:
         ValueError: naming the row (and column).
     """
-    if not batch.input_ids.numel():
+    action_mask = fields["action_mask"]
+    if not action_mask.numel():
         return
-    first = batch.action_mask[:, 0]
+    first = action_mask[:, 0]
     if bool(first.any()):
         raise ValueError(
             "action_mask must be False in column 0, for the first token has no state before it; "
             f"got True in row {int(first.nonzero()[0])}"
         )
-    for name, values in batch.tensors():
-        if name == "rewards" or name.startswith("reward_terms/"):
-            foreign = (values != 0) & ~batch.action_mask
-            if bool(foreign.any()):
-                row, column = foreign.nonzero()[0].tolist()
+    for name, values in named_tensors(fields):
+        if name == "rewards" or name.startswith(TERM_PREFIX):
+            misplaced = (values != 0) & ~action_mask
+            if bool(misplaced.any()):
+                row, column = misplaced.nonzero()[0].tolist()
                 raise ValueError(
                     f"{name} must be 0 where action_mask is False (a reward is for a token that the policy "
                     f"chose), got {float(values[row, column])} in row {row}, column {column}"
                 )
 
 
-def check_whole(batch: EpisodeBatch) -> None:
-    """All that can be checked of a batch.
+def check_whole(fields: Mapping[str, Any]) -> None:
+    """Run all checks that read the data.
 
     Raises:
         ValueError: see ``EpisodeBatch.validate``.
     """
-    check_actions(batch)
-    for name, values in batch.tensors():
-        if name in ("rewards", "final_values", "values") or name.startswith("reward_terms/"):
+    check_actions(fields)
+    for name, values in named_tensors(fields):
+        if name in ("rewards", "final_values", "values") or name.startswith(TERM_PREFIX):
             check_finite(name, values)
-    if batch.input_ids.numel() and int(batch.input_ids.min()) < 0:
-        row, column = (batch.input_ids < 0).nonzero()[0].tolist()
+    input_ids, mask, actions = (fields[name] for name in ("input_ids", "attention_mask", "action_mask"))
+    prompt_lengths, lengths = fields["prompt_lengths"], mask.sum(-1)
+    if input_ids.numel() and int(input_ids.min()) < 0:
+        row, column = (input_ids < 0).nonzero()[0].tolist()
         raise ValueError(
-            f"input_ids must be token ids >= 0, got {int(batch.input_ids[row, column])} in row {row}, "
+            f"input_ids must be token ids >= 0, got {int(input_ids[row, column])} in row {row}, "
             f"column {column}"
         )
-    if bool((batch.action_mask & ~batch.attention_mask).any()):
+    if bool((actions & ~mask).any()):
         raise ValueError("action_mask must be False on padding (attention_mask False)")
-    columns = torch.arange(batch.input_ids.shape[1], device=batch.device)
-    if bool((batch.attention_mask != (columns < batch.lengths.unsqueeze(-1))).any()):
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    if bool((mask != (columns < lengths.unsqueeze(-1))).any()):
         raise ValueError("attention_mask must be right-padded: ones, then zeros")
-    outside = (batch.prompt_lengths < 1) | (batch.prompt_lengths > batch.lengths)
+    outside = (prompt_lengths < 1) | (prompt_lengths > lengths)
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
         raise ValueError(
             f"prompt_lengths[{row}] must lie between 1 and the length of the row, "
-            f"{int(batch.lengths[row])}, got {int(batch.prompt_lengths[row])}"
+            f"{int(lengths[row])}, got {int(prompt_lengths[row])}"
         )
-    if bool((batch.action_mask & (columns < batch.prompt_lengths.unsqueeze(-1))).any()):
+    if bool((actions & (columns < prompt_lengths.unsqueeze(-1))).any()):
         raise ValueError("action_mask must be False in the prompt (columns below prompt_lengths)")

@@ -1,7 +1,7 @@
-"""Episodes and preference pairs as JSON lines: one a line, readable, and safe to append to each other.
+"""Fields of episodes and preference pairs as JSON lines, one episode or pair per line.
 
-A line holds the fields of ``EpisodeBatch`` without padding. Sampling, and dtypes where they are not the usual
-ones, stand in every line, so that any subset of lines is a valid file.
+A line holds the fields of an episode without padding. Sampling, and dtypes that are not the usual ones, are
+repeated in every line: any subset of lines is a valid file, and files can be appended to each other.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from textenv.episodes.batch import EpisodeBatch
-from textenv.episodes.preferences import PreferenceBatch
+from textenv.episodes.fields import is_per_token, usual_dtype
 from textenv.episodes.ragged import (
-    PER_ROW,
-    PER_TOKEN,
-    REQUIRED,
+    PAIR_WEIGHTS,
+    REQUIRED_IN_FILES,
+    SIDES,
+    STORED,
     TEXTS,
     RaggedEpisodes,
     dtypes_of,
-    is_per_token,
     to_numpy,
     to_tensor,
-    usual_dtype,
 )
 from textenv.utils.checks import check_at_least
 from textenv.utils.json_text import parse_json
@@ -35,23 +34,26 @@ _NUMBERS = {"int64": "iu", "bool": "bi", "float32": "fiu"}
 """Usual dtype -> the kinds of numpy array that may stand for it in a line."""
 
 
-def episode_lines(batch: EpisodeBatch, tokenizer: Any = None) -> Iterator[str]:
+def episode_lines(ragged: RaggedEpisodes) -> Iterator[str]:
     """One JSON object per episode, without the line break."""
-    return (json.dumps(row, ensure_ascii=False) for row in _rows(RaggedEpisodes.pack(batch, tokenizer)))
+    return (json.dumps(row, ensure_ascii=False) for row in _rows(ragged))
 
 
-def preference_lines(pairs: PreferenceBatch, tokenizer: Any = None) -> Iterator[str]:
-    """One JSON object per pair, with the keys chosen, rejected and, if there are any, margin and label."""
-    sides = [RaggedEpisodes.pack(side, tokenizer) for side in (pairs.chosen, pairs.rejected)]
-    weights = {name: getattr(pairs, name) for name in ("margin", "label") if getattr(pairs, name) is not None}
+def pair_lines(sides: Mapping[str, RaggedEpisodes], weights: Mapping[str, Tensor]) -> Iterator[str]:
+    """One JSON object per pair, without the line break.
+
+    Args:
+        sides: ``chosen`` and ``rejected``, each of B episodes.
+        weights: ``margin`` and ``label`` -> (B,) where they are given.
+    """
     numbers = {name: _shortest(to_numpy(tensor)) for name, tensor in weights.items()}
     dtypes = dtypes_of(weights)
-    for i, (chosen, rejected) in enumerate(zip(*map(_rows, sides), strict=True)):
-        row = {"chosen": chosen, "rejected": rejected} | {name: values[i] for name, values in numbers.items()}
+    for i, pair in enumerate(zip(*map(_rows, sides.values()), strict=True)):
+        row = dict(zip(sides, pair, strict=True)) | {name: values[i] for name, values in numbers.items()}
         yield json.dumps(row | ({"dtypes": dtypes} if dtypes else {}), ensure_ascii=False)
 
 
-def read_episodes(path: Path) -> EpisodeBatch:
+def read_episodes(path: Path) -> RaggedEpisodes:
     """Read a file of episode lines.
 
     Raises:
@@ -61,30 +63,26 @@ def read_episodes(path: Path) -> EpisodeBatch:
     return _collect(_parsed_lines(path))
 
 
-def read_preferences(path: Path) -> PreferenceBatch:
-    """Read a file of preference lines; see ``read_episodes``."""
+def read_pairs(path: Path) -> tuple[dict[str, RaggedEpisodes], dict[str, Tensor]]:
+    """Read a file of preference lines: (sides, weights), as in ``pair_lines``; see ``read_episodes``."""
     lines = list(_parsed_lines(path))
     weights: dict[str, list[float]] = {}
     for where, row in lines:
-        for name in ("chosen", "rejected"):
+        for name in SIDES:
             if not isinstance(row.get(name), dict):
                 raise ValueError(
                     f"{where}: a pair needs the objects 'chosen' and 'rejected', found {sorted(row)}"
                 )
-        _refuse_unknown(row, ("chosen", "rejected", "margin", "label", "dtypes"), where)
-        for name in ("margin", "label"):
+        _refuse_unknown(row, (*SIDES, *PAIR_WEIGHTS, "dtypes"), where)
+        for name in PAIR_WEIGHTS:
             if (name in row) != (name in lines[0][1]):
                 raise ValueError(f"{where}: {name} must stand in every line or in none")
             if name in row:
                 weights.setdefault(name, []).append(float(_numbers(row[name], name, where, 0)))
     dtypes = lines[0][1].get("dtypes", {})
     tensors = {name: to_tensor(np.array(x), dtypes.get(name, "float32")) for name, x in weights.items()}
-    return PreferenceBatch(
-        chosen=_collect((f"{where}: chosen", row["chosen"]) for where, row in lines),
-        rejected=_collect((f"{where}: rejected", row["rejected"]) for where, row in lines),
-        margin=tensors.get("margin"),
-        label=tensors.get("label"),
-    )
+    sides = {side: _collect((f"{where}: {side}", row[side]) for where, row in lines) for side in SIDES}
+    return sides, tensors
 
 
 def _shortest(values: np.ndarray) -> list[Any]:
@@ -163,9 +161,9 @@ def _numbers(value: Any, name: str, where: str, dims: int) -> np.ndarray:
     return array
 
 
-def _collect(lines: Iterable[tuple[str, dict[str, Any]]]) -> EpisodeBatch:
+def _collect(lines: Iterable[tuple[str, dict[str, Any]]]) -> RaggedEpisodes:
     """Check the lines against the first and each other, and join them."""
-    known = (*PER_ROW, *PER_TOKEN, *TEXTS, *_META, "reward_terms", "extras")
+    known = (*STORED, *TEXTS, *_META, "reward_terms", "extras")
     columns: dict[str, list[np.ndarray]] = {}
     extras: dict[str, list[Any]] = {}
     lengths: list[int] = []
@@ -173,14 +171,14 @@ def _collect(lines: Iterable[tuple[str, dict[str, Any]]]) -> EpisodeBatch:
     first: set[str] = set()
     for where, row in lines:
         _refuse_unknown(row, known, where)
-        flat = {name: value for name, value in row.items() if name in PER_ROW or name in PER_TOKEN}
+        flat = {name: value for name, value in row.items() if name in STORED}
         for group in ("reward_terms", "extras"):
             if not isinstance(row.get(group, {}), dict):
                 raise ValueError(f"{where}: {group} must be an object, got {type(row[group]).__name__}")
         flat |= {f"reward_terms/{name}": value for name, value in row.get("reward_terms", {}).items()}
         names = set(flat) | {f"extras/{name}" for name in row.get("extras", {})}
         if not lengths:
-            for name in REQUIRED:
+            for name in REQUIRED_IN_FILES:
                 if name not in flat:
                     raise ValueError(f"{where}: an episode needs {name}, found {sorted(row)}")
             first = names
@@ -208,7 +206,7 @@ def _collect(lines: Iterable[tuple[str, dict[str, Any]]]) -> EpisodeBatch:
         for name, value in row.get("extras", {}).items():
             extras.setdefault(name, []).append(value)
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return RaggedEpisodes(np.array(lengths, dtype=np.int64), joined, extras, {}, meta).unpack()
+    return RaggedEpisodes(np.array(lengths, dtype=np.int64), joined, extras, {}, meta)
 
 
 def _check_mask(row: Mapping[str, Any], where: str) -> None:

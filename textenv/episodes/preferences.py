@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.checks import check_finite
+from textenv.episodes.ragged import PAIR_WEIGHTS, SIDES
+from textenv.episodes.storage import errors_name, load_pair_fields, save_pair_fields
 from textenv.utils.indexing import row_index
 
 if TYPE_CHECKING:
@@ -39,14 +41,14 @@ class PreferenceBatch:
     """(B,) float in [0, 1]: probability that ``chosen`` is really better (soft labels), 1 if None."""
 
     def __post_init__(self) -> None:
-        for side in ("chosen", "rejected"):
+        for side in SIDES:
             if not isinstance(getattr(self, side), EpisodeBatch):
                 raise TypeError(f"{side} must be an EpisodeBatch, got {type(getattr(self, side)).__name__}")
         if len(self.chosen) != len(self.rejected):
             raise ValueError(
                 f"rejected must have {len(self.chosen)} episodes like chosen, got {len(self.rejected)}"
             )
-        for name in ("margin", "label"):
+        for name in PAIR_WEIGHTS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -131,15 +133,36 @@ class PreferenceBatch:
             raise ValueError(f"{what}, so there is nothing to learn")
         warnings.warn(f"{what}; nothing is learned from those", stacklevel=3)
 
+    def sides(self) -> dict[str, EpisodeBatch]:
+        """``chosen`` and ``rejected`` by name."""
+        return {side: getattr(self, side) for side in SIDES}
+
+    def weights(self) -> dict[str, Tensor]:
+        """``margin`` and ``label`` by name, where they are given."""
+        return {name: getattr(self, name) for name in PAIR_WEIGHTS if getattr(self, name) is not None}
+
     def save(self, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Write the pairs, margins and labels to ``path``; see ``EpisodeBatch.save``."""
-        from textenv.episodes.storage import save_preferences
-
-        save_preferences(self, path, tokenizer=tokenizer)
+        sides = self.sides()
+        fields = {side: batch.validate().as_dict() for side, batch in sides.items()}
+        texts = None if tokenizer is None else {side: batch.texts(tokenizer) for side, batch in sides.items()}
+        save_pair_fields(fields, self.weights(), path, texts=texts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PreferenceBatch:
-        """Read what ``save`` wrote."""
-        from textenv.episodes.storage import load_preferences
+        """Read what ``save`` wrote; see ``EpisodeBatch.load``."""
+        with errors_name(path):
+            return cls.from_fields(*load_pair_fields(path))
 
-        return load_preferences(path)
+    @classmethod
+    def from_fields(
+        cls, sides: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Tensor]
+    ) -> PreferenceBatch:
+        """Build pairs from the fields of both sides (see ``EpisodeBatch.as_dict``), margins and labels.
+
+        Raises:
+            ValueError: if a side is not valid (``EpisodeBatch.validate``).
+        """
+        batches = {side: EpisodeBatch(**sides[side]).validate() for side in SIDES}
+        parts: dict[str, Any] = {**batches, **weights}
+        return cls(**parts)

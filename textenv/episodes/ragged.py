@@ -1,51 +1,47 @@
-"""Episodes without their padding: the form that both kinds of episode file write down."""
+"""The fields of episodes without padding: the form that both file formats store.
+
+Shape letters: B episodes, L tokens.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.episodes.batch import EpisodeBatch
+from textenv.episodes.fields import (
+    PER_ROW,
+    PER_TOKEN,
+    REQUIRED,
+    TERM_PREFIX,
+    is_per_token,
+    named_tensors,
+    usual_dtype,
+)
 from textenv.utils.checks import check_at_least
 from textenv.utils.host_memory import check_fits
 from textenv.utils.names import shown
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-PER_ROW = ("prompt_lengths", "final_values", "terminated", "truncated", "episode_id", "prompt_index")
-"""Fields of shape (B,)."""
-PER_TOKEN = ("input_ids", "action_mask", "log_probs", "values", "rewards")
-"""Fields of shape (B, L); ``attention_mask`` follows from the lengths."""
-REQUIRED = ("input_ids", "prompt_lengths", "action_mask")
-"""Fields without a default."""
+STORED = (*PER_ROW, *(name for name in PER_TOKEN if name != "attention_mask"))
+"""Fields that files hold, besides mappings; ``attention_mask`` follows from the lengths."""
+REQUIRED_IN_FILES = tuple(name for name in REQUIRED if name in STORED)
+"""Stored fields without a default."""
 TEXTS = ("prompt", "completion")
-"""Columns for the human reader, ignored when loading."""
-_USUAL_DTYPES = {
-    "input_ids": "int64",
-    "prompt_lengths": "int64",
-    "episode_id": "int64",
-    "prompt_index": "int64",
-    "action_mask": "bool",
-    "terminated": "bool",
-    "truncated": "bool",
-}
+"""Columns with the texts, for people who read the file; ignored when loading."""
+SIDES = ("chosen", "rejected")
+"""The two episodes of a preference pair."""
+PAIR_WEIGHTS = ("margin", "label")
+"""Numbers per preference pair, each of them optional."""
 
 
-def is_per_token(name: str) -> bool:
-    """Whether a field (or ``reward_terms/NAME``) has one value per token."""
-    return name in PER_TOKEN or name.startswith("reward_terms/")
-
-
-def usual_dtype(name: str) -> str:
-    """The dtype that a field has if nothing else is recorded: float32 for all numbers that are not ids."""
-    return _USUAL_DTYPES.get(name, "float32")
+def is_stored(name: str) -> bool:
+    """Whether files hold this field (or ``reward_terms/NAME``) as a column of numbers."""
+    return name in STORED or name.startswith(TERM_PREFIX)
 
 
 def dtypes_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -80,57 +76,56 @@ class RaggedEpisodes:
     extras: dict[str, list[Any]] = field(default_factory=dict)
     """name -> B JSON values."""
     texts: dict[str, list[str]] = field(default_factory=dict)
-    """``prompt`` and ``completion`` for the reader, or nothing."""
+    """``prompt`` and ``completion`` -> B texts for people who read the file, or nothing."""
     meta: dict[str, Any] = field(default_factory=dict)
     """``sampling``, ``dtypes``, ``pad_token_id`` and ``width``, each only where it is not the default."""
 
     @classmethod
-    def pack(cls, batch: EpisodeBatch, tokenizer: PreTrainedTokenizerBase | None = None) -> RaggedEpisodes:
-        """Take the padding away.
+    def pack(
+        cls, fields: Mapping[str, Any], texts: Sequence[tuple[str, str]] | None = None
+    ) -> RaggedEpisodes:
+        """Remove the padding.
 
         Args:
-            batch: B episodes. What stands on padding is dropped, except a uniform pad id.
-            tokenizer: if given, the texts are kept beside the ids.
+            fields: all fields of a valid ``EpisodeBatch`` of B episodes. Values on padding are dropped,
+                except a pad id that is the same everywhere.
+            texts: B pairs (prompt, completion) to store beside the ids.
 
         Raises:
-            ValueError: if the batch is not valid (``EpisodeBatch.validate``).
             TypeError: if extras or sampling hold something that is not a JSON value.
         """
-        batch.validate()
-        mask = batch.attention_mask
-        tensors = {name: tensor for name, tensor in batch.tensors() if name != "attention_mask"}
-        lengths = batch.lengths.cpu().numpy()
-        padding = batch.input_ids[~mask].unique()
+        mask, input_ids = fields["attention_mask"], fields["input_ids"]
+        tensors = {name: tensor for name, tensor in named_tensors(fields) if is_stored(name)}
+        lengths = mask.sum(-1).cpu().numpy()
+        padding = input_ids[~mask].unique()
         meta: dict[str, Any] = {}
-        if batch.sampling:
-            _check_json(batch.sampling, "sampling")
-            meta["sampling"] = batch.sampling
+        if fields["sampling"]:
+            _check_json(fields["sampling"], "sampling")
+            meta["sampling"] = fields["sampling"]
         if dtypes := dtypes_of(tensors):
             meta["dtypes"] = dtypes
         if len(padding) == 1 and int(padding[0]) != 0:
             meta["pad_token_id"] = int(padding[0])
-        if batch.input_ids.shape[1] > lengths.max(initial=0):
-            meta["width"] = batch.input_ids.shape[1]
-        for name, values in batch.extras.items():
+        if input_ids.shape[1] > lengths.max(initial=0):
+            meta["width"] = input_ids.shape[1]
+        for name, values in fields["extras"].items():
             for i, value in enumerate(values):
                 _check_json(value, f"extras[{name!r}][{i}]")
-        texts = {}
-        if tokenizer is not None:
-            pairs = batch.texts(tokenizer)
-            texts = {"prompt": [pair[0] for pair in pairs], "completion": [pair[1] for pair in pairs]}
         return cls(
             lengths=lengths,
             columns={name: to_numpy(x[mask] if is_per_token(name) else x) for name, x in tensors.items()},
-            extras={name: list(values) for name, values in batch.extras.items()},
-            texts=texts,
+            extras={name: list(values) for name, values in fields["extras"].items()},
+            texts={}
+            if texts is None
+            else {name: [pair[i] for pair in texts] for i, name in enumerate(TEXTS)},
             meta=meta,
         )
 
-    def unpack(self) -> EpisodeBatch:
-        """Put the padding back: a batch on the CPU.
+    def unpack(self) -> dict[str, Any]:
+        """Put the padding back: the arguments of ``EpisodeBatch``, with tensors on the CPU.
 
         Raises:
-            ValueError: if the episodes are not valid, for example because the first token is an action.
+            ValueError: if an entry of ``meta`` is wrong.
         """
         _check_meta(self.meta, len(self.lengths))
         lengths = torch.from_numpy(np.array(self.lengths, dtype=np.int64))
@@ -145,17 +140,17 @@ class RaggedEpisodes:
                 padded = torch.full(mask.shape, fill, dtype=tensor.dtype)
                 padded[mask] = tensor
                 tensor = padded
-            if name.startswith("reward_terms/"):
-                terms[name.removeprefix("reward_terms/")] = tensor
+            if name.startswith(TERM_PREFIX):
+                terms[name.removeprefix(TERM_PREFIX)] = tensor
             else:
                 tensors[name] = tensor
-        return EpisodeBatch(
-            attention_mask=mask,
-            reward_terms=terms,
-            extras=self.extras,
-            sampling=self.meta.get("sampling", {}),
+        return {
             **tensors,
-        ).validate()
+            "attention_mask": mask,
+            "reward_terms": terms,
+            "extras": self.extras,
+            "sampling": self.meta.get("sampling", {}),
+        }
 
 
 def _check_meta(meta: Mapping[str, Any], rows: int) -> None:

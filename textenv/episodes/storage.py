@@ -1,105 +1,112 @@
-"""Saving and loading episodes and preference pairs without loss.
+"""The fields of episodes and preference pairs on disk, without loss.
 
-Two forms, chosen by the path: a ``datasets`` Arrow folder (compact and fast; ``load_from_disk`` opens it), or
-JSON lines (a path that ends in ``.jsonl``; readable). Padding is not stored: rows are ragged on disk.
-Both are written beside their place and renamed into it: a crash leaves the older file or the newer one.
+The path selects the format: JSON lines if it ends in ``.jsonl`` (readable), else a ``datasets`` Arrow folder
+(compact and fast; ``load_from_disk`` opens it). Padding is not stored. Files are written under
+another name and renamed: after a crash either the older or the newer file is there, complete.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.episodes.arrow import (
-    episodes_from_dataset,
-    episodes_to_dataset,
-    preferences_from_dataset,
-    preferences_to_dataset,
-)
-from textenv.episodes.batch import EpisodeBatch
-from textenv.episodes.jsonl import episode_lines, preference_lines, read_episodes, read_preferences
-from textenv.episodes.preferences import PreferenceBatch
+from torch import Tensor
+
+from textenv.episodes.arrow import from_dataset, pairs_from_dataset, pairs_to_dataset, to_dataset
+from textenv.episodes.jsonl import episode_lines, pair_lines, read_episodes, read_pairs
+from textenv.episodes.ragged import RaggedEpisodes
 from textenv.utils.files import atomic_file, atomic_folder
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "episodes_from_dataset",
-    "episodes_to_dataset",
-    "load_episodes",
-    "load_preferences",
-    "preferences_from_dataset",
-    "preferences_to_dataset",
-    "save_episodes",
-    "save_preferences",
-]
-
+Fields = Mapping[str, Any]
+"""All fields of an ``EpisodeBatch`` by name."""
+Texts = Sequence[tuple[str, str]]
+"""B pairs (prompt, completion)."""
 _MARKER = "dataset_info.json"
 
 
-def save_episodes(
-    batch: EpisodeBatch, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None
-) -> None:
-    """Write episodes to ``path``: JSON lines if it ends in ``.jsonl``, else an Arrow folder.
-
-    Args:
-        batch: B episodes.
-        path: an older file or saved folder there is replaced.
-        tokenizer: if given, the texts of prompt and completion are written, too, for the human reader.
+def save_fields(fields: Fields, path: str | os.PathLike[str], *, texts: Texts | None = None) -> None:
+    """Write the fields of a valid batch to ``path``; see ``EpisodeBatch.save``.
 
     Raises:
-        ValueError: if the batch is not valid, or has no episode and goes to JSON lines.
+        ValueError: if there is no episode and ``path`` ends in ``.jsonl``.
         TypeError: if extras or sampling hold something that is not a JSON value.
         FileExistsError: if ``path`` is a folder with other content.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "episodes.jsonl"
-        >>> save_episodes(EpisodeBatch.from_ids([[5, 6]], [[7]], rewards=[0.1]), path)
-        >>> load_episodes(path).rewards
-        tensor([[0.0000, 0.0000, 0.1000]])
     """
+    ragged = RaggedEpisodes.pack(fields, texts)
     if _is_json_lines(path):
-        _write_lines(path, episode_lines(batch, tokenizer), len(batch))
+        _write_lines(path, episode_lines(ragged), len(ragged.lengths))
     else:
-        _write_folder(path, episodes_to_dataset(batch, tokenizer))
+        _write_folder(path, to_dataset(ragged))
 
 
-def load_episodes(path: str | os.PathLike[str]) -> EpisodeBatch:
-    """Read what ``save_episodes`` wrote; the batch is on the CPU.
+def load_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The arguments of ``EpisodeBatch`` that ``save_fields`` wrote, on the CPU.
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``, or a file of the folder is missing.
-        ValueError: if what is there is damaged or something else; the message names the file (and line).
+        ValueError: if the file is damaged or holds something else.
     """
-    with _naming(path):
-        if _is_json_lines(path):
-            return read_episodes(Path(path))
-        return episodes_from_dataset(_read_folder(path), where=str(path))
-
-
-def save_preferences(
-    pairs: PreferenceBatch, path: str | os.PathLike[str], *, tokenizer: PreTrainedTokenizerBase | None = None
-) -> None:
-    """Write preference pairs to ``path``, one a row; see ``save_episodes``."""
     if _is_json_lines(path):
-        _write_lines(path, preference_lines(pairs, tokenizer), len(pairs))
+        return read_episodes(Path(path)).unpack()
+    return from_dataset(_read_folder(path), where=str(path)).unpack()
+
+
+def save_pair_fields(
+    sides: Mapping[str, Fields],
+    weights: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    texts: Mapping[str, Texts] | None = None,
+) -> None:
+    """Write preference pairs to ``path``, one per row; see ``save_fields``.
+
+    Args:
+        sides: ``chosen`` and ``rejected`` -> the fields of B episodes.
+        weights: ``margin`` and ``label`` -> (B,) where they are given.
+        path: an older file or saved folder there is replaced.
+        texts: ``chosen`` and ``rejected`` -> B pairs (prompt, completion).
+    """
+    packed = {
+        side: RaggedEpisodes.pack(fields, None if texts is None else texts[side])
+        for side, fields in sides.items()
+    }
+    if _is_json_lines(path):
+        _write_lines(path, pair_lines(packed, weights), len(packed["chosen"].lengths))
     else:
-        _write_folder(path, preferences_to_dataset(pairs, tokenizer))
+        _write_folder(path, pairs_to_dataset(packed, weights))
 
 
-def load_preferences(path: str | os.PathLike[str]) -> PreferenceBatch:
-    """Read what ``save_preferences`` wrote; see ``load_episodes``."""
-    with _naming(path):
-        if _is_json_lines(path):
-            return read_preferences(Path(path))
-        return preferences_from_dataset(_read_folder(path), where=str(path))
+def load_pair_fields(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """(sides, weights) that ``save_pair_fields`` wrote; see ``load_fields``."""
+    if _is_json_lines(path):
+        sides, weights = read_pairs(Path(path))
+    else:
+        sides, weights = pairs_from_dataset(_read_folder(path), where=str(path))
+    return {side: ragged.unpack() for side, ragged in sides.items()}, weights
+
+
+@contextmanager
+def errors_name(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors about the content of a file become a ValueError whose message starts with the path."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: damaged or not written by textenv: {error}") from error
+    except (TypeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _is_json_lines(path: str | os.PathLike[str]) -> bool:
@@ -131,21 +138,6 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         if were_on:
             datasets.enable_progress_bars()
-
-
-@contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what is said of a damaged file without its name into a ValueError that starts with the path."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: damaged or not written by textenv: {error}") from error
-    except (TypeError, ValueError) as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_folder(path: str | os.PathLike[str]) -> datasets.Dataset:

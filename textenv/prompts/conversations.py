@@ -1,26 +1,19 @@
-"""Prompts that are conversations: the messages are kept beside the tokens, for rewards that read messages.
+"""Prompts given as conversations: a column keeps the messages, for rewards that read them.
 
-Shape letters: P prompts, B episodes.
+Shape letter: P prompts.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textenv.prompts.columns import Column, all_texts
-from textenv.prompts.messages import OPTION_COLUMNS, chat_options, opened_turn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from textenv.episodes.batch import EpisodeBatch
 
 MESSAGES = "prompt_messages"
 """Column of prompts and episodes: the messages of prompts that were given as messages."""
 USER_TEXT = "prompt_text"
-"""Column of prompts and episodes: the text of prompts that the chat template made a user's message of."""
+"""Column of prompts and episodes: the text of prompts that the chat template rendered as one user message."""
 
 
 def conversation_columns(
@@ -94,50 +87,3 @@ def _check_free(name: str, columns: Mapping[str, Sequence[Any]]) -> None:
 def user_message(text: str) -> list[dict[str, Any]]:
     """A conversation of one message, the user's."""
     return [{"role": "user", "content": text}]
-
-
-def is_chat(episodes: EpisodeBatch) -> bool:
-    """Whether the prompts of these episodes were given as messages."""
-    return MESSAGES in episodes.extras
-
-
-def prompt_messages(episodes: EpisodeBatch, tokenizer: PreTrainedTokenizerBase) -> list[list[dict[str, Any]]]:
-    """The B prompts as messages, copies that the caller may change.
-
-    Messages come back as they were given; a text counts as one message of the user.
-
-    Args:
-        episodes: B episodes.
-        tokenizer: that the tokens belong to; needed for prompts that were neither given as messages nor
-            rendered by a chat template.
-    """
-    if MESSAGES in episodes.extras:
-        return [copy.deepcopy(list(messages)) for messages in episodes.extras[MESSAGES]]
-    texts = episodes.extras.get(USER_TEXT)
-    return [user_message(text) for text in (episodes.prompt_texts(tokenizer) if texts is None else texts)]
-
-
-def template_options(episodes: EpisodeBatch) -> list[dict[str, Any]]:
-    """What the columns ``tools`` and ``chat_template_kwargs`` say to the chat template, for B episodes."""
-    columns = {name: episodes.extras[name] for name in OPTION_COLUMNS if name in episodes.extras}
-    return [
-        chat_options({name: column[i] for name, column in columns.items()}, f"episode {i}")
-        for i in range(len(episodes))
-    ]
-
-
-def generation_prompts(episodes: EpisodeBatch, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    r"""What the chat template wrote at the end of each prompt to open the assistant's turn: B texts.
-
-    Such as ``<|im_start|>assistant\n``, with ``<think>\n`` behind it where the template opens a thinking
-    block, which the completion then does not hold. Empty where no template rendered the prompt.
-    """
-    if MESSAGES not in episodes.extras and USER_TEXT not in episodes.extras:
-        return [""] * len(episodes)
-    chats = zip(prompt_messages(episodes, tokenizer), template_options(episodes), strict=True)
-    return [opened_turn(messages, tokenizer, options=options) for messages, options in chats]
-
-
-def completion_messages(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """B completions as lists of one message, the assistant's."""
-    return [[{"role": "assistant", "content": text}] for text in texts]
