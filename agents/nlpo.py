@@ -54,16 +54,16 @@ class NucleusPolicy(LanguagePolicy):
         super().__init__(model, **options)
         self.mask_model = frozen_copy(self.model)
         self.nucleus = Nucleus(self.mask_model, top_p=mask_top_p, min_tokens=mask_min_tokens)
-        self.decoding.nucleus = self.nucleus
+        self.decoding.restriction = self.nucleus
 
     @contextmanager
     def masked(self, on: bool = True) -> Iterator[None]:
         """In the block, log-probs and entropies are those of the distribution that it acts by (or not)."""
-        before, self._nucleus = self._nucleus, self.nucleus if on else None
+        before, self._restriction = self._restriction, self.nucleus if on else None
         try:
             yield
         finally:
-            self._nucleus = before
+            self._restriction = before
 
     @torch.no_grad()
     def renew_mask(self) -> None:

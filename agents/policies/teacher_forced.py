@@ -20,9 +20,9 @@ from textenv.agents.policies.critics import SeparateCritic, final_states
 from textenv.agents.policies.outputs import Memo
 from textenv.envs.token_constraints import Legality
 from textenv.episodes.batch import EpisodeBatch
-from textenv.generation.nucleus import Nucleus
 from textenv.generation.policy import DecodingPolicy
 from textenv.modeling.log_probs import TokenLogProbs, token_log_probs
+from textenv.modeling.nucleus import TokenRestriction
 from textenv.modeling.packing import check_packing
 from textenv.modeling.weight_version import float_settings, watch_of
 
@@ -106,8 +106,8 @@ class TeacherForced(nn.Module):
     max_tokens: int
     """Padded tokens of one pass of ``evaluate``."""
     _packing: bool = False
-    _nucleus: Nucleus | None = None
-    """What the policy's own passes count only the tokens of, for the time being."""
+    _restriction: TokenRestriction | None = None
+    """Rule under which the policy's own passes compute log-probs at the moment."""
     _reference: Reference | None
     _memo: Memo
     _warned: bool
@@ -339,7 +339,7 @@ class TeacherForced(nn.Module):
             with_hidden=states,
             value_head=head if values else None,
             logits_processor=self.decoding.logits_processor if processed else None,
-            nucleus=self._nucleus,
+            restriction=self._restriction,
         )
         state_values, final = found.values, None
         if head is not None and final_values:
@@ -369,4 +369,4 @@ class TeacherForced(nn.Module):
         """Equal as long as no pass can give anything else."""
         weights = self.decoding.weights_version, watch_of(self).state(), float_settings(self)
         rules = (self.temperature, self.autocast, self.packing, self.legality, self.decoding.logits_processor)
-        return weights, rules, self._nucleus
+        return weights, rules, self._restriction

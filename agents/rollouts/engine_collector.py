@@ -152,7 +152,7 @@ def check_playable(agent: Agent) -> None:
             f"an engine does not see what the wrapper {type(layers[0]).__name__} makes of observations and "
             "rewards; use reward terms (rewards=[...]) or play without an engine"
         )
-    if policy.decoding.logits_processor is not None or policy.decoding.nucleus is not None:
+    if policy.decoding.logits_processor is not None or policy.decoding.restriction is not None:
         raise ValueError("an engine can't act with a logits processor or a nucleus; play without rollouts=")
     if getattr(agent.config, "importance_correction", "") == "none":
         warnings.warn(

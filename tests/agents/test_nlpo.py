@@ -19,8 +19,9 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.envs.token_constraints import Legality
 from textenv.episodes.batch import EpisodeBatch
-from textenv.generation.nucleus import Nucleus, nucleus_mask
+from textenv.generation.nucleus import Nucleus
 from textenv.modeling.log_probs import token_log_probs
+from textenv.modeling.nucleus import nucleus_mask
 from textenv.rollout import collect
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
@@ -145,7 +146,7 @@ def test_log_probs_within_the_nucleus_by_hand_and_by_chunks() -> None:
             model,
             episodes,
             legality=Legality.from_sampling(episodes.sampling),
-            nucleus=policy.nucleus,
+            restriction=policy.nucleus,
             with_entropy=True,
             max_bytes=budget,
         )

@@ -164,8 +164,8 @@ def test_cuda_sees_one_synchronisation_a_token(graphs: bool) -> None:
 def test_a_nucleus_costs_one_more_look() -> None:
     with Accelerator() as device, torch.no_grad():
         policy = DecodingPolicy(device.move(model()), cuda_graphs=False)
-        policy.nucleus = Nucleus(device.move(model()), top_p=0.9, min_tokens=2)
-        policy.nucleus.decoding.cuda_graphs = False
+        policy.restriction = nucleus = Nucleus(device.move(model()), top_p=0.9, min_tokens=2)
+        nucleus.decoding.cuda_graphs = False
         envs = vector_env(2, device=ELSEWHERE)
         rounds = play(envs, policy, device.waits, episodes=2)
     assert {len(in_act) for refilled, in_act, _ in rounds[1:] if not refilled} == {1}

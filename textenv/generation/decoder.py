@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.envs.host_mirror import to_device
+from textenv.generation.cuda_graphs import DecodeGraphs
 from textenv.generation.kv_cache import SlotCache
 from textenv.generation.prefill_cache import Coming, PromptStock
 from textenv.generation.self_check import verify_decoder
@@ -103,15 +104,13 @@ class Decoder:
         self._take_positions = {body for body in bodies if _takes_positions(body)}
         self._layers = int(text.num_hidden_layers)
         self._bucket = 128 if self.device.type == "cuda" else 16
-        self._graphs: Any = None
+        # Columns of the buffers: CUDA's masked attention copies masks whose width is not a multiple of 16.
+        self.capacity = -(-max_length // 64) * 64 if self.device.type == "cuda" else max_length
+        self._graphs: DecodeGraphs | None = None
         if cuda_graphs or (cuda_graphs is None and self.device.type == "cuda"):
             if self.device.type != "cuda":
                 raise ValueError(f"cuda_graphs needs a model on CUDA, got one on {self.device}")
-            from textenv.generation.cuda_graphs import DecodeGraphs
-
-            self._graphs = DecodeGraphs(self)
-        # Columns of the buffers: CUDA's masked attention copies masks whose width is no multiple of 16.
-        self.capacity = -(-max_length // 64) * 64 if self.device.type == "cuda" else max_length
+            self._graphs = DecodeGraphs(model, self.compute, slots=slots, capacity=self.capacity)
         if verify:
             verify_decoder(model, self.capacity, Decoder)
         # A CPU reads memory that is contiguous almost twice as fast, so there the buffers are as wide as the
@@ -303,9 +302,8 @@ class Decoder:
         width = self._reserve(longest + 1)
         with eval_mode(self._modules):
             graphs = None if self._split.hooked else self._graphs
-            output = None if graphs is None else graphs.step(tokens, live, width)
-            if output is None:
-                output = self.compute(tokens, live, width)
+            replayed = None if graphs is None else graphs.step(tokens, live, width)
+            output = self.compute(tokens, live, width) if replayed is None else DecodeOutput(*replayed)
         self._positions[:live] += 1
         lengths += 1
         return output

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,9 @@ from textenv.generation.sampling import filter_top_k_top_p, greedy_with_log_prob
 from textenv.generation.uncached import uncached_logits
 from textenv.modeling.attention_masks import UnsupportedModelError
 from textenv.modeling.model_checks import check_causal_lm, usable_positions
+from textenv.modeling.nucleus import RestrictLogits, TokenRestriction
 from textenv.modeling.weight_version import note_weight_change, watch_of
 from textenv.utils.checks import check_flag, check_positive
-
-if TYPE_CHECKING:
-    from textenv.generation.nucleus import Nucleus
 
 LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (n, V), hidden (n, d), t (n,)) -> logits (n, V); may work in place."""
@@ -52,7 +50,7 @@ class DecodingPolicy:
         greedy: take the likeliest token instead of sampling.
         logits_processor: changes the legal logits before temperature and filters.
         value_head: hidden (n, d) -> values (n,), evaluated at every step.
-        nucleus: act within the nucleus of another model.
+        restriction: excludes further tokens in each state (see ``textenv.generation.nucleus``).
         cached: False recomputes every step from scratch: slow, and the reference that the cache is tested
             against.
         cuda_graphs: see ``Decoder``.
@@ -81,7 +79,7 @@ class DecodingPolicy:
         greedy: bool = False,
         logits_processor: LogitsProcessor | None = None,
         value_head: Callable[[Tensor], Tensor] | None = None,
-        nucleus: Nucleus | None = None,
+        restriction: TokenRestriction | None = None,
         cached: bool = True,
         cuda_graphs: bool | None = None,
     ) -> None:
@@ -97,7 +95,7 @@ class DecodingPolicy:
         self.greedy = greedy
         self.logits_processor = logits_processor
         self.value_head = value_head
-        self.nucleus = nucleus
+        self.restriction = restriction
         self.cached = cached
         self.cuda_graphs = cuda_graphs
         self.legality: Legality | None = None
@@ -141,8 +139,8 @@ class DecodingPolicy:
             self._upcoming = getattr(env, "upcoming_prompts", None)
             self._host_rows = getattr(env, "host_rows", None)
             self._prepare(int(getattr(env, "num_envs", 1)), int(env.max_length))
-            if self.nucleus is not None:
-                self.nucleus.decoding.attach(env)
+            if self.restriction is not None:
+                self.restriction.attach(env)
 
     def _prepare(self, rows: int, length: int) -> None:
         if self._shape == (rows, length):
@@ -177,12 +175,12 @@ class DecodingPolicy:
     def invalidate(self) -> None:
         """Say that weights changed in a way the policy cannot see (custom optimizers, ``.data`` edits)."""
         self._version += 1
-        if self.nucleus is not None:
-            self.nucleus.decoding.invalidate()
+        if self.restriction is not None:
+            self.restriction.invalidate()
 
     def sampling(self) -> dict[str, Any]:
         """How actions are sampled, as kept in ``EpisodeBatch.sampling``."""
-        rules = {} if self.nucleus is None else self.nucleus.sampling()
+        rules = {} if self.restriction is None else self.restriction.sampling()
         return {
             "temperature": self.temperature,
             "top_k": self.top_k,
@@ -265,7 +263,10 @@ class DecodingPolicy:
         host = self._host_rows
         known = host if host is not None and host.describe(obs, active) else None
         rows, logits, hidden = self.next_logits(ids, lengths, acting, known)
-        theirs = None if self.nucleus is None else self.nucleus.next_logits(rows, ids, lengths, acting)
+        restrict: RestrictLogits | None = None
+        if self.restriction is not None:
+            rule: Any = {"legality": self.legality, "temperature": self.temperature}
+            restrict = self.restriction.at_step(rows, ids, lengths, acting, **rule)
         if len(logits) == 0:
             return self._nothing(ids, as_numpy)
         index = None if rows is None else to_device(rows, logits.device)
@@ -276,7 +277,7 @@ class DecodingPolicy:
 
         t = pick(lengths - read(obs["prompt_length"])) if "prompt_length" in obs else None
         noise = None if key is None else pick(read(key).to(torch.int64))
-        tokens, log_prob = self._choose(logits, hidden, t, noise, theirs)
+        tokens, log_prob = self._choose(logits, hidden, t, noise, restrict)
         chosen = {"action": tokens, "log_prob": log_prob}
         if self.value_head is not None:
             chosen["value"] = self.value_head(self._exposed(hidden)).reshape(len(tokens))
@@ -339,9 +340,9 @@ class DecodingPolicy:
         hidden: Tensor | None,
         t: Tensor | None,
         key: Tensor | None,
-        theirs: Tensor | None,
+        restrict: RestrictLogits | None,
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (n,) and their log-probs from the model's logits (n, W) and those of the nucleus."""
+        """Tokens (n,) and their log-probs (n,) from the model's logits (n, W)."""
         if t is None:
             if self.logits_processor is not None or (self.legality and self.legality.min_new_tokens):
                 raise ValueError("the observation has no prompt_length, which the step t is counted from")
@@ -354,10 +355,8 @@ class DecodingPolicy:
             logits = logits.float()
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        if self.nucleus is not None and theirs is not None:
-            logits = self.nucleus.restrict(
-                logits, theirs, t, legality=self.legality, temperature=self.temperature
-            )
+        if restrict is not None:
+            logits = restrict(logits, t)
         if self.greedy:
             return greedy_with_log_prob(logits)
         if self.top_k or self.top_p < 1.0:

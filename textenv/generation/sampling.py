@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textenv.modeling.nucleus import nucleus_threshold
 from textenv.utils.checks import check_at_least, check_number
 from textenv.utils.hashing import hash_key, mix64, uniform
 
 _BLOCK = 256
-_TOP_P_CANDIDATES = 256
 
 
 def sample(logits: Tensor, key: Tensor | None = None) -> Tensor:
@@ -106,26 +106,6 @@ def filter_top_k_top_p(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Te
     if top_p < 1.0:
         logits = logits.masked_fill(logits < nucleus_threshold(logits, top_p), -torch.inf)
     return logits
-
-
-def nucleus_threshold(logits: Tensor, top_p: float) -> Tensor:
-    """Smallest logit inside the nucleus of mass ``top_p`` of each row: (N, V) -> (N, 1)."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    log_total = wide.logsumexp(-1, keepdim=True)
-    vocabulary = logits.shape[-1]
-    # Sorting 50k logits costs a hundred times more than picking the best few hundred, which nearly always
-    # hold the nucleus. On CUDA the look at the result would be a host sync, and the sort is fast.
-    count = vocabulary if logits.is_cuda else min(_TOP_P_CANDIDATES, vocabulary)
-    while True:
-        ranked = (
-            wide.topk(count, dim=-1).values if count < vocabulary else wide.sort(-1, descending=True).values
-        )
-        mass = (ranked - log_total).exp_().cumsum(-1, dtype=torch.float64)
-        if count == vocabulary or bool((mass[..., -1] >= top_p).all()):
-            break
-        count = min(count * 16, vocabulary)
-    inside = (mass < top_p).sum(-1, keepdim=True).clamp_max(count - 1)
-    return ranked.gather(-1, inside).to(logits.dtype)
 
 
 def _inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:

@@ -1,43 +1,70 @@
-"""The decoder's self-check: a few cached steps must give the logits of the model's plain forward.
+"""The decoder's self-check: a few cached steps must give the same logits as the model's plain forward pass.
 
-Nothing is decided by a model's name: whatever a cache layout or a mask gets wrong shows in numbers here.
+Support for a model is not decided by its name: an error in cache layout or masks shows in these numbers.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from textenv.modeling.attention_masks import UnsupportedModelError
 from textenv.modeling.model_checks import usable_positions
 from textenv.modeling.split_model import eval_mode, logits_agree, vocabulary_size
 from textenv.modeling.weight_version import watch_of
 
-if TYPE_CHECKING:
-    from textenv.generation.decoder import Decoder
-
 _SHORT_CHECK = 12
-"""Tokens of the longest row where no attention window bites."""
+"""Tokens of the longest row if no attention window is shorter than the rows."""
 
 _VERIFIED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str | None]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def verify_decoder(model: nn.Module, max_length: int, make: Callable[..., Decoder]) -> None:
-    """Compare a small decoder with the model's plain forward; the verdict is remembered per model.
+class HasLogits(Protocol):
+    """The output of a decode step."""
 
-    Two rows of different length, a release with compaction and a refill, beyond the smallest attention window
-    that ``max_length`` reaches.
+    @property
+    def logits(self) -> Tensor:
+        """(n, W) next-token logits."""
+        ...
+
+
+class SupportsDecode(Protocol):
+    """A decoder, as far as the check uses it; see ``textenv.generation.decoder.Decoder``."""
+
+    @property
+    def cache_updates(self) -> list[int]:
+        """How often each layer has updated the cache."""
+        ...
+
+    def prefill(self, rows: Tensor, tokens: Tensor, lengths: Tensor) -> None:
+        """Cache the tokens of rows."""
+        ...
+
+    def decode(self, rows: Tensor, tokens: Tensor) -> HasLogits:
+        """Append one token to every row."""
+        ...
+
+    def release(self, rows: Tensor) -> None:
+        """Free the cache of rows."""
+        ...
+
+
+def verify_decoder(model: nn.Module, max_length: int, make: Callable[..., SupportsDecode]) -> None:
+    """Compare a small decoder with the model's plain forward pass; the result is stored per model.
+
+    The check decodes two rows of different length, releases one (which moves the other) and refills it. Rows
+    are longer than the smallest attention window that ``max_length`` reaches.
 
     Args:
         model: a transformers causal LM.
-        max_length: columns of the caches to come.
-        make: the decoder's class.
+        max_length: columns of the caches that will be used.
+        make: the decoder class, ``Decoder(model, slots, max_length, cuda_graphs=..., verify=...)``.
 
     Raises:
         UnsupportedModelError: if logits differ or the model refuses the cache.
@@ -70,7 +97,7 @@ def verify_decoder(model: nn.Module, max_length: int, make: Callable[..., Decode
 
 
 def _check_length(config: Any, max_length: int) -> int:
-    """Tokens of the self-check's longest row: beyond every window-like number of the config that can bite."""
+    """Tokens of the longest row: more than every attention window in the config below ``max_length``."""
     names = [name for name in config.to_dict() if "window" in name or "chunk" in name]
     sizes = [getattr(config, name, None) for name in names]
     biting = [
@@ -82,8 +109,8 @@ def _check_length(config: Any, max_length: int) -> int:
 
 
 @torch.no_grad()
-def _check(model: nn.Module, length: int, make: Callable[..., Decoder]) -> str | None:
-    """Run the comparison; None if all is well, else what is wrong."""
+def _check(model: nn.Module, length: int, make: Callable[..., SupportsDecode]) -> str | None:
+    """Run the comparison: None if it passes, else the reason."""
     device = next(model.parameters()).device
     sizes = (max(length, 6), 6, 3)
     decoder = make(model, 2, sizes[0], cuda_graphs=False, verify=False)

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from textenv.envs.token_constraints import Legality
 from textenv.episodes.batch import EpisodeBatch
-from textenv.generation.nucleus import Nucleus
 from textenv.modeling.fused_log_probs import linear_log_probs
+from textenv.modeling.nucleus import RestrictLogits, TokenRestriction
 from textenv.modeling.packing import packed_states
 from textenv.modeling.split_model import SplitModel, split_model, vocabulary_size
 from textenv.utils.checks import check_positive
@@ -60,7 +60,7 @@ def token_log_probs(
     with_hidden: bool = False,
     value_head: Callable[[Tensor], Tensor] | None = None,
     logits_processor: LogitsProcessor | None = None,
-    nucleus: Nucleus | None = None,
+    restriction: TokenRestriction | None = None,
     packing: bool = False,
 ) -> TokenLogProbs:
     """Log-probs of the actions under ``model``, in the order and shape of the episodes.
@@ -79,7 +79,7 @@ def token_log_probs(
         value_head: hidden (A, d) -> (A,); also its values.
         logits_processor: (legal logits (a, V), hidden (a, d), t (a,)) -> logits (a, V) changes the logits
             before the temperature divides them, as it does when a ``DecodingPolicy`` acts.
-        nucleus: only tokens in the nucleus of its model count (and those that were chosen).
+        restriction: excludes further tokens in each state, except the ones that were chosen.
         packing: forward several episodes in one row, in a model that passes ``check_packing``.
 
     Raises:
@@ -119,7 +119,13 @@ def token_log_probs(
     place = (torch.cat(rows), torch.cat(columns))
     hidden = torch.cat(inputs)
     tokens, t = episodes.input_ids[place], steps[place]
-    theirs = None if nucleus is None else _states_at_actions(nucleus.model, episodes, needed, packing)
+    restrict: RestrictLogits | None = None
+    if restriction is not None:
+        restrict = restriction.at_actions(
+            lambda other: _states_at_actions(other, episodes, needed, packing),
+            legality=legality,
+            temperature=temperature,
+        )
     log_probs, entropy = _score(
         split,
         hidden,
@@ -130,8 +136,7 @@ def token_log_probs(
         max_bytes,
         with_entropy,
         logits_processor,
-        nucleus,
-        theirs,
+        restrict,
     )
 
     def spread(values: Tensor) -> Tensor:
@@ -264,15 +269,11 @@ def _score(
     max_bytes: int,
     with_entropy: bool,
     logits_processor: LogitsProcessor | None = None,
-    nucleus: Nucleus | None = None,
-    theirs: Tensor | None = None,
+    restrict: RestrictLogits | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probs and entropies (A,) of tokens at steps t (A,), from hidden (A, d) or logits (A, W).
-
-    ``theirs`` (A, d) are the states of the nucleus's model.
-    """
+    """Log-probs and entropies (A,) of tokens at steps t (A,), from hidden (A, d) or logits (A, W)."""
     head = split.output
-    plain = logits_processor is None and nucleus is None
+    plain = logits_processor is None and restrict is None
     if plain and split.linear and isinstance(head, nn.Linear) and _is_plain(head, hidden):
         return linear_log_probs(
             hidden,
@@ -286,9 +287,7 @@ def _score(
             with_entropy=with_entropy,
         )
 
-    other = None if nucleus is None else split_model(nucleus.model)
-
-    def score(part: Tensor, chosen: Tensor, step: Tensor, their: Tensor | None) -> tuple[Tensor, Tensor]:
+    def score(part: Tensor, chosen: Tensor, step: Tensor, start: int) -> tuple[Tensor, Tensor]:
         logits = part if head is None else split.head(part)
         if legality is not None:
             logits = legality.apply(logits, step)
@@ -297,12 +296,8 @@ def _score(
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if temperature != 1.0:
             logits = logits / temperature
-        if nucleus is not None and other is not None and their is not None:
-            with torch.no_grad():
-                their = their if other.output is None else other.head(their)
-            logits = nucleus.restrict(
-                logits, their, step, legality=legality, temperature=temperature, chosen=chosen
-            )
+        if restrict is not None:
+            logits = restrict(logits, step, rows=slice(start, start + len(part)), chosen=chosen)
         log_total = logits.logsumexp(-1)
         log_prob = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - log_total
         if not with_entropy:
@@ -313,9 +308,8 @@ def _score(
     # An upper bound of W: the head's output is not known before it has run.
     width = max(vocabulary_size(split.model, 1), 1)
     chunk = max(1, max_bytes // (4 * width))
-    pieces = [hidden.split(chunk), tokens.split(chunk), t.split(chunk)]
-    others = [None] * len(pieces[0]) if theirs is None else theirs.split(chunk)
-    parts = list(zip(*pieces, others, strict=True))
+    pieces = hidden.split(chunk), tokens.split(chunk), t.split(chunk), range(0, len(hidden), chunk)
+    parts = list(zip(*pieces, strict=True))
     if len(parts) == 1 or not torch.is_grad_enabled():
         scored = [score(*part) for part in parts]
     else:
@@ -325,7 +319,7 @@ def _score(
 
 
 def _checkpointed(
-    function: Callable[..., tuple[Tensor, Tensor]], *args: Tensor | None
+    function: Callable[..., tuple[Tensor, Tensor]], *args: Tensor | int
 ) -> tuple[Tensor, Tensor]:
     """Run without keeping the logits; the backward pass computes them again."""
     result: Any = checkpoint(function, *args, use_reentrant=False)
