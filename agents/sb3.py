@@ -25,6 +25,7 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.settings.effects import FROM_EPISODES, Idle, refuse_dataset
 from textenv.agents.settings.sb3 import SB3Config
 from textenv.rewards.kl import KLPenalty
+from textenv.rewards.wrappers import wrap_reward
 from textenv.tasks.stop_tokens import warn_of_missing_ends
 
 
@@ -76,7 +77,7 @@ class SB3(Agent):
         if cfg.kl_coef or self.paid_kl:
             self.reference = self.policy.reference()
         if cfg.kl_coef and not self.paid_kl:
-            self.envs = KLPenalty(coef=cfg.kl_coef).wrap(self.envs)
+            self.envs = wrap_reward(self.envs, KLPenalty(coef=cfg.kl_coef))
 
     def idle(self) -> Idle:
         """A KL penalty where the environment pays one of its own."""

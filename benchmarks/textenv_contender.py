@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.models import ModelShape, language_model, random_prompts, sequence_classifier, word_tokenizer
 from benchmarks.worker import Pipe
+from textenv.rewards.wrappers import wrap_reward
 
 
 def build_agent(case: Mapping[str, Any], callbacks: list[Any], *, device: str = "cpu", **changes: Any) -> Any:
@@ -47,7 +48,7 @@ def build_agent(case: Mapping[str, Any], callbacks: list[Any], *, device: str = 
         packing=case["packing"],
     )
     model = language_model(shape).to(device, getattr(torch, case.get("dtype", "float32")))
-    return PPO(model, envs=reward.wrap(envs), config=config.replace(**changes), callbacks=callbacks)
+    return PPO(model, envs=wrap_reward(envs, reward), config=config.replace(**changes), callbacks=callbacks)
 
 
 def update_flops(agent: Any, episode_tokens: float, response_tokens: float, epochs: int) -> float:

@@ -10,13 +10,14 @@ from .registry import (
     register_reward,
     reward_list,
     reward_names,
+    spec_of,
 )
 from .remote import Remote
 from .reward_model import RewardModel
 from .shaping import Clipped, Ensemble, Normalized, Weighted
 from .term import RewardTerm
 from .text import ExactMatch, Length, LexiconSentiment, MissingEOS, Regex, Repetition
-from .wrappers import RewardWrapper, VectorRewardWrapper
+from .wrappers import RewardWrapper, VectorRewardWrapper, wrap_reward
 
 __all__ = [
     "BLEU",
@@ -47,4 +48,6 @@ __all__ = [
     "register_reward",
     "reward_list",
     "reward_names",
+    "spec_of",
+    "wrap_reward",
 ]

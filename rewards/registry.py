@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
+from textenv.rewards.functions import FunctionOptions, FunctionReward
 from textenv.rewards.term import RewardTerm
 from textenv.utils.names import nearest, shown
 
@@ -205,7 +206,13 @@ def normalize_reward_specs(specs: Iterable[Any], *, allow_imports: bool = False)
 
 
 def spec_of(term: RewardTerm) -> list[Any] | None:
-    """``[name, {arguments}]`` of a term in JSON values, or None if it can't be written down."""
+    """The spec ``[name, {arguments}]`` of a term in JSON values, or None if it has none.
+
+    A term has a spec if it is registered and its arguments are JSON values or terms with a spec.
+
+    >>> spec_of(make_reward("length")), spec_of(make_reward(lambda completions: [0.0]))
+    (['length', {}], None)
+    """
     try:
         return _normalize(term, "term", True)
     except ValueError:
@@ -266,8 +273,6 @@ def _import(name: str) -> Callable[..., Any]:
 def _from_target(
     target: Callable[..., Any], name: str | None, arguments: dict[str, Any], allow_imports: bool = False
 ) -> RewardTerm:
-    from textenv.rewards.functions import FunctionOptions, FunctionReward
-
     if not inspect.isclass(target):
         called = name or _name_of(target)
         function = FunctionReward(target, called, **arguments)
@@ -324,8 +329,6 @@ def _check_arguments(target: type[RewardTerm], name: str, arguments: Mapping[str
 
 def _take_apart(reward: Any) -> tuple[str, dict[str, Any], Callable[..., Any]]:
     """Name, arguments and class or function of a reward that was given as an object."""
-    from textenv.rewards.functions import FunctionReward
-
     if isinstance(reward, FunctionReward):
         return reward.name, reward.arguments(), reward.function
     if isinstance(reward, RewardTerm):

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import gymnasium as gym
 from torch import Tensor
 
 from textenv.scoring import RewardError
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from textenv.episodes.batch import EpisodeBatch
-    from textenv.rewards.wrappers import RewardWrapper, VectorRewardWrapper
 
 
 class RewardTerm:
@@ -61,7 +59,7 @@ class RewardTerm:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember the constructor's arguments, so that ``spec`` can write them down."""
+        """Keep the constructor's arguments, from which ``spec_of`` makes a spec."""
         term = super().__new__(cls)
         term._arguments = (args, kwargs)
         return term
@@ -170,33 +168,10 @@ class RewardTerm:
         """
         return episodes.completion_texts(self.tokenizer, skip_special_tokens=not self.special_tokens)
 
-    def wrap(self, env: Any) -> RewardWrapper | VectorRewardWrapper:
-        """Wrap an environment, single or vectorized, so that it pays this reward.
-
-        Raises:
-            TypeError: if ``env`` is not a text environment.
-        """
-        from textenv.rewards.wrappers import RewardWrapper, VectorRewardWrapper
-
-        if isinstance(env, gym.vector.VectorEnv):
-            return VectorRewardWrapper(env, self)
-        return RewardWrapper(env, self)
-
     def close(self) -> None:
         """Free what the term holds (models, processes)."""
 
-    # -- its spec ------------------------------------------------------------------------------------------
-
-    @property
-    def spec(self) -> list[Any] | None:
-        """``[name, {arguments}]`` in JSON values, or None if the term can't be written down.
-
-        A term can be written down if it is registered and its arguments are JSON values or such terms
-        themselves.
-        """
-        from textenv.rewards.registry import spec_of
-
-        return spec_of(self)
+    # -- arguments -----------------------------------------------------------------------------------------
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments by name, as they were given."""

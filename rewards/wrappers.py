@@ -15,7 +15,7 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import Tensor
 
-from textenv.rewards.registry import OBJECT_PREFIX, make_reward
+from textenv.rewards.registry import OBJECT_PREFIX, make_reward, spec_of
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import (
     SCORING_MODES,
@@ -221,6 +221,26 @@ class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any], RecordConstruc
         super().close(**kwargs)
 
 
+def wrap_reward(env: Any, term: Any) -> RewardWrapper | VectorRewardWrapper:
+    """Wrap an environment, single or vectorized, so that its steps add a reward.
+
+    Args:
+        env: a text environment, wrapped or not.
+        term: a reward term or its spec.
+
+    Raises:
+        TypeError: if ``env`` is not a text environment.
+        ValueError: if the spec is malformed.
+
+    Example:
+        >>> from textenv.tasks.make import make_vec_env
+        >>> envs = make_vec_env(2, task="probe-count", rewards=[])
+        >>> wrap_reward(envs, "length").name
+        'length'
+    """
+    return VectorRewardWrapper(env, term) if isinstance(env, VectorEnv) else RewardWrapper(env, term)
+
+
 def _add(rewards: Any, paid: Tensor) -> Any:
     """Add in the kind of array that the environment gives."""
     if isinstance(rewards, Tensor):
@@ -230,7 +250,7 @@ def _add(rewards: Any, paid: Tensor) -> Any:
 
 def _written(term: RewardTerm) -> Any:
     """The term's spec for the environment's own spec; a marker if it can't be written down."""
-    return term.spec or f"{OBJECT_PREFIX}{term.name}"
+    return spec_of(term) or f"{OBJECT_PREFIX}{term.name}"
 
 
 def _refuse_vectorizer(term: RewardTerm) -> None:

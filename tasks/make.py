@@ -20,6 +20,7 @@ from textenv.envs.vector_env import TextVectorEnv
 from textenv.prompts.prompt_set import PromptSet
 from textenv.rewards.registry import OF_TASK, make_reward, normalize_reward_specs, reward_list
 from textenv.rewards.term import RewardTerm
+from textenv.rewards.wrappers import wrap_reward
 from textenv.tasks.prompts import build_prompts, load_tokenizer, with_prompts
 from textenv.tasks.registry import make_task
 from textenv.tasks.stop_tokens import stop_tokens
@@ -306,7 +307,7 @@ def _finish(made: Any, terms: Sequence[RewardTerm], source: _Source, arguments: 
         made._written["rewards"] = [_written_reward(spec) for spec in reward_list(arguments["rewards"])]
     env = made
     for term in terms:
-        env = term.wrap(env)
+        env = wrap_reward(env, term)
     return env
 
 

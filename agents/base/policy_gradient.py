@@ -44,6 +44,7 @@ from textenv.agents.settings.policy_gradient import PolicyGradientConfig
 from textenv.data.encoding import raise_at
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.kl import KLPenalty, adapted_coefficient
+from textenv.rewards.wrappers import wrap_reward
 
 
 class PolicyGradientAgent(OnlineAgent):
@@ -125,7 +126,7 @@ class PolicyGradientAgent(OnlineAgent):
             term = KLPenalty(
                 coef=cfg.kl_coef, controller=cfg.kl_controller, target=cfg.kl_target, horizon=cfg.kl_horizon
             )
-            self.envs = term.wrap(self.envs)
+            self.envs = wrap_reward(self.envs, term)
         self.average = None if cfg.ema_decay is None else WeightAverage(self.policy, cfg.ema_decay)
 
     def idle(self) -> Idle:

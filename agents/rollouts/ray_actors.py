@@ -24,8 +24,9 @@ from textenv.agents.policies.heads import ValueHead
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.pretrained import is_trusted, trusting
-from textenv.rewards.registry import make_reward
+from textenv.rewards.registry import make_reward, spec_of
 from textenv.rewards.remote import own_targets, register_targets
+from textenv.rewards.wrappers import wrap_reward
 from textenv.rollout import collect
 from textenv.tasks.make import MadeTextVectorEnv
 
@@ -175,12 +176,12 @@ def policy_recipe(policy: LanguagePolicy, rewards: list[Any] | None = None) -> P
         return PolicyRecipe(type(policy), model, arguments)
     specs = []
     for term in rewards:
-        if term.spec is None:
+        if spec_of(term) is None:
             raise ValueError(
                 f"actors can't make the reward {term.name!r}, which can't be written down; register it with "
                 "register_reward and use its name, or let the learner score (score_in_actors=False)"
             )
-        specs.append(term.spec)
+        specs.append(spec_of(term))
     reference = None
     if any(term.needs_policy for term in rewards):
         own = policy.reference()
@@ -326,5 +327,5 @@ class RolloutActor:
         self._envs.unwrapped.bind(self._policy)
         with trusting(policy.trust_remote_code):
             for spec in policy.rewards:
-                self._envs = make_reward(spec, allow_imports=True).wrap(self._envs)
+                self._envs = wrap_reward(self._envs, make_reward(spec, allow_imports=True))
         self._recipe = work.recipe

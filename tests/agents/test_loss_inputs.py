@@ -17,6 +17,7 @@ from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.rft import RFT, RFTConfig
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.kl import KLPenalty
+from textenv.rewards.wrappers import wrap_reward
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
 
@@ -130,7 +131,7 @@ def test_there_is_one_kl_penalty_and_it_has_the_settings() -> None:
     assert (term.coef, term.controller, term.target, term.horizon) == (0.3, "adaptive", 2.0, 77)
     assert own.reference is not None and own.loss_kl_coef == 0.0
     for coefficient in (0.05, 0.0):  # the environment's penalty stays the only one
-        other: Any = make("ppo", KLPenalty(0.2).wrap(make_envs("ppo")), kl_coef=coefficient)
+        other: Any = make("ppo", wrap_reward(make_envs("ppo"), KLPenalty(0.2)), kl_coef=coefficient)
         (wrapper,) = kl_wrappers(other.envs)
         assert wrapper.term.coef == 0.2 and other.reference is not None
     none: Any = make("ppo", kl_coef=0.0)

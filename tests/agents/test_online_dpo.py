@@ -17,6 +17,7 @@ from textenv.agents.data.preferences import PairedBatch
 from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig, extremes
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.rewards.kl import KLPenalty
+from textenv.rewards.wrappers import wrap_reward
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
 
@@ -150,7 +151,7 @@ def test_the_metrics_of_a_rollout_by_hand() -> None:
 
 
 def test_a_kl_penalty_makes_no_preference() -> None:
-    envs = KLPenalty(0.5).wrap(make_envs(4, num_envs=8))
+    envs = wrap_reward(make_envs(4, num_envs=8), KLPenalty(0.5))
     agent = make(envs=envs, samples_per_prompt=4)
     agent.iteration = 1
     episodes = agent.collect()

@@ -15,6 +15,7 @@ from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.rft import RFT, RFTConfig, best_rows, distinct_rows
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.kl import KLPenalty
+from textenv.rewards.wrappers import wrap_reward
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
 
@@ -67,7 +68,7 @@ def test_a_small_kl_is_no_success() -> None:
 
 
 def test_the_pool_knows_scores_without_the_kl_and_one_of_before_takes_its_returns() -> None:
-    envs = KLPenalty(0.5).wrap(make_envs(rewards=[lambda completions, **_: [1.0] * len(completions)]))
+    envs = wrap_reward(make_envs(rewards=[lambda completions, **_: [1.0] * len(completions)]), KLPenalty(0.5))
     agent = make(envs=envs)
     agent.iteration = 1
     with torch.no_grad():

@@ -24,6 +24,7 @@ from textenv.modeling.model_checks import check_causal_lm, first_not_finite, usa
 from textenv.modeling.whole_weights import load_whole
 from textenv.rewards.kl import KLPenalty
 from textenv.rewards.reward_model import RewardModel
+from textenv.rewards.wrappers import wrap_reward
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_vec_env
 
@@ -248,7 +249,7 @@ def test_a_reference_that_is_too_small_is_named() -> None:
     envs = vector_env(2, max_new_tokens=3)
     small = KLPenalty(0.1, reference=tf.LlamaForCausalLM(llama(vocab_size=envs.legality.vocab_size - 1)))
     with pytest.raises(ValueError, match="kl: the reference gives"):
-        small.wrap(envs)
+        wrap_reward(envs, small)
 
 
 def roberta(positions: int) -> tf.RobertaForCausalLM:
@@ -274,7 +275,7 @@ def test_positions_that_are_counted_from_behind_the_padding_are_not_promised() -
         textenv.train("sft", roberta(6), tokenizer=tokenizer, dataset=rows, loggers=())
     small = KLPenalty(0.1, reference=roberta(6))
     with pytest.raises(ValueError, match="kl: the reference has 4 positions, expected at least the 5"):
-        small.wrap(envs.unwrapped)
+        wrap_reward(envs.unwrapped, small)
 
 
 @pytest.mark.parametrize("positions", [3, 4])

@@ -24,6 +24,7 @@ from textenv.rewards.registry import (
     normalize_reward_specs,
     register_reward,
     reward_names,
+    spec_of,
 )
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, score, update
@@ -392,7 +393,7 @@ def test_specs_survive_terms_and_nesting() -> None:
     ]
     assert normalize_reward_specs(specs) == specs
     assert normalize_reward_specs([make_reward(spec) for spec in specs]) == specs
-    assert [make_reward(spec).spec for spec in specs] == specs
+    assert [spec_of(make_reward(spec)) for spec in specs] == specs
     loose = [("length", {"mode": "target", "target": 3}), {"name": "rouge", "variant": "rouge1"}, "bleu"]
     assert normalize_reward_specs(loose) == [
         ["length", {"mode": "target", "target": 3}],
@@ -407,7 +408,7 @@ def test_functions_have_specs_once_they_are_registered() -> None:
 
     with pytest.raises(ValueError, match=r"rewards\[0\] is the function 'shout', which is not registered"):
         normalize_reward_specs([shout])
-    assert make_reward(shout).spec is None
+    assert spec_of(make_reward(shout)) is None
     assert register_reward("loud")(shout) is shout
     assert normalize_reward_specs([shout, make_reward(["loud", {"scale": 2.0}])]) == [
         ["loud", {}],
@@ -457,7 +458,7 @@ def test_a_term_without_a_constructor_takes_no_arguments() -> None:
         Plain(weight=2.0)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="reward 'plain' has no argument 'weight'; known: none"):
         make_reward(["plain", {"weight": 2.0}])
-    assert make_reward("plain").spec == ["plain", {}]
+    assert spec_of(make_reward("plain")) == ["plain", {}]
 
 
 def test_an_unbound_term_says_what_to_do() -> None:

@@ -24,7 +24,7 @@ from textenv.envs.text_env import TextEnv
 from textenv.prompts.prompt_set import PromptSet
 from textenv.rewards.registry import REWARDS, make_reward, reward_names
 from textenv.rewards.term import RewardTerm
-from textenv.rewards.wrappers import RewardWrapper, VectorRewardWrapper
+from textenv.rewards.wrappers import RewardWrapper, VectorRewardWrapper, wrap_reward
 from textenv.rollout import collect
 from textenv.scoring import RewardError, foreign_reward_wrappers, reward_wrappers, walk
 from textenv.tasks.registry import make_task, task_names
@@ -62,7 +62,7 @@ def _stack(terms: list[Any], **env: Any) -> Any:
     envs: Any = vector_env(**env)
     envs.bind(_policy())
     for term in terms:
-        envs = make_reward(term).wrap(envs)
+        envs = wrap_reward(envs, term)
     return envs
 
 
@@ -189,7 +189,7 @@ def test_a_reward_of_ones_own_in_ten_lines() -> None:
             vowels = torch.tensor(self.tokenizer.convert_tokens_to_ids(["a", "e"]))
             return torch.isin(episodes.input_ids, vowels).float()
 
-    envs = VowelBonus().wrap(vector_env())
+    envs = wrap_reward(vector_env(), VowelBonus())
     batch = collect(envs, random_actions, 8, seed=0)
     expected = [sum(text.count(v) for v in "ae") for text in batch.completion_texts(TOKENIZER)]
     assert batch.returns.tolist() == expected and sum(expected) > 0
@@ -202,7 +202,7 @@ def test_a_plain_function_pays_in_a_vector_environment_with_columns() -> None:
             None if isinstance(a, list) else float(len(c)) for c, a in zip(completions, answer, strict=True)
         ]
 
-    envs = make_reward(longer_than_reference).wrap(vector_env())
+    envs = wrap_reward(vector_env(), longer_than_reference)
     for scoring in ("immediate", "deferred"):
         batch = collect(envs, random_actions, 10, seed=1, scoring=scoring)
         texts = batch.completion_texts(TOKENIZER)
@@ -221,11 +221,11 @@ def test_nan_is_an_error_with_prompt_and_completion(scoring: str) -> None:
     with pytest.raises(
         RewardError, match=r"reward 'broken' gave nan \(broken\) for prompt '.+', completion '.*'"
     ):
-        collect(Broken().wrap(vector_env()), random_actions, 2, seed=0, scoring=scoring)
+        collect(wrap_reward(vector_env(), Broken()), random_actions, 2, seed=0, scoring=scoring)
 
 
 def test_numpy_rewards_stay_numpy() -> None:
-    envs = make_reward("length").wrap(vector_env(arrays="numpy"))
+    envs = wrap_reward(vector_env(arrays="numpy"), "length")
     obs, info = envs.reset(seed=0)
     for _ in range(3):
         obs, rewards, _, _, info = envs.step(random_actions(obs, info).numpy())
@@ -241,8 +241,8 @@ def _single() -> TextEnv:
 
 
 def test_single_and_vector_environments_pay_the_same() -> None:
-    single = make_reward("repetition").wrap(make_reward(["length", {"coef": 0.5}]).wrap(_single()))
-    vector = make_reward("repetition").wrap(make_reward(["length", {"coef": 0.5}]).wrap(vector_env(1)))
+    single = wrap_reward(wrap_reward(_single(), ["length", {"coef": 0.5}]), "repetition")
+    vector = wrap_reward(wrap_reward(vector_env(1), ["length", {"coef": 0.5}]), "repetition")
     assert isinstance(single, RewardWrapper) and isinstance(vector, VectorRewardWrapper)
     obs, info = vector.reset(seed=4)
     single.reset(seed=4)
@@ -258,12 +258,12 @@ def test_single_and_vector_environments_pay_the_same() -> None:
 
 def test_both_wrappers_record_their_spec() -> None:
     term = ["clipped", {"of": ["length", {"coef": 1.0}], "high": 3}]
-    assert make_reward(term).wrap(_single())._saved_kwargs == {"term": term}
-    assert make_reward(term).wrap(vector_env())._saved_kwargs == {"term": term}
+    assert wrap_reward(_single(), term)._saved_kwargs == {"term": term}
+    assert wrap_reward(vector_env(), term)._saved_kwargs == {"term": term}
 
 
 def test_a_reward_object_is_marked_in_the_spec_and_explained() -> None:
-    wrapper = make_reward(lambda completions: [0.0] * len(completions)).wrap(vector_env())
+    wrapper = wrap_reward(vector_env(), lambda completions: [0.0] * len(completions))
     assert wrapper._saved_kwargs == {"term": "object:function"}
     with pytest.raises(ValueError, match="'function' was given as a Python object, which a spec can't hold"):
         make_reward("object:function")
@@ -271,13 +271,13 @@ def test_a_reward_object_is_marked_in_the_spec_and_explained() -> None:
 
 def test_other_environments_are_refused() -> None:
     with pytest.raises(TypeError, match="RewardWrapper needs a text environment below it, got CartPoleEnv"):
-        make_reward("length").wrap(gym.make("CartPole-v1"))
+        wrap_reward(gym.make("CartPole-v1"), "length")
     with pytest.raises(TypeError, match="put the reward into each single environment"):
-        make_reward("length").wrap(gym.vector.SyncVectorEnv([_single]))
+        wrap_reward(gym.vector.SyncVectorEnv([_single]), "length")
 
 
 def test_scoring_modes_are_checked() -> None:
-    envs = make_reward("length").wrap(vector_env())
+    envs = wrap_reward(vector_env(), "length")
     with pytest.raises(ValueError, match="scoring must be one of immediate, deferred, got 'later'"):
         envs.scoring = "later"
 
@@ -291,16 +291,16 @@ def test_foreign_reward_wrappers_are_found() -> None:
     class Harmless(gym.vector.VectorWrapper):
         pass
 
-    envs = make_reward("length").wrap(vector_env())
+    envs = wrap_reward(vector_env(), "length")
     assert foreign_reward_wrappers(envs) == []
     assert foreign_reward_wrappers(Harmless(envs)) == []
     doubled = Doubling(envs)
     assert foreign_reward_wrappers(doubled) == [doubled]
     clipped = gym.wrappers.vector.ClipReward(envs, 0.0, 1.0)
-    assert foreign_reward_wrappers(make_reward("length").wrap(clipped)) == [clipped]
-    normalized = gym.wrappers.NormalizeReward(make_reward("length").wrap(_single()))
+    assert foreign_reward_wrappers(wrap_reward(clipped, "length")) == [clipped]
+    normalized = gym.wrappers.NormalizeReward(wrap_reward(_single(), "length"))
     assert foreign_reward_wrappers(normalized) == [normalized]
-    single = gym.wrappers.TimeLimit(make_reward("length").wrap(_single()), 100)
+    single = gym.wrappers.TimeLimit(wrap_reward(_single(), "length"), 100)
     assert foreign_reward_wrappers(single) == []
     assert [type(layer).__name__ for layer in walk(single)] == ["TimeLimit", "RewardWrapper", "TextEnv"]
 
@@ -315,6 +315,6 @@ def test_close_reaches_the_term() -> None:
         def close(self) -> None:
             closed.append(self.name)
 
-    make_reward(["weighted", {"of": Holder(), "weight": 1.0}]).wrap(vector_env()).close()
-    make_reward(Holder()).wrap(_single()).close()
+    wrap_reward(vector_env(), ["weighted", {"of": Holder(), "weight": 1.0}]).close()
+    wrap_reward(_single(), Holder()).close()
     assert closed == ["holder", "holder"]

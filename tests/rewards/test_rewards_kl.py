@@ -31,7 +31,8 @@ from textenv.episodes.batch import EpisodeBatch
 from textenv.prompts.prompt_set import PromptSet
 from textenv.rewards.full_kl import full_kl
 from textenv.rewards.kl import KLPenalty, adapted_coefficient
-from textenv.rewards.registry import make_reward
+from textenv.rewards.registry import spec_of
+from textenv.rewards.wrappers import wrap_reward
 from textenv.rollout import collect
 from textenv.scoring import RewardError, load_state_dict, reward_wrappers, score, state_dict, update
 
@@ -61,7 +62,7 @@ def _log_softmax(model: Any, batch: EpisodeBatch, row: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_policy_against_itself_pays_exactly_nothing(estimator: str) -> None:
-    envs = make_reward(["kl", {"estimator": estimator, "max_tokens": 24}]).wrap(vector_env())
+    envs = wrap_reward(vector_env(), ["kl", {"estimator": estimator, "max_tokens": 24}])
     policy = _policy(reference=None)
     envs.unwrapped.bind(policy)
     batch = collect(envs, policy, 8, seed=0)
@@ -129,7 +130,7 @@ def test_a_model_as_reference_shares_temperature_and_legality() -> None:
     for suppressed in ((), (2, 4, 5)):
         for reference in (None, language_model(1)):
             policy = TinyPolicy(language_model(0), language_model(1))
-            envs = KLPenalty(reference=reference).wrap(vector_env(suppressed_tokens=suppressed))
+            envs = wrap_reward(vector_env(suppressed_tokens=suppressed), KLPenalty(reference=reference))
             envs.unwrapped.bind(policy)
             batch = collect(envs, policy, 4, seed=1)
             assert batch.sampling["suppressed_tokens"] == list(suppressed)
@@ -289,7 +290,7 @@ def test_the_full_kl_keeps_to_its_byte_budget_and_takes_models_of_every_kind() -
 
 def test_a_token_that_the_policy_can_not_choose_is_an_error() -> None:
     policy = TinyPolicy(language_model(0), language_model(1))
-    envs = KLPenalty().wrap(vector_env(suppressed_tokens=(0,)))
+    envs = wrap_reward(vector_env(suppressed_tokens=(0,)), KLPenalty())
     envs.unwrapped.bind(policy)
     policy.attach(envs.unwrapped)
     message = "reward 'kl': the policy gives probability 0 to token 0 at column 3, .* prompt 'ab', completion"
@@ -303,7 +304,7 @@ def test_recorded_log_probs_are_used_before_the_policy_is_asked() -> None:
             raise AssertionError("the policy was asked")
 
     reference = _policy().reference()
-    envs = KLPenalty(coef=1.0, reference=reference).wrap(vector_env())
+    envs = wrap_reward(vector_env(), KLPenalty(coef=1.0, reference=reference))
     obs, info = envs.reset(seed=0)
     envs.unwrapped.record(log_prob=torch.tensor([-1.0, -2.0, -3.0]))
     actions = random_actions(obs, info)
@@ -314,14 +315,14 @@ def test_recorded_log_probs_are_used_before_the_policy_is_asked() -> None:
 
     silent = Silent(language_model(0), language_model(1))
     silent.attach(envs.unwrapped)
-    envs = KLPenalty(coef=1.0).wrap(vector_env())
+    envs = wrap_reward(vector_env(), KLPenalty(coef=1.0))
     envs.unwrapped.bind(silent)
     assert len(collect(envs, silent, 3, seed=0, scoring="immediate")) == 3
 
 
 def test_nothing_recorded_asks_the_bound_policy() -> None:
     policy = _policy()
-    envs = KLPenalty(coef=1.0).wrap(vector_env())
+    envs = wrap_reward(vector_env(), KLPenalty(coef=1.0))
     envs.unwrapped.bind(policy)
     immediate = collect(envs, random_actions, 5, seed=0, scoring="immediate")
     torch.testing.assert_close(
@@ -330,7 +331,7 @@ def test_nothing_recorded_asks_the_bound_policy() -> None:
 
 
 def test_a_penalty_without_policy_is_refused_at_reset() -> None:
-    envs = make_reward(["weighted", {"of": "kl", "weight": 2.0}]).wrap(vector_env())
+    envs = wrap_reward(vector_env(), ["weighted", {"of": "kl", "weight": 2.0}])
     with pytest.raises(
         RewardError, match=r"reward 'kl' needs the policy: call envs\.unwrapped\.bind\(policy\)"
     ):
@@ -345,7 +346,7 @@ def test_a_penalty_without_policy_is_refused_at_reset() -> None:
 
 
 def test_without_policy_and_record_the_step_says_so() -> None:
-    envs = KLPenalty(reference=_policy().reference()).wrap(vector_env())
+    envs = wrap_reward(vector_env(), KLPenalty(reference=_policy().reference()))
     obs, info = envs.reset(seed=0)
     with pytest.raises(RewardError, match="needs the policy"):
         envs.step(random_actions(obs, info))
@@ -354,7 +355,7 @@ def test_without_policy_and_record_the_step_says_so() -> None:
 def _single() -> gym.Env[Any, Any]:
     prompts = PromptSet.from_texts(PROMPTS, TOKENIZER, columns=COLUMNS)
     env = TextEnv(prompts=prompts, tokenizer=TOKENIZER, max_new_tokens=6)
-    return make_reward(["clipped", {"of": "kl", "low": -1}]).wrap(env)
+    return wrap_reward(env, ["clipped", {"of": "kl", "low": -1}])
 
 
 def test_a_single_environment_pays_kl() -> None:
@@ -407,11 +408,9 @@ def test_the_coefficient_moves_in_update_by_the_kl_of_own_tokens(noted: bool) ->
 
 def test_the_coefficient_is_in_the_state() -> None:
     def build() -> Any:
-        envs = make_reward(["kl", {"controller": "adaptive", "horizon": 10.0, "target": 0.1}]).wrap(
-            vector_env()
-        )
+        envs = wrap_reward(vector_env(), ["kl", {"controller": "adaptive", "horizon": 10.0, "target": 0.1}])
         envs.unwrapped.bind(_policy())
-        return make_reward("length").wrap(envs)
+        return wrap_reward(envs, "length")
 
     envs, other = build(), build()
     wrappers = reward_wrappers(envs)
@@ -428,7 +427,7 @@ def test_the_coefficient_is_in_the_state() -> None:
 
 
 def test_evaluation_does_not_move_the_coefficient() -> None:
-    envs = make_reward(["kl", {"controller": "adaptive", "horizon": 10.0}]).wrap(vector_env())
+    envs = wrap_reward(vector_env(), ["kl", {"controller": "adaptive", "horizon": 10.0}])
     envs.unwrapped.bind(_policy())
     collect(envs, envs.unwrapped.policy, 4, seed=0, update_terms=False)
     assert envs.term.coef == 0.05
@@ -442,7 +441,7 @@ def test_evaluation_does_not_move_the_coefficient() -> None:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_language_policy(estimator: str) -> None:
     policy = LanguagePolicy(language_model(0), tokenizer=TOKENIZER, temperature=0.8)
-    envs = make_reward(["kl", {"estimator": estimator, "coef": 0.3}]).wrap(vector_env(min_new_tokens=2))
+    envs = wrap_reward(vector_env(min_new_tokens=2), ["kl", {"estimator": estimator, "coef": 0.3}])
     envs.unwrapped.bind(policy)
     policy.reference()
     assert bool((collect(envs, policy, 6, seed=0).reward_terms["raw/kl"] == 0).all())
@@ -465,7 +464,7 @@ def test_made_environments_pay_kl_and_refuse_vectorizers() -> None:
     envs: Any = gym.make_vec("TextRLHF-v0", num_envs=2, rewards=rewards)
     assert [wrapper.name for wrapper in reward_wrappers(envs)] == ["length", "kl"]
     again: Any = gym.make_vec(gym.envs.registration.EnvSpec.from_json(envs.unwrapped.spec.to_json()))
-    assert [wrapper.term.spec for wrapper in reward_wrappers(again)] == [
+    assert [spec_of(wrapper.term) for wrapper in reward_wrappers(again)] == [
         ["length", {}],
         ["kl", {"coef": 0.2, "controller": "adaptive"}],
     ]

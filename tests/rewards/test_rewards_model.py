@@ -17,7 +17,7 @@ from transformers import (
 
 from tests.helpers.reward_helpers import TOKENIZER, classifier, config, episodes, language_model, vector_env
 from textenv.episodes.batch import EpisodeBatch
-from textenv.rewards.registry import make_reward
+from textenv.rewards.registry import make_reward, spec_of
 from textenv.rewards.reward_model import RewardModel
 from textenv.scoring import RewardError
 from textenv.tasks.letters import letter_tokenizer
@@ -291,14 +291,14 @@ def test_a_folder_loads_and_its_spec_is_json(tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path / "full")
     for folder in ("bare", "full"):
         term: Any = make_reward(["reward-model", {"model": str(tmp_path / folder)}])
-        assert term.spec == ["reward-model", {"model": str(tmp_path / folder)}]
+        assert spec_of(term) == ["reward-model", {"model": str(tmp_path / folder)}]
         term.bind(vector_env())
         torch.testing.assert_close(term.score(batch), RewardModel(model).score(batch))
         assert (term.own_tokenizer is None) == (folder == "bare")
     half = RewardModel(str(tmp_path / "bare"), dtype="bfloat16")
     assert half.model.dtype == torch.bfloat16
     torch.testing.assert_close(half.score(batch), RewardModel(model).score(batch), atol=0.1, rtol=0.1)
-    assert RewardModel(model).spec is None
+    assert spec_of(RewardModel(model)) is None
 
 
 def test_a_policy_is_refused_before_its_weights_are_loaded(

@@ -15,7 +15,7 @@ from tests.helpers.reward_helpers import config, episodes, vector_env
 from textenv.agents.evaluation.evaluator import Evaluation
 from textenv.agents.pipeline.hacking_watch import RewardHackingWatch, rises, slopes
 from textenv.agents.ppo import PPO, PPOConfig
-from textenv.rewards.registry import make_reward
+from textenv.rewards.wrappers import wrap_reward
 
 COUNT = 40
 
@@ -166,8 +166,8 @@ def test_it_watches_a_real_training(tmp_path: Path) -> None:
     def few_b(completions: list[str]) -> list[float]:
         return [-float(text.count("b")) for text in completions]
 
-    envs = make_reward(many_a).wrap(vector_env(4))
-    eval_envs = make_reward(many_a).wrap(vector_env(4))
+    envs = wrap_reward(vector_env(4), many_a)
+    eval_envs = wrap_reward(vector_env(4), many_a)
     watch = RewardHackingWatch(few_b, proxy="many_a", keep_best=True, limits={"objective/kl": 50.0})
     agent = PPO(
         config(),

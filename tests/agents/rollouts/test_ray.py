@@ -34,8 +34,9 @@ from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
 from textenv.prompts.prompt_set import PromptSet
 from textenv.rewards.registry import REWARDS as REGISTERED
-from textenv.rewards.registry import make_reward, register_reward
+from textenv.rewards.registry import make_reward, register_reward, spec_of
 from textenv.rewards.term import RewardTerm
+from textenv.rewards.wrappers import wrap_reward
 from textenv.rollout import collect
 from textenv.scoring import RewardError, reward_wrappers
 from textenv.tasks.models import small_gpt2
@@ -394,7 +395,7 @@ def test_remote_rewards_are_those_of_the_wrapped_term(remote: Callable[..., Any]
     # Per token and per episode, with parts of its own, and immediately as well as deferred.
     of = ["weighted", {"of": ["repetition", {"n": 1}], "weight": -2.0}]
     term = remote(of, num_actors=2)
-    assert term.spec == ["remote", {"of": of, "num_cpus": CPUS, "num_actors": 2}]
+    assert spec_of(term) == ["remote", {"of": of, "num_cpus": CPUS, "num_actors": 2}]
     agent = make(envs=make_vec(4, rewards=[]))
     paid = {}
     for name, reward, scoring in (
@@ -402,7 +403,7 @@ def test_remote_rewards_are_those_of_the_wrapped_term(remote: Callable[..., Any]
         ("far", term, "deferred"),
         ("now", term, "immediate"),
     ):
-        envs = make_reward(reward).wrap(make_vec(4, rewards=[]))
+        envs = wrap_reward(make_vec(4, rewards=[]), reward)
         paid[name] = collect(envs, agent.policy, 7, seed=3, scoring=scoring)
         assert reward_wrappers(envs)[0].raw_names == {"repetition": "raw/repetition"}
     assert bool((paid["own"].rewards != 0).any())
@@ -442,9 +443,9 @@ def test_errors_of_a_remote_reward_come_back_as_they_are(remote: Callable[..., A
     finally:
         del REGISTERED["fails-for-test"]
     with pytest.raises(ValueError, match="needs the column 'answer'"):
-        term.wrap(make_vec(2, rewards=[]))
+        wrap_reward(make_vec(2, rewards=[]), term)
     prompts = PromptSet.from_texts(PROMPTS, TOKENIZER, columns={"answer": PROMPTS})
-    term.wrap(make_vec(2, rewards=[], prompts=prompts))
+    wrap_reward(make_vec(2, rewards=[], prompts=prompts), term)
     with pytest.raises(RewardError, match="no opinion on 'c'"):
         term.score(EpisodeBatch.from_ids([[1]], [[2]]))
 

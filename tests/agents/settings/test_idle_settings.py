@@ -32,6 +32,7 @@ from textenv.agents.sft import SFT, SFTConfig
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.plan import differences, identity, plan, without_idle
 from textenv.episodes.preferences import PreferenceBatch
+from textenv.rewards.wrappers import wrap_reward
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_vec_env
 from textenv.tasks.models import small_gpt2
@@ -189,7 +190,9 @@ def test_a_kl_penalty_beside_the_environments_own() -> None:
     from textenv.rewards.kl import KLPenalty
 
     def made(**settings: Any) -> PPO:
-        return PPO(tiny(), envs=KLPenalty(coef=0.1).wrap(envs()), config=PPOConfig(iterations=1, **settings))
+        return PPO(
+            tiny(), envs=wrap_reward(envs(), KLPenalty(coef=0.1)), config=PPOConfig(iterations=1, **settings)
+        )
 
     made()
     made(kl_coef=0.0)
