@@ -225,8 +225,9 @@ class KLPenalty(RewardTerm):
         if policy is None:
             raise RewardError(
                 f"reward {self.name!r} needs the policy: call envs.unwrapped.bind(policy) before reset "
-                "(agents do); or give the reward a reference of its own and call "
-                "envs.unwrapped.record(log_prob=...) before each step"
+                "(agents do); or give the reward its own reference and call "
+                "envs.unwrapped.record(log_prob=...) before each step. Environments in a SyncVectorEnv or "
+                "AsyncVectorEnv have no policy: make the native one (gym.make_vec without vectorization_mode)"
             )
         wanted = ["log_prob"] + (["reference"] if self.reference is None else [])
         missing = [name for name in wanted if not hasattr(policy, name)]

@@ -39,11 +39,11 @@ class RewardTerm:
     name: str = ""
     """The name in specs, metrics and errors: set by ``register_reward``, else made from the class's name."""
     per_token: bool = False
-    """False: ``score`` gives (B,), paid at the last action. True: (B, L), paid token by token; causal, that
-    is, the
-    value at a token depends on the tokens up to it alone."""
+    """False: ``score`` returns (B,), the reward at the last action. True: (B, L), a reward per token. A
+    per-token term must be causal: the value at a token depends only on tokens up to it."""
     needs_policy: ClassVar[bool] = False
-    """Whether the term asks the policy for log-probs; such a term can't live in a Sync- or AsyncVectorEnv."""
+    """Whether the term asks the policy for log-probs. No policy can be bound to environments inside a Sync-
+    or AsyncVectorEnv, so there ``prepare`` raises."""
     nested: ClassVar[Mapping[str, str]] = {}
     """Constructor arguments that hold reward specs: name -> "one" or "many"."""
 

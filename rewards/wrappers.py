@@ -5,7 +5,6 @@ Shape letters: N environment rows, F rows that finished in a step, S rows that a
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import gymnasium as gym
@@ -55,8 +54,6 @@ class PaysReward:
                 f"without {missing[0]!r}; "
                 "for a SyncVectorEnv or AsyncVectorEnv put the reward into each single environment"
             )
-        if term.needs_policy:
-            _refuse_vectorizer(term)
         taken: list[str] = []
         for layer in walk(env):
             if isinstance(layer, PaysReward):
@@ -144,8 +141,7 @@ class RewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, Pays
 
     Raises:
         TypeError: if there is no text environment below.
-        ValueError: if the spec is malformed, or the term needs the policy and this happens inside a Sync- or
-            AsyncVectorEnv, whose environments never see one.
+        ValueError: if the spec is malformed.
     """
 
     def __init__(self, env: gym.Env[Any, Any], term: Any) -> None:
@@ -251,21 +247,3 @@ def _add(rewards: Any, paid: Tensor) -> Any:
 def _written(term: RewardTerm) -> Any:
     """The term's spec for the environment's own spec; a marker if it can't be written down."""
     return spec_of(term) or f"{OBJECT_PREFIX}{term.name}"
-
-
-def _refuse_vectorizer(term: RewardTerm) -> None:
-    """Refuse to be built by Gymnasium's Sync- or AsyncVectorEnv.
-
-    They tell their environments nothing of themselves, and a policy bound to the whole never reaches the
-    parts, so the call stack is the one place where the mistake can be seen before the first episode.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module in ("gymnasium.vector.sync_vector_env", "gymnasium.vector.async_vector_env"):
-            kind = "SyncVectorEnv" if "async" not in module else "AsyncVectorEnv"
-            raise ValueError(
-                f"reward {term.name!r} asks the policy for log-probs, which can't reach into a {kind}; "
-                "make the native vector environment instead (gym.make_vec without vectorization_mode)"
-            )
-        frame = frame.f_back  # type: ignore[assignment]
