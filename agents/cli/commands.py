@@ -206,8 +206,8 @@ def generate(argv: list[str], flags: Flags) -> int:
     policy = load_policy(source, options, flags)
 
     from textenv.agents.distributed.devices import describe
-    from textenv.envs.rendering import printable
     from textenv.rollout import collect
+    from textenv.utils.terminal import printable
 
     envs = _envs(policy, options, prompts=list(options.prompt) or options.prompts, rewards=[])
     base: Any = envs.unwrapped

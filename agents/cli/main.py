@@ -206,8 +206,8 @@ def _is_told(error: Exception) -> bool:
 def _line(error: Exception) -> str:
     """What an error says, on one line, control characters shown as escapes."""
     from textenv.agents.cli.wording import in_shell
-    from textenv.envs.rendering import printable
     from textenv.utils.redaction import masked_text
+    from textenv.utils.terminal import printable
 
     text = str(error) if type(error).__name__ == "UsageError" else in_shell(str(error))
     if isinstance(error, OSError) and error.strerror and error.filename:

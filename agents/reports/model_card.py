@@ -18,11 +18,11 @@ from textenv.agents.checkpointing.checkpoint import read_trainer
 from textenv.agents.reports import headline
 from textenv.agents.reports.page import change, shown_number
 from textenv.agents.reports.run_data import RunData, read_run
-from textenv.envs.rendering import printable
 from textenv.modeling.saved_runs import model_folder
 from textenv.utils.files import atomic_folder
 from textenv.utils.json_files import read_object
 from textenv.utils.redaction import masked
+from textenv.utils.terminal import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard

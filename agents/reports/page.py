@@ -13,9 +13,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.envs.rendering import printable
 from textenv.utils.files import atomic_file
-from textenv.utils.terminal import number
+from textenv.utils.terminal import number, printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from textenv.envs.rendering import printable
 from textenv.envs.step_buffer import counts
 from textenv.utils.files import atomic_file
 from textenv.utils.json_files import read_object
-from textenv.utils.terminal import number
+from textenv.utils.terminal import number, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

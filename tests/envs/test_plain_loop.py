@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import textenv
 from tests.helpers.env_helpers import V, vector_env
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.envs.handed_out import source_of
+from textenv.envs.observation_source import source_of
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.generation.policy import DecodingPolicy
 from textenv.tasks.letters import letter_tokenizer
@@ -48,7 +48,7 @@ def test_an_unattached_policy_obeys_the_environment_as_collect_does(kind: str, a
     policy, envs = POLICIES[kind](), vector_env(4, arrays=arrays, **RULES)
     obs, info = envs.reset(seed=3, options={"episodes": 12})
     done, steps = {}, 0
-    while envs.host_rows.active.any():
+    while envs.host_mirror.active.any():
         legal = torch.as_tensor(envs.action_masks())
         actions, known = policy.act(obs, key=info["key"], active=info["active"])
         active = torch.as_tensor(info["active"])
@@ -95,7 +95,7 @@ def test_one_policy_obeys_two_environments_in_turn() -> None:
     assert strict.legality != free.legality
 
 
-def test_what_nobody_handed_out_has_no_source() -> None:
+def test_other_observations_have_no_source() -> None:
     envs = vector_env(2, max_new_tokens=3)
     obs, _ = envs.reset(seed=0)
     later = envs.step(np.array([3, 4]))[0]

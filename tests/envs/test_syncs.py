@@ -40,7 +40,7 @@ def play(envs: TextVectorEnv, policy: DecodingPolicy, waits: list[Any], episodes
         obs, _, _, _, info = envs.step(actions)
         rounds.append([refilled, waits[before:between], waits[between:]])
         refilled = envs.tickets_dealt > dealt
-        active = bool(envs.host_rows.active.any())
+        active = bool(envs.host_mirror.active.any())
     return rounds
 
 
@@ -100,13 +100,13 @@ def test_what_the_host_knows_leads_to_the_same_tokens_as_looking() -> None:
         envs, other = vector_env(3, max_new_tokens=6), vector_env(3, max_new_tokens=6)
         knowing.attach(envs)
         looking.attach(copy.copy(envs))
-        looking._host_rows = None
+        looking._host_mirror = None
         obs, info = envs.reset(seed=seed, options={"episodes": 9})
         elsewhere, _ = other.reset(seed=9)
         for step in range(100):
-            if not envs.host_rows.active.any():
+            if not envs.host_mirror.active.any():
                 break
-            assert envs.host_rows.describe(obs, info["active"])
+            assert envs.host_mirror.is_current(obs, info["active"])
             if step == 3:
                 net.transformer.wte.weight.data.mul_(1.1)
                 knowing.invalidate()
@@ -115,7 +115,7 @@ def test_what_the_host_knows_leads_to_the_same_tokens_as_looking() -> None:
                 knowing.act(elsewhere, active=torch.ones(3, dtype=torch.bool))
             if step == 7:
                 obs["input_ids"][info["active"], 0] = 2
-                assert not envs.host_rows.describe(obs, info["active"])
+                assert not envs.host_mirror.is_current(obs, info["active"])
             ours, theirs = (p.act(obs, info["key"], active=info["active"]) for p in (knowing, looking))
             assert torch.equal(ours[0], theirs[0])
             torch.testing.assert_close(ours[1]["log_prob"], theirs[1]["log_prob"], atol=1e-5, rtol=0)
@@ -124,22 +124,22 @@ def test_what_the_host_knows_leads_to_the_same_tokens_as_looking() -> None:
             pytest.fail("the episodes never ended")
 
 
-def test_host_rows_are_what_the_device_holds() -> None:
+def test_the_host_mirror_is_what_the_device_holds() -> None:
     envs = vector_env(3, autoreset="next_step")
     generator = torch.Generator().manual_seed(0)
 
     def check(obs: dict[str, Any], info: dict[str, Any]) -> None:
-        assert envs.host_rows.lengths.tolist() == obs["attention_mask"].sum(-1).tolist()
-        assert envs.host_rows.active.tolist() == info["active"].tolist()
+        assert envs.host_mirror.lengths.tolist() == obs["attention_mask"].sum(-1).tolist()
+        assert envs.host_mirror.active.tolist() == info["active"].tolist()
 
     check(*envs.reset(seed=0))
     for step in range(30):
         obs, _, _, _, info = envs.step(torch.randint(V, (3,), generator=generator))
         check(obs, info)
         if step == 10:
-            before = envs.host_rows.texts.copy()
+            before = envs.host_mirror.version.copy()
             check(*envs.reset(options={"reset_mask": [False, True, False]}))
-            assert (envs.host_rows.texts != before).tolist() == [False, True, False]
+            assert (envs.host_mirror.version != before).tolist() == [False, True, False]
         if step == 20:
             check(*envs.reset(seed=1, options={"episodes": 2}))
 

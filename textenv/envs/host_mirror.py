@@ -1,27 +1,22 @@
-"""What the host knows of an environment's rows without asking the device where they live.
+"""A CPU copy of the few numbers per row that decide what happens next: lengths, activity and start times.
 
-Reading a tensor makes the host wait until the device has done all that was asked of it. An environment reads
-once a step, to learn which texts ended; from that, and from what it dealt itself, the host can tell all else
-that decides what happens next. Shape letters: N rows.
+Reading a device tensor makes the host wait until all queued work is done. An environment reads once per step,
+to learn which rows ended; the host can compute the rest from that and from the prompts that it assigned.
+Shape letter: N rows.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
-def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Numbers of the host's as a tensor on ``device``, without waiting; don't change them afterwards."""
-    return torch.as_tensor(values).to(device, non_blocking=True)
-
-
-class HostRows:
-    """The host's copy of the few numbers that decide what happens next; all arrays are changed in place.
+class HostMirror:
+    """Row lengths, activity and start times on the CPU; all arrays are changed in place.
 
     Args:
         num_rows: N.
@@ -31,49 +26,62 @@ class HostRows:
         self.lengths = np.zeros(num_rows, dtype=np.int64)
         """(N,) int64: tokens of prompt and response."""
         self.active = np.zeros(num_rows, dtype=bool)
-        """(N,) bool: the row waits for an action."""
-        self.texts = np.zeros(num_rows, dtype=np.int64)
-        """(N,) int64: moves whenever another text takes the row's place."""
-        self._shown: tuple[tuple[Tensor, int], ...] = ()
+        """(N,) bool: the row needs an action."""
+        self.version = np.zeros(num_rows, dtype=np.int64)
+        """(N,) int64: changes whenever the row starts another episode."""
+        self._began = np.zeros(num_rows)
+        self._published: tuple[tuple[Tensor, int], ...] = ()
 
     def clear(self) -> None:
-        """All rows are emptied."""
+        """Empty all rows."""
         self.lengths[:], self.active[:] = 0, False
-        self.texts += 1
-        self._shown = ()
+        self.version += 1
+        self._published = ()
 
-    def park(self, rows: np.ndarray) -> None:
-        """``rows``, indices or a (N,) bool mask, wait for no action any more."""
+    def deactivate(self, rows: np.ndarray) -> None:
+        """``rows``, indices or a (N,) bool mask, need no more actions."""
         self.active[rows] = False
-        self._shown = ()
+        self._published = ()
 
     def start(self, rows: np.ndarray, lengths: np.ndarray) -> None:
-        """Texts of ``lengths`` (n,) begin in ``rows`` (n,)."""
+        """Episodes with prompts of ``lengths`` (n,) start in ``rows`` (n,)."""
         self.lengths[rows], self.active[rows] = lengths, True
-        self.texts[rows] += 1
-        self._shown = ()
+        self.version[rows] += 1
+        self._began[rows] = time.perf_counter()
+        self._published = ()
 
     def step(self, ended: np.ndarray) -> None:
-        """Active rows got a token, and those of ``ended`` (n,) wait for none any more."""
+        """Active rows got a token, and ``ended`` (n,) are the rows whose episode ended."""
         self.lengths += self.active
-        self.park(ended)
+        self.deactivate(ended)
 
-    def show(self, obs: dict[str, Any], info: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Remember these as what the rows are now, and return them; numpy is not recognised later."""
-        shown = (obs["input_ids"], obs["attention_mask"], info["active"])
-        known = all(isinstance(item, Tensor) and not item.is_inference() for item in shown)
-        self._shown = tuple((item, item._version) for item in shown) if known else ()
+    def elapsed(self, rows: np.ndarray) -> np.ndarray:
+        """Seconds since the episodes of ``rows`` (n,) started, 0 in other rows: (N,) float32."""
+        seconds = np.zeros(len(self._began), dtype=np.float32)
+        seconds[rows] = time.perf_counter() - self._began[rows]
+        return seconds
+
+    def publish(self, obs: dict[str, Any], info: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Mark these as the present state of the rows, and return them. Only tensors are recognised later."""
+        items = (obs["input_ids"], obs["attention_mask"], info["active"])
+        known = all(isinstance(item, Tensor) and not item.is_inference() for item in items)
+        self._published = tuple((item, item._version) for item in items) if known else ()
         return obs, info
 
-    def describe(self, obs: Mapping[str, Any], active: Any) -> bool:
-        """Whether ``obs`` (and ``active``, unless that is None) are just what was handed out last."""
-        if not self._shown:
+    def is_current(self, obs: Mapping[str, Any], active: Any) -> bool:
+        """Whether ``obs`` (and ``active``, unless it is None) are exactly what was published last."""
+        if not self._published:
             return False
-        asked = (obs["input_ids"], obs["attention_mask"], self._shown[2][0] if active is None else active)
+        items = (obs["input_ids"], obs["attention_mask"], self._published[2][0] if active is None else active)
         return all(
             item is given and item._version == version
-            for item, (given, version) in zip(asked, self._shown, strict=True)
+            for item, (given, version) in zip(items, self._published, strict=True)
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shown": ()}
+        # Clocks differ between processes: keep the time so far.
+        return {**self.__dict__, "_published": (), "_began": time.perf_counter() - self._began}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._began = time.perf_counter() - state["_began"]

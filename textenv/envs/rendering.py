@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING
 
 from textenv.envs.picture import draw
 from textenv.episodes.texts import split_texts
+from textenv.utils.terminal import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,20 +16,6 @@ if TYPE_CHECKING:
 
 RENDER_MODES = ("ansi", "human", "rgb_array")
 RENDER_FPS = 10
-
-
-def printable(text: str) -> str:
-    r"""Make text safe to print on one line: control and format characters appear escaped.
-
-    >>> printable("a\x1b[31mb\nc")
-    'a\\x1b[31mb\\nc'
-    """
-    return "".join(
-        c.encode("unicode_escape").decode()
-        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        else c
-        for c in text
-    )
 
 
 def render_row(

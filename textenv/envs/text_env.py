@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from textenv.envs.handed_out import handed_out
 from textenv.envs.hooks import Books
+from textenv.envs.observation_source import remember_source
 from textenv.envs.rendering import RENDER_FPS, RENDER_MODES
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.utils.checks import check_seed
@@ -18,7 +18,7 @@ from textenv.utils.names import shown
 SHARED_ATTRIBUTES = frozenset(
     {name for name in dir(Books) if not name.startswith("_")}
     | {"prompts", "tokenizer", "max_new_tokens", "max_length", "legality", "stop_strings", "device"}
-    | {"samples_per_prompt", "shuffle", "episode_statistics", "host_rows"}
+    | {"samples_per_prompt", "shuffle", "episode_statistics", "host_mirror"}
     | {"stream_seed", "ticket_count", "scored_by", "refuse_while_scored"}
 )
 """What reward terms, policies and users may ask of a single environment as of a vectorized one."""
@@ -78,7 +78,7 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
         observation, info = self.rows.reset(seed=seed)
         self._over = False
         self._info = _first(info)
-        return handed_out(self.rows, _first(observation)), self._info
+        return remember_source(self.rows, _first(observation)), self._info
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Append one token.
@@ -103,7 +103,7 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
         observation, reward, terminated, truncated, info = self.rows.step(array.reshape(1))
         self._over = bool(terminated[0] or truncated[0])
         self._info = _first(info)
-        obs = handed_out(self.rows, _first(observation))
+        obs = remember_source(self.rows, _first(observation))
         return obs, float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._info
 
     def pay(self, name: str, values: Any) -> None:

@@ -19,12 +19,11 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from textenv.envs.autoreset import AUTORESET_MODES, autoreset_name
-from textenv.envs.clock import EpisodeClock
 from textenv.envs.final_rows import final_entries
 from textenv.envs.guards import Guarded, one_thread
-from textenv.envs.handed_out import handed_out
 from textenv.envs.hooks import Books
-from textenv.envs.host_mirror import HostRows, to_device
+from textenv.envs.host_mirror import HostMirror
+from textenv.envs.observation_source import remember_source
 from textenv.envs.rendering import RENDER_FPS, RENDER_MODES, render_picture, render_row
 from textenv.envs.reset_options import split_options
 from textenv.envs.rows import Rows
@@ -44,6 +43,7 @@ from textenv.utils.checks import (
     is_integer,
     row_seeds,
 )
+from textenv.utils.devices import to_device
 from textenv.utils.host_memory import check_fits
 
 if TYPE_CHECKING:
@@ -169,11 +169,10 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        # Tickets and clocks live on the CPU: they decide what comes next, before anything runs on the device.
+        # On the CPU: it decides what comes next before anything runs on the device.
         self._dealer = Dealer(num_envs, len(prompts), samples_per_prompt=samples_per_prompt, shuffle=shuffle)
-        self._clock = EpisodeClock(num_envs)
-        self.host_rows = HostRows(num_envs)
-        """What the host knows of the rows, so that policies need not ask the device."""
+        self.host_mirror = HostMirror(num_envs)
+        """CPU copy of the rows' state, so that policies need not read from the device."""
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._pad = 0 if pad is None or not 0 <= pad < vocab_size else pad
         self._rows = Rows(num_envs, self.max_length, max_new_tokens, self._pad, self.device)
@@ -224,19 +223,19 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
             else:
                 self._dealer.close_queue()
             self._rows.clear()
-            self.host_rows.clear()
+            self.host_mirror.clear()
             self._ledger.clear()
             self._waiting = rows[:0]
         else:
             self._rows.active[torch.from_numpy(mask).to(self.device)] = False
-            self.host_rows.park(mask)
+            self.host_mirror.deactivate(mask)
             self._waiting = np.setdiff1d(self._waiting, rows)
         self._ready = True
         self._begin_page()
         self._deal(rows)
         if self.render_mode == "human":
             self.render()
-        return self.host_rows.show(self._observe(), self._info())
+        return self.host_mirror.publish(self._observe(), self._info())
 
     @one_thread
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
@@ -263,7 +262,7 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         rows, acting = self._rows, self._rows.active.clone()
         terminated, truncated, ended_rows = self._endings.judge(chosen, rows)
         rows.append(chosen, acting)
-        self.host_rows.step(ended_rows)
+        self.host_mirror.step(ended_rows)
         self._turn_page(acting, terminated, truncated)
 
         waiting, self._waiting = self._waiting, self._waiting[:0]
@@ -274,7 +273,7 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
             self._last.replaced = self._deal(ended_rows)
         if len(waiting):
             self._deal(waiting)
-        obs, info = self.host_rows.show(self._observe(), {**self._info(), **ended})
+        obs, info = self.host_mirror.publish(self._observe(), {**self._info(), **ended})
         rewards = self._out(torch.zeros(self.num_envs, device=self.device))
         return obs, rewards, self._out(terminated), self._out(truncated), info
 
@@ -337,7 +336,7 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         ended: dict[str, Any] = {}
         ended_rows = self._out(done)
         if self.episode_statistics:
-            elapsed = self._clock.elapsed(rows)
+            elapsed = self.host_mirror.elapsed(rows)
             statistics = {
                 # The tensor itself: wrappers pay for this step after it was handed out.
                 "r": self._out(last.finished.returns),
@@ -368,16 +367,15 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
                 "keys": noise_keys(hand.noise, self.max_new_tokens + 1),
             }
             self._rows.place(index, **{name: to_device(value, self.device) for name, value in state.items()})
-            self.host_rows.start(hand.rows, lengths.numpy())
+            self.host_mirror.start(hand.rows, lengths.numpy())
             self._ledger.forget(index)
-            self._clock.start(hand.rows)
         return index
 
     def _observe(self) -> dict[str, Any]:
         state = self._rows.tokens, self._rows.attention_mask, self._rows.prompt_lengths
         copies = [self._out(tensor.clone(memory_format=torch.contiguous_format)) for tensor in state]
         names = "input_ids", "attention_mask", "prompt_length"
-        return handed_out(self, dict(zip(names, copies, strict=True)))
+        return remember_source(self, dict(zip(names, copies, strict=True)))
 
     def _info(self) -> dict[str, Any]:
         rows = self._rows

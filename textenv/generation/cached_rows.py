@@ -1,7 +1,7 @@
 """Which text each row's keys and values are of, so that decoding knows whose cache still holds.
 
 A row's cache holds if what it was filled with is a prefix of the observation. Where the host knows what
-happened to the rows (``host_rows``) it tells by itself, else the device compares the tokens and the host
+happened to the rows (``host_mirror``) it tells by itself, else the device compares the tokens and the host
 waits for the answer. Shape letters: N rows, L columns.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textenv.envs.host_mirror import HostRows
+from textenv.envs.host_mirror import HostMirror
 
 
 class RowFacts(NamedTuple):
@@ -38,7 +38,7 @@ class RowMemo:
     def __init__(self, rows: int, length: int) -> None:
         self._ids = torch.zeros(rows, length, dtype=torch.int64)
         self._lengths = torch.zeros(rows, dtype=torch.int64)
-        self._host: tuple[HostRows, np.ndarray, np.ndarray] | None = None
+        self._host: tuple[HostMirror, np.ndarray, np.ndarray] | None = None
 
     def forget(self) -> None:
         """Nothing is cached any more."""
@@ -47,7 +47,7 @@ class RowMemo:
             self._host[2][:] = -1
 
     def compare(
-        self, ids: Tensor, lengths: Tensor, acting: Tensor | None, known: HostRows | None
+        self, ids: Tensor, lengths: Tensor, acting: Tensor | None, known: HostMirror | None
     ) -> RowFacts:
         """What the observation asks for.
 
@@ -59,7 +59,7 @@ class RowMemo:
         """
         if known is not None and self._host is not None and self._host[0] is known:
             _, texts, cached = self._host
-            stale = (known.texts != texts) | (known.lengths - 1 != cached)
+            stale = (known.version != texts) | (known.lengths - 1 != cached)
             acts = np.ones_like(known.active) if acting is None else known.active.copy()
             return RowFacts(stale, acts, known.lengths)
         if self._ids.device != ids.device:
@@ -72,9 +72,9 @@ class RowMemo:
         return RowFacts(told[0].astype(bool), acts, told[2])
 
     def keep(
-        self, ids: Tensor, lengths: Tensor, acting: Tensor | None, facts: RowFacts, known: HostRows | None
+        self, ids: Tensor, lengths: Tensor, acting: Tensor | None, facts: RowFacts, known: HostMirror | None
     ) -> None:
         """The rows that act are decoded from this observation now; arguments as ``compare`` has them."""
         self._ids.copy_(ids)
         self._lengths = lengths if acting is None else lengths * acting
-        self._host = None if known is None else (known, known.texts.copy(), known.lengths * facts.acts)
+        self._host = None if known is None else (known, known.version.copy(), known.lengths * facts.acts)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from textenv.envs.host_mirror import to_device
 from textenv.generation.cuda_graphs import DecodeGraphs
 from textenv.generation.kv_cache import SlotCache
 from textenv.generation.prefill_cache import Coming, PromptStock
 from textenv.generation.self_check import verify_decoder
 from textenv.modeling.attention_masks import SlotMasks, UnsupportedModelError, attention_windows, causal_masks
 from textenv.modeling.split_model import catch_head_input, eval_mode, output_head, split_model
+from textenv.utils.devices import to_device
 
 _PREFILL_TOKENS = 16_384
 """Longest padded prefill batch, in tokens; bounds its memory."""

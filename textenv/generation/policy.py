@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from textenv.envs.handed_out import source_of
-from textenv.envs.host_mirror import HostRows, to_device
+from textenv.envs.host_mirror import HostMirror
+from textenv.envs.observation_source import source_of
 from textenv.envs.token_constraints import Legality
 from textenv.generation.cached_rows import RowMemo
 from textenv.generation.decoder import DecodeOutput, Decoder
@@ -30,6 +30,7 @@ from textenv.modeling.model_checks import check_causal_lm, usable_positions
 from textenv.modeling.nucleus import RestrictLogits, TokenRestriction
 from textenv.modeling.weight_version import note_weight_change, watch_of
 from textenv.utils.checks import check_flag, check_positive
+from textenv.utils.devices import to_device
 
 LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (n, V), hidden (n, d), t (n,)) -> logits (n, V); may work in place."""
@@ -100,7 +101,7 @@ class DecodingPolicy:
         self.cuda_graphs = cuda_graphs
         self.legality: Legality | None = None
         self._upcoming: Coming | None = None
-        self._host_rows: HostRows | None = None
+        self._host_mirror: HostMirror | None = None
         self._decoder: Decoder | None = None
         self._warned = False
         self._shape: tuple[int, int] | None = None
@@ -123,7 +124,7 @@ class DecodingPolicy:
         Args:
             env: the unwrapped environment: ``legality``, ``max_length``, and ``num_envs`` unless it is a
                 single one; if it has them, ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` lets
-                prompts be prefilled ahead, and ``host_rows`` spares a look at the device at every token.
+                prompts be prefilled ahead, and ``host_mirror`` spares a look at the device at every token.
 
         Raises:
             ValueError: if the model has fewer logits than the tokenizer has tokens, or fewer positions than
@@ -137,7 +138,7 @@ class DecodingPolicy:
                 legality.apply(torch.empty(0, width), torch.empty(0))
             self.legality = legality
             self._upcoming = getattr(env, "upcoming_prompts", None)
-            self._host_rows = getattr(env, "host_rows", None)
+            self._host_mirror = getattr(env, "host_mirror", None)
             self._prepare(int(getattr(env, "num_envs", 1)), int(env.max_length))
             if self.restriction is not None:
                 self.restriction.attach(env)
@@ -242,7 +243,7 @@ class DecodingPolicy:
     def _act(self, obs: Mapping[str, Any], key: Any, active: Any) -> tuple[Any, dict[str, Any]]:
         """``act``, by the one thread that may."""
         env = source_of(obs)
-        if env is not None and env.host_rows is not self._host_rows:
+        if env is not None and env.host_mirror is not self._host_mirror:
             self.attach(env)
         if env is None and self.legality is None and "prompt_length" in obs and not self._warned:
             self._warned = True
@@ -260,8 +261,8 @@ class DecodingPolicy:
 
         ids, lengths = read(obs["input_ids"]), read(obs["attention_mask"]).sum(-1, dtype=torch.int64)
         acting = None if active is None else read(active).to(ids.device, torch.bool)
-        host = self._host_rows
-        known = host if host is not None and host.describe(obs, active) else None
+        host = self._host_mirror
+        known = host if host is not None and host.is_current(obs, active) else None
         rows, logits, hidden = self.next_logits(ids, lengths, acting, known)
         restrict: RestrictLogits | None = None
         if self.restriction is not None:
@@ -291,7 +292,7 @@ class DecodingPolicy:
         return result.pop("action"), result
 
     def next_logits(
-        self, ids: Tensor, lengths: Tensor, acting: Tensor | None, known: HostRows | None = None
+        self, ids: Tensor, lengths: Tensor, acting: Tensor | None, known: HostMirror | None = None
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """What the model says about the next token of the rows that act.
 
@@ -369,7 +370,7 @@ class DecodingPolicy:
         ids: Tensor,
         lengths: Tensor,
         acting: Tensor | None,
-        known: HostRows | None,
+        known: HostMirror | None,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """The same by the cache."""
         facts = self._memo.compare(ids, lengths, acting, known)

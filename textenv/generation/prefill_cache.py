@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from textenv.envs.host_mirror import to_device
 from textenv.generation.kv_cache import SlotCache
+from textenv.utils.devices import to_device
 
 Coming = Callable[[int], tuple[Tensor, Tensor]]
 """count -> (tokens (m, P) int64 right-padded, lengths (m,) int64) of at most ``count`` texts likely to come

@@ -1,19 +1,32 @@
-"""Tables of numbers and untrusted text: generated text must not move the cursor, hide or forge anything."""
+"""Text and tables for the terminal. Generated text is untrusted: control characters are escaped."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
-from textenv.envs.rendering import printable
+
+def printable(text: str) -> str:
+    r"""Make text safe to print on one line: control and format characters are escaped.
+
+    >>> printable("a\x1b[31mb\nc")
+    'a\\x1b[31mb\\nc'
+    """
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else c
+        for c in text
+    )
 
 
 def shorten(text: str, *, max_chars: int | None = None, encoding: str = "utf-8") -> str:
-    r"""Text on one line, control characters escaped, cut to a length, sayable in ``encoding``.
+    r"""Text on one line, control characters escaped, cut to a length, encodable in ``encoding``.
 
     >>> shorten("\x1b[31mred\x1b[0m\nnext")
     '\\x1b[31mred\\x1b[0m\\nnext'
@@ -53,6 +66,9 @@ def text_table(
         max_chars: longest text of a cell in characters.
         encoding: of the terminal.
     """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
 
     def cell(value: Any) -> Text:
         shown = number(value) if isinstance(value, int | float) else str(value)
