@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from textenv.envs.token_constraints import vocabulary_size
 from textenv.episodes.batch import EpisodeBatch
-from textenv.modeling.pretrained import load_pretrained
 from textenv.episodes.conversations import prompt_messages, template_options
+from textenv.modeling.pretrained import load_pretrained
 from textenv.modeling.split_model import eval_mode
 from textenv.modeling.whole_weights import load_whole
 from textenv.rewards.pooling import ScoreReader
