@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND := Agg
 
-.PHONY: help install test test-clients lint types pytest test-portable data demo smollm bench clean
+.PHONY: help install test test-clients lint types pytest test-portable docs data demo smollm bench clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "textenv needs Python >= 3.11, got %s; say make PYTHON=python3.12" % sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) setuptools "$$(grep '^torch==' constraints.txt)"
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,gguf,lora,metrics,quantized,ray,tensorboard]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,docs,gguf,lora,metrics,quantized,ray,tensorboard]'
 	$(PIP_INSTALL) --no-build-isolation deepspeed || echo "DeepSpeed, which comes as source, was not installed: its tests are skipped" >&2
 	touch $@
 
@@ -68,6 +68,9 @@ $(CLIENTS)/.installed: pyproject.toml constraints.txt tests/clients/constraints.
 test-clients: $(CLIENTS)/.installed  ## the tests that need TorchRL, Tianshou, skrl, RL Zoo, moviepy; makes .venv-clients
 	$(CLIENTS)/bin/python -m pytest tests/clients tests/envs/test_gymnasium_wrappers.py tests/envs/test_pictures.py
 
+docs: $(STAMP)  ## build the documentation into site/, offline; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 data: $(STAMP)  ## fetch the real texts and ratings that the tasks use into the user's cache
 	$(BIN)/python -m textenv.tasks.fetch
 
@@ -82,5 +85,5 @@ bench: $(STAMP)  ## run the benchmarks and print their tables
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
 
 clean:  ## remove what builds and tests left; .venv stays
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info src/*.egg-info
+	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info src/*.egg-info
 	find $(FOLDERS) tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,8 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from tests.helpers.doc_blocks import registries_kept
+from tests.helpers.notebooks import code_cells, read_notebook, run_cells
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -78,3 +82,36 @@ def test_an_agent_written_for_version_0_1_0(tmp_path: Path) -> None:
     script = ROOT / "tests" / "fixtures" / "custom_agent_0_1_0.py"
     assert re.search(EXPECTED["custom_agent"], run(script, tmp_path, "--seeds", "1", "--iterations", "1"))
     assert not list(tmp_path.iterdir())
+
+
+NOTEBOOKS = {
+    "quickstart": [
+        ("iterations=15, eval_episodes=128", "iterations=2, episodes_per_iteration=8, eval_episodes=8")
+    ],
+    "comparison_study": [
+        ("seeds=6", "seeds=1"),
+        ('{"iterations": 8}', '{"iterations": 1, "episodes_per_iteration": 8}'),
+        ("eval_episodes=128", "eval_episodes=8"),
+        ("best_of_prompts=32", "best_of_prompts=2"),
+    ],
+}
+"""Notebook -> (text of a cell, what runs in its place)."""
+
+
+def test_every_notebook_is_run() -> None:
+    assert {path.stem for path in (ROOT / "examples").glob("*.ipynb")} == set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs, and what is stored under its cells comes from the cells that print."""
+    path = ROOT / "examples" / f"{name}.ipynb"
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    with registries_kept():
+        printed = run_cells(path, module, NOTEBOOKS[name])
+    cells = code_cells(read_notebook(path))
+    stored = ["".join("".join(output["text"]) for output in cell["outputs"]) for cell in cells]
+    assert [bool(text) for text in printed] == [bool(text) for text in stored]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))

@@ -18,7 +18,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if "reports" not in path.parts)
+"""All pages that people wrote; those below ``docs/reports`` were written by studies."""
 PYTHON, SHELL, YAML = {"python"}, {"bash", "sh", "shell"}, {"yaml"}
 OUTPUT = {"text"}
 """Languages by kind. What a program printed is no block to run."""
