@@ -94,6 +94,12 @@ REPLACED: list[tuple[str, str, str]] = [
         "iterations=20, eval_episodes=32",
         "iterations=1, episodes_per_iteration=8, eval_episodes=4",
     ),
+    (
+        "docs/custom_task.md",
+        'task="sorted", loggers',
+        'task="sorted", iterations=1, episodes_per_iteration=8, eval_episodes=4, loggers',
+    ),
+    ("docs/index.md", "range(20)", "range(2)"),
     ("docs/other_agents.md", "{iterations: 20, learning_rate", "{iterations: 1, learning_rate"),
     ("docs/ray.md", "num_actors=4", "num_actors=1"),
     ("docs/ray.md", "PPOConfig()", "PPOConfig(iterations=1, episodes_per_iteration=8)"),
@@ -163,6 +169,8 @@ advantages = agent.last_batch["advantages"]
 SKIPPED: list[tuple[str, str, str]] = [
     ("README.md", "make demo", "takes ten minutes: a benchmark"),
     ("README.md", "pip install .", "tests/test_project.py builds what it installs"),
+    ("docs/index.md", "pip install .", "tests/test_project.py builds what it installs"),
+    ("docs/index.md", "textenv train ppo --task random-walks", "README.md has it"),
     ("docs/configuration.md", "textenv compare configs/study_random_walks.yaml", "README.md has it"),
     ("docs/configuration.md", "textenv pipeline --config configs/reviews.yaml", "docs/pipeline.md has it"),
     ("docs/studies.md", "textenv compare configs/study_random_walks.yaml --jobs 2", "README.md has it"),
@@ -211,6 +219,7 @@ FILES = {
         "pairs/train.jsonl": PAIRS,
         "pairs/validation.jsonl": PAIRS,
     },
+    "docs/custom_task.md": {"tasks_of_mine.py": "# The first block of the page stands in this file.\n"},
     "docs/own_data.md": {"pairs.jsonl": PAIRS, "held_out.jsonl": PAIRS, "prompts.jsonl": PROMPTS},
     "docs/data.md": {
         "rated.jsonl": RATED,
