@@ -92,3 +92,19 @@ def test_examples_in_docstrings_are_fenced(reference: ModuleType) -> None:
         *("About.", "", "    ```pycon", "    >>> 1", "    1", "    ```", "", "More."),
         *("```pycon", ">>> 2", "```"),
     ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_pages_outside_the_site(page: str) -> None:
+    links = re.findall(r"\]\(([^)\s#]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if ":" not in link and not (ROOT / link).exists()] == []
+
+
+def test_the_readme_names_every_agent() -> None:
+    from textenv.agents.base.registry import BUILTIN
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, place in BUILTIN.items():
+        source = place.partition(":")[0].removeprefix("textenv.").replace(".", "/") + ".py"
+        assert f"| `{name}` | [{source}]({source}) |" in text
+    assert f"{len(BUILTIN)} agents" in text
