@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.policy_gradient import PolicyGradientAgent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.losses.advantages import get_advantage
 from textenv.agents.losses.policy_gradient import explained_variance, masked_center, ppo_value_loss
+from textenv.agents.optim.backend import Stats
 from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
@@ -101,9 +101,9 @@ class ActorCriticAgent(PolicyGradientAgent):
         stats |= {"value/loss": value_loss.detach(), "value/clip_fraction": value["clip_fraction"]}
         return loss + cfg.value_coef * value_loss, stats
 
-    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+    def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout, with the fit of the critic."""
-        row = super().describe(batch)
+        row = super().rollout_metrics(batch)
         fit = explained_variance(batch["old_values"], batch["returns"], batch.mask)
         row["value/explained_variance"] = float(fit)
         return row

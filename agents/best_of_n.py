@@ -114,12 +114,11 @@ class BestOfN(Agent):
         """No optimizer step at all."""
         return 0
 
-    def run_loop(self) -> None:
+    def train_loop(self) -> None:
         """Evaluate, where there is something to evaluate on."""
-        with self.open_loggers(1) as loggers:
-            if self.iteration == 0:
-                self.iteration = 1
-                self.finish({}, loggers, last=True)
+        if self.iteration == 0:
+            self.iteration = 1
+            self.end_iteration({})
 
     def best(self, episodes: EpisodeBatch) -> tuple[EpisodeBatch, Tensor]:
         """The best episode of each group, and what the best of k would have returned.

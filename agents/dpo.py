@@ -7,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.offline import OfflineAgent
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
@@ -23,6 +22,7 @@ from textenv.agents.losses.preference import (
     response_log_probs,
     simpo_loss,
 )
+from textenv.agents.optim.backend import Stats
 from textenv.agents.settings.effects import Idle
 from textenv.agents.settings.preferences import (
     CPOConfig,
@@ -99,7 +99,7 @@ class PreferenceAgent(OfflineAgent):
         precompute = isinstance(cfg, ReferenceConfig) and cfg.precompute_reference
         if precompute and "reference" not in self.dataset.tensors:
             episodes = spread(self.dataset.episodes)
-            with self.engine.gathered():
+            with self.backend.summon_full_params():
                 found = self.reference.log_prob(episodes.to(self.policy.device)).to(episodes.device)
             self.dataset.tensors["reference"] = response_log_probs(found, episodes.action_mask)
         return self.dataset.select(index)
@@ -267,19 +267,19 @@ class KTO(PreferenceAgent):
         both = EpisodeBatch.concat([episodes, mismatched(episodes)])
         return PairedBatch(both, {"desirable": desirable.repeat(2)})
 
-    def step(self, batch: TrainingBatch) -> dict[str, float]:
+    def optimizer_step(self, batch: TrainingBatch) -> dict[str, float]:
         """Estimate the divergence on the mismatched responses of the whole batch, then step on its own."""
         assert isinstance(batch, PairedBatch)
         batch = batch.to(self.policy.device)
         own, other = batch.first(), batch.second()
         spread(other.episodes)
         reference = other.tensors.get("reference")
-        with self.engine.gathered():
+        with self.backend.summon_full_params():
             if reference is None:
                 reference = response_log_probs(self.reference.log_prob(other.episodes), other.mask)
             mismatch = response_log_probs(self.policy.log_prob(other.episodes), other.mask) - reference
         own.tensors["baseline"] = kto_baseline(mismatch).expand(len(own))
-        return super().step(own)
+        return super().optimizer_step(own)
 
     def totals(self, batch: TrainingBatch) -> Totals:
         """Responses of one optimizer step, of both kinds together and apart."""

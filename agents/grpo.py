@@ -33,13 +33,13 @@ class GRPO(GroupBaselineAgent):
         episodes = super().collect()
         if self.config.max_rollouts == 1:
             return episodes
-        self.pay(episodes)
+        self.compute_rewards(episodes)
         wanted = len(episodes)
         for _ in range(self.config.max_rollouts - 1):
             if int((~self.flat(episodes)).sum()) >= wanted:
                 break
             more = super().collect()
-            self.pay(more)
+            self.compute_rewards(more)
             episodes = EpisodeBatch.concat([episodes, more])
         self.everything = episodes
         # Whole groups in the order of their tickets; flat ones only fill up what is missing.

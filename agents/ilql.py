@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.offline import OfflineAgent
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
@@ -24,6 +23,7 @@ from textenv.agents.losses.ilql import (
     ilql_targets,
     ilql_value_loss,
 )
+from textenv.agents.optim.backend import Stats
 from textenv.agents.policies.heads import HeadKind, ILQLHeads, head_dtype
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.teacher_forced import Evaluation

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.ilql import ILQL
 from textenv.agents.losses.advantages import discounted_sums
 from textenv.agents.losses.ilql import ilql_awac_loss, ilql_cql_loss, ilql_q_loss
 from textenv.agents.losses.policy_gradient import masked_squared_error
+from textenv.agents.optim.backend import Stats
 from textenv.agents.settings.offline import MonteCarloConfig
 
 

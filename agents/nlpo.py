@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from textenv import scoring as scorer
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.registry import register_agent
-from textenv.agents.base.result import kl_row
 from textenv.agents.data.batch import Totals, TrainingBatch
+from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.task_scores import kl_wrappers
 from textenv.agents.losses.policy_gradient import masked_sum
+from textenv.agents.optim.backend import Stats
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.references import frozen_copy
 from textenv.agents.policies.teacher_forced import Evaluation
@@ -166,9 +166,9 @@ class NLPO(PPO):
             self.policy.renew_mask()
         return row
 
-    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+    def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """PPO's metrics; the KL is that of the whole distributions."""
-        row = super().describe(batch)
+        row = super().rollout_metrics(batch)
         if self.reference is not None:
             kl = float(masked_sum(batch["whole_log_probs"] - batch["ref_log_probs"], batch.mask))
             row |= kl_row(kl, episodes=len(batch), tokens=int(batch.mask.sum()))

@@ -9,16 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.groups import SampleChooser, group_rows
 from textenv.agents.base.registry import register_agent
-from textenv.agents.base.result import kl_row
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.preferences import PairedBatch
 from textenv.agents.dpo import Responses, reward_stats
+from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.task_scores import task_scores
 from textenv.agents.losses.policy_gradient import masked_mean, masked_sum
 from textenv.agents.losses.preference import dpo_loss, response_log_probs
+from textenv.agents.optim.backend import Stats
 from textenv.agents.settings.samples import OnlineDPOConfig
 from textenv.episodes.batch import EpisodeBatch
 
@@ -87,9 +87,9 @@ class OnlineDPO(SampleChooser):
         better, worse = (side[ranked] for side in found.sides(cfg.beta * ratios.detach()))
         return loss, reward_stats(better, worse, denominator=totals.extra["ranked"])
 
-    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+    def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of all the samples, their KL to the reference, and the share of pairs that are ties."""
-        row = super().describe(self.collected) | self.rollout
+        row = super().rollout_metrics(self.collected) | self.rollout
         row["pairs/tied"] = float(batch["tied"].float().mean())
         scores = batch["scores"]
         row["pairs/gap"] = float((scores[: len(batch)] - scores[len(batch) :]).mean())

@@ -42,8 +42,8 @@ class Reinforce(PolicyGradientAgent):
         """Pay the rewards; of the greedy episodes, too, before adaptive terms learn from the sampled ones."""
         if self.config.baseline == "greedy":
             with acting_greedily(self.policy):
-                self.greedy = self.play(int(episodes.episode_id.min()))
-            self.pay(self.greedy)
+                self.greedy = self.generate(int(episodes.episode_id.min()))
+            self.compute_rewards(self.greedy)
         super().score(episodes)
 
     def estimate(self, episodes: EpisodeBatch, rewards: Tensor, old: PolicyOutput) -> tuple[Tensor, Tensor]:
@@ -60,9 +60,9 @@ class Reinforce(PolicyGradientAgent):
         baseline = first_own(discounted_sums(paid, greedy.action_mask, cfg.gamma), greedy.action_mask)
         return torch.where(mask, returns - baseline.unsqueeze(-1), 0.0), returns
 
-    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+    def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout, and of the greedy episodes."""
-        row = super().describe(batch)
+        row = super().rollout_metrics(batch)
         if self.greedy is not None:
             row["baseline/reward"] = float(self.greedy.returns.mean())
             row["baseline/length"] = float(self.greedy.response_lengths.float().mean())

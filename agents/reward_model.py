@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.offline import OfflineAgent
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
@@ -20,6 +19,7 @@ from textenv.agents.distributed import process_group
 from textenv.agents.evaluation.reward_model import RewardEvaluation
 from textenv.agents.evaluation.reward_model_measure import measure
 from textenv.agents.losses.reward_model import bradley_terry_loss, centering_loss, rating_loss
+from textenv.agents.optim.backend import Stats
 from textenv.agents.policies.reward_scorer import Scorer
 from textenv.agents.settings.effects import Idle, unlike
 from textenv.agents.settings.preferences import RewardModelConfig
@@ -145,14 +145,14 @@ class RewardModelAgent(OfflineAgent):
 
     # -- learning --------------------------------------------------------------------------------------------
 
-    def step(self, batch: TrainingBatch) -> dict[str, float]:
+    def optimizer_step(self, batch: TrainingBatch) -> dict[str, float]:
         """One optimizer step; what is dropped is a function of seed and step, so that a resume repeats it."""
         if not self.policy.dropout and not self.config.token_dropout:
-            return super().step(batch)
+            return super().optimizer_step(batch)
         with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
             seed = int(hash_key(self.config.seed, self.optimizer_steps)) + process_group.rank()
             torch.manual_seed(seed % 2**63)
-            return super().step(batch)
+            return super().optimizer_step(batch)
 
     def totals(self, batch: TrainingBatch) -> Totals:
         """Pairs and rated texts of one optimizer step.

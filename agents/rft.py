@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.groups import SampleChooser
+from textenv.agents.base.metrics import mean_row
 from textenv.agents.base.registry import register_agent
-from textenv.agents.base.result import mean_row
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.preferences import tokens_and_rule
 from textenv.agents.evaluation.task_scores import kl_wrappers, task_scores
 from textenv.agents.losses.policy_gradient import sft_loss
+from textenv.agents.optim.backend import Stats
 from textenv.agents.settings.samples import RFTConfig
 from textenv.episodes.batch import EpisodeBatch
 

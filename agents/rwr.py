@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.offline import OfflineAgent
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.episodes import as_episodes
 from textenv.agents.data.preferences import rows_by_prompt
 from textenv.agents.losses.policy_gradient import masked_mean, sft_loss
+from textenv.agents.optim.backend import Stats
 from textenv.agents.settings.offline import RWRConfig
 
 

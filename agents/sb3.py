@@ -16,8 +16,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from textenv.agents.base.agent import Agent
+from textenv.agents.base.metrics import Timer
 from textenv.agents.base.registry import register_agent
-from textenv.agents.base.result import Clock
 from textenv.agents.distributed import process_group
 from textenv.agents.evaluation.task_scores import kl_wrappers
 from textenv.agents.integrations.sb3 import sb3_agent
@@ -122,9 +122,8 @@ class SB3(Agent):
             device=self.policy.device,
         )
 
-    def run_loop(self) -> None:
+    def train_loop(self) -> None:
         """Let Stable-Baselines3 collect and learn, one rollout at a time; count, evaluate, log."""
-        total = self.planned_iterations()
         warn_of_missing_ends(self.envs, self.policy)
         learner = self.make_learner()
         learner.set_logger(Logger(folder=None, output_formats=[]))
@@ -137,12 +136,9 @@ class SB3(Agent):
 
         hook = self.optimizer.register_step_post_hook(after_step)
         try:
-            with self.open_loggers(total) as loggers:
-                while self.iteration < total:
-                    self.iteration += 1
-                    row = self.one_rollout(learner)
-                    if self.finish(row, loggers, last=self.iteration == total):
-                        break
+            while self.iteration < self.planned_iterations() and not self.stopped:
+                self.iteration += 1
+                self.end_iteration(self.one_rollout(learner))
         finally:
             hook.remove()
 
@@ -154,7 +150,7 @@ class SB3(Agent):
         """
         watch, trained = _Rollout(), self.gradient_tokens
         learner.learn(self.rollout_tokens, callback=watch, log_interval=None, reset_num_timesteps=False)
-        watch.clock.lap("update")
+        watch.timer.split("update")
         self.policy.invalidate()
         self.episodes_seen += len(watch.ended)
         self.reward_calls += len(watch.ended)
@@ -167,7 +163,7 @@ class SB3(Agent):
                 f"optimizer steps: {found['loss']}. Lower the learning rate, or look at the rewards."
             )
         row = watch.metrics() | {f"sb3/{name}": value for name, value in found.items()}
-        return row | watch.clock.metrics(self.rollout_tokens, self.gradient_tokens - trained)
+        return row | watch.timer.metrics(self.rollout_tokens, self.gradient_tokens - trained)
 
 
 class _Rollout(BaseCallback):
@@ -175,7 +171,7 @@ class _Rollout(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock()
+        self.timer = Timer()
         self.ended: list[dict[str, Any]] = []
 
     def _on_step(self) -> bool:
@@ -183,7 +179,7 @@ class _Rollout(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        self.clock.lap("rollout")
+        self.timer.split("rollout")
 
     def metrics(self) -> dict[str, float]:
         """Means over the episodes that ended; none without any."""

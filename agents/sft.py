@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.offline import OfflineAgent
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.episodes import as_demonstrations
 from textenv.agents.losses.policy_gradient import sft_loss
+from textenv.agents.optim.backend import Stats
 from textenv.agents.settings.offline import FilteredBCConfig, SFTConfig
 from textenv.episodes.batch import EpisodeBatch
 

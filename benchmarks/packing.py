@@ -42,7 +42,7 @@ def steps_rate(agent: SFT) -> float:
     """Tokens a processor second over optimizer steps on all the data."""
     size, started = agent.config.batch_size, time.process_time()
     for rows in torch.arange(EPISODES).split(size):
-        agent.step(agent.batch(rows))
+        agent.optimizer_step(agent.batch(rows))
     return float(agent.dataset.lengths.sum()) / (time.process_time() - started)
 
 

@@ -62,7 +62,7 @@ def rollout_rates(actors: Sequence[Any], counts: Sequence[int], repeats: int) ->
 
     def turn(agent: PPO) -> float:
         before = agent.env_tokens
-        spent = seconds(lambda: agent.play(0))
+        spent = seconds(lambda: agent.generate(0))
         return (agent.env_tokens - before) / spent
 
     found = interleave(

@@ -1,7 +1,7 @@
-"""The common face of all agents: optimizer step, logging, evaluation, checkpoints, once for all of them.
+"""The base class of all agents: optimizer step, logging, evaluation and checkpoints.
 
-An agent is an ``OnlineAgent`` or an ``OfflineAgent`` (the two loops, in ``online`` and ``offline``) and
-supplies what is its own: ``advantages(episodes)`` (online) and ``loss(batch, totals)``.
+An agent derives from ``OnlineAgent`` or ``OfflineAgent``, which have the two training loops, and defines
+``advantages(episodes)`` (online agents) and ``loss(batch, totals)``.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from textenv.agents.base import renamed
 from textenv.agents.base.arguments import check_config, check_options, check_policy_kwargs, check_sources
 from textenv.agents.base.callbacks import make_callbacks
+from textenv.agents.base.logging import open_loggers
 from textenv.agents.base.result import TrainResult
 from textenv.agents.checkpointing.checkpoint import load_agent, save_agent, save_checkpoint
-from textenv.agents.checkpointing.failure import Diverged, save_failure
+from textenv.agents.checkpointing.failure import NonFiniteError, save_failure
 from textenv.agents.checkpointing.fresh_start import starting
 from textenv.agents.checkpointing.resume import earlier_rows, resume_agent
-from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.episodes import fitting
 from textenv.agents.distributed import process_group
-from textenv.agents.distributed.devices import device_of
 from textenv.agents.evaluation.evaluator import Evaluation, evaluate
-from textenv.agents.loggers.registry import Loggers, make_loggers
-from textenv.agents.optim.backend import start_engine
-from textenv.agents.optim.fsdp import shard
-from textenv.agents.optim.optimizer import check_trains, make_optimizer, make_schedule
-from textenv.agents.optim.step import optimizer_step
+from textenv.agents.loggers.registry import Loggers
+from textenv.agents.optim.backend import Backend, Stats
+from textenv.agents.optim.optimizer import check_trains, make_schedule
+from textenv.agents.optim.setup import make_backend
+from textenv.agents.optim.step import NonFinite, optimizer_step
 from textenv.agents.policies.files import restore_policy
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.reports.recorder import RunRecord
@@ -48,7 +48,6 @@ from textenv.agents.settings.ray_rollouts import RayRollouts
 from textenv.episodes.batch import EpisodeBatch
 from textenv.utils.host_memory import keep_freed_memory
 
-Stats = dict[str, Tensor]
 SPENT = ("env_tokens", "gradient_tokens", "reward_calls")
 """Counters of what a run has cost: tokens generated to learn from, tokens (prompts included) of the rows
 of all optimizer steps, and episodes that the rewards were asked about. Evaluations don't count."""
@@ -86,6 +85,13 @@ class Agent:
     """What it cannot promise, as an agent around another library may: what -> why."""
     policy_class: ClassVar[type[LanguagePolicy]] = LanguagePolicy
     """The class of its policy."""
+    run_loop = renamed.run_loop
+    finish = renamed.finish
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Accept the old names of hooks that a subclass defines."""
+        super().__init_subclass__(**kwargs)
+        renamed.accept_old_names(cls)
 
     def __init__(
         self,
@@ -134,6 +140,7 @@ class Agent:
         self.env_tokens = self.gradient_tokens = self.reward_calls = 0
         self.resumed = self.stopped = False
         self.history: list[dict[str, float]] = []
+        self.loggers = Loggers()
         self.evaluation: Evaluation | None = None
         self.before: Evaluation | None = None
         self.last_batch: TrainingBatch | None = None
@@ -141,25 +148,24 @@ class Agent:
         if self.dataset is not None and not len(self.dataset):
             raise ValueError("dataset must hold at least one row, got none")
         self.setup()
-        self.sharded = shard(self)
-        module = self.trainable()
-        self.optimizer = make_optimizer(
-            module,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            betas=config.adam_betas,
-            eps=config.adam_eps,
-            kind=config.optimizer,
-        )
-        steps, warm = self.planned_steps(), config.warmup_steps
+        self.backend: Backend = make_backend(self.policy, self.trainable, config)
         self.schedule = make_schedule(
-            self.optimizer, config.lr_schedule, total_steps=steps, warmup_steps=warm
+            self.backend.optimizer,
+            config.lr_schedule,
+            total_steps=self.planned_steps(),
+            warmup_steps=config.warmup_steps,
         )
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.engine = start_engine(self)
         refuse_in(self)
 
-    # -- what an agent may supply ----------------------------------------------------------------------------
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the trainable parameters."""
+        return self.backend.optimizer
+
+    @property
+    def parameters(self) -> Sequence[torch.nn.Parameter]:
+        """The trainable parameters."""
+        return self.backend.parameters
 
     @classmethod
     def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
@@ -206,46 +212,62 @@ class Agent:
     def after_step(self) -> None:
         """Called after every optimizer step (target networks, averages)."""
 
-    # -- one optimizer step ----------------------------------------------------------------------------------
-
-    def step(self, batch: TrainingBatch) -> dict[str, float]:
+    def optimizer_step(self, batch: TrainingBatch) -> dict[str, float]:
         """One optimizer step on all rows of ``batch``; the gradient does not depend on how it is split.
 
+        A step that the float16 scaler skips leaves weights, schedule, averages and counters as they are.
+
+        Returns:
+            The sum of each statistic over the micro-batches, and ``grad_norm``, NaN for a skipped step.
+
         Raises:
-            Diverged: on a NaN or infinite loss or gradient, before weights change; the episodes are saved.
+            NonFiniteError: on a NaN or infinite loss or gradient, before the weights change; the episodes are
+                saved.
         """
         self.gradient_tokens += int(batch.episodes.attention_mask.sum())
-        return optimizer_step(self, batch)
+        batch = batch.to(self.policy.device)
+        self.policy.train()
+        limit = self.config.max_tokens_per_microbatch
+        try:
+            stats, applied = optimizer_step(
+                batch, self.totals(batch), self.loss, self.backend, max_tokens=limit
+            )
+        except NonFinite as error:
+            raise self.failure(error.term, error.values, error.episodes) from error
+        if applied:
+            self.schedule.step()
+            self.optimizer_steps += 1
+            self.after_step()
+            self.backend.sync_weights()
+        return stats
 
     def totals(self, batch: TrainingBatch) -> Totals:
         """Denominators of one optimizer step."""
         return Totals.of(batch)
 
-    def failure(self, term: str, values: Mapping[str, float], episodes: EpisodeBatch) -> Diverged:
+    def failure(self, term: str, values: Mapping[str, float], episodes: EpisodeBatch) -> NonFiniteError:
         """Save the offending episodes and say what happened."""
         where = save_failure(self.run_dir, self.iteration, term, values, episodes)
-        return Diverged(term, self.iteration, self.optimizer_steps, values, where)
-
-    # -- around the loops ------------------------------------------------------------------------------------
+        return NonFiniteError(term, self.iteration, self.optimizer_steps, values, where)
 
     def open_loggers(self, total: int) -> Loggers:
-        """Loggers of this run, in the main process; a resumed one appends."""
-        if not process_group.is_main():
-            return Loggers()
-        resume = self.iteration if self.iteration or self.resumed else None
-        name = type(self).__name__
-        where = device_of(self)
-        known: dict[str, Any] = {"total_steps": total, "resume_step": resume, "name": name, "device": where}
-        loggers = make_loggers(self.logger_specs, self.run_dir, self.config, **known)
-        if self.run_dir is not None and not RunFolder(self.run_dir).info_path.exists():
-            RunFolder(self.run_dir).write_info(self.config, agent=name, device=where)
-        return loggers
+        """Loggers of this run, in the main process; a resumed run appends to its files."""
+        return open_loggers(self, self.logger_specs, total)
 
-    def finish(self, row: dict[str, float], loggers: Loggers, *, last: bool) -> bool:
-        """End an iteration: evaluate, callbacks, log, checkpoint; returns whether a callback stops."""
+    def end_iteration(self, metrics: Mapping[str, float], *, last: bool | None = None) -> None:
+        """End an iteration: evaluate if it is time to, run the callbacks, log, save a checkpoint.
+
+        Afterwards ``stopped`` says whether a callback ended the run.
+
+        Args:
+            metrics: of the iteration; the counters are added to them.
+            last: whether the run ends here; None compares with ``planned_iterations()``.
+        """
         cfg, now = self.config, self.iteration
-        row["episodes"], row["optimizer_steps"] = float(self.episodes_seen), float(self.optimizer_steps)
-        row |= {name: float(getattr(self, name)) for name in SPENT}
+        last = now >= self.planned_iterations() if last is None else last
+        counters = ("episodes", self.episodes_seen), ("optimizer_steps", self.optimizer_steps)
+        spent = ((name, getattr(self, name)) for name in SPENT)
+        row = dict(metrics) | {name: float(count) for name, count in (*counters, *spent)}
         row = process_group.broadcast(row)
         asked = any(process_group.gather(self.callbacks.wants_evaluation(self, row)))
         due = bool(cfg.eval_every and now % cfg.eval_every == 0)
@@ -254,16 +276,15 @@ class Agent:
             self.evaluation = self.evaluate()
             self.callbacks.on_evaluation(self, self.evaluation)
             row |= {f"eval/{name}": value for name, value in self.evaluation.metrics.items()}
-            loggers.log_table("eval/samples", *self.evaluation.sample_table(), now)
+            self.loggers.log_table("eval/samples", *self.evaluation.sample_table(), now)
         stop = any(process_group.gather(self.callbacks.on_iteration(self, row)))
         if last or stop or evaluated or now % cfg.log_every == 0:
-            loggers.log(row, now)
+            self.loggers.log(row, now)
             self.history.append(row)
         self.stopped = stop
         save = cfg.checkpoint_every and now % cfg.checkpoint_every == 0
         if self.run_dir is not None and (last or stop or save):
             self.checkpoint()
-        return stop
 
     def checkpoint(self) -> Path:
         """Save everything into the run folder and drop the oldest checkpoints."""
@@ -307,8 +328,10 @@ class Agent:
             self.callbacks.on_start(self)
             if self.resumed and self.stopped:
                 warnings.warn(f"a callback ended this run in iteration {self.iteration}", stacklevel=2)
-            else:
+            elif type(self).run_loop is not renamed.run_loop:
                 self.run_loop()
+            else:
+                self.run()
         result = TrainResult(
             agent=self,
             history=self.history,
@@ -321,11 +344,18 @@ class Agent:
         self.callbacks.on_end(self, result)
         return result
 
-    def run_loop(self) -> None:
-        """The training loop."""
+    def train_loop(self) -> None:
+        """The training loop: until ``planned_iterations()`` or until a callback stops the run.
+
+        Each iteration adds 1 to ``iteration`` and ends with ``end_iteration(metrics)``.
+        """
         raise NotImplementedError
 
-    # -- state for checkpoints -------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Train with the loggers of this run."""
+        self.stopped = False
+        with self.open_loggers(self.planned_iterations()) as self.loggers:
+            self.train_loop()
 
     @classmethod
     def registered_name(cls) -> str:
@@ -355,8 +385,6 @@ class Agent:
     def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Restore what ``state_values`` and ``state_tensors`` gave."""
 
-    # -- use -------------------------------------------------------------------------------------------------
-
     def act(self, obs: Mapping[str, Any], key: Any = None, **options: Any) -> Any:
         """Actions for a batch of observations: (N,) token ids."""
         return self.policy.act(obs, key, **options)[0]
@@ -367,7 +395,7 @@ class Agent:
         if envs is None:
             raise ValueError("evaluate needs envs=, got None and the agent has no eval_envs")
         options = {"metric_fn": self.metric_fn, "reference": self.reference, **options}
-        with self.engine.gathered():
+        with self.backend.summon_full_params():
             return evaluate(self.policy, envs, episodes or self.config.eval_episodes, **options)
 
     def first_evaluation(self) -> Evaluation:
@@ -395,3 +423,6 @@ class Agent:
     def load(cls, path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Rebuild an agent from ``save``'s folder; ``envs``, ``dataset`` and the like are given anew."""
         return load_agent(cls, path, **kwargs)
+
+
+renamed.pair_names(Agent)

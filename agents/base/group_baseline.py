@@ -72,9 +72,9 @@ class GroupBaselineAgent(PolicyGradientAgent):
             gamma=self.config.gamma,
         )
 
-    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+    def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout, and how far apart the scores of a prompt are."""
-        row = super().describe(batch)
+        row = super().rollout_metrics(batch)
         row["group/std"] = float(self.group_spread(batch.episodes).mean())
         row["group/flat"] = float(self.flat(batch.episodes).double().mean())
         return row

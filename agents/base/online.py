@@ -1,4 +1,4 @@
-"""The online loop: collect, score, advantages, minibatches, report."""
+"""The online training loop: collect episodes, compute rewards and advantages, update, report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing, nullcontext
 from textenv import scoring as scorer
 from textenv.agents.base.agent import Agent
 from textenv.agents.base.equal_returns import EqualReturns
-from textenv.agents.base.result import Clock, mean_row
+from textenv.agents.base.metrics import Timer, mean_row
 from textenv.agents.checkpointing.failure import save_failure
 from textenv.agents.data.batch import TrainingBatch, epoch_order
 from textenv.agents.distributed import process_group
@@ -36,41 +36,39 @@ class OnlineAgent(Agent):
         """Optimizer steps of the whole run."""
         return self.config.num_iterations * self.config.epochs * self.config.minibatches
 
-    def run_loop(self) -> None:
-        """Collect, prepare, learn, report; until the budget is spent or a callback stops."""
+    def train_loop(self) -> None:
+        """Collect, score, update, report; until the budget is spent or a callback stops the run."""
         total = self.planned_iterations()
         check_shares(self.config)
         warn_of_missing_ends(self.envs, self.policy)
-        returns = EqualReturns()
-        playing = nullcontext() if self.rollouts is None else closing(self.rollouts)
-        with self.open_loggers(total) as loggers, playing:
-            while self.iteration < total:
+        equal_returns = EqualReturns()
+        with nullcontext() if self.rollouts is None else closing(self.rollouts):
+            while self.iteration < total and not self.stopped:
                 self.iteration += 1
-                clock, played, trained = Clock(), self.env_tokens, self.gradient_tokens
-                with self.engine.gathered():
-                    episodes = self.collect()
-                    clock.lap("rollout")
-                    self.score(episodes)
-                    returns.see(episodes, self.envs, self.iteration, total)
-                    self.last_batch = batch = self.advantages(spread(episodes))
-                clock.lap("score")
-                row = self.describe(batch) | self.update(batch)
-                clock.lap("update")
-                row |= clock.metrics(self.env_tokens - played, self.gradient_tokens - trained)
-                if self.finish(row, loggers, last=self.iteration == total):
-                    break
+                timer, generated, trained = Timer(), self.env_tokens, self.gradient_tokens
+                with self.backend.summon_full_params():
+                    with timer.measure("rollout"):
+                        episodes = self.collect()
+                    with timer.measure("score"):
+                        self.score(episodes)
+                        equal_returns.see(episodes, self.envs, self.iteration, total)
+                        self.last_batch = batch = self.advantages(spread(episodes))
+                with timer.measure("update"):
+                    metrics = self.rollout_metrics(batch) | self.update(batch)
+                times = timer.metrics(self.env_tokens - generated, self.gradient_tokens - trained)
+                self.end_iteration(metrics | times)
 
     def collect(self) -> EpisodeBatch:
-        """Play the next tickets; which ones is a function of the seed and the counter alone."""
-        episodes = self.play(self.next_ticket)
+        """Generate the next episodes; which ones depends only on the seed and ``next_ticket``."""
+        episodes = self.generate(self.next_ticket)
         self.next_ticket += len(episodes)
         return episodes
 
-    def play(self, first_ticket: int) -> EpisodeBatch:
-        """Play ``episodes_per_iteration`` tickets from this one on, unpaid; the cost is counted.
+    def generate(self, first_ticket: int) -> EpisodeBatch:
+        """Generate ``episodes_per_iteration`` episodes, starting at ``first_ticket``, without rewards.
 
-        Each process plays its share of them; all get all episodes. With ``rollouts`` actors play instead. No
-        values are recorded: ``policy.values`` gives those of whole episodes at a fraction of the cost.
+        Their number and response tokens are added to ``episodes_seen`` and ``env_tokens``. No values are
+        recorded: ``policy.values`` computes those of whole episodes at a fraction of the cost.
         """
         if self.rollouts is not None:
             episodes = self.rollouts.collect(self, first_ticket)
@@ -91,12 +89,12 @@ class OnlineAgent(Agent):
         return episodes
 
     def score(self, episodes: EpisodeBatch) -> None:
-        """Pay the rewards and let adaptive terms learn."""
-        self.pay(episodes)
+        """Compute the rewards, and let adaptive reward terms (a KL coefficient) learn from the episodes."""
+        self.compute_rewards(episodes)
         scorer.update(episodes, scorer.reward_wrappers(self.envs))
 
-    def pay(self, episodes: EpisodeBatch) -> None:
-        """Pay the rewards, unless the rollout did; the cost is counted.
+    def compute_rewards(self, episodes: EpisodeBatch) -> None:
+        """Compute the rewards, in place, unless the rollout did; ``reward_calls`` counts the episodes.
 
         Raises:
             RewardError: if a reward fails, or is NaN or infinite; the episodes are saved.
@@ -112,30 +110,34 @@ class OnlineAgent(Agent):
         self.reward_calls += len(episodes)
 
     def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
-        """What the loss needs besides the episodes: old log-probs, advantages, returns, ..."""
+        """What the loss needs beside the episodes. An agent defines this and ``loss``."""
         raise NotImplementedError
 
     def update(self, batch: TrainingBatch) -> dict[str, float]:
-        """``epochs`` passes of ``minibatches`` optimizer steps, no more than rows; the mean statistics."""
+        """``epochs`` passes over the batch in ``minibatches`` optimizer steps each; mean statistics.
+
+        A batch with fewer rows than ``minibatches`` makes one step per row.
+        """
         cfg = self.config
         rows: list[dict[str, float]] = []
         for epoch in range(cfg.epochs):
             order = epoch_order(len(batch), seed=cfg.seed, epoch=self.pass_number(epoch))
             for index in order.tensor_split(min(cfg.minibatches, len(order))):
-                rows.append(self.step(batch if len(index) == len(batch) else batch.select(index)))
-                if self.stop_early(rows[-1]):
+                minibatch = batch if len(index) == len(batch) else batch.select(index)
+                rows.append(self.optimizer_step(minibatch))
+                if self.should_stop_early(rows[-1]):
                     return {**mean_row(rows), "policy/stopped_early": 1.0}
         return mean_row(rows)
 
     def pass_number(self, epoch: int) -> int:
-        """Number of pass ``epoch`` of this round of learning in the whole run; its order is drawn by it."""
+        """Number of pass ``epoch`` of this iteration in the whole run; the row order depends on it."""
         return self.iteration * self.config.epochs + epoch
 
-    def stop_early(self, stats: Mapping[str, float]) -> bool:
-        """Whether to end this iteration's passes after this step."""
+    def should_stop_early(self, stats: Mapping[str, float]) -> bool:
+        """Whether to end this iteration's passes after the step with these statistics."""
         return False
 
-    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+    def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the collected episodes."""
         episodes = batch.episodes
         row = {

@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from textenv.agents.base.agent import Stats
 from textenv.agents.base.online import OnlineAgent
-from textenv.agents.base.result import kl_row
 from textenv.agents.data.batch import Totals, TrainingBatch, rows_of_step
 from textenv.agents.data.episodes import as_demonstrations
 from textenv.agents.distributed import process_group
 from textenv.agents.evaluation.evaluator import Evaluation
+from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.task_scores import kl_wrappers, paid_kl, task_scores
 from textenv.agents.losses.aggregation import get_aggregation
 from textenv.agents.losses.importance import importance_weights
@@ -37,6 +36,7 @@ from textenv.agents.losses.policy_gradient import (
     reinforce_loss,
     sft_loss,
 )
+from textenv.agents.optim.backend import Stats
 from textenv.agents.optim.weight_average import RunningStd, WeightAverage
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.settings.effects import Idle, idle_beside_kl, refuse_dataset
@@ -253,7 +253,7 @@ class PolicyGradientAgent(OnlineAgent):
         mask = rows.action_mask if len(own) else torch.zeros_like(rows.action_mask)
         return sft_loss(self.policy(rows).log_probs, mask, denominator=tokens)
 
-    def stop_early(self, stats: Mapping[str, float]) -> bool:
+    def should_stop_early(self, stats: Mapping[str, float]) -> bool:
         """Whether the policy has moved further than ``stop_at_kl``."""
         limit = self.config.stop_at_kl
         return limit is not None and stats["policy/approx_kl"] > limit
@@ -263,9 +263,9 @@ class PolicyGradientAgent(OnlineAgent):
         if self.average is not None:
             self.average.update()
 
-    def describe(self, batch: TrainingBatch) -> dict[str, float]:
+    def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout: score, KL to the reference, entropy."""
-        row, mask, episodes = super().describe(batch), batch.mask, batch.episodes
+        row, mask, episodes = super().rollout_metrics(batch), batch.mask, batch.episodes
         row["objective/entropy"] = -float(masked_mean(batch["old_log_probs"], mask))
         row["objective/score"] = row["objective/reward"]
         if "ref_log_probs" in batch.tensors:

@@ -60,7 +60,7 @@ def save_agent(agent: Agent, path: str | os.PathLike[str]) -> None:
         RunFolderError: if it can't be written; what was at ``path`` is still there.
         FileExistsError: if ``path`` holds something else than an agent.
     """
-    with process_group.joined("saving"), agent.engine.whole():
+    with process_group.joined("saving"), agent.backend.unsharded_state():
         if process_group.is_main():
             with _explained(Path(path)), atomic_folder(path, marker=TRAINER) as folder:
                 write_agent(agent, folder)
@@ -74,7 +74,7 @@ def save_checkpoint(agent: Agent, run_dir: str | os.PathLike[str]) -> Path:
     """
     folder = RunFolder(run_dir)
     final = folder.checkpoint_dir(agent.iteration)
-    with process_group.joined("saving a checkpoint"), agent.engine.whole():
+    with process_group.joined("saving a checkpoint"), agent.backend.unsharded_state():
         if process_group.is_main():
             with _explained(final, folder), folder.checkpoint(agent.iteration) as path:
                 write_agent(agent, path)
@@ -86,7 +86,7 @@ def write_agent(agent: Agent, folder: Path) -> None:
     """Fill a folder that becomes visible later (the caller renames it)."""
     agent.save_policy(folder)
     tensors, plain = _flat(agent.optimizer.state_dict())
-    save_file(tensors | agent.engine.masters.tensors(), folder / "optimizer.safetensors")
+    save_file(tensors | agent.backend.masters.tensors(), folder / "optimizer.safetensors")
     extra_tensors = {name: value.detach().cpu().contiguous() for name, value in agent.state_tensors().items()}
     if extra_tensors:
         save_file(extra_tensors, folder / "trainer.safetensors")
@@ -100,7 +100,7 @@ def write_agent(agent: Agent, folder: Path) -> None:
         "counters": agent.counters(),
         "optimizer": plain,
         "schedule": {k: v for k, v in agent.schedule.state_dict().items() if _is_json(v)},
-        "scaler": agent.engine.scaler.state_dict(),
+        "scaler": agent.backend.scaler.state_dict(),
         "reward_terms": scorer.state_dict(wrappers),
         "callbacks": agent.callbacks.state_dict(),
         "state": agent.state_values(),
@@ -140,7 +140,7 @@ def load_agent(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> A
     config = kwargs.pop("config", None) or kind.config_class.from_saved(trainer["config"])
     policy = kind.policy_class.load(folder)
     agent = kind(policy, config=config, **kwargs)
-    with agent.engine.whole(write=True):
+    with agent.backend.unsharded_state(write=True):
         restore(agent, folder)
     return agent
 
@@ -153,10 +153,10 @@ def restore(agent: Agent, path: str | os.PathLike[str]) -> None:
     for own, saved in zip(agent.optimizer.param_groups, state["param_groups"], strict=True):
         # How it computes here, not there.
         saved |= {name: own[name] for name in ("fused", "foreach") if name in own}
-    agent.engine.masters.load(state["state"])
+    agent.backend.masters.load(state["state"])
     agent.optimizer.load_state_dict(state)
     agent.schedule.load_state_dict(trainer["schedule"])
-    scaler = agent.engine.scaler
+    scaler = agent.backend.scaler
     scaler.load_state_dict(trainer.get("scaler", scaler.state_dict()))  # the oldest checkpoints have none
     agent.set_counters(trainer["counters"])
     if agent.envs is not None:

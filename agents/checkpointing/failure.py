@@ -11,7 +11,7 @@ from textenv.agents.distributed import process_group
 from textenv.episodes.batch import EpisodeBatch
 
 
-class Diverged(RuntimeError):
+class NonFiniteError(RuntimeError):
     """A loss, gradient or reward was NaN or infinite; the weights are those before the step."""
 
     def __init__(

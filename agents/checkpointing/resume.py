@@ -78,7 +78,7 @@ def resume_agent(
         warnings.warn(f"{problem}; {instead}", stacklevel=3)
     if found is not None:
         trainer = read_trainer(found)
-        with agent.engine.whole(write=True):
+        with agent.backend.unsharded_state(write=True):
             agent.restore_policy(found)
             restore(agent, found)
         agent.stopped = bool(trainer["stopped"])

@@ -20,9 +20,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from textenv.agents.base.result import kl_row
 from textenv.agents.distributed import process_group
 from textenv.agents.distributed.batch_sharding import by_itself, gather_episodes, share_of, spread
+from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.metrics.registry import Generated
 from textenv.agents.evaluation.metrics.suite import MetricSpec, check_metrics, measure
 from textenv.agents.evaluation.metrics.text import distinct_n, repetition_n

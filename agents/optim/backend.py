@@ -1,127 +1,127 @@
-"""What makes an optimizer step of a loss: gradients, clipping, moving the weights.
+"""Gradients, clipping and the step of the weights, behind one interface.
 
-One face for the three ways in which weights lie in processes: whole in each (``Engine``, here), in parts by
-FSDP2 (``sharding.ShardedEngine``) or in parts by DeepSpeed (``deepspeed_engine.ZeroEngine``).
+There are three backends. ``Backend`` (here) holds the weights whole in every process,
+``fsdp.ShardedBackend`` in shards by FSDP2, and ``deepspeed.ZeroBackend`` in shards by DeepSpeed.
+``optim.setup.make_backend`` chooses.
 """
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.distributed import process_group
-from textenv.agents.optim.fsdp import zero_stage
 from textenv.agents.optim.master_weights import MasterWeights
 from textenv.agents.optim.optimizer import clip_gradients
 
-if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent, Stats
-    from textenv.agents.data.batch import Totals, TrainingBatch
+Stats = dict[str, Tensor]
+"""Statistics of a micro-batch: name -> scalar; they add up over the micro-batches of an optimizer step."""
+LossFunction = Callable[[TrainingBatch, Totals], tuple[Tensor, Stats]]
+"""``Agent.loss``: the loss of a micro-batch divided by the totals of the optimizer step, and statistics."""
 
 
-class Engine:
-    """Steps on weights that every process has whole.
+class Backend:
+    """Optimizer steps on weights that every process holds whole.
 
     Args:
-        agent: an agent whose optimizer was just made.
+        policy: the module that holds the weights.
+        parameters: the trainable parameters, the same in every process and in the same order.
+        optimizer: an optimizer of these parameters that has not made a step.
+        autocast: number format of matrix products; "float16" scales the loss.
+        max_grad_norm: gradients are scaled down to this L2 norm; None leaves them as they are.
     """
 
-    def __init__(self, agent: Agent) -> None:
-        # Not a cycle: an agent's weights and files go when it goes, not when the garbage collector comes.
-        self.agent: Agent = weakref.proxy(agent)
+    lockstep = False
+    """Whether all processes must run the same number of forward passes, because the weights are in shards."""
+
+    def __init__(
+        self,
+        policy: Any,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        *,
+        autocast: str = "float32",
+        max_grad_norm: float | None = None,
+    ) -> None:
+        self.policy = policy
+        self.parameters: Sequence[Any] = parameters
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
         # float16 gradients underflow unless the loss is scaled up; everywhere else the scaler passes through.
-        half = agent.config.autocast == "float16"
-        self.scaler = torch.amp.GradScaler(agent.policy.device.type, enabled=half)
-        self.masters = MasterWeights(agent.optimizer)
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=autocast == "float16")
+        self.masters = MasterWeights(optimizer)
 
     # -- a step ----------------------------------------------------------------------------------------------
 
-    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """The agent's loss of a micro-batch, and statistics."""
-        return self.agent.loss(batch, totals)
+    def wrap(self, loss_fn: LossFunction) -> LossFunction:
+        """The loss function as the backend has to call it."""
+        return loss_fn
 
     def backward(self, loss: Tensor) -> None:
-        """Add up gradients."""
+        """Add the gradients of ``loss`` to those of the earlier micro-batches."""
         self.scaler.scale(loss).backward()
 
-    def reduce(self, bad: bool) -> bool:
+    def reduce(self, failed: bool) -> bool:
         """Sum the gradients over the processes.
 
         Args:
-            bad: whether this process found something wrong.
+            failed: whether this process has a loss that is not finite.
 
         Returns:
-            Whether any process did.
+            Whether any process has.
         """
-        return process_group.reduce_gradients(self.agent.parameters, bad)
+        return process_group.reduce_gradients(self.parameters, failed)
 
     def step(self) -> Tensor | None:
         """Clip the gradients and move the weights.
 
         Returns:
-            The gradient's norm before, a scalar tensor; None where the weights stay, for the scaled gradients
-            overflowed float16, and the scale was lowered.
+            The gradient norm before clipping, a scalar tensor. None if the weights did not move because the
+            scaled gradients overflowed float16; the scale is then lower in the next step.
 
         Raises:
-            ValueError: if the norm is NaN or infinite for another reason; the weights are as they were.
+            ValueError: if the norm is NaN or infinite for another reason; the weights are as before.
         """
-        agent = self.agent
         self.masters.take_gradients()
-        self.scaler.unscale_(agent.optimizer)
+        self.scaler.unscale_(self.optimizer)
         try:
-            norm = clip_gradients(self.masters.moved(agent.parameters), agent.config.max_grad_norm)
+            norm = clip_gradients(self.masters.moved(self.parameters), self.max_grad_norm)
         except ValueError:
             scale = self.scaler.get_scale()
             self.scaler.update()
             if self.scaler.get_scale() >= scale:
                 raise
             return None
-        self.scaler.step(agent.optimizer)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.masters.give_weights()
         return norm
 
-    def drop(self) -> None:
-        """Forget the gradients."""
-        self.agent.optimizer.zero_grad(set_to_none=True)
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
         self.masters.drop_gradients()
 
-    def keep(self) -> None:
-        """Take over weights that were moved outside of the optimizer (target heads)."""
+    def sync_weights(self) -> None:
+        """Take over weights that were changed outside of the optimizer (target heads)."""
 
     # -- whole weights ---------------------------------------------------------------------------------------
 
-    def gathered(self) -> AbstractContextManager[None]:
-        """Within the block every process has all weights, for passes without gradient it makes by itself."""
+    def summon_full_params(self) -> AbstractContextManager[None]:
+        """Within the block every process holds all weights, for passes without gradient of its own."""
         return nullcontext()
 
-    def whole(self, *, write: bool = False) -> AbstractContextManager[None]:
-        """Within the block the agent's parameters and moments are ordinary tensors, to be saved or loaded.
+    def unsharded_state(self, *, write: bool = False) -> AbstractContextManager[None]:
+        """Within the block parameters and moments are ordinary tensors, to be saved or loaded.
 
-        Every process enters it. The policy can't be called in there where weights are in parts.
+        Every process enters the block. Where weights are in shards, the policy cannot be called in it.
 
         Args:
-            write: put what the tensors are at the end of the block into the parts.
+            write: write the tensors as they are at the end of the block back into the shards.
         """
         return nullcontext()
-
-
-def start_engine(agent: Agent) -> Engine:
-    """The engine that the launcher's configuration asks for, for an agent whose optimizer was just made.
-
-    Raises:
-        ValueError: for settings that do not go together with it.
-    """
-    if stage := zero_stage():
-        from textenv.agents.optim.deepspeed import ZeroEngine
-
-        return ZeroEngine(agent, stage)
-    if agent.sharded:
-        from textenv.agents.optim.sharded import ShardedEngine
-
-        return ShardedEngine(agent)
-    return Engine(agent)

@@ -8,57 +8,70 @@ AdamW, which moves the engine's parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.distributed import process_group
-from textenv.agents.optim.backend import Engine
+from textenv.agents.optim.backend import Backend, LossFunction, Stats
 from textenv.agents.optim.fsdp import trunks
 from textenv.agents.policies.model_setup import transformer_blocks
-
-if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent, Stats
-    from textenv.agents.data.batch import Totals, TrainingBatch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's tensors of a weight's shape."""
 
 
-class ZeroEngine(Engine):
-    """An agent's policy and optimizer in the engine's hands.
+class ZeroBackend(Backend):
+    """Optimizer steps by DeepSpeed's engine, which holds the policy and the optimizer.
 
     Args:
-        agent: an agent whose optimizer was just made.
+        policy: a ``LanguagePolicy``.
+        parameters: its trainable parameters.
+        optimizer: AdamW over them, which has not made a step.
         stage: ZeRO's stage, 1 to 3.
+        autocast: number format of matrix products.
+        max_grad_norm: gradients are scaled down to this L2 norm; None leaves them as they are.
+        averaged: whether the agent keeps an average of the weights.
 
     Raises:
         ValueError: if the policy is not in float32 or needs a scaler of losses, for another optimizer than
             AdamW, and in stage 3 for what ``textenv.agents.optim.fsdp.trunks`` refuses.
     """
 
-    def __init__(self, agent: Agent, stage: int) -> None:
+    lockstep = True
+
+    def __init__(
+        self,
+        policy: Any,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        *,
+        stage: int,
+        autocast: str = "float32",
+        max_grad_norm: float | None = None,
+        averaged: bool = False,
+    ) -> None:
         import deepspeed
 
-        kinds = {parameter.dtype for parameter in agent.policy.parameters()}
+        kinds = {parameter.dtype for parameter in policy.parameters()}
         if kinds != {torch.float32}:
             raise ValueError(f"dtype must be float32 with DeepSpeed, got {sorted(map(str, kinds))}")
-        if agent.config.autocast == "float16":
+        if autocast == "float16":
             raise ValueError("autocast must be 'float32' or 'bfloat16' with DeepSpeed, got 'float16'")
-        if type(agent.optimizer) is not torch.optim.AdamW:
-            raise ValueError(f"optimizer must be 'adamw' with DeepSpeed, got {agent.config.optimizer!r}")
-        models = trunks(agent) if stage == 3 else []
-        super().__init__(agent)
-        self.policy, self.optimizer = agent.policy, agent.optimizer
+        if type(optimizer) is not torch.optim.AdamW:
+            raise ValueError(f"optimizer must be 'adamw' with DeepSpeed, got {type(optimizer).__name__}")
+        models = trunks(policy, averaged=averaged) if stage == 3 else []
+        super().__init__(policy, parameters, optimizer, autocast=autocast, max_grad_norm=max_grad_norm)
         self.stage = stage
-        self.parameters: list[Any] = list(agent.policy.parameters())
-        self.members = [list(group["params"]) for group in agent.optimizer.param_groups]
-        self.root = _Root(agent.policy)
+        self.all_parameters: list[Any] = list(policy.parameters())
+        self.members = [list(group["params"]) for group in optimizer.param_groups]
+        self.root = _Root(policy)
         self.engine: Any = deepspeed.initialize(
-            model=self.root, optimizer=agent.optimizer, config=_settings(agent)
+            model=self.root, optimizer=optimizer, config=_settings(max_grad_norm)
         )[0]
         self.zero: Any = self.engine.optimizer
         self.frozen: dict[nn.Parameter, int] = {}
@@ -70,12 +83,12 @@ class ZeroEngine(Engine):
             self.zero._lazy_init_hp_params_optimizer_state()
         else:
             self._keep_whole({id(p) for model in models for p in transformer_blocks(model).parameters()})
-        agent.policy.invalidate()
+        policy.invalidate()
 
     def _keep_whole(self, inside: set[int]) -> None:
         """Let every process have all parameters but those of the blocks, which are ``inside``."""
         kept = self.zero.persistent_parameters
-        for parameter in self.parameters:
+        for parameter in self.all_parameters:
             if id(parameter) not in inside:
                 if not parameter.ds_persist:
                     parameter.ds_persist = True
@@ -86,30 +99,34 @@ class ZeroEngine(Engine):
 
     # -- a step ----------------------------------------------------------------------------------------------
 
-    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """The agent's loss, as a forward pass of the engine's."""
-        found: list[Stats] = []
+    def wrap(self, loss_fn: LossFunction) -> LossFunction:
+        """The loss function, called as a forward pass of the engine."""
 
-        def run() -> Tensor:
-            loss, stats = self.agent.loss(batch, totals)
-            found.append(stats)
-            return loss
+        def call(batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+            found: list[Stats] = []
 
-        # With autocast's cache of cast weights stage 3 lets go of weights that the backward pass still needs.
-        cache = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
-        try:
-            return self.engine(run), found[0]
-        finally:
-            torch.set_autocast_cache_enabled(cache)
+            def run() -> Tensor:
+                loss, stats = loss_fn(batch, totals)
+                found.append(stats)
+                return loss
+
+            # With autocast's cache of cast weights stage 3 frees weights that the backward pass still needs.
+            cache = torch.is_autocast_cache_enabled()
+            torch.set_autocast_cache_enabled(False)
+            try:
+                return self.engine(run), found[0]
+            finally:
+                torch.set_autocast_cache_enabled(cache)
+
+        return call
 
     def backward(self, loss: Tensor) -> None:
         """Add up gradients; the engine averages over processes what has to be summed."""
         self.engine.backward(loss * process_group.world_size())
 
-    def reduce(self, bad: bool) -> bool:
-        """Whether any process found something wrong; the engine sums the gradients in the backward pass."""
-        return process_group.reduce_gradients((), bad)
+    def reduce(self, failed: bool) -> bool:
+        """Whether any process has a loss that is not finite; the engine has summed the gradients already."""
+        return process_group.reduce_gradients((), failed)
 
     def step(self) -> Tensor:
         """Clip the gradients and move the weights.
@@ -127,15 +144,15 @@ class ZeroEngine(Engine):
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(norm, device=self.policy.device)
 
-    def keep(self) -> None:
+    def sync_weights(self) -> None:
         """Put frozen weights that were moved all the same (target heads) into the parts."""
         moved = [parameter for parameter, seen in self.frozen.items() if parameter._version != seen]
         self._write_back(moved)
         self._gather(moved)
         self.frozen.update({parameter: parameter._version for parameter in moved})
 
-    def drop(self) -> None:
-        """Forget the gradients."""
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
         self.zero.zero_grad()
         for kept in (self.zero.averaged_gradients, getattr(self.zero, "all_grad_tensors", {})):
             kept.update(dict.fromkeys(kept))
@@ -143,8 +160,8 @@ class ZeroEngine(Engine):
     # -- whole weights ---------------------------------------------------------------------------------------
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Within the block every process has all weights, and passes ask no other process."""
+    def summon_full_params(self) -> Iterator[None]:
+        """Within the block every process holds all weights, and passes need no other process."""
         if self.stage < 3:
             yield
             return
@@ -152,7 +169,7 @@ class ZeroEngine(Engine):
 
         offload = self.zero.parameter_offload
         self._gather(self.zero.persistent_parameters)
-        parts = [p for p in self.parameters if not p.ds_persist]
+        parts = [p for p in self.all_parameters if not p.ds_persist]
         with GatheredParameters(parts):
             offload._remove_module_hooks()
             offload.forward_hooks, offload.backward_hooks = [], []
@@ -162,22 +179,23 @@ class ZeroEngine(Engine):
                 offload.setup_zero_stage3_hooks()
 
     @contextmanager
-    def whole(self, *, write: bool = False) -> Iterator[None]:
-        """Within the block the agent's parameters and moments are ordinary tensors, to be saved or loaded.
+    def unsharded_state(self, *, write: bool = False) -> Iterator[None]:
+        """Within the block parameters and moments are ordinary tensors, to be saved or loaded.
 
         Args:
-            write: put what the tensors are at the end of the block into the parts.
+            write: write the tensors as they are at the end of the block back into the shards.
         """
-        with self.gathered():
-            self.agent.optimizer = plain = self._plain_optimizer()
+        with self.summon_full_params():
+            own, plain = self.optimizer, self._plain_optimizer()
+            self.optimizer = plain
             try:
                 yield
             finally:
-                self.agent.optimizer = self.optimizer
+                self.optimizer = own
                 if write and self.stage == 3:
-                    self._write_back(self.parameters)
+                    self._write_back(self.all_parameters)
             if write and self.stage == 3:
-                self._gather(self.parameters)
+                self._gather(self.all_parameters)
         if write:
             self.zero.refresh_fp32_params()
             self._take(plain)
@@ -254,8 +272,8 @@ def _own_part(whole: Tensor, parameter: Any) -> Tensor:
     return padded[process_group.rank() * size :][:size]
 
 
-def _settings(agent: Agent) -> dict[str, Any]:
-    """The launcher's configuration with what the agent decides: precision, batches, clipping, optimizer."""
+def _settings(max_grad_norm: float | None) -> dict[str, Any]:
+    """The launcher's configuration with the agent's values: precision, batches, clipping, optimizer."""
     from accelerate import DeepSpeedPlugin
 
     plugin: Any = DeepSpeedPlugin()
@@ -264,7 +282,7 @@ def _settings(agent: Agent) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": agent.config.max_grad_norm or 0.0,
+        "gradient_clipping": max_grad_norm or 0.0,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},

@@ -1,87 +1,98 @@
-"""One optimizer step on all rows of a batch, in micro-batches; trouble is told before the weights change."""
+"""One optimizer step on all rows of a batch, in micro-batches; errors are raised before weights change."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from textenv.agents.data.batch import TrainingBatch
+from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.distributed import process_group
 from textenv.agents.distributed.batch_sharding import parts_of
+from textenv.agents.optim.backend import Backend, LossFunction, Stats
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.log_probs import undivided
 
-if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent, Stats
 
-Bad = tuple[dict[str, float], EpisodeBatch]
-"""Statistics and episodes of a micro-batch whose loss was not finite."""
+class NonFinite(Exception):
+    """A loss or gradient was NaN or infinite; the weights are as before the step.
+
+    Args:
+        term: "loss" or "gradient".
+        values: statistics of the micro-batch, or of the step.
+        episodes: the episodes of the micro-batch, or of the step.
+    """
+
+    def __init__(self, term: str, values: dict[str, float], episodes: EpisodeBatch) -> None:
+        super().__init__(f"the {term} is not finite")
+        self.term, self.values, self.episodes = term, values, episodes
 
 
-def optimizer_step(agent: Agent, batch: TrainingBatch) -> dict[str, float]:
-    """Make the step; the gradient does not depend on how the batch is split, nor over how many processes.
+class StepResult(NamedTuple):
+    """The result of one optimizer step."""
 
-    Every process holds the whole batch, passes over its own rows, and adds up gradients and statistics with
-    the others: losses are divided by denominators of the whole batch.
+    stats: dict[str, float]
+    """Sum of each statistic over the micro-batches, and ``grad_norm``; NaN if the step was skipped."""
+    applied: bool
+    """Whether the weights moved. The float16 scaler skips a step whose scaled gradients overflow."""
 
-    A step that the float16 scaler skips leaves weights, schedule, averages and counters as they are.
 
-    Returns:
-        The sum of each statistic over the micro-batches, and the gradient's norm; NaN for a skipped step.
+def optimizer_step(
+    batch: TrainingBatch, totals: Totals, loss_fn: LossFunction, backend: Backend, *, max_tokens: int
+) -> StepResult:
+    """Compute the gradient in micro-batches and move the weights.
+
+    The gradient depends neither on the split into micro-batches nor on the number of processes. Every process
+    holds the whole batch, runs its own rows, and sums gradients and statistics with the others: losses are
+    divided by denominators of the whole batch.
+
+    Args:
+        batch: all rows of the step, on the policy's device.
+        totals: denominators of the step.
+        loss_fn: the loss of a micro-batch and its statistics.
+        backend: holds the weights and the optimizer.
+        max_tokens: padded tokens of one micro-batch.
 
     Raises:
-        Diverged: on a NaN or infinite loss or gradient, in every process, before the weights change; the
-            episodes are saved.
+        NonFinite: on a NaN or infinite loss or gradient, in every process, before the weights change.
     """
-    batch = batch.to(agent.policy.device)
-    totals, engine = agent.totals(batch), agent.engine
+    loss_fn = backend.wrap(loss_fn)
     sums: Stats = {}
-    bad: Bad | None = None
-    agent.policy.train()
-    for part, counts in parts_of(batch, agent.config.max_tokens_per_microbatch, in_step=agent.sharded):
-        with undivided() if agent.sharded else nullcontext():
-            loss, stats = engine.loss(part, totals)
+    failed: tuple[dict[str, float], EpisodeBatch] | None = None
+    for part, counts in parts_of(batch, max_tokens, in_step=backend.lockstep):
+        with undivided() if backend.lockstep else nullcontext():
+            loss, stats = loss_fn(part, totals)
         stats = {"loss": loss.detach(), **stats}
         if not counts:
             loss, stats = loss * 0.0, {name: torch.zeros_like(value) for name, value in stats.items()}
         for name, value in stats.items():
             sums[name] = sums[name] + value if name in sums else value
-        if bad is None and not bool(torch.isfinite(loss)):
-            bad = {k: float(v) for k, v in stats.items()}, part.episodes
+        if failed is None and not bool(torch.isfinite(loss)):
+            failed = {k: float(v) for k, v in stats.items()}, part.episodes
             if process_group.alone():
                 break
-        engine.backward(loss)
-    if engine.reduce(bad is not None):
-        engine.drop()
-        values, episodes = _first(bad)
-        raise agent.failure("loss", values, episodes)
+        backend.backward(loss)
+    if backend.reduce(failed is not None):
+        backend.zero_grad()
+        first = process_group.first(None if failed is None else (failed[0], failed[1].to("cpu")))
+        assert first is not None
+        raise NonFinite("loss", *first)
     try:
-        norm = engine.step()
+        norm = backend.step()
     except ValueError as error:
-        engine.drop()
-        raise agent.failure("gradient", _read(sums), batch.episodes) from error
-    engine.drop()
-    if norm is None:  # no step was made, so none is counted
-        return _read(sums, grad_norm=torch.full((), torch.nan, device=agent.policy.device))
-    agent.schedule.step()
-    agent.optimizer_steps += 1
-    agent.after_step()
-    engine.keep()
-    return _read(sums, grad_norm=norm)
+        backend.zero_grad()
+        raise NonFinite("gradient", _sums(sums), batch.episodes) from error
+    backend.zero_grad()
+    skipped = norm is None
+    if norm is None:
+        norm = torch.full((), torch.nan, device=batch.episodes.device)
+    return StepResult(_sums(sums, grad_norm=norm), applied=not skipped)
 
 
-def _read(stats: Stats, **same: Tensor) -> dict[str, float]:
-    """Sums of the statistics over the processes, and what is the same in all, in one look at the device."""
+def _sums(stats: Stats, **same: Tensor) -> dict[str, float]:
+    """Statistics summed over the processes, and values equal in all, in one transfer from the device."""
     values = torch.stack([value.double() for value in [*stats.values(), *same.values()]]).tolist()
     summed = process_group.total(*values[: len(stats)])
     return dict(zip([*stats, *same], [*summed, *values[len(stats) :]], strict=True))
-
-
-def _first(bad: Bad | None) -> Bad:
-    """The first process's trouble."""
-    found = process_group.first(None if bad is None else (bad[0], bad[1].to("cpu")))
-    assert found is not None
-    return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from textenv.agents.optim.fsdp import asked_for, zero_stage
+from textenv.agents.optim.launcher import asked_for, zero_stage
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.settings.offline import SFTConfig
 

@@ -114,7 +114,7 @@ def test_dynamic_sampling_does_not_take_the_kl_for_a_difference() -> None:
     batch = rollout(agent)
     assert bool((batch.episodes.reward_terms["kl"] != 0).any())
     assert agent.episodes_seen == 24
-    assert agent.describe(batch)["group/flat"] == 1.0
+    assert agent.rollout_metrics(batch)["group/flat"] == 1.0
 
 
 def test_dr_grpo_leaves_the_division_out() -> None:
@@ -163,10 +163,10 @@ def test_flat_groups_give_no_gradient_and_no_nan(case: str) -> None:
     batch = rollout(agent)
     assert not batch["advantages"].any()
     before = weights(agent)
-    stats = agent.step(batch)
+    stats = agent.optimizer_step(batch)
     assert stats["grad_norm"] == 0.0 and stats["loss"] == 0.0
     assert all(torch.equal(a, b) for a, b in zip(before, weights(agent), strict=True))
-    row = agent.describe(batch)
+    row = agent.rollout_metrics(batch)
     assert row["group/flat"] == 1.0 and row["group/std"] == 0.0
 
 
@@ -224,7 +224,7 @@ def test_flat_groups_make_way_for_those_of_further_rollouts() -> None:
     agent = played({1, 4, 5})
     assert [int(t) // 4 for t in agent.batch_.episodes.episode_id] == [1] * 4 + [4] * 4
     assert agent.episodes_seen == agent.reward_calls == 24
-    assert agent.describe(agent.batch_)["group/flat"] == 0.0
+    assert agent.rollout_metrics(agent.batch_)["group/flat"] == 0.0
 
 
 def test_no_more_rollouts_than_needed_and_no_more_than_allowed() -> None:

@@ -123,7 +123,7 @@ def test_targets_move_with_optimizer_steps_whatever_the_size_of_the_data(
     moved = []
     kept = [p.clone() for p in agent.policy.heads.target_q_heads.parameters()]
     for number in range(1, 7):
-        agent.step(agent.batch(torch.arange(16)))
+        agent.optimizer_step(agent.batch(torch.arange(16)))
         now = [p.clone() for p in agent.policy.heads.target_q_heads.parameters()]
         if not all(torch.equal(a, b) for a, b in zip(kept, now, strict=True)):
             moved.append(number)

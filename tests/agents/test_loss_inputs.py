@@ -188,7 +188,7 @@ def test_metrics_of_the_rollout_by_hand() -> None:
     torch.nn.init.normal_(agent.policy.value_head.projection.last.weight)
     agent.policy.invalidate()
     batch = rollout(agent)
-    row, mask = agent.describe(batch), batch.mask
+    row, mask = agent.rollout_metrics(batch), batch.mask
     log_probs, values, returns = (batch[name] for name in ("old_log_probs", "old_values", "returns"))
     assert row["objective/entropy"] == pytest.approx(-float(log_probs[mask].mean()))
     kl = float((log_probs - batch["ref_log_probs"])[mask].sum())
@@ -204,7 +204,7 @@ def test_the_spread_of_groups_is_the_mean_of_their_sample_deviations() -> None:
     agent: Any = make("grpo")
     batch = rollout(agent)
     scores = batch.episodes.returns.double().view(-1, 4)
-    row = agent.describe(batch)
+    row = agent.rollout_metrics(batch)
     assert (
         row["group/std"] == pytest.approx(float(scores.std(dim=1).mean()), rel=1e-6) and row["group/std"] > 0
     )
@@ -213,9 +213,9 @@ def test_the_spread_of_groups_is_the_mean_of_their_sample_deviations() -> None:
 
 def test_passes_end_beyond_the_kl_and_not_at_it() -> None:
     agent: Any = make("ppo", stop_at_kl=0.5, epochs=2)
-    assert not agent.stop_early({"policy/approx_kl": 0.5})
-    assert agent.stop_early({"policy/approx_kl": 0.5001})
-    assert not make("ppo").stop_early({"policy/approx_kl": 1e9})
+    assert not agent.should_stop_early({"policy/approx_kl": 0.5})
+    assert agent.should_stop_early({"policy/approx_kl": 0.5001})
+    assert not make("ppo").should_stop_early({"policy/approx_kl": 1e9})
 
 
 def test_without_a_reference_nlpo_makes_no_pass_for_the_kl() -> None:

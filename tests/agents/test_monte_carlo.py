@@ -65,7 +65,7 @@ def test_the_gradient_does_not_depend_on_the_split() -> None:
         agent.optimizer.register_step_pre_hook(
             lambda *_, agent=agent: gradients.append(torch.cat([p.grad.flatten() for p in agent.parameters]))
         )
-        agent.step(TrainingBatch(DATA))
+        agent.optimizer_step(TrainingBatch(DATA))
     assert torch.allclose(*gradients, rtol=1e-5, atol=1e-8)
 
 

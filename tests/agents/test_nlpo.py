@@ -253,25 +253,25 @@ def test_with_all_tokens_in_the_nucleus_it_is_ppo() -> None:
 def test_the_ratio_of_the_first_step_is_one_and_the_kl_zero(packing: bool) -> None:
     agent = make(epochs=1, minibatches=1, kl_coef=0.1, packing=packing)
     batch = rollout(agent)
-    row = agent.describe(batch)
+    row = agent.rollout_metrics(batch)
     assert row["objective/kl"] == row["objective/kl_per_token"] == 0.0
     assert not bool(batch.episodes.reward_terms["kl"].any())
     assert bool((batch["old_log_probs"] > batch["whole_log_probs"] + 0.01).any())  # but the mask is on
-    stats = agent.step(batch)
+    stats = agent.optimizer_step(batch)
     assert stats["ratio"] == 1.0
     assert stats["policy/approx_kl"] == 0.0 and stats["policy/clip_fraction"] == 0.0
 
 
 def test_the_kl_is_of_the_whole_distributions() -> None:
     agent = make(epochs=1, minibatches=1, kl_coef=0.1)
-    agent.step(rollout(agent))
+    agent.optimizer_step(rollout(agent))
     batch = rollout(agent)
     with torch.no_grad():
         ours = token_log_probs(agent.policy.model, batch.episodes, legality=_rule(batch)).log_probs
     kl = (ours - agent.reference.log_prob(batch.episodes)).sum(-1)
     assert float(kl.abs().max()) > 1e-3
     assert torch.allclose(batch.episodes.reward_terms["kl"].sum(-1), -0.1 * kl, atol=1e-5)
-    assert agent.describe(batch)["objective/kl"] == pytest.approx(float(kl.mean()), abs=1e-5)
+    assert agent.rollout_metrics(batch)["objective/kl"] == pytest.approx(float(kl.mean()), abs=1e-5)
 
 
 def _rule(batch: TrainingBatch) -> Legality | None:

@@ -95,7 +95,7 @@ def test_a_pair_is_the_best_and_the_worst_sample_of_a_prompt(samples: int) -> No
 )
 def test_the_first_loss_is_that_of_no_difference(kind: Any, expected: float) -> None:
     agent = make(loss=kind, minibatches=1)
-    stats = agent.step(rollout(agent))
+    stats = agent.optimizer_step(rollout(agent))
     assert stats["loss"] == pytest.approx(expected, rel=1e-5)
     assert stats["rewards/margin"] == pytest.approx(0.0, abs=1e-5)
 
@@ -103,7 +103,7 @@ def test_the_first_loss_is_that_of_no_difference(kind: Any, expected: float) -> 
 def test_the_loss_by_hand() -> None:
     agent = make(minibatches=1)
     batch = rollout(agent)
-    agent.step(batch)  # now the policy is not the reference any more
+    agent.optimizer_step(batch)  # now the policy is not the reference any more
     found = agent.loss(batch, agent.totals(batch))[0].detach()
     ours = agent.policy.log_prob(batch.episodes).sum(-1)
     theirs = agent.reference.log_prob(batch.episodes).sum(-1)
@@ -119,7 +119,7 @@ def test_the_ipo_loss_and_the_implicit_rewards_by_hand() -> None:
     """IPO takes log ratios per token; the rewards are beta times the whole ones, over the pairs not tied."""
     agent = make(loss="ipo", beta=0.3, minibatches=1)
     batch = rollout(agent)
-    agent.step(batch)
+    agent.optimizer_step(batch)
     with torch.no_grad():
         loss, stats = agent.loss(batch, agent.totals(batch))
     counts = batch.mask.sum(-1)
@@ -138,11 +138,11 @@ def test_the_ipo_loss_and_the_implicit_rewards_by_hand() -> None:
 
 def test_the_metrics_of_a_rollout_by_hand() -> None:
     agent = make(samples_per_prompt=4, minibatches=1)
-    agent.step(rollout(agent))
+    agent.optimizer_step(rollout(agent))
     batch = rollout(agent)
     played = agent.collected.episodes
     ours, theirs = agent.policy.log_prob(played), agent.reference.log_prob(played)
-    row, kl = agent.describe(batch), float((ours - theirs).sum())
+    row, kl = agent.rollout_metrics(batch), float((ours - theirs).sum())
     assert abs(kl) > 1e-3
     assert row["objective/kl"] == pytest.approx(kl / len(played), rel=1e-4)
     assert row["objective/kl_per_token"] == pytest.approx(kl / int(played.action_mask.sum()), rel=1e-4)
@@ -163,7 +163,7 @@ def test_a_kl_penalty_makes_no_preference() -> None:
     batch = agent.advantages(episodes)
     assert batch["tied"].tolist() == [True, False, True, False] * 2
     assert batch.episodes.episode_id.tolist() == [0, 6, 8, 14, 3, 7, 11, 15]
-    assert agent.describe(batch)["pairs/gap"] == 0.5
+    assert agent.rollout_metrics(batch)["pairs/gap"] == 0.5
 
 
 def test_ties_have_no_gradient() -> None:
@@ -184,7 +184,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     model.double()
     agent = make(model)
     batch = rollout(agent)
-    agent.step(batch)
+    agent.optimizer_step(batch)
     totals = agent.totals(batch)
     parameter = agent.policy.model.transformer.ln_f.weight
     (exact,) = torch.autograd.grad(agent.loss(batch, totals)[0], parameter)
@@ -202,7 +202,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
 def test_the_gradient_does_not_depend_on_the_micro_batches(kind: Any) -> None:
     agent = make(loss=kind)
     batch = rollout(agent)
-    agent.step(batch)
+    agent.optimizer_step(batch)
     assert len(list(batch.microbatches(40))) > 1
     assert relative_error(gradients(agent, batch, 40), gradients(agent, batch)) < 1e-5
 

@@ -26,7 +26,7 @@ def test_the_cases_are_all_agents_of_the_family() -> None:
 @every_case
 def test_the_ratio_of_the_first_step_is_exactly_one(case: str) -> None:
     agent = make(case, epochs=2, minibatches=1)
-    stats = agent.step(rollout(agent))
+    stats = agent.optimizer_step(rollout(agent))
     assert stats["ratio"] == 1.0
     assert stats["policy/approx_kl"] == 0.0
     assert stats.get("policy/clip_fraction", 0.0) == 0.0

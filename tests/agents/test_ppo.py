@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.helpers.numeric_helpers import relative_error
 from textenv.agents.base.callbacks import Callback
-from textenv.agents.checkpointing.failure import Diverged
+from textenv.agents.checkpointing.failure import NonFiniteError
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.optim.weight_average import RunningStd
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -72,7 +72,7 @@ def stir(agent: PPO) -> None:
 @pytest.mark.parametrize("value_model", ["shared", "separate"])
 def test_the_ratio_of_the_first_step_is_exactly_one(value_model: Any) -> None:
     agent = make(value_model=value_model, epochs=1, minibatches=1)
-    stats = agent.step(rollout(agent))
+    stats = agent.optimizer_step(rollout(agent))
     assert stats["ratio"] == 1.0
     assert stats["policy/approx_kl"] == 0.0
     assert stats["policy/clip_fraction"] == 0.0
@@ -131,7 +131,7 @@ def test_the_step_does_not_depend_on_the_micro_batches(settings: dict[str, Any])
         stir(agent)
         agent.config = agent.config.replace(max_tokens_per_microbatch=budget)
         assert (len(list(batch.microbatches(budget))) > 1) == (budget == 40)
-        rows.append(agent.step(batch))
+        rows.append(agent.optimizer_step(batch))
     whole, split = rows
     assert whole.keys() == split.keys()
     for name in whole:
@@ -156,7 +156,7 @@ def test_the_gradient_is_clipped_by_its_norm() -> None:
     for limit in (None, 1e-6):
         agent = make(max_grad_norm=limit, adam_eps=1.0, kl_coef=0.0)
         before = weights(agent)
-        norm = agent.step(rollout(agent))["grad_norm"]
+        norm = agent.optimizer_step(rollout(agent))["grad_norm"]
         assert norm > 1e-3
         moved.append(max(float((a - b).abs().max()) for a, b in zip(before, weights(agent), strict=True)))
     assert moved[1] < 1e-3 * moved[0]
@@ -236,7 +236,7 @@ def test_kl_as_reward_is_paid_per_token() -> None:
     assert torch.allclose(
         episodes.rewards, episodes.reward_terms["kl"] + episodes.reward_terms["probe-end"], atol=1e-5
     )
-    row = agent.describe(agent.advantages(episodes))
+    row = agent.rollout_metrics(agent.advantages(episodes))
     assert row["objective/kl"] == pytest.approx(float(kl.sum(-1).mean()), abs=1e-5)
     assert row["objective/score"] == pytest.approx(
         float(episodes.reward_terms["probe-end"].sum(-1).mean()), abs=1e-6
@@ -262,7 +262,7 @@ def test_kl_in_the_loss_leaves_the_reward_alone_and_pulls_back() -> None:
     agent.optimizer.state.clear()
     agent.optimizer.param_groups[0]["lr"] = 1e-3
     for _ in range(20):
-        agent.step(batch)
+        agent.optimizer_step(batch)
     after = agent.policy.log_prob(episodes) - batch["ref_log_probs"]
     assert float(after.abs().sum()) < 0.7 * float(before.abs().sum())
 
@@ -351,7 +351,7 @@ def test_the_pretraining_mixture_keeps_the_text_likely_and_counts_once_a_step() 
         agent = make(dataset=text, ptx_coef=1.0, max_tokens_per_microbatch=10**6)
         batch = rollout(agent)
         agent.config = agent.config.replace(max_tokens_per_microbatch=budget)
-        losses.append(agent.step(batch)["policy/ptx_loss"])
+        losses.append(agent.optimizer_step(batch)["policy/ptx_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     with pytest.raises(ValueError, match=r"ptx_coef=1.0 needs dataset="):
         make(ptx_coef=1.0)
@@ -364,7 +364,7 @@ def test_a_separate_critic_learns_and_leaves_the_policy_alone() -> None:
     batch = rollout(agent)
     batch.tensors["advantages"] = torch.zeros_like(batch["advantages"])
     model = [p.detach().clone() for p in agent.policy.model.parameters()]
-    errors = [agent.step(batch)["value/loss"] for _ in range(40)]
+    errors = [agent.optimizer_step(batch)["value/loss"] for _ in range(40)]
     assert errors[-1] < 0.5 * errors[0]
     assert all(torch.equal(a, b) for a, b in zip(model, agent.policy.model.parameters(), strict=True))
 
@@ -375,9 +375,9 @@ def test_the_average_of_the_weights_is_evaluated_and_saved_and_training_goes_on_
     agent = make(ema_decay=0.5, iterations=2, kl_coef=0.0)
     start = weights(agent)
     batch = rollout(agent)
-    agent.step(batch)
+    agent.optimizer_step(batch)
     first = weights(agent)
-    agent.step(batch)
+    agent.optimizer_step(batch)
     second = weights(agent)
     expected = [a * 0.25 + b * 0.25 + c * 0.5 for a, b, c in zip(start, first, second, strict=True)]
     with agent.averaged():
@@ -481,8 +481,8 @@ def test_a_nan_loss_or_gradient_stops_before_the_weights_change(
     else:
         next(iter(agent.policy.model.parameters())).register_hook(lambda grad: grad * math.nan)
     before = weights(agent)
-    with pytest.raises(Diverged) as caught:
-        agent.step(batch)
+    with pytest.raises(NonFiniteError) as caught:
+        agent.optimizer_step(batch)
     assert caught.value.term == term
     assert caught.value.iteration == 1
     facts = json.loads((caught.value.where / "failure.json").read_text())

@@ -71,7 +71,7 @@ def gradient_of(agent: Any, batch: TrainingBatch) -> tuple[dict[str, float], Ten
     agent.optimizer.register_step_pre_hook(
         lambda *_: kept.append(torch.cat([p.grad.flatten() for p in agent.parameters]))
     )
-    return agent.step(batch), kept[0]
+    return agent.optimizer_step(batch), kept[0]
 
 
 def sums(log_probs: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ def test_every_improve_step_draws_an_order_of_its_own() -> None:
         },
     )
     agent.config = agent.config.replace(deduplicate=False)
-    agent.step = step  # type: ignore[method-assign]
+    agent.optimizer_step = step  # type: ignore[method-assign]
     agent.update(agent.pool)
     # The same seven samples in every improve step: 3 steps of 2 passes of 2 minibatches.
     passes = [orders[i] + orders[i + 1] for i in range(0, 12, 2)]
@@ -134,13 +134,13 @@ def test_the_percentile_rises_in_a_line() -> None:
 def test_it_trains_on_the_chosen_samples_of_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = make(improve_steps=1, minibatches=1, start_percentile=0.9, iterations=3)
     seen: list[EpisodeBatch] = []
-    step = agent.step
+    step = agent.optimizer_step
 
     def spy(batch: Any) -> dict[str, float]:
         seen.append(batch.episodes)
         return step(batch)
 
-    monkeypatch.setattr(agent, "step", spy)
+    monkeypatch.setattr(agent, "optimizer_step", spy)
     played: list[EpisodeBatch] = []
     collect = agent.collect
     monkeypatch.setattr(agent, "collect", lambda: played.append(collect()) or played[-1])

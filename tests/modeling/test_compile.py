@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,9 +109,8 @@ def test_refusals() -> None:
         compile_trunk(model)
     policy = LanguagePolicy(gpt2_config(), compile="eager", train_layers=1)
     assert policy.reference().mode == "copy"
-    agent: Any = SimpleNamespace(policy=LanguagePolicy(gpt2_config(), compile="eager"))
     with pytest.raises(ValueError, match="compile must be off with sharded weights"):
-        trunks(agent)
+        trunks(LanguagePolicy(gpt2_config(), compile="eager"))
     policy = LanguagePolicy(gpt2_config(), compile="eager", train_layers=1)
     with pytest.raises(ValueError, match="hooks into the trunk"):
         policy.reference("shared-trunk")

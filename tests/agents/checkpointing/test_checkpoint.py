@@ -103,11 +103,11 @@ def test_an_agent_loads_where_it_was_saved(tmp_path: Path) -> None:
 
 def test_the_scale_of_float16_losses_goes_on(tmp_path: Path) -> None:
     agent = train(autocast="float16")
-    state = agent.engine.scaler.state_dict()
+    state = agent.backend.scaler.state_dict()
     assert state != torch.amp.GradScaler("cpu").state_dict()
     agent.save(tmp_path / "saved")
     loaded = SFT.load(tmp_path / "saved", dataset=ROWS, tokenizer=TOKENIZER)
-    assert loaded.engine.scaler.state_dict() == state
+    assert loaded.backend.scaler.state_dict() == state
 
 
 @pytest.mark.parametrize("autocast", ["float32", "float16"])
@@ -119,10 +119,10 @@ def test_a_checkpoint_of_before_scales_were_saved_is_read(autocast: str, tmp_pat
     del trainer["scaler"]
     file.write_text(json.dumps(trainer))
     other = train(autocast=autocast, seed=1, steps=1)
-    scale = other.engine.scaler.state_dict()
+    scale = other.backend.scaler.state_dict()
     checkpoint.restore(other, tmp_path / "saved")
     assert other.optimizer_steps == agent.optimizer_steps
-    assert other.engine.scaler.state_dict() == scale
+    assert other.backend.scaler.state_dict() == scale
 
 
 def test_global_random_states_go_on() -> None:

@@ -185,14 +185,14 @@ def trained(name: str, folder: Path, **changes: Any) -> dict[str, Any]:
     agent.save(folder)
     parameters = list(agent.policy.parameters())
     return {
-        "sharded": agent.sharded,
+        "sharded": agent.backend.lockstep,
         "loss": [row["loss"] for row in result.history],
         "norm": [row["grad_norm"] for row in result.history],
         # DeepSpeed leaves nothing of a parameter in its own place, where it is split.
         "held": sum(getattr(p, "_local_tensor", p).numel() or p.ds_tensor.numel() for p in parameters),
         "all": sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
         "trains": sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad),
-        "moments": sum(part.numel() for part in getattr(agent.engine, "parts", ())),
+        "moments": sum(part.numel() for part in getattr(agent.backend, "parts", ())),
     }
 
 

@@ -20,7 +20,7 @@ from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.data.ratings import RewardBatch
 from textenv.agents.distributed import process_group
 from textenv.agents.distributed.batch_sharding import check_shares, gather_episodes, parts_of, rows_of, spread
-from textenv.agents.optim.fsdp import asked_for, zero_stage
+from textenv.agents.optim.launcher import asked_for, zero_stage
 from textenv.agents.settings.base import OnlineConfig
 from textenv.envs.scheduler import Dealer, TicketQueue
 from textenv.episodes.batch import EpisodeBatch
@@ -134,7 +134,10 @@ class TestTrouble:
 
     @pytest.mark.parametrize(
         ("scenario", "error", "said"),
-        [("nan_reward", "RewardError", "nan"), ("nan_loss", "Diverged", "loss is not finite in iteration 2")],
+        [
+            ("nan_reward", "RewardError", "nan"),
+            ("nan_loss", "NonFiniteError", "loss is not finite in iteration 2"),
+        ],
     )
     def test_a_nan_in_one_process_stops_all(
         self, troubled: Found, scenario: str, error: str, said: str

@@ -89,12 +89,12 @@ def test_ppo_weighs_what_older_weights_played(level: Any) -> None:
     assert float((expected[stale.action_mask] - 1.0).abs().max()) > 0.0
     torch.testing.assert_close(batch["advantages"], without["advantages"] * expected)
     torch.testing.assert_close(batch["returns"], without["returns"])
-    row = corrected.describe(batch)
+    row = corrected.rollout_metrics(batch)
     own = expected[stale.action_mask]
     assert row["importance/weight"] == pytest.approx(float(own.mean()))
     assert row["importance/clip_fraction"] == pytest.approx(float((own == 1.1).float().mean()))
     assert row["importance/clip_fraction"] > 0.0
-    assert not any(name.startswith("importance/") for name in plain.describe(without))
+    assert not any(name.startswith("importance/") for name in plain.rollout_metrics(without))
 
 
 def test_fresh_episodes_weigh_one() -> None:

@@ -41,7 +41,7 @@ def sft(dtype: torch.dtype = torch.bfloat16, **settings: Any) -> SFT:
 
 def state(agent: Any) -> dict[str, torch.Tensor]:
     weights = {name: p.detach().clone() for name, p in agent.policy.named_parameters()}
-    kept = agent.engine.masters.tensors() | agent.state_tensors()
+    kept = agent.backend.masters.tensors() | agent.state_tensors()
     return weights | {name: tensor.clone() for name, tensor in kept.items()}
 
 
@@ -102,12 +102,12 @@ def test_a_weight_that_was_set_elsewhere_is_where_the_next_step_starts() -> None
 
 def test_steps_of_a_fine_tuning_rate_are_not_lost() -> None:
     agent = sft(learning_rate=1e-5, steps=6)
-    before = {name: master.clone() for name, master in agent.engine.masters.tensors().items()}
+    before = {name: master.clone() for name, master in agent.backend.masters.tensors().items()}
     agent.learn()
-    after = agent.engine.masters.tensors()
+    after = agent.backend.masters.tensors()
     moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in before])
     assert float(moved.max()) > 3e-5  # six steps of up to 1e-5
-    for weight, master in agent.engine.masters._pairs.values():
+    for weight, master in agent.backend.masters._pairs.values():
         assert torch.equal(weight, master.to(torch.bfloat16))
 
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_without_copies_is_read(tmp_path: Path) -> None:
             parameter.copy_(saved)
     checkpoint.restore(other, tmp_path / "saved")
     assert other.optimizer_steps == agent.optimizer_steps
-    other.step(other.batch(torch.tensor([0, 1])))
+    other.optimizer_step(other.batch(torch.tensor([0, 1])))
     for own, saved in zip(other.policy.parameters(), agent.policy.parameters(), strict=True):
         assert float((own - saved).detach().abs().max()) < 1e-2
 
@@ -177,19 +177,19 @@ def test_an_average_of_bfloat16_weights_goes_on_bit_for_bit(tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["constant", "linear"])
 def test_a_step_that_the_scaler_skips_counts_for_nothing(kind: str) -> None:
     agent = sft(torch.float32, autocast="float16", lr_schedule=kind, learning_rate=1e-2)
-    agent.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    agent.backend.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     calls: list[int] = []
     agent.after_step = lambda: calls.append(agent.optimizer_steps)  # type: ignore[method-assign]
     before, rate = state(agent), agent.schedule.get_last_lr()
     batch = agent.batch(torch.tensor([0, 1]))
-    stats = agent.step(batch)
+    stats = agent.optimizer_step(batch)
     assert stats["grad_norm"] != stats["grad_norm"]
-    assert agent.engine.scaler.get_scale() == 2.0**59
+    assert agent.backend.scaler.get_scale() == 2.0**59
     assert (agent.optimizer_steps, calls, agent.schedule.get_last_lr()) == (0, [], rate)
     assert agent.schedule.state_dict()["last_epoch"] == 0
     assert_same(state(agent), before)
-    agent.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    stats = agent.step(batch)
+    agent.backend.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    stats = agent.optimizer_step(batch)
     assert stats["grad_norm"] > 0
     assert (agent.optimizer_steps, calls, agent.schedule.state_dict()["last_epoch"]) == (1, [1], 1)
 
@@ -202,15 +202,15 @@ def test_a_skipped_step_moves_no_target_and_no_average() -> None:
         tokenizer=TOKENIZER,
         config=ILQL.config_class(autocast="float16", steps=2, batch_size=2),
     )
-    agent.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    agent.backend.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     before = state(agent)
-    agent.step(agent.batch(torch.tensor([0, 1])))
+    agent.optimizer_step(agent.batch(torch.tensor([0, 1])))
     assert agent.optimizer_steps == 0
     assert_same(state(agent), before)
     averaging = make("reinforce", ema_decay=0.5, autocast="float16")
-    averaging.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    averaging.backend.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     kept = state(averaging)
-    averaging.step(rollout(averaging))
+    averaging.optimizer_step(rollout(averaging))
     assert averaging.optimizer_steps == 0
     assert_same(state(averaging), kept)
 
@@ -220,7 +220,7 @@ def test_infinite_gradients_without_a_scaler_are_an_error() -> None:
     batch = agent.batch(torch.tensor([0, 1]))
     hook = next(agent.policy.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(Exception, match="gradient"):
-        agent.step(batch)
+        agent.optimizer_step(batch)
     hook.remove()
     assert agent.optimizer_steps == 0
 

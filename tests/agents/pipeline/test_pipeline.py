@@ -157,7 +157,7 @@ def test_an_interrupted_stage_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         return step(self, batch)
 
     only = settings(stages=["sft"])
-    monkeypatch.setattr(SFT, "step", dies)
+    monkeypatch.setattr(SFT, "optimizer_step", dies)
     with pytest.raises(Killed):
         run_pipeline(only, tmp_path / "run", loggers=())
     # Three steps were made, two are in the checkpoint, so four of six are left.

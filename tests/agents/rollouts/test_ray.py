@@ -138,7 +138,7 @@ def test_two_actors_play_the_tickets_of_one_process(actors: list[Any]) -> None:
         check_same_episodes(shared.collect(), alone.collect())
         for agent in (alone, shared):
             agent.iteration += 1
-            episodes = agent.play(0)
+            episodes = agent.generate(0)
             agent.score(episodes)
             agent.update(agent.advantages(episodes))
     assert equal(weights(alone), weights(shared))
@@ -178,7 +178,7 @@ def test_weights_are_sent_once_a_version(actors: list[Any], monkeypatch: pytest.
 
     monkeypatch.setattr(ray_actors, "pack", counted)
     agent = make(actors)
-    first, again = agent.collect(), agent.play(0)
+    first, again = agent.collect(), agent.generate(0)
     assert len(sent) == 1
     check_same_episodes(again, first, bitwise=True)
     agent.iteration = 1
@@ -275,7 +275,7 @@ def test_actors_play_while_the_learner_learns(actors: list[Any]) -> None:
     queue = [by_hand.collect()]
     for iteration in range(1, 4):
         by_hand.iteration = iteration
-        queue.append(by_hand.play(16 * iteration))
+        queue.append(by_hand.generate(16 * iteration))
         episodes = queue.pop(0)
         by_hand.score(episodes)
         by_hand.update(by_hand.advantages(episodes))

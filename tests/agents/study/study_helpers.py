@@ -78,6 +78,6 @@ def pretended(
         (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         outcome: dict[str, Any] = {"status": "done", "figures": points[-1]}
         if value is None:
-            outcome = {"status": "failed", "error": "Diverged: loss is NaN", "traceback": ""}
+            outcome = {"status": "failed", "error": "NonFiniteError: loss is NaN", "traceback": ""}
         (place / RESULT).write_text(json.dumps({**spec.to_dict(), **outcome}))
     return Results(config, folder)

@@ -69,9 +69,9 @@ def test_runs_that_failed_are_told_and_not_counted(tmp_path: Path) -> None:
     results = pretended(tmp_path, {"a": [*LOW[:6], None], "b": HIGH[:7]})
     found = words(results)
     assert "1 run failed and is not counted, which flatters agents that fail: a on probe-end, seed 6" in found
-    assert "Diverged: loss is NaN" in found
+    assert "NonFiniteError: loss is NaN" in found
     assert comparisons(results)[0].pairs == 6
-    assert run_csv(results).count("Diverged") == 1
+    assert run_csv(results).count("NonFiniteError") == 1
 
 
 def test_six_of_ten_seeds_is_what_counts_when_the_rest_is_missing(tmp_path: Path) -> None:
