@@ -2,7 +2,7 @@
 
 from .a2c import A2C
 from .base.agent import Agent
-from .base.callbacks import BestCheckpoint, Callback, EarlyStop
+from .base.callbacks import BestCheckpoint, Callback, EarlyStop, RunningAgent
 from .base.offline import OfflineAgent
 from .base.online import OnlineAgent
 from .base.registry import agent_names, describe, get_agent, make_agent, register_agent
@@ -29,6 +29,7 @@ from .online_dpo import OnlineDPO
 from .policies.language_policy import LanguagePolicy
 from .ppo import PPO
 from .reinforce import Reinforce, ReinforcePlusPlus
+from .reports.recorder import RunReport
 from .reward_model import RewardModelAgent
 from .rft import RFT
 from .rloo import RLOO
@@ -109,6 +110,8 @@ __all__ = [
     "RewardModelAgent",
     "RewardModelConfig",
     "RunFolder",
+    "RunReport",
+    "RunningAgent",
     "SB3Config",
     "SFTConfig",
     "SequenceRolloutBuffer",

@@ -32,7 +32,8 @@ from textenv.utils.checks import check_at_least
 from textenv.utils.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent, TrainResult
+    from textenv.agents.base.agent import Agent
+    from textenv.agents.base.result import TrainResult
     from textenv.agents.settings.engine_rollouts import EngineRollouts
     from textenv.agents.settings.ray_rollouts import RayRollouts
     from textenv.episodes.batch import EpisodeBatch
@@ -149,7 +150,9 @@ def train(
         ...     "ppo", "gpt2", prompts=["Once upon a time"], reward=short
         ... )
     """
+    from textenv.agents.base.agent import Agent
     from textenv.agents.checkpointing.resume import resume_agent, settings_to_resume
+    from textenv.agents.reports.recorder import RunReport
     from textenv.agents.train_setup.task_start import described, make_start, start_config
     from textenv.tasks.make import make_vec_env, shared_prompts
     from textenv.tasks.prompts import load_tokenizer, model_tokenizer, with_prompts
@@ -259,6 +262,8 @@ def train(
             dataset = _dataset_of(task, data, preferences=getattr(cls, "from_preferences", False))
     if folder is not None and eval_envs is not None and held_out:
         callbacks = [*callbacks, BestCheckpoint()]
+    if issubclass(cls, Agent) and not any(isinstance(callback, RunReport) for callback in callbacks):
+        callbacks = [*callbacks, RunReport()]
     pieces = {
         "envs": envs,
         "dataset": dataset,

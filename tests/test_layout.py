@@ -12,7 +12,6 @@ from tests.test_project import FILES, ROOT, label, module_name
 MODULES = {module_name(path): label(path) for path in FILES}
 """Module -> its file."""
 UPWARD = {
-    ("agents/base/agent.py", "agents/reports/recorder.py"),
     ("agents/checkpointing/checkpoint.py", "agents/base/agent.py"),
     ("agents/checkpointing/checkpoint.py", "agents/base/registry.py"),
     ("agents/checkpointing/resume.py", "agents/base/agent.py"),

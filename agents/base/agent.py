@@ -37,7 +37,6 @@ from textenv.agents.optim.setup import make_backend
 from textenv.agents.optim.step import NonFinite, optimizer_step
 from textenv.agents.policies.files import restore_policy
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.agents.reports.recorder import RunRecord
 from textenv.agents.rollouts.engine_collector import EngineCollector
 from textenv.agents.rollouts.factory import as_collector
 from textenv.agents.rollouts.ray_collector import RayCollector
@@ -64,7 +63,7 @@ class Agent:
         config: settings, an instance of ``config_class``.
         tokenizer: by default the environment's.
         policy_kwargs: further arguments of the policy made around ``model``: ``lora``, ``device``, ...
-        callbacks: objects with hooks, or plain functions ``(agent, metrics)``.
+        callbacks: objects with hooks, or functions ``(agent, metrics)``; ``RunReport()`` writes a report.
         loggers: names ("rich", "wandb", "tensorboard") or objects, beside the JSON lines in ``run_dir``.
         run_dir: folder of this run, None keeps nothing.
         metric_fn: further evaluation metrics, ``(prompts, completions, **columns) -> {name: float or list}``.
@@ -119,7 +118,7 @@ class Agent:
         self.envs, self.eval_envs = envs, eval_envs
         spare = next((e.unwrapped for e in (envs, eval_envs) if e is not None), None)
         self.tokenizer = tokenizer if tokenizer is not None else getattr(spare, "tokenizer", None)
-        self.callbacks = make_callbacks([*callbacks, RunRecord()])
+        self.callbacks = make_callbacks(callbacks)
         self.logger_specs = loggers
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.metric_fn = metric_fn
@@ -295,7 +294,7 @@ class Agent:
 
     def resume(
         self, run_dir: str | os.PathLike[str] | None = None, *, missing: Literal["error", "start"] = "error"
-    ) -> TrainResult:
+    ) -> TrainResult[Self]:
         """Go on with an interrupted run from its newest whole checkpoint, as if nothing had happened.
 
         The agent must be made as the run's was: same model, settings, environment or data, and callbacks.
@@ -315,7 +314,7 @@ class Agent:
         resume_agent(self, self.run_dir, missing=missing)
         return self.learn()
 
-    def learn(self) -> TrainResult:
+    def learn(self) -> TrainResult[Self]:
         """Train to the end of the budget (from where a loaded agent stood)."""
         refuse_in_run(self)
         started = time.perf_counter()

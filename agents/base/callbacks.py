@@ -1,4 +1,4 @@
-"""Callbacks: what a script wants done at fixed points of a training run, and two that everybody wants."""
+"""Callbacks: code that runs at fixed points of a training run. Two come with the library."""
 
 from __future__ import annotations
 
@@ -6,13 +6,56 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
+from textenv.agents.base.result import TrainResult
+from textenv.agents.evaluation.evaluator import Evaluation
 from textenv.utils.names import nearest
 
-if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent, TrainResult
-    from textenv.agents.evaluation.evaluator import Evaluation
+
+class RunningAgent(Protocol):
+    """The part of an agent that a callback may rely on."""
+
+    config: Any
+    """Settings."""
+    policy: Any
+    """The policy that is trained."""
+    reference: Any
+    """The reference policy, None without one."""
+    tokenizer: Any
+    """The tokenizer, None without one."""
+    envs: Any
+    """Training environment, None for offline agents."""
+    eval_envs: Any
+    """Evaluation environment, None without one."""
+    run_dir: Path | None
+    """Folder of the run, None if nothing is kept."""
+    last_batch: Any
+    """The ``TrainingBatch`` of the latest iteration (online agents)."""
+    iteration: int
+    """The iteration that is running, counted from 1."""
+    optimizer_steps: int
+    """Optimizer steps so far."""
+    episodes_seen: int
+    """Episodes generated (online) or visited (offline) so far."""
+    env_tokens: int
+    """Response tokens generated so far, without evaluations."""
+    gradient_tokens: int
+    """Tokens, prompts included, of the rows of all optimizer steps so far."""
+    reward_calls: int
+    """Episodes for which rewards were computed so far, without evaluations."""
+
+    def planned_iterations(self) -> int:
+        """Iterations of the whole run."""
+
+    def evaluate(self, envs: Any = None, episodes: int | None = None, **options: Any) -> Any:
+        """Generate episodes and measure them."""
+
+    def first_evaluation(self) -> Any:
+        """The evaluation before training, made once."""
+
+    def save(self, path: Path | str) -> None:
+        """Write the agent into a folder."""
 
 
 class Callback:
@@ -23,26 +66,26 @@ class Callback:
     the callbacks' state after the iteration that it belongs to.
     """
 
-    def on_start(self, agent: Agent) -> None:
+    def on_start(self, agent: RunningAgent) -> None:
         """Called once before the first iteration (again after a resume)."""
 
-    def wants_evaluation(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+    def wants_evaluation(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
         """Called at the end of every iteration; True evaluates now, whatever ``eval_every`` says."""
         return False
 
-    def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> bool | None:
+    def on_iteration(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool | None:
         """Called after every iteration with its row of metrics; True ends the training.
 
         An evaluation made in this iteration is among the metrics, as ``eval/NAME``.
         """
 
-    def on_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
+    def on_evaluation(self, agent: RunningAgent, evaluation: Evaluation) -> None:
         """Called after every evaluation."""
 
-    def on_checkpoint(self, agent: Agent, path: Path) -> None:
+    def on_checkpoint(self, agent: RunningAgent, path: Path) -> None:
         """Called after a checkpoint was written to the folder ``path``."""
 
-    def on_end(self, agent: Agent, result: TrainResult) -> None:
+    def on_end(self, agent: RunningAgent, result: TrainResult[Any]) -> None:
         """Called once when ``learn`` has come to its end (not if it raised)."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,26 +99,26 @@ class Callback:
 class _Function(Callback):
     """A plain function ``(agent, metrics) -> bool | None`` as ``on_iteration``."""
 
-    def __init__(self, function: Callable[[Agent, Mapping[str, float]], bool | None]) -> None:
+    def __init__(self, function: Callable[[RunningAgent, Mapping[str, float]], bool | None]) -> None:
         self.function = function
 
-    def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> bool | None:
+    def on_iteration(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool | None:
         return self.function(agent, metrics)
 
 
 class Callbacks(list[Callback]):
     """The callbacks of a run as one, called in their order."""
 
-    def on_start(self, agent: Agent) -> None:
+    def on_start(self, agent: RunningAgent) -> None:
         """Tell every callback."""
         for callback in self:
             callback.on_start(agent)
 
-    def wants_evaluation(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+    def wants_evaluation(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
         """Ask every callback; whether any of them wants to evaluate now."""
         return any([callback.wants_evaluation(agent, metrics) for callback in self])
 
-    def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+    def on_iteration(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
         """Tell every callback; whether any of them ends the training.
 
         Raises:
@@ -91,17 +134,17 @@ class Callbacks(list[Callback]):
             stop = stop or bool(said)
         return stop
 
-    def on_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
+    def on_evaluation(self, agent: RunningAgent, evaluation: Evaluation) -> None:
         """Tell every callback."""
         for callback in self:
             callback.on_evaluation(agent, evaluation)
 
-    def on_checkpoint(self, agent: Agent, path: Path) -> None:
+    def on_checkpoint(self, agent: RunningAgent, path: Path) -> None:
         """Tell every callback."""
         for callback in self:
             callback.on_checkpoint(agent, path)
 
-    def on_end(self, agent: Agent, result: TrainResult) -> None:
+    def on_end(self, agent: RunningAgent, result: TrainResult[Any]) -> None:
         """Tell every callback."""
         for callback in self:
             callback.on_end(agent, result)
@@ -179,7 +222,7 @@ class EarlyStop(Callback):
         self.waited = 0
         self._seen = False
 
-    def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+    def on_iteration(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
         """Compare the metric with the best so far."""
         if self.metric not in metrics:
             return False
@@ -193,7 +236,7 @@ class EarlyStop(Callback):
             self.waited += 1
         return self.waited >= self.patience
 
-    def on_end(self, agent: Agent, result: TrainResult) -> None:
+    def on_end(self, agent: RunningAgent, result: TrainResult[Any]) -> None:
         """Warn if no row had the metric: its name is misspelt, or nothing was evaluated."""
         known = {name for row in result.history for name in row}
         if not self._seen and self.metric not in known:  # a resumed run may have seen it before
@@ -237,14 +280,14 @@ class BestCheckpoint(Callback):
         self.folder = None if folder is None else Path(folder)
         self.best: float | None = None
 
-    def on_start(self, agent: Agent) -> None:
+    def on_start(self, agent: RunningAgent) -> None:
         """Find the folder."""
         if self.folder is None:
             if agent.run_dir is None:
                 raise ValueError("BestCheckpoint needs folder= or an agent with a run_dir, got neither")
             self.folder = Path(agent.run_dir) / "best"
 
-    def on_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
+    def on_evaluation(self, agent: RunningAgent, evaluation: Evaluation) -> None:
         """Save the agent if it is the best so far; a NaN never is."""
         if self.metric not in evaluation.metrics:
             raise ValueError(f"unknown metric {self.metric!r}; {nearest(self.metric, evaluation.metrics)}")

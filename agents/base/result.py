@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
+from textenv.agents.evaluation.evaluator import Evaluation
 from textenv.modeling.saved_runs import model_folder
 
-if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent
-    from textenv.agents.evaluation.evaluator import Evaluation
+AgentT = TypeVar("AgentT")
 
 
 @dataclass
-class TrainResult:
+class TrainResult(Generic[AgentT]):
     """What ``learn`` returns."""
 
-    agent: Agent
+    agent: AgentT
     """The trained agent."""
     history: list[dict[str, float]]
-    """The logged metrics, one row an iteration (online) or logged optimizer step (offline)."""
+    """The logged metrics, one row per iteration (online) or logged optimizer step (offline)."""
     evaluation: Evaluation | None
     """The last evaluation; ``textenv.train`` always makes one, ``agent.learn`` if there are ``eval_envs``."""
     episodes: int

@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from textenv.agents.base.callbacks import Callback
+from textenv.agents.base.callbacks import Callback, RunningAgent
 from textenv.agents.distributed import process_group
 from textenv.rewards.registry import make_reward
 from textenv.rewards.term import RewardTerm
@@ -21,7 +21,7 @@ from textenv.utils.names import nearest
 from textenv.utils.terminal import text_table
 
 if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent, TrainResult
+    from textenv.agents.base.result import TrainResult
     from textenv.agents.evaluation.evaluator import Evaluation
 
 WATCHED = ("objective/kl", "text/repetition", "episode/length")
@@ -89,7 +89,7 @@ class RewardHackingWatch(Callback):
         self._stop = False
         self._warned: set[str] = set()
 
-    def on_start(self, agent: Agent) -> None:
+    def on_start(self, agent: RunningAgent) -> None:
         """Check what is needed, and look at the policy as it is."""
         if agent.eval_envs is None:
             raise ValueError("RewardHackingWatch needs an agent with eval_envs, got None")
@@ -98,7 +98,7 @@ class RewardHackingWatch(Callback):
         if self.baseline and not self.history:
             self.on_evaluation(agent, agent.first_evaluation())
 
-    def on_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
+    def on_evaluation(self, agent: RunningAgent, evaluation: Evaluation) -> None:
         """Judge the episodes, test the slopes, warn, keep the best."""
         envs = agent.eval_envs
         self.judge.bind(envs.unwrapped)
@@ -140,11 +140,11 @@ class RewardHackingWatch(Callback):
         self._keep(agent, metrics["judge/mean"], fine=not over)
         self._write(agent)
 
-    def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+    def on_iteration(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
         """End the training if it is to stop."""
         return self._stop
 
-    def on_end(self, agent: Agent, result: TrainResult) -> None:
+    def on_end(self, agent: RunningAgent, result: TrainResult[Any]) -> None:
         """Write the course of proxy and judge into the run's folder."""
         self._write(agent)
 
@@ -211,7 +211,7 @@ class RewardHackingWatch(Callback):
             self._warned.add(kind)
             warnings.warn(message, stacklevel=3)
 
-    def _keep(self, agent: Agent, judge: float, *, fine: bool) -> None:
+    def _keep(self, agent: RunningAgent, judge: float, *, fine: bool) -> None:
         if not self.keep_best or not fine or math.isnan(judge):
             return
         if self.best is None or judge > self.best:
@@ -219,7 +219,7 @@ class RewardHackingWatch(Callback):
             self.best = judge
             agent.save(Path(agent.run_dir) / BEST)
 
-    def _write(self, agent: Agent) -> None:
+    def _write(self, agent: RunningAgent) -> None:
         if agent.run_dir is not None and process_group.is_main():
             path = Path(agent.run_dir) / "watch.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)

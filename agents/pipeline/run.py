@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textenv.agents.base.callbacks import Callback
 from textenv.agents.checkpointing.fresh_start import fresh_start
 from textenv.agents.checkpointing.needs import check_writable
 from textenv.agents.checkpointing.run_folder import RunFolder
@@ -34,7 +35,7 @@ from textenv.agents.pipeline.hacking_watch import BEST, RewardHackingWatch
 from textenv.agents.pipeline.stages import Stage, StageError, StageFolders, write
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO
-from textenv.agents.reports.recorder import report_at_end
+from textenv.agents.reports.recorder import RunReport, report_at_end
 from textenv.agents.reward_model import RewardModelAgent
 from textenv.agents.settings.policy_options import PolicyOptions
 from textenv.agents.sft import SFT
@@ -300,7 +301,7 @@ class Pipeline:
         cfg = self.config
         envs = self.envs([reward_spec(reward)], split="train")
         eval_envs = self.envs([reward_spec(reward)], split="validation")
-        callbacks = []
+        callbacks: list[Callback] = []
         if judge is not None:
             people = self.people()
             repetition = cfg.repetition_limit
@@ -323,9 +324,8 @@ class Pipeline:
             envs=envs,
             eval_envs=eval_envs,
             config=cfg.rl,
-            callbacks=callbacks,
             policy_kwargs=self.policy_kwargs(cfg.rl_policy),
-            **self.common(folder),
+            **self.common(folder, *callbacks),
         )
         result = agent.resume(missing="start")
         best = folder / BEST
@@ -351,9 +351,9 @@ class Pipeline:
         self.figures[stage.name] = figures
         return str(folder / "model")
 
-    def common(self, folder: Path) -> dict[str, Any]:
+    def common(self, folder: Path, *callbacks: Callback) -> dict[str, Any]:
         """Arguments of every stage's agent."""
-        return {"run_dir": folder, "loggers": self.loggers}
+        return {"run_dir": folder, "loggers": self.loggers, "callbacks": [*callbacks, RunReport()]}
 
     def policy_kwargs(self, options: PolicyOptions) -> dict[str, Any]:
         """Arguments of a stage's policy; a device of its own comes before the pipeline's."""

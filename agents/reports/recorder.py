@@ -1,4 +1,4 @@
-"""What a run keeps for its report: evaluations before and after with their texts, and some episodes.
+"""The callback that keeps what a report shows (evaluations before and after, some episodes) and writes it.
 
 run_dir/evaluations/before.json    the first evaluation: metrics, samples, score of each episode
 run_dir/evaluations/after.json     the latest one
@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.base.callbacks import Callback
+from textenv.agents.base.callbacks import Callback, RunningAgent
 from textenv.agents.distributed import process_group
 from textenv.utils.files import atomic_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from textenv.agents.base.agent import Agent, TrainResult
+    from textenv.agents.base.result import TrainResult
     from textenv.agents.evaluation.evaluator import Evaluation
     from textenv.episodes.batch import EpisodeBatch
 
@@ -36,14 +36,15 @@ enabled = True
 """Whether runs keep records and end with a report at all; the setting ``report`` says it for one agent."""
 
 
-class RunRecord(Callback):
-    """Keeps in the run's folder what its report shows, and writes the report when the run ends.
+class RunReport(Callback):
+    """Keeps in the run's folder what its report shows, and writes ``report.html`` when the run ends.
 
-    Every agent has one, behind its other callbacks. It does nothing without a ``run_dir``, or if the setting
-    ``report`` is off.
+    ``textenv.train``, the command line, the pipeline and studies attach one, after the user's callbacks. An
+    agent that is built by hand gets one by ``callbacks=[RunReport()]``. Without a ``run_dir``, or if the
+    setting ``report`` is off, it does nothing.
     """
 
-    def on_start(self, agent: Agent) -> None:
+    def on_start(self, agent: RunningAgent) -> None:
         """Evaluate the policy as it is before it learns."""
         if not (enabled and agent.run_dir is not None and agent.config.report):
             return
@@ -52,30 +53,30 @@ class RunRecord(Callback):
             if process_group.is_main():
                 save_evaluation(found, self._place(agent, "evaluations/before.json"), 0)
 
-    def on_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
+    def on_evaluation(self, agent: RunningAgent, evaluation: Evaluation) -> None:
         """Keep the latest evaluation."""
         if self._wanted(agent):
             save_evaluation(evaluation, self._place(agent, "evaluations/after.json"), agent.iteration)
 
-    def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> None:
+    def on_iteration(self, agent: RunningAgent, metrics: Mapping[str, float]) -> None:
         """Keep the scores and some episodes of the first iteration."""
         if self._wanted(agent) and agent.iteration == 1 and agent.last_batch is not None:
             episodes = agent.last_batch.episodes
             write_json(self._place(agent, "evaluations/rollout.json"), {"scores": scores_of(episodes)})
             self._keep_episodes(agent, "first")
 
-    def on_checkpoint(self, agent: Agent, path: Path) -> None:
+    def on_checkpoint(self, agent: RunningAgent, path: Path) -> None:
         """Keep some episodes of this iteration."""
         if self._wanted(agent):
             self._keep_episodes(agent, "last")
 
-    def on_end(self, agent: Agent, result: TrainResult) -> None:
+    def on_end(self, agent: RunningAgent, result: TrainResult[Any]) -> None:
         """Write the report."""
         if self._wanted(agent):
             assert agent.run_dir is not None
             report_at_end(agent.run_dir)
 
-    def keep_last(self, agent: Agent, evaluation: Evaluation) -> None:
+    def keep_last(self, agent: RunningAgent, evaluation: Evaluation) -> None:
         """Keep an evaluation that was made when the run had ended, and write the report again."""
         if self._wanted(agent):
             assert agent.run_dir is not None
@@ -83,15 +84,15 @@ class RunRecord(Callback):
             report_at_end(agent.run_dir)
 
     @staticmethod
-    def _wanted(agent: Agent) -> bool:
+    def _wanted(agent: RunningAgent) -> bool:
         return enabled and agent.run_dir is not None and agent.config.report and process_group.is_main()
 
     @staticmethod
-    def _place(agent: Agent, name: str) -> Path:
+    def _place(agent: RunningAgent, name: str) -> Path:
         assert agent.run_dir is not None
         return agent.run_dir / name
 
-    def _keep_episodes(self, agent: Agent, name: str) -> None:
+    def _keep_episodes(self, agent: RunningAgent, name: str) -> None:
         from textenv.agents.reports.tokens import save_views, training_views
 
         if agent.last_batch is not None and agent.tokenizer is not None:

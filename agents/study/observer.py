@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from textenv.agents.base.agent import SPENT
-from textenv.agents.base.callbacks import Callback
+from textenv.agents.base.callbacks import Callback, RunningAgent
 from textenv.agents.study.config import Budget
 from textenv.rewards.registry import make_reward
 
 if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent
     from textenv.agents.evaluation.evaluator import Evaluation
     from textenv.episodes.batch import EpisodeBatch
 
@@ -37,13 +36,13 @@ class Observer(Callback):
         self.seconds = 0.0
         self.due = 1
 
-    def on_start(self, agent: Agent) -> None:
+    def on_start(self, agent: RunningAgent) -> None:
         """Save as often as it evaluates, if the settings don't say: a killed run goes on from there."""
         if not agent.config.checkpoint_every:
             every = max(1, agent.planned_iterations() // self.evaluations)
             agent.config = agent.config.replace(checkpoint_every=every)
 
-    def wants_evaluation(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+    def wants_evaluation(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
         """Count the seconds; whether the next evaluation's time has come."""
         self.seconds += sum(value for name, value in metrics.items() if name.startswith("time/"))
         reached = int(self.progress(agent) * self.evaluations + 1e-9)
@@ -52,7 +51,7 @@ class Observer(Callback):
         self.due = reached + 1
         return True
 
-    def on_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
+    def on_evaluation(self, agent: RunningAgent, evaluation: Evaluation) -> None:
         """Add what the judge says, the KL from the start, and the seconds of training so far."""
         metrics, episodes = evaluation.metrics, evaluation.episodes
         if self.judge is not None:
@@ -63,11 +62,11 @@ class Observer(Callback):
         metrics[KL] = kl_from(agent.policy, self.reference, episodes) if stated is None else stated
         metrics[SECONDS] = self.seconds
 
-    def on_iteration(self, agent: Agent, metrics: Mapping[str, float]) -> bool:
+    def on_iteration(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
         """End the run when its budget is spent."""
         return agent.iteration < agent.planned_iterations() and self.progress(agent) >= 1
 
-    def progress(self, agent: Agent) -> float:
+    def progress(self, agent: RunningAgent) -> float:
         """Share of the run that is done: the largest of iterations and budgets."""
         spent = {name: float(getattr(agent, name)) for name in SPENT} | {"seconds": self.seconds}
         shares = [spent[name] / limit for name, limit in self.limits.items()]

@@ -79,7 +79,7 @@ def test_ppo_weighs_what_older_weights_played(level: Any) -> None:
     for one in (corrected, plain):  # the policy moves on; the episodes do not
         fresh = one.collect()
         one.score(fresh)
-        one.step(one.advantages(fresh))
+        one.optimizer_step(one.advantages(fresh))
         one.score(stale)
     batch, without = corrected.advantages(stale), plain.advantages(stale)
     assert stale.log_probs is not None

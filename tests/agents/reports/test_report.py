@@ -473,3 +473,27 @@ def test_keeping_what_the_report_shows_changes_nothing_and_outlives_a_resume(
     assert run.after["iteration"] == 2
     assert len(run.views["last"]) == 4
     assert [row["step"] for row in run.rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_an_agent_built_by_hand_reports_only_with_the_callback(
+    tmp_path: Path, reports: Any, attached: bool
+) -> None:
+    from textenv.agents import SFT, RunReport, SFTConfig
+    from textenv.tasks.letters import letter_tokenizer
+    from textenv.tasks.models import small_gpt2
+
+    tokenizer = letter_tokenizer("ab")
+    rows = [{"prompt": "a", "completion": "b"}] * 2
+    config = small_gpt2(tokenizer, layers=1, width=8, heads=2, positions=8)
+    callbacks = [RunReport()] if attached else []
+    SFT(
+        config,
+        dataset=rows,
+        tokenizer=tokenizer,
+        config=SFTConfig(steps=1),
+        run_dir=tmp_path,
+        callbacks=callbacks,
+    ).learn()
+    assert (tmp_path / "report.html").is_file() == attached
+    assert (tmp_path / "metrics.jsonl").is_file() and (tmp_path / "checkpoints").is_dir()
