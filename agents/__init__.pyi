@@ -33,6 +33,7 @@ from .reports.recorder import RunReport
 from .reward_model import RewardModelAgent
 from .rft import RFT
 from .rloo import RLOO
+from .rollouts.collector import Collector, LocalCollector, RolloutRequest
 from .rollouts.engine_collector import EngineCollector
 from .rollouts.ray_collector import RayCollector, start_rollout_actors
 from .rwr import RWR
@@ -73,6 +74,7 @@ __all__ = [
     "BestOfNConfig",
     "CPOConfig",
     "Callback",
+    "Collector",
     "Config",
     "DPOConfig",
     "EarlyStop",
@@ -86,6 +88,7 @@ __all__ = [
     "KTOConfig",
     "LMActorCriticPolicy",
     "LanguagePolicy",
+    "LocalCollector",
     "Logger",
     "MonteCarloConfig",
     "MonteCarloCritic",
@@ -109,6 +112,7 @@ __all__ = [
     "ReinforcePlusPlusConfig",
     "RewardModelAgent",
     "RewardModelConfig",
+    "RolloutRequest",
     "RunFolder",
     "RunReport",
     "RunningAgent",

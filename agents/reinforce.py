@@ -33,8 +33,7 @@ class Reinforce(PolicyGradientAgent):
         Raises:
             ValueError: if actors play ahead, which play every ticket once.
         """
-        ahead = 0 if self.rollouts is None else self.rollouts.settings.ahead
-        if self.config.baseline == "greedy" and ahead:
+        if self.config.baseline == "greedy" and self.collector.ahead:
             raise ValueError("baseline='greedy' plays tickets twice, which rollouts in mode 'async' do not")
         super().setup()
 

@@ -17,8 +17,6 @@ UPWARD = {
     ("agents/checkpointing/resume.py", "agents/base/agent.py"),
     ("agents/checkpointing/resume.py", "agents/train_setup/task_settings.py"),
     ("agents/reports/run_data.py", "agents/pipeline/config.py"),
-    ("agents/rollouts/engine_collector.py", "agents/base/agent.py"),
-    ("agents/rollouts/ray_collector.py", "agents/base/agent.py"),
     ("agents/settings/effects.py", "agents/base/agent.py"),
     ("agents/study/config.py", "agents/cli/options.py"),
 }

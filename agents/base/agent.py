@@ -37,9 +37,8 @@ from textenv.agents.optim.setup import make_backend
 from textenv.agents.optim.step import NonFinite, optimizer_step
 from textenv.agents.policies.files import restore_policy
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.agents.rollouts.engine_collector import EngineCollector
-from textenv.agents.rollouts.factory import as_collector
-from textenv.agents.rollouts.ray_collector import RayCollector
+from textenv.agents.rollouts.collector import Collector
+from textenv.agents.rollouts.factory import make_collector
 from textenv.agents.settings.base import AgentConfig
 from textenv.agents.settings.effects import Idle, refuse_in, refuse_in_run
 from textenv.agents.settings.engine_rollouts import EngineRollouts
@@ -67,7 +66,7 @@ class Agent:
         loggers: names ("rich", "wandb", "tensorboard") or objects, beside the JSON lines in ``run_dir``.
         run_dir: folder of this run, None keeps nothing.
         metric_fn: further evaluation metrics, ``(prompts, completions, **columns) -> {name: float or list}``.
-        rollouts: who plays an online agent's episodes; None is the agent's own process.
+        rollouts: what generates an online agent's episodes; None is the agent's own process.
 
     Raises:
         TypeError: if ``config`` is not of the agent's class.
@@ -106,7 +105,7 @@ class Agent:
         loggers: Sequence[Any] = (),
         run_dir: str | os.PathLike[str] | None = None,
         metric_fn: Any = None,
-        rollouts: RayRollouts | RayCollector | EngineRollouts | EngineCollector | None = None,
+        rollouts: RayRollouts | EngineRollouts | Collector | None = None,
     ) -> None:
         process_group.start()
         config = self.config_class() if config is None else config
@@ -114,7 +113,7 @@ class Agent:
         check_sources(self, envs, eval_envs, dataset, rollouts)
         check_options(tokenizer, callbacks, metric_fn)
         check_policy_kwargs(policy_kwargs, self.policy_class)
-        self.rollouts = as_collector(rollouts)
+        self.collector: Collector = make_collector(rollouts)
         self.envs, self.eval_envs = envs, eval_envs
         spare = next((e.unwrapped for e in (envs, eval_envs) if e is not None), None)
         self.tokenizer = tokenizer if tokenizer is not None else getattr(spare, "tokenizer", None)

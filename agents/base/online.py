@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 
 from textenv import scoring as scorer
 from textenv.agents.base.agent import Agent
@@ -11,11 +11,10 @@ from textenv.agents.base.equal_returns import EqualReturns
 from textenv.agents.base.metrics import Timer, mean_row
 from textenv.agents.checkpointing.failure import save_failure
 from textenv.agents.data.batch import TrainingBatch, epoch_order
-from textenv.agents.distributed import process_group
-from textenv.agents.distributed.batch_sharding import check_shares, gather_episodes, score_share, spread
+from textenv.agents.distributed.batch_sharding import check_shares, score_share, spread
+from textenv.agents.rollouts.collector import RolloutRequest
 from textenv.agents.settings.base import OnlineConfig
 from textenv.episodes.batch import EpisodeBatch
-from textenv.rollout import collect
 from textenv.tasks.stop_tokens import warn_of_missing_ends
 
 
@@ -42,7 +41,7 @@ class OnlineAgent(Agent):
         check_shares(self.config)
         warn_of_missing_ends(self.envs, self.policy)
         equal_returns = EqualReturns()
-        with nullcontext() if self.rollouts is None else closing(self.rollouts):
+        with closing(self.collector):
             while self.iteration < total and not self.stopped:
                 self.iteration += 1
                 timer, generated, trained = Timer(), self.env_tokens, self.gradient_tokens
@@ -70,23 +69,24 @@ class OnlineAgent(Agent):
         Their number and response tokens are added to ``episodes_seen`` and ``env_tokens``. No values are
         recorded: ``policy.values`` computes those of whole episodes at a fraction of the cost.
         """
-        if self.rollouts is not None:
-            episodes = self.rollouts.collect(self, first_ticket)
-        else:
-            with process_group.joined("a rollout"), self.policy.decoding.without_values():
-                own = collect(
-                    self.envs,
-                    self.policy,
-                    self.config.episodes_per_iteration,
-                    seed=self.config.seed,
-                    first_ticket=first_ticket,
-                    score=False,
-                    **process_group.place(),
-                )
-            episodes = gather_episodes(own, self.policy.device)
+        episodes = self.collector.collect(self.rollout_request(first_ticket))
         self.episodes_seen += len(episodes)
         self.env_tokens += int(episodes.response_lengths.sum())
         return episodes
+
+    def rollout_request(self, first_ticket: int) -> RolloutRequest:
+        """What the collector is asked for: the episodes of one iteration, starting at ``first_ticket``."""
+        cfg = self.config
+        return RolloutRequest(
+            policy=self.policy,
+            envs=self.envs,
+            episodes=cfg.episodes_per_iteration,
+            first_ticket=first_ticket,
+            seed=cfg.seed,
+            iteration=self.iteration,
+            planned_iterations=self.planned_iterations(),
+            importance_correction=getattr(cfg, "importance_correction", None),
+        )
 
     def score(self, episodes: EpisodeBatch) -> None:
         """Compute the rewards, and let adaptive reward terms (a KL coefficient) learn from the episodes."""
@@ -147,7 +147,7 @@ class OnlineAgent(Agent):
         }
         for name, values in episodes.reward_terms.items():
             row[f"terms/{name}"] = float(values.sum(-1).mean())
-        return row if self.rollouts is None else row | self.rollouts.metrics
+        return row | self.collector.metrics
 
     def counters(self) -> dict[str, int]:
         """Where the run stands, and in the stream of prompts."""

@@ -1,9 +1,9 @@
-"""Rollouts by a generation engine: whole responses from outside, judged by the environment.
+"""Rollouts by a generation engine, which returns whole responses.
 
-An engine (vLLM, or any object with its few methods) writes a response to each of an iteration's prompts; the
-environment reads them token by token, so endings, tickets and rewards are what they are for any policy. The
-engine's log-probs become the episodes' behaviour log-probs. The policy recomputes its own, and
-``importance_correction`` makes up for the difference between the two computations.
+An engine (vLLM, or any object with its few methods) generates a response to each prompt of an iteration. The
+environment then reads the responses token by token, so termination, episode ids and rewards are those of any
+other policy. The engine's log-probs become the behaviour log-probs of the episodes. The policy computes its
+own, and ``importance_correction`` corrects for the difference.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from textenv import scoring as scorer
 from textenv.agents.distributed import process_group
+from textenv.agents.rollouts.collector import RolloutRequest
 from textenv.agents.rollouts.vllm_engine import EngineSampling, GenerationEngine, Response, VLLMEngine
-from textenv.agents.settings.base import OnlineConfig
 from textenv.agents.settings.engine_rollouts import EngineRollouts
 from textenv.envs.scheduler import noise_base, prompt_index
 from textenv.envs.vector_env import TextVectorEnv
@@ -30,13 +30,12 @@ from textenv.modeling.split_model import vocabulary_size
 from textenv.rollout import collect
 
 if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent
     from textenv.agents.policies.language_policy import LanguagePolicy
     from textenv.episodes.batch import EpisodeBatch
 
 
 class EngineCollector:
-    """Plays for an online agent: what ``textenv.rollout.collect`` does, with responses from an engine.
+    """Generates an online agent's episodes by an engine.
 
     Args:
         settings: see ``EngineRollouts``.
@@ -55,19 +54,24 @@ class EngineCollector:
         self._engine: GenerationEngine | None = None
         self._version: int | None = None
 
-    def collect(self, agent: Agent, first_ticket: int) -> EpisodeBatch:
-        """The agent's next ``episodes_per_iteration`` tickets from ``first_ticket`` on, in ticket order.
+    @property
+    def ahead(self) -> int:
+        """0: an engine generates with the weights as they are now."""
+        return 0
+
+    def collect(self, request: RolloutRequest) -> EpisodeBatch:
+        """The requested episodes, without rewards.
 
         Raises:
             ImportError: without the engine's package.
             ValueError: if the environment does more than to have a prompt answered, or the policy acts in a
                 way that no engine knows; if the engine's responses do not fit the environment.
         """
-        envs, policy, seed = agent.envs, agent.policy, agent.config.seed
-        size = cast(OnlineConfig, agent.config).episodes_per_iteration
+        envs, policy, seed = request.envs, request.policy, request.seed
+        first_ticket, size = request.first_ticket, request.episodes
         base = envs.unwrapped
         if self._engine is None:
-            check_playable(agent)
+            check_playable(request)
         started = time.perf_counter()
         engine = self._ready(policy, base.max_length)
         loaded = time.perf_counter()
@@ -128,8 +132,8 @@ class EngineCollector:
         return self._engine
 
 
-def check_playable(agent: Agent) -> None:
-    """Make sure that an engine can play for the agent.
+def check_playable(request: RolloutRequest) -> None:
+    """Make sure that an engine can generate the requested episodes.
 
     Raises:
         ValueError: for several learning processes; an environment of another class, or with wrappers that are
@@ -138,7 +142,7 @@ def check_playable(agent: Agent) -> None:
     """
     from textenv.tasks.make import MadeTextVectorEnv
 
-    base, policy = agent.envs.unwrapped, agent.policy
+    base, policy = request.envs.unwrapped, request.policy
     if not process_group.alone():
         raise ValueError(f"rollouts by an engine need one learning process, got {process_group.world_size()}")
     if type(base) not in (TextVectorEnv, MadeTextVectorEnv):
@@ -146,7 +150,9 @@ def check_playable(agent: Agent) -> None:
             "an engine answers a prompt once, so envs must be TextVectorEnv, "
             f"got {type(base).__name__}, which may have several turns"
         )
-    layers = [layer for layer in scorer.walk(agent.envs) if layer is not base and not hasattr(layer, "term")]
+    layers = [
+        layer for layer in scorer.walk(request.envs) if layer is not base and not hasattr(layer, "term")
+    ]
     if layers:
         raise ValueError(
             f"an engine does not see what the wrapper {type(layers[0]).__name__} makes of observations and "
@@ -154,7 +160,7 @@ def check_playable(agent: Agent) -> None:
         )
     if policy.decoding.logits_processor is not None or policy.decoding.restriction is not None:
         raise ValueError("an engine can't act with a logits processor or a nucleus; play without rollouts=")
-    if getattr(agent.config, "importance_correction", "") == "none":
+    if request.importance_correction == "none":
         warnings.warn(
             "an engine's log-probs differ from the policy's by its own rounding, which nothing makes up for; "
             "set importance_correction='token' or 'sequence'",

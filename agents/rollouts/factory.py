@@ -1,28 +1,33 @@
-"""Who plays an online agent's episodes, made of what its argument ``rollouts`` says."""
+"""Make the collector that an agent's argument ``rollouts`` asks for."""
 
 from __future__ import annotations
 
-from textenv.agents.rollouts.engine_collector import EngineCollector
-from textenv.agents.rollouts.ray_collector import RayCollector
+from textenv.agents.rollouts.collector import Collector, LocalCollector
 from textenv.agents.settings.engine_rollouts import EngineRollouts
 from textenv.agents.settings.ray_rollouts import RayRollouts
 
 
-def as_collector(
-    rollouts: RayRollouts | RayCollector | EngineRollouts | EngineCollector | None,
-) -> RayCollector | EngineCollector | None:
-    """What plays for an agent; None is the agent's own process.
+def make_collector(rollouts: RayRollouts | EngineRollouts | Collector | None) -> Collector:
+    """The collector for an agent.
+
+    Args:
+        rollouts: settings, or a collector; None generates in the agent's own process.
 
     Raises:
         TypeError: if ``rollouts`` is something else.
     """
-    if rollouts is None or isinstance(rollouts, RayCollector | EngineCollector):
-        return rollouts
+    if rollouts is None or (isinstance(rollouts, RayRollouts) and not rollouts.num_actors):
+        return LocalCollector()
+    if isinstance(rollouts, RayRollouts):
+        from textenv.agents.rollouts.ray_collector import RayCollector
+
+        return RayCollector(rollouts)
     if isinstance(rollouts, EngineRollouts):
+        from textenv.agents.rollouts.engine_collector import EngineCollector
+
         return EngineCollector(rollouts)
-    if not isinstance(rollouts, RayRollouts):
+    if not isinstance(rollouts, Collector):
         raise TypeError(
-            "rollouts must be RayRollouts, RayCollector, EngineRollouts or EngineCollector, "
-            f"got {type(rollouts).__name__}"
+            f"rollouts must be RayRollouts, EngineRollouts or a Collector, got {type(rollouts).__name__}"
         )
-    return RayCollector(rollouts) if rollouts.num_actors else None
+    return rollouts

@@ -12,18 +12,18 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from textenv import scoring as scorer
 from textenv.agents.distributed import process_group
+from textenv.agents.rollouts.collector import RolloutRequest
 from textenv.agents.settings.ray_rollouts import RayRollouts
 from textenv.episodes.batch import EpisodeBatch
 from textenv.utils.ray_session import connect, gather, start_actors, stop_actors
 
 if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent
     from textenv.agents.rollouts.ray_actors import Played
 
 
@@ -38,7 +38,7 @@ class _Round:
 
 
 class RayCollector:
-    """Plays for an online agent: what ``textenv.rollout.collect`` does, in actors.
+    """Generates an online agent's episodes in Ray actors.
 
     In mode async the calls of the next ``max_staleness`` iterations are always under way, with the weights of
     the moment they were sent. So a run is a function of its seed there, too: no timing enters it.
@@ -67,8 +67,13 @@ class RayCollector:
 
     # -- playing ---------------------------------------------------------------------------------------------
 
-    def collect(self, agent: Agent, first_ticket: int) -> EpisodeBatch:
-        """The agent's next ``episodes_per_iteration`` tickets from ``first_ticket`` on, in ticket order.
+    @property
+    def ahead(self) -> int:
+        """Iterations whose episodes are generated in advance: 0 in mode sync."""
+        return self.settings.ahead
+
+    def collect(self, request: RolloutRequest) -> EpisodeBatch:
+        """The requested episodes, with rewards if the actors compute them.
 
         Raises:
             ImportError: without ray.
@@ -79,14 +84,13 @@ class RayCollector:
         """
         started = time.perf_counter()
         if not self._actors:
-            self._start(agent)
-        learner: Any = agent
-        size = learner.config.episodes_per_iteration
+            self._start(request)
+        first_ticket, size = request.first_ticket, request.episodes
         if self._rounds and self._rounds[0].first_ticket != first_ticket:
-            self._rounds.clear()  # the agent was put elsewhere
-        ahead = min(self.settings.ahead, max(0, learner.planned_iterations() - agent.iteration))
+            self._rounds.clear()  # the agent was moved to another place in the stream
+        ahead = min(self.settings.ahead, max(0, request.planned_iterations - request.iteration))
         while len(self._rounds) <= ahead:
-            self._rounds.append(self._send(agent, first_ticket + len(self._rounds) * size, size))
+            self._rounds.append(self._send(request, first_ticket + len(self._rounds) * size))
         current = self._rounds.popleft()
         played: list[Played] = gather(self._ray, current.calls)
         for rank, share in enumerate(played):
@@ -96,7 +100,7 @@ class RayCollector:
         if not torch.equal(episodes.episode_id, torch.arange(first_ticket, first_ticket + size)):
             raise RuntimeError(f"actors must play the {size} tickets from {first_ticket} on, each once")
         self.metrics = {
-            "rollout/staleness": float(agent.iteration - current.iteration),
+            "rollout/staleness": float(request.iteration - current.iteration),
             "rollout/wait": time.perf_counter() - started,
             "rollout/slowest_actor": max(share.seconds for share in played),
             "rollout/actors_replaced": float(self._replaced),
@@ -118,43 +122,42 @@ class RayCollector:
 
     # -- sending ---------------------------------------------------------------------------------------------
 
-    def _send(self, agent: Agent, first_ticket: int, episodes: int) -> _Round:
+    def _send(self, request: RolloutRequest, first_ticket: int) -> _Round:
         """Send off the calls of one iteration with the weights as they are now."""
         from textenv.agents.rollouts.ray_actors import SAMPLING, Work, pack
 
-        policy = agent.policy
+        policy = request.policy
         if policy.weights_version != self._version:
             self._weights, self._version = (self._ray.put(pack(policy)),), policy.weights_version
         state = None
         if self.settings.score_in_actors:
-            state = scorer.state_dict(scorer.reward_wrappers(agent.envs))
-        work = {
+            state = scorer.state_dict(scorer.reward_wrappers(request.envs))
+        work: dict[str, Any] = {
             "recipe": self._recipe,
             "weights": self._weights,
             "version": self._version,
             "sampling": {name: getattr(policy.decoding, name) for name in SAMPLING},
-            "seed": agent.config.seed,
+            "seed": request.seed,
             "first_ticket": first_ticket,
-            "episodes": episodes,
+            "episodes": request.episodes,
             "world_size": len(self._actors),
             "device": "cuda" if self.settings.num_gpus else "cpu",
             "reward_state": state,
         }
         calls = [actor.play.remote(Work(rank=rank, **work)) for rank, actor in enumerate(self._actors)]
-        return _Round(first_ticket, agent.iteration, calls)
+        return _Round(first_ticket, request.iteration, calls)
 
-    def _start(self, agent: Agent) -> None:
+    def _start(self, request: RolloutRequest) -> None:
         """Start the actors, and put what they make environment and policy of into the object store."""
-        settings, config = self.settings, cast(Any, agent.config)
+        settings, size = self.settings, request.episodes
         count = len(self._given) if self._given is not None else settings.num_actors
-        size = config.episodes_per_iteration
         if not process_group.alone():
             raise ValueError(
                 f"rollouts by actors need one learning process, got {process_group.world_size()}"
             )
         if count > size:
             raise ValueError(f"num_actors must be <= episodes_per_iteration ({size}), got {count}")
-        if settings.mode == "async" and getattr(config, "importance_correction", "none") == "none":
+        if settings.mode == "async" and request.importance_correction in (None, "none"):
             warnings.warn(
                 "asynchronous rollouts learn from episodes of older weights, which nothing makes up for; "
                 "set importance_correction='token' or 'sequence'",
@@ -163,12 +166,12 @@ class RayCollector:
         self._ray = ray = connect(settings.address)
         from textenv.agents.rollouts.ray_actors import env_recipe, policy_recipe
 
-        terms = [wrapper.term for wrapper in scorer.reward_wrappers(agent.envs)]
+        terms = [wrapper.term for wrapper in scorer.reward_wrappers(request.envs)]
         recipes = {
             "environment": env_recipe(
-                agent.envs, num_envs=settings.num_envs, env=settings.env, env_kwargs=settings.env_kwargs
+                request.envs, num_envs=settings.num_envs, env=settings.env, env_kwargs=settings.env_kwargs
             ),
-            "policy": policy_recipe(agent.policy, terms if settings.score_in_actors else None),
+            "policy": policy_recipe(request.policy, terms if settings.score_in_actors else None),
         }
         self._recipe = tuple(_put(ray, recipe, what) for what, recipe in recipes.items())
         self._actors = start_rollout_actors(settings) if self._given is None else self._given

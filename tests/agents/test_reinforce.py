@@ -14,7 +14,7 @@ from textenv.agents.base.callbacks import Callback
 from textenv.agents.optim.weight_average import RunningStd
 from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.reinforce import ReinforceConfig, acting_greedily, first_own
-from textenv.agents.rollouts.factory import as_collector
+from textenv.agents.rollouts.factory import make_collector
 from textenv.agents.settings.ray_rollouts import RayRollouts
 from textenv.episodes.batch import EpisodeBatch
 
@@ -190,6 +190,6 @@ def test_acting_greedily_ends_with_the_block_even_after_an_error() -> None:
 
 def test_actors_that_play_ahead_cannot_play_tickets_twice() -> None:
     agent: Any = make("remax")
-    agent.rollouts = as_collector(RayRollouts(mode="async"))
+    agent.collector = make_collector(RayRollouts(mode="async"))
     with pytest.raises(ValueError, match="plays tickets twice, which rollouts in mode 'async' do not"):
         agent.setup()

@@ -108,7 +108,9 @@ def test_a_run_is_a_function_of_its_seed_and_of_the_tickets() -> None:
     following = first.collect()
     assert following.episode_id.tolist() == list(range(12, 24))
     assert not torch.equal(following.prompt_index, episodes[0].prompt_index)
-    assert first.rollouts.collect(first, 0).input_ids.tolist() == episodes[0].input_ids.tolist()
+    assert (
+        first.collector.collect(first.rollout_request(0)).input_ids.tolist() == episodes[0].input_ids.tolist()
+    )
 
 
 def test_legality_temperature_and_the_greedy_baseline() -> None:
@@ -137,7 +139,7 @@ def test_the_environment_ends_texts_that_the_engine_does_not() -> None:
     assert not any("b" in TOKENIZER.decode(tokens[:-1]) for tokens in said)
     right = [end or tokens[-1] == EOS for end, tokens in zip(ended, said, strict=True)]
     assert episodes.terminated.tolist() == right
-    assert agent.rollouts.metrics["rollout/tokens_dropped"] > 0
+    assert agent.collector.metrics["rollout/tokens_dropped"] > 0
 
 
 def test_sleep_between_rollouts() -> None:

@@ -25,7 +25,7 @@ from textenv.agents.base.registry import make_agent
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.rollouts import ray_actors
-from textenv.agents.rollouts.factory import as_collector
+from textenv.agents.rollouts.factory import make_collector
 from textenv.agents.rollouts.ray_actors import RolloutActor, Work, env_recipe, pack, policy_recipe, unpack
 from textenv.agents.rollouts.ray_collector import RayCollector, start_rollout_actors
 from textenv.agents.settings.ray_rollouts import RayRollouts
@@ -268,7 +268,7 @@ def test_actors_play_while_the_learner_learns(actors: list[Any]) -> None:
     settings = {"importance_correction": "token", "kl_coef": 0.0}
     apart = make(actors, rollouts={"mode": "async"}, **settings)
     under_way: list[list[int]] = []
-    watch(apart, lambda agent, row: under_way.append(agent.rollouts.under_way))
+    watch(apart, lambda agent, row: under_way.append(agent.collector.under_way))
     apart.learn()
     assert under_way == [[16], [32], []]  # nothing is played that no iteration learns from
     by_hand = make(**settings)
@@ -343,11 +343,11 @@ def test_a_killed_actor_is_replaced_and_no_ticket_is_lost_or_played_twice(
 
     def watched(first_ticket: int) -> EpisodeBatch:
         if mode == "sync" and first_ticket == 16:
-            threading.Timer(0.1, os.kill, (disturbed.rollouts.pids[0], signal.SIGKILL)).start()
+            threading.Timer(0.1, os.kill, (disturbed.collector.pids[0], signal.SIGKILL)).start()
         episodes = play(first_ticket)
         seen.extend(episodes.episode_id.tolist())
         if mode == "async" and first_ticket == 0:  # the actors have just begun the next rollout
-            os.kill(disturbed.rollouts.pids[0], signal.SIGKILL)
+            os.kill(disturbed.collector.pids[0], signal.SIGKILL)
         return episodes
 
     disturbed.play = watched
@@ -556,7 +556,7 @@ def test_settings_that_do_not_go_together(actors: list[Any]) -> None:
         SFT(config(), dataset=EpisodeBatch.from_ids([[1]], [[2]]), rollouts=RayRollouts())
     with pytest.raises(TypeError, match=r"rollouts must be RayRollouts, .* got int"):
         PPO(config(), envs=make_vec(2), rollouts=2)  # type: ignore[arg-type]
-    assert as_collector(RayRollouts(num_actors=0)) is None
+    assert make_collector(RayRollouts(num_actors=0)) is None
 
 
 def test_rollouts_from_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -588,7 +588,7 @@ def test_an_agents_own_actors_are_stopped_at_the_end() -> None:
         config=PPOConfig(iterations=1, episodes_per_iteration=4, minibatches=1),
     )
     pids: list[int] = []
-    watch(agent, lambda agent, row: pids.extend(agent.rollouts.pids.values()))
+    watch(agent, lambda agent, row: pids.extend(agent.collector.pids.values()))
     agent.learn()
     (pid,) = pids
     deadline = time.monotonic() + 30
