@@ -5,10 +5,9 @@ from .base.agent import Agent
 from .base.callbacks import BestCheckpoint, Callback, EarlyStop, RunningAgent
 from .base.offline import OfflineAgent
 from .base.online import OnlineAgent
-from .base.registry import agent_names, describe, get_agent, make_agent, register_agent
+from .base.registry import agent_names, get_agent, register_agent
 from .base.result import TrainResult
 from .best_of_n import BestOfN
-from .checkpointing.checkpoint import load_agent
 from .checkpointing.run_folder import RunFolder
 from .data.batch import Totals, TrainingBatch
 from .dpo import CPO, DPO, KTO, ORPO, SimPO
@@ -23,6 +22,7 @@ from .loggers.jsonl import read_metrics
 from .loggers.registry import Logger, make_loggers, register_logger
 from .losses.advantages import register_advantage
 from .losses.aggregation import register_aggregation
+from .make import describe, list_agents, load_agent, make_agent
 from .monte_carlo import MonteCarloCritic
 from .nlpo import NLPO
 from .online_dpo import OnlineDPO
@@ -131,6 +131,7 @@ __all__ = [
     "evaluate_reward_model",
     "evaluate_sweep",
     "get_agent",
+    "list_agents",
     "load_agent",
     "make_agent",
     "make_loggers",

@@ -7,15 +7,13 @@ Shape letters: B episodes, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from textenv.agents.base.groups import SampleChooser
 from textenv.agents.base.metrics import mean_row
 from textenv.agents.base.registry import register_agent
+from textenv.agents.checkpointing.state import TrainingState
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.preferences import tokens_and_rule
 from textenv.agents.evaluation.task_scores import kl_wrappers, task_scores
@@ -102,32 +100,27 @@ class RFT(SampleChooser):
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
-    def state_values(self) -> dict[str, Any]:
-        """How the samples of the pool were drawn."""
-        return {**super().state_values(), "pool": None if self.pool is None else self.pool.episodes.sampling}
+    def training_state(self) -> TrainingState:
+        """With the pool, if the next iteration uses it again."""
+        state = super().training_state()
+        state.values["pool"] = None if self.pool is None else self.pool.episodes.sampling
+        if self.pool is not None and self.config.generations_kept != 1:
+            state.tensors |= {f"pool/{name}": getattr(self.pool.episodes, name) for name in POOL}
+            state.tensors |= {f"pool/{name}": tensor for name, tensor in self.pool.tensors.items()}
+        return state
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """The pool, if the next iteration will look at it again."""
-        if self.pool is None or self.config.generations_kept == 1:
-            return super().state_tensors()
-        episodes = {f"pool/{name}": getattr(self.pool.episodes, name) for name in POOL}
-        return {
-            **super().state_tensors(),
-            **episodes,
-            **{f"pool/{k}": v for k, v in self.pool.tensors.items()},
-        }
-
-    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load_training_state(self, state: TrainingState) -> None:
         """Restore the pool."""
-        super().load_state(values, tensors)
-        found = {name.removeprefix("pool/"): t for name, t in tensors.items() if name.startswith("pool/")}
+        super().load_training_state(state)
+        prefix = "pool/"
+        found = {name.removeprefix(prefix): t for name, t in state.tensors.items() if name.startswith(prefix)}
         if found:
             episodes = EpisodeBatch(
                 input_ids=found.pop("input_ids"),
                 attention_mask=found.pop("attention_mask"),
                 prompt_lengths=found.pop("prompt_lengths"),
                 action_mask=found.pop("action_mask"),
-                sampling=values["pool"],
+                sampling=state.values["pool"],
             )
             found.setdefault("scores", found["returns"].double())  # the oldest checkpoints have none
             self.pool = TrainingBatch(episodes, found)

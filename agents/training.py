@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from textenv.agents.base.arguments import check_config, check_policy_kwargs
 from textenv.agents.base.callbacks import BestCheckpoint
-from textenv.agents.base.registry import check_arguments, get_agent, make_agent
+from textenv.agents.base.registry import get_agent
 from textenv.agents.checkpointing.fresh_start import fresh_start, has_begun
 from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.distributed import process_group
@@ -151,7 +151,8 @@ def train(
         ... )
     """
     from textenv.agents.base.agent import Agent
-    from textenv.agents.checkpointing.resume import resume_agent, settings_to_resume
+    from textenv.agents.checkpointing.resume import settings_to_resume
+    from textenv.agents.make import check_arguments, make_agent
     from textenv.agents.reports.recorder import RunReport
     from textenv.agents.train_setup.task_start import described, make_start, start_config
     from textenv.tasks.make import make_vec_env, shared_prompts
@@ -201,7 +202,7 @@ def train(
         config_overrides["seed"] = seed
     kept: Any = None
     if folder is not None and resume:
-        kept = settings_to_resume(cls, folder.path, config, config_overrides)
+        kept = settings_to_resume(cls.config_class, folder.path, config, config_overrides)
         config_overrides = config_overrides if kept is None else {}
         if pretraining is not None and (resume is True or latest_whole(folder.path)[0] is not None):
             pretraining = None  # the checkpoint holds the weights, and those of the reference
@@ -297,7 +298,7 @@ def train(
     with fresh_start(folder.path) if process_group.is_main() else nullcontext():
         found = None
         if resume:
-            found = resume_agent(learner, folder.path, missing="start" if resume == "auto" else "error")
+            found = learner.restore(folder.path, missing="start" if resume == "auto" else "error")
         if process_group.is_main():
             device = device_of(learner)
             with folder.running():

@@ -12,10 +12,6 @@ from tests.test_project import FILES, ROOT, label, module_name
 MODULES = {module_name(path): label(path) for path in FILES}
 """Module -> its file."""
 UPWARD = {
-    ("agents/checkpointing/checkpoint.py", "agents/base/agent.py"),
-    ("agents/checkpointing/checkpoint.py", "agents/base/registry.py"),
-    ("agents/checkpointing/resume.py", "agents/base/agent.py"),
-    ("agents/checkpointing/resume.py", "agents/train_setup/task_settings.py"),
     ("agents/reports/run_data.py", "agents/pipeline/config.py"),
     ("agents/settings/effects.py", "agents/base/agent.py"),
     ("agents/study/config.py", "agents/cli/options.py"),

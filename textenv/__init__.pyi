@@ -1,6 +1,7 @@
 """Where the public names live; they load on first use."""
 
-from .agents.base.registry import make_agent, register_agent
+from .agents.base.registry import register_agent
+from .agents.make import make_agent
 from .agents.training import train
 from .envs.text_env import TextEnv
 from .envs.token_constraints import Legality

@@ -17,15 +17,17 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from textenv.agents.base import renamed
+from textenv.agents.base import renamed, saving
 from textenv.agents.base.arguments import check_config, check_options, check_policy_kwargs, check_sources
 from textenv.agents.base.callbacks import make_callbacks
+from textenv.agents.base.iteration import SPENT, end_iteration
 from textenv.agents.base.logging import open_loggers
+from textenv.agents.base.registry import name_of
 from textenv.agents.base.result import TrainResult
-from textenv.agents.checkpointing.checkpoint import load_agent, save_agent, save_checkpoint
 from textenv.agents.checkpointing.failure import NonFiniteError, save_failure
 from textenv.agents.checkpointing.fresh_start import starting
-from textenv.agents.checkpointing.resume import earlier_rows, resume_agent
+from textenv.agents.checkpointing.resume import earlier_rows
+from textenv.agents.checkpointing.state import TrainingState
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.episodes import fitting
 from textenv.agents.distributed import process_group
@@ -43,12 +45,7 @@ from textenv.agents.settings.base import AgentConfig
 from textenv.agents.settings.effects import Idle, refuse_in, refuse_in_run
 from textenv.agents.settings.engine_rollouts import EngineRollouts
 from textenv.agents.settings.ray_rollouts import RayRollouts
-from textenv.episodes.batch import EpisodeBatch
 from textenv.utils.host_memory import keep_freed_memory
-
-SPENT = ("env_tokens", "gradient_tokens", "reward_calls")
-"""Counters of what a run has cost: tokens generated to learn from, tokens (prompts included) of the rows
-of all optimizer steps, and episodes that the rewards were asked about. Evaluations don't count."""
 
 
 class Agent:
@@ -83,8 +80,6 @@ class Agent:
     """What it cannot promise, as an agent around another library may: what -> why."""
     policy_class: ClassVar[type[LanguagePolicy]] = LanguagePolicy
     """The class of its policy."""
-    run_loop = renamed.run_loop
-    finish = renamed.finish
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Accept the old names of hooks that a subclass defines."""
@@ -231,7 +226,10 @@ class Agent:
                 batch, self.totals(batch), self.loss, self.backend, max_tokens=limit
             )
         except NonFinite as error:
-            raise self.failure(error.term, error.values, error.episodes) from error
+            where = save_failure(self.run_dir, self.iteration, error.term, error.values, error.episodes)
+            raise NonFiniteError(
+                error.term, self.iteration, self.optimizer_steps, error.values, where
+            ) from error
         if applied:
             self.schedule.step()
             self.optimizer_steps += 1
@@ -243,11 +241,6 @@ class Agent:
         """Denominators of one optimizer step."""
         return Totals.of(batch)
 
-    def failure(self, term: str, values: Mapping[str, float], episodes: EpisodeBatch) -> NonFiniteError:
-        """Save the offending episodes and say what happened."""
-        where = save_failure(self.run_dir, self.iteration, term, values, episodes)
-        return NonFiniteError(term, self.iteration, self.optimizer_steps, values, where)
-
     def open_loggers(self, total: int) -> Loggers:
         """Loggers of this run, in the main process; a resumed run appends to its files."""
         return open_loggers(self, self.logger_specs, total)
@@ -255,41 +248,19 @@ class Agent:
     def end_iteration(self, metrics: Mapping[str, float], *, last: bool | None = None) -> None:
         """End an iteration: evaluate if it is time to, run the callbacks, log, save a checkpoint.
 
-        Afterwards ``stopped`` says whether a callback ended the run.
-
         Args:
             metrics: of the iteration; the counters are added to them.
             last: whether the run ends here; None compares with ``planned_iterations()``.
         """
-        cfg, now = self.config, self.iteration
-        last = now >= self.planned_iterations() if last is None else last
-        counters = ("episodes", self.episodes_seen), ("optimizer_steps", self.optimizer_steps)
-        spent = ((name, getattr(self, name)) for name in SPENT)
-        row = dict(metrics) | {name: float(count) for name, count in (*counters, *spent)}
-        row = process_group.broadcast(row)
-        asked = any(process_group.gather(self.callbacks.wants_evaluation(self, row)))
-        due = bool(cfg.eval_every and now % cfg.eval_every == 0)
-        evaluated = self.eval_envs is not None and (last or due or asked)
-        if evaluated:
-            self.evaluation = self.evaluate()
-            self.callbacks.on_evaluation(self, self.evaluation)
-            row |= {f"eval/{name}": value for name, value in self.evaluation.metrics.items()}
-            self.loggers.log_table("eval/samples", *self.evaluation.sample_table(), now)
-        stop = any(process_group.gather(self.callbacks.on_iteration(self, row)))
-        if last or stop or evaluated or now % cfg.log_every == 0:
-            self.loggers.log(row, now)
-            self.history.append(row)
-        self.stopped = stop
-        save = cfg.checkpoint_every and now % cfg.checkpoint_every == 0
-        if self.run_dir is not None and (last or stop or save):
-            self.checkpoint()
+        last = self.iteration >= self.planned_iterations() if last is None else last
+        end_iteration(self, metrics, last=last)
 
     def checkpoint(self) -> Path:
-        """Save everything into the run folder and drop the oldest checkpoints."""
+        """Write a checkpoint of this iteration into the run's folder; the oldest ones are removed."""
         assert self.run_dir is not None
-        final = save_checkpoint(self, self.run_dir)
-        self.callbacks.on_checkpoint(self, final)
-        return final
+        path = saving.save_checkpoint(self, self.run_dir)
+        self.callbacks.on_checkpoint(self, path)
+        return path
 
     def resume(
         self, run_dir: str | os.PathLike[str] | None = None, *, missing: Literal["error", "start"] = "error"
@@ -301,7 +272,7 @@ class Agent:
 
         Args:
             run_dir: folder of the run, None for the agent's own.
-            missing: where there is no whole checkpoint: "error", or "start" to begin anew.
+            missing: without a whole checkpoint: "error", or "start" to begin anew.
 
         Raises:
             FileNotFoundError: if there is no whole checkpoint and ``missing`` is "error".
@@ -310,8 +281,14 @@ class Agent:
         self.run_dir = self.run_dir if run_dir is None else Path(run_dir)
         if self.run_dir is None:
             raise ValueError("resume needs run_dir=, got None and the agent has none of its own")
-        resume_agent(self, self.run_dir, missing=missing)
+        self.restore(self.run_dir, missing=missing)
         return self.learn()
+
+    def restore(
+        self, run_dir: str | os.PathLike[str], *, missing: Literal["error", "start"] = "error"
+    ) -> Path | None:
+        """Load the newest whole checkpoint of a run and return it, None if there is none; see ``resume``."""
+        return saving.restore(self, run_dir, missing=missing)
 
     def learn(self) -> TrainResult[Self]:
         """Train to the end of the budget (from where a loaded agent stood)."""
@@ -326,10 +303,12 @@ class Agent:
             self.callbacks.on_start(self)
             if self.resumed and self.stopped:
                 warnings.warn(f"a callback ended this run in iteration {self.iteration}", stacklevel=2)
-            elif type(self).run_loop is not renamed.run_loop:
-                self.run_loop()
+            elif renamed.has_old_loop(self):
+                renamed.call_old_loop(self)
             else:
-                self.run()
+                self.stopped = False
+                with self.open_loggers(self.planned_iterations()) as self.loggers:
+                    self.train_loop()
         result = TrainResult(
             agent=self,
             history=self.history,
@@ -349,17 +328,9 @@ class Agent:
         """
         raise NotImplementedError
 
-    def run(self) -> None:
-        """Train with the loggers of this run."""
-        self.stopped = False
-        with self.open_loggers(self.planned_iterations()) as self.loggers:
-            self.train_loop()
-
     @classmethod
     def registered_name(cls) -> str:
-        """The name that ``make_agent`` knows it by."""
-        from textenv.agents.base.registry import name_of
-
+        """The name that the class is registered under; an error if it is not registered."""
         return name_of(cls)
 
     def counters(self) -> dict[str, int]:
@@ -372,16 +343,13 @@ class Agent:
         for name, value in counters.items():
             setattr(self, name, int(value))
 
-    def state_values(self) -> dict[str, Any]:
-        """Further JSON values that a resumed run needs."""
-        return {}
+    def training_state(self) -> TrainingState:
+        """All that an exact resume needs beside the policy's files. An agent adds what it has of its own."""
+        return saving.training_state(self)
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Further tensors that a resumed run needs."""
-        return {}
-
-    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Restore what ``state_values`` and ``state_tensors`` gave."""
+    def load_training_state(self, state: TrainingState) -> None:
+        """Restore what ``training_state`` gave; the policy was loaded before."""
+        saving.load_training_state(self, state)
 
     def act(self, obs: Mapping[str, Any], key: Any = None, **options: Any) -> Any:
         """Actions for a batch of observations: (N,) token ids."""
@@ -414,13 +382,17 @@ class Agent:
             self.policy.load_state_dict(self.policy_class.load(path).state_dict())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write model, heads, optimizer, counters and settings into a folder; every process calls it."""
-        save_agent(self, path)
+        """Write model, heads, optimizer, counters and settings into a folder; see ``saving.save``."""
+        saving.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Rebuild an agent from ``save``'s folder; ``envs``, ``dataset`` and the like are given anew."""
-        return load_agent(cls, path, **kwargs)
+        """Rebuild an agent from the folder that ``save`` wrote, or from a checkpoint.
+
+        ``kwargs`` are those of the constructor: ``envs``, ``dataset``, ...; see ``saving.load``.
+        """
+        loaded: Self = saving.load(cls, path, **kwargs)
+        return loaded
 
 
-renamed.pair_names(Agent)
+renamed.add_old_names(Agent)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from textenv.agents.base.online import OnlineAgent
+from textenv.agents.checkpointing.state import TrainingState
 from textenv.agents.data.batch import Totals, TrainingBatch, rows_of_step
 from textenv.agents.data.episodes import as_demonstrations
 from textenv.agents.distributed import process_group
@@ -301,20 +302,22 @@ class PolicyGradientAgent(OnlineAgent):
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
-    def state_values(self) -> dict[str, Any]:
-        """The statistics that scores are scaled by, and the coefficient of the KL in the loss."""
-        own = {"score_std": self.score_std.state_dict(), "loss_kl_coef": self.loss_kl_coef}
-        return {**super().state_values(), **own}
+    def training_state(self) -> TrainingState:
+        """With the statistics that scores are scaled by and the coefficient of the KL in the loss.
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """With an average: the weights in training, for the policy's files hold the averaged ones."""
-        return super().state_tensors() | ({} if self.average is None else self.average.state_tensors())
-
-    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Restore what ``state_values`` and ``state_tensors`` gave."""
-        super().load_state(values, tensors)
-        self.score_std.load_state_dict(values["score_std"])
-        if self.adapts_loss:
-            self.loss_kl_coef = values.get("loss_kl_coef", self.loss_kl_coef)  # the oldest have none
+        With an average also the weights in training: the policy's files hold the averaged ones.
+        """
+        state = super().training_state()
+        state.values |= {"score_std": self.score_std.state_dict(), "loss_kl_coef": self.loss_kl_coef}
         if self.average is not None:
-            self.average.load(tensors)
+            state.tensors |= self.average.state_tensors()
+        return state
+
+    def load_training_state(self, state: TrainingState) -> None:
+        """Restore what ``training_state`` gave."""
+        super().load_training_state(state)
+        self.score_std.load_state_dict(state.values["score_std"])
+        if self.adapts_loss:
+            self.loss_kl_coef = state.values.get("loss_kl_coef", self.loss_kl_coef)  # the oldest have none
+        if self.average is not None:
+            self.average.load(state.tensors)

@@ -1,20 +1,15 @@
-"""Agents by name, so that a study or a script swaps a word."""
+"""Names of agents: where each class and its settings are. An agent is imported when it is first used."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from textenv.agents.settings.base import AgentConfig
 from textenv.utils.names import check_name, nearest, shown
 
-if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent
-    from textenv.agents.settings.base import AgentConfig
-
-AgentClass = TypeVar("AgentClass", bound="type[Agent]")
+AgentClass = TypeVar("AgentClass", bound=type[Any])
 
 BUILTIN: dict[str, str] = {
     "a2c": "textenv.agents.a2c:A2C",
@@ -68,12 +63,12 @@ SETTINGS: dict[str, str] = {
 }
 """Name -> ``"module:class"`` of their settings in ``textenv.agents.settings``, read without the agent."""
 
-AGENTS: dict[str, type[Agent]] = {}
+AGENTS: dict[str, type[Any]] = {}
 """Name -> class of the agents that were registered."""
 
 
 def register_agent(name: str) -> Callable[[AgentClass], AgentClass]:
-    """Decorator: make an agent known by ``name``.
+    """Decorator: register an agent class under ``name``, and set its class attribute ``name``.
 
     The class has ``config_class`` and ``online``, as ``textenv.agents.Agent`` says. Registering the same
     class again (a module reloaded, a notebook cell run twice) replaces it.
@@ -96,6 +91,7 @@ def register_agent(name: str) -> Callable[[AgentClass], AgentClass]:
         if owner != origin:
             raise ValueError(f"agent {name!r} is already registered, as {owner}")
         AGENTS[name] = cls
+        cls.name = name
         return cls
 
     return register
@@ -106,7 +102,7 @@ def agent_names() -> list[str]:
     return sorted({*BUILTIN, *AGENTS})
 
 
-def get_agent(name: str | type[Agent]) -> type[Agent]:
+def get_agent(name: str | type[Any]) -> type[Any]:
     """The class of an agent; a class passes through.
 
     Raises:
@@ -134,71 +130,13 @@ def get_config_class(name: str) -> type[AgentConfig]:
     return getattr(import_module(f"textenv.agents.settings.{module}"), attribute)
 
 
-def name_of(cls: type[Agent]) -> str:
+def name_of(cls: type[Any]) -> str:
     """The name that an agent's class is registered under.
 
     Raises:
         ValueError: if it is not registered.
     """
-    for name, known in AGENTS.items():
-        if known is cls:
-            return name
+    name = vars(cls).get("name")
+    if isinstance(name, str) and AGENTS.get(name) is cls:
+        return name
     raise ValueError(f'{cls.__name__} is not registered; decorate it with @register_agent("name") to save it')
-
-
-def check_arguments(name: str | type[Agent], given: Iterable[str]) -> list[str]:
-    """Refuse names that are neither arguments of an agent's class nor its settings.
-
-    Returns:
-        The arguments' names, without ``model``.
-
-    Raises:
-        TypeError: if there is one; the error names the nearest ones.
-    """
-    cls = get_agent(name)
-    arguments = [
-        parameter.name
-        for parameter in inspect.signature(cls.__init__).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and parameter.name not in ("self", "model")
-    ]
-    settings = [spec.name for spec in fields(cls.config_class)]
-    for key in given:
-        if key not in arguments and key not in settings:
-            raise TypeError(
-                f"agent {name!r} takes no argument {key!r}; {nearest(key, {*arguments, *settings})}"
-            )
-    return arguments
-
-
-def make_agent(name: str | type[Agent], model: Any, **kwargs: Any) -> Agent:
-    """Make an agent: ``make_agent("ppo", model, envs=envs, learning_rate=1e-5)``.
-
-    Args:
-        name: of the agent, or its class.
-        model: a ``LanguagePolicy``, or what one is made of: hub id, folder, config, or module.
-        kwargs: arguments of the agent's class (``envs``, ``dataset``, ``eval_envs``, ``config``, ...) and
-            fields of its settings, which change ``config`` or, without one, the defaults.
-
-    Raises:
-        ValueError: if the agent is unknown.
-        TypeError: if an argument is neither; the error names the nearest ones.
-    """
-    cls = get_agent(name)
-    arguments = check_arguments(name, kwargs)
-    changes = {key: kwargs.pop(key) for key in list(kwargs) if key not in arguments}
-    if changes:
-        config = kwargs.get("config")
-        if config is not None and not isinstance(config, cls.config_class):
-            raise TypeError(f"config must be a {cls.config_class.__name__}, got {type(config).__name__}")
-        kwargs["config"] = cls.config_class(**changes) if config is None else config.replace(**changes)
-    return cls(model, **kwargs)
-
-
-def describe() -> dict[str, str]:
-    """Name -> first line of the documentation, for every agent."""
-    lines = {}
-    for name in agent_names():
-        documentation = inspect.getdoc(get_agent(name)) or ""
-        lines[name] = documentation.splitlines()[0] if documentation else ""
-    return lines

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 RENAMED: Mapping[str, str] = {
     "step": "optimizer_step",
     "describe": "rollout_metrics",
@@ -63,12 +65,51 @@ def accept_old_names(cls: type) -> None:
             DeprecationWarning,
             stacklevel=3,
         )
+    if own := sorted({"state_values", "state_tensors", "load_state"} & vars(cls).keys()):
+        warnings.warn(
+            f"{cls.__name__}.{own[0]} is deprecated: extend training_state and load_training_state",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+
+
+def add_old_names(agent: type) -> None:
+    """Add the old names of hooks to the class ``Agent``."""
+    pair_names(agent)
+    for function in (run_loop, finish, state_values, state_tensors, load_state):
+        setattr(agent, function.__name__, function)
+
+
+def has_old_loop(agent: Any) -> bool:
+    """Whether the agent's class defines ``run_loop``, which opens the loggers itself."""
+    return type(agent).run_loop is not run_loop
+
+
+def call_old_loop(agent: Any) -> None:
+    """Train by the ``run_loop`` that the agent's class defines."""
+    agent.run_loop()
+
+
+def state_values(agent: Any) -> dict[str, Any]:
+    """Deprecated: ``training_state().values``. Further JSON values that a resumed run needs."""
+    return {}
+
+
+def state_tensors(agent: Any) -> dict[str, Tensor]:
+    """Deprecated: ``training_state().tensors``. Further tensors that a resumed run needs."""
+    return {}
+
+
+def load_state(agent: Any, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Deprecated: ``load_training_state``. Restores what ``state_values`` and ``state_tensors`` gave."""
 
 
 def run_loop(agent: Any) -> None:
     """Deprecated: ``train_loop``."""
     warnings.warn("run_loop is now called train_loop", DeprecationWarning, stacklevel=2)
-    agent.run()
+    agent.stopped = False
+    with agent.open_loggers(agent.planned_iterations()) as agent.loggers:
+        agent.train_loop()
 
 
 def finish(agent: Any, row: Mapping[str, float], loggers: Any, *, last: bool) -> bool:

@@ -1,4 +1,4 @@
-"""An agent on disk: its policy's folder, and beside it everything that training needs to go on exactly.
+"""An agent on disk: the files of its policy, and beside them the ``TrainingState``.
 
     (policy files)              see ``textenv.agents.policies.files``; plain transformers loads the folder
     trainer.json                agent, settings, counters, schedule, reward terms, callbacks, extra state
@@ -17,24 +17,20 @@ import json
 import os
 import reprlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from textenv import scoring as scorer
-from textenv.agents.checkpointing.random_state import random_state
+from textenv.agents.checkpointing.random_state import random_state, set_random_state
 from textenv.agents.checkpointing.run_folder import RunFolder, RunFolderError
-from textenv.agents.distributed import process_group
-from textenv.modeling.saved_runs import MANIFEST, CorruptCheckpointError, manifest, verify
+from textenv.agents.checkpointing.state import TrainingState
+from textenv.modeling.saved_runs import MANIFEST, CorruptCheckpointError, manifest
 from textenv.utils.files import atomic_folder
 from textenv.utils.json_files import read_object
-
-if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent
 
 TRAINER = "trainer.json"
 FORMAT = 1
@@ -53,59 +49,61 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 """Fields of ``trainer.json`` and their types."""
 
 
-def save_agent(agent: Agent, path: str | os.PathLike[str]) -> None:
+def save_state(
+    path: str | os.PathLike[str], state: TrainingState, save_policy: Callable[[Path], None]
+) -> None:
     """Write an agent into the folder ``path``, whole or not at all.
+
+    Args:
+        path: the folder.
+        state: of the agent.
+        save_policy: writes the policy's files into a folder.
 
     Raises:
         RunFolderError: if it can't be written; what was at ``path`` is still there.
         FileExistsError: if ``path`` holds something else than an agent.
     """
-    with process_group.joined("saving"), agent.backend.unsharded_state():
-        if process_group.is_main():
-            with _explained(Path(path)), atomic_folder(path, marker=TRAINER) as folder:
-                write_agent(agent, folder)
+    with _explained(Path(path)), atomic_folder(path, marker=TRAINER) as folder:
+        write_state(folder, state, save_policy)
 
 
-def save_checkpoint(agent: Agent, run_dir: str | os.PathLike[str]) -> Path:
-    """Write the checkpoint of this iteration into the run's folder, then drop the oldest ones.
+def save_checkpoint(
+    run: RunFolder, state: TrainingState, save_policy: Callable[[Path], None], *, keep: int
+) -> None:
+    """Write the checkpoint of this iteration into the run's folder, then remove all but the latest ``keep``.
 
     Raises:
         RunFolderError: if it can't be written; the earlier ones are still there.
     """
-    folder = RunFolder(run_dir)
-    final = folder.checkpoint_dir(agent.iteration)
-    with process_group.joined("saving a checkpoint"), agent.backend.unsharded_state():
-        if process_group.is_main():
-            with _explained(final, folder), folder.checkpoint(agent.iteration) as path:
-                write_agent(agent, path)
-            folder.prune(agent.config.keep_checkpoints)
-    return final
+    step = state.counters["iteration"]
+    with _explained(run.checkpoint_dir(step), run), run.checkpoint(step) as folder:
+        write_state(folder, state, save_policy)
+    run.prune(keep)
 
 
-def write_agent(agent: Agent, folder: Path) -> None:
-    """Fill a folder that becomes visible later (the caller renames it)."""
-    agent.save_policy(folder)
-    tensors, plain = _flat(agent.optimizer.state_dict())
-    save_file(tensors | agent.backend.masters.tensors(), folder / "optimizer.safetensors")
-    extra_tensors = {name: value.detach().cpu().contiguous() for name, value in agent.state_tensors().items()}
+def write_state(folder: Path, state: TrainingState, save_policy: Callable[[Path], None]) -> None:
+    """Fill a folder that the caller renames when it is complete."""
+    save_policy(folder)
+    tensors, plain = _flat(state.optimizer)
+    save_file(tensors, folder / "optimizer.safetensors")
+    extra_tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
     if extra_tensors:
         save_file(extra_tensors, folder / "trainer.safetensors")
     random_tensors, random_values = random_state()
     save_file(random_tensors, folder / "random.safetensors")
-    wrappers = [] if agent.envs is None else scorer.reward_wrappers(agent.envs)
     trainer = {
         "format": FORMAT,
-        "agent": agent.registered_name(),
-        "config": agent.config.to_dict(),
-        "counters": agent.counters(),
+        "agent": state.agent,
+        "config": state.config,
+        "counters": state.counters,
         "optimizer": plain,
-        "schedule": {k: v for k, v in agent.schedule.state_dict().items() if _is_json(v)},
-        "scaler": agent.backend.scaler.state_dict(),
-        "reward_terms": scorer.state_dict(wrappers),
-        "callbacks": agent.callbacks.state_dict(),
-        "state": agent.state_values(),
-        "stopped": agent.stopped,
-        "data": data_sizes(agent),
+        "schedule": {k: v for k, v in state.schedule.items() if _is_json(v)},
+        "scaler": state.scaler,
+        "reward_terms": state.reward_terms,
+        "callbacks": state.callbacks,
+        "state": state.values,
+        "stopped": state.stopped,
+        "data": state.data,
         "random": random_values,
     }
     (folder / TRAINER).write_text(json.dumps(trainer, indent=2) + "\n")
@@ -116,65 +114,34 @@ def write_agent(agent: Agent, folder: Path) -> None:
                 os.fsync(handle.fileno())
 
 
-def load_agent(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
-    """Rebuild an agent.
-
-    Args:
-        cls: the agent's class; ``Agent`` itself takes the class that the folder names.
-        path: folder that ``save_agent`` wrote.
-        kwargs: of the constructor: ``envs``, ``dataset``, ``callbacks``, ...; ``config`` replaces the
-            saved settings.
+def read_state(path: str | os.PathLike[str]) -> TrainingState:
+    """The state that ``write_state`` wrote.
 
     Raises:
-        ValueError: if the folder was written by another kind of agent.
-        CorruptCheckpointError: if the folder is damaged.
+        ValueError: if a newer version wrote it.
+        CorruptCheckpointError: if ``trainer.json`` is damaged.
     """
-    from textenv.agents.base.registry import get_agent
-
-    verify(path)
     folder = Path(path)
-    trainer = read_trainer(folder)
-    kind = get_agent(trainer["agent"])
-    if not issubclass(kind, cls):
-        raise ValueError(f"{folder} holds a {kind.__name__}, expected a {cls.__name__}")
-    config = kwargs.pop("config", None) or kind.config_class.from_saved(trainer["config"])
-    policy = kind.policy_class.load(folder)
-    agent = kind(policy, config=config, **kwargs)
-    with agent.backend.unsharded_state(write=True):
-        restore(agent, folder)
-    return agent
+    trainer, tensors = read_trainer(folder), folder / "trainer.safetensors"
+    return TrainingState(
+        agent=trainer["agent"],
+        config=trainer["config"],
+        counters=trainer["counters"],
+        optimizer=_nested(load_file(folder / "optimizer.safetensors"), trainer["optimizer"]),
+        schedule=trainer["schedule"],
+        scaler=trainer.get("scaler"),
+        reward_terms=trainer["reward_terms"],
+        callbacks=trainer["callbacks"],
+        values=trainer["state"],
+        tensors=load_file(tensors) if tensors.is_file() else {},
+        stopped=trainer["stopped"],
+        data=trainer["data"],
+    )
 
 
-def restore(agent: Agent, path: str | os.PathLike[str]) -> None:
-    """Put optimizer, counters and states of a saved agent into ``agent``, whose policy was loaded already."""
-    folder = Path(path)
-    trainer = read_trainer(folder)
-    state = _nested(load_file(folder / "optimizer.safetensors"), trainer["optimizer"])
-    for own, saved in zip(agent.optimizer.param_groups, state["param_groups"], strict=True):
-        # How it computes here, not there.
-        saved |= {name: own[name] for name in ("fused", "foreach") if name in own}
-    agent.backend.masters.load(state["state"])
-    agent.optimizer.load_state_dict(state)
-    agent.schedule.load_state_dict(trainer["schedule"])
-    scaler = agent.backend.scaler
-    scaler.load_state_dict(trainer.get("scaler", scaler.state_dict()))  # the oldest checkpoints have none
-    agent.set_counters(trainer["counters"])
-    if agent.envs is not None:
-        scorer.load_state_dict(scorer.reward_wrappers(agent.envs), trainer["reward_terms"])
-    agent.callbacks.load_state_dict(trainer["callbacks"])
-    tensors = folder / "trainer.safetensors"
-    agent.load_state(trainer["state"], load_file(tensors) if tensors.is_file() else {})
-    agent.policy.invalidate()
-
-
-def data_sizes(agent: Agent) -> dict[str, int]:
-    """How much data an agent has, kept to notice a resume on other data."""
-    sizes = {}
-    if agent.dataset is not None:
-        sizes["rows of data"] = len(agent.dataset)
-    if agent.envs is not None:
-        sizes["prompts"] = len(agent.envs.unwrapped.prompts)
-    return sizes
+def restore_random_state(folder: Path) -> None:
+    """Set the global random generators to where they stood when the checkpoint was written."""
+    set_random_state(load_file(folder / "random.safetensors"), read_trainer(folder)["random"])
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:

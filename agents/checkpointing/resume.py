@@ -6,21 +6,15 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from safetensors.torch import load_file
-
-from textenv.agents.checkpointing.checkpoint import data_sizes, read_trainer, restore
-from textenv.agents.checkpointing.random_state import set_random_state
+from textenv.agents.checkpointing.checkpoint import read_trainer
 from textenv.agents.checkpointing.run_folder import RunFolder
+from textenv.agents.checkpointing.state import RunIdentity
 from textenv.agents.distributed import process_group
 from textenv.agents.loggers.jsonl import read_metrics
-from textenv.agents.train_setup.task_settings import given_settings
+from textenv.agents.settings.base import AgentConfig, given_settings
 from textenv.modeling.saved_runs import latest_whole
-
-if TYPE_CHECKING:
-    from textenv.agents.base.agent import Agent
-    from textenv.agents.settings.base import AgentConfig
 
 FREE_TO_CHANGE = frozenset(
     {
@@ -39,21 +33,23 @@ FREE_TO_CHANGE = frozenset(
 """Settings that a resumed run may change: how long it runs, what it reports, what fits into memory."""
 
 
-def resume_agent(
-    agent: Agent, run_dir: str | os.PathLike[str], *, missing: Literal["error", "start"] = "error"
+def find_checkpoint(
+    run_dir: str | os.PathLike[str],
+    identity: RunIdentity,
+    *,
+    missing: Literal["error", "start"] = "error",
+    keep: int,
 ) -> Path | None:
-    """Put an agent, made as the run's was, where the newest whole checkpoint of the run stands.
+    """The newest whole checkpoint of a run, checked to be of this agent; every process calls it.
 
-    Half-written files are removed, and damaged checkpoints newer than that one are set aside, for they will
-    be written again.
+    Half-written files are removed, and newer checkpoints that are damaged are renamed: they will be written
+    again.
 
     Args:
-        agent: an agent that has not learned yet.
         run_dir: folder of the run.
-        missing: where there is no whole checkpoint: "error", or "start" to leave the agent as it is.
-
-    Returns:
-        The checkpoint; None if there was none.
+        identity: of the agent that goes on with the run.
+        missing: where there is no whole checkpoint: "error", or "start" to return None.
+        keep: number of the latest checkpoints that stay.
 
     Raises:
         FileNotFoundError: if there is no whole checkpoint and ``missing`` is "error".
@@ -61,7 +57,7 @@ def resume_agent(
         ValueError: if the run was made by another kind of agent, or with other settings or data.
 
     Warns:
-        UserWarning: naming each damaged checkpoint that was passed over.
+        UserWarning: naming each damaged checkpoint that is skipped.
     """
     if missing not in ("error", "start"):
         raise ValueError(f"missing must be 'error' or 'start', got {missing!r}")
@@ -71,41 +67,35 @@ def resume_agent(
     choice: tuple[Path | None, list[str]] = None, []
     with process_group.joined("resuming"):
         if process_group.is_main():
-            choice = _choose(agent, folder, missing)
+            choice = _choose(identity, folder, missing, keep)
     found, problems = process_group.broadcast(choice)
     for problem in problems:
         instead = "the run begins anew" if found is None else f"going on from {found}"
-        warnings.warn(f"{problem}; {instead}", stacklevel=3)
-    if found is not None:
-        trainer = read_trainer(found)
-        with agent.backend.unsharded_state(write=True):
-            agent.restore_policy(found)
-            restore(agent, found)
-        agent.stopped = bool(trainer["stopped"])
-        set_random_state(load_file(found / "random.safetensors"), trainer["random"])
-    agent.resumed = True
+        warnings.warn(f"{problem}; {instead}", stacklevel=4)
     return found
 
 
-def _choose(agent: Agent, folder: RunFolder, missing: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, checked; damaged ones that are newer are set aside."""
+def _choose(
+    identity: RunIdentity, folder: RunFolder, missing: str, keep: int
+) -> tuple[Path | None, list[str]]:
+    """The checkpoint, and what is wrong with damaged ones that are newer; these are renamed."""
     with folder.running():
         found, problems = latest_whole(folder.path)
         if found is None and missing == "error":
             what = "; ".join(problems) or "it holds no checkpoint"
             raise FileNotFoundError(f"{folder.path} can't be resumed: {what}")
         if found is not None:
-            check_same_run(agent, read_trainer(found), found)
+            check_same_run(identity, read_trainer(found), found)
         for step, damaged in folder.step_folders():
             if found is None or damaged > found:
                 folder.set_aside(step)
         if found is not None:  # a process that was killed before it pruned has left one too many
-            folder.prune(agent.config.keep_checkpoints)
+            folder.prune(keep)
     return found, problems
 
 
 def settings_to_resume(
-    cls: type[Agent],
+    config_class: type[AgentConfig],
     run_dir: str | os.PathLike[str],
     config: AgentConfig | Mapping[str, Any] | None,
     changes: Mapping[str, Any],
@@ -113,7 +103,7 @@ def settings_to_resume(
     """Settings to go on with a run by: those given now, and the newest checkpoint's for the rest.
 
     Args:
-        cls: the agent's class.
+        config_class: class of the agent's settings.
         run_dir: folder of the run.
         config: settings given now, as an object or by name; None gives none.
         changes: further ones, by name.
@@ -127,13 +117,13 @@ def settings_to_resume(
     saved = None
     for _, folder in reversed(RunFolder(run_dir).step_folders()):
         try:
-            saved = cls.config_class.from_saved(read_trainer(folder)["config"])
+            saved = config_class.from_saved(read_trainer(folder)["config"])
         except (
             OSError,
             ValueError,
             TypeError,
             KeyError,
-        ):  # damaged, or another agent's: told when it is read
+        ):  # damaged, or another agent's: reported when it is read
             continue
         break
     if saved is None:
@@ -149,18 +139,19 @@ def settings_to_resume(
     return saved.replace(**given)
 
 
-def check_same_run(agent: Agent, trainer: Mapping[str, Any], path: Path) -> None:
+def check_same_run(identity: RunIdentity, trainer: Mapping[str, Any], path: Path) -> None:
     """Refuse to go on with another agent, other settings or other data than the checkpoint's.
 
     Raises:
         ValueError: naming what differs.
     """
-    name = agent.registered_name()
+    name = identity.agent
     if trainer["agent"] != name:
         raise ValueError(f"{path} is of the agent {trainer['agent']!r}, expected {name!r}")
-    free = FREE_TO_CHANGE | (set() if agent.online else {"epochs"})
+    free = FREE_TO_CHANGE | (set() if identity.online else {"epochs"})
     # Through the settings' class: settings that came later than the checkpoint get their defaults.
-    own, saved = agent.config.to_dict(), type(agent.config).from_saved(trainer["config"]).to_dict()
+    config = identity.config
+    own, saved = config.to_dict(), type(config).from_saved(trainer["config"]).to_dict()
     differ = [key for key in own if key not in free and own[key] != saved[key]]
     if differ:
         listed = ", ".join(f"{key}={saved[key]!r} (got {own[key]!r})" for key in differ)
@@ -168,11 +159,10 @@ def check_same_run(agent: Agent, trainer: Mapping[str, Any], path: Path) -> None
             f"a resumed run must keep its settings, {path} was written with {listed}; "
             "for other settings start a new run with the checkpoint as its model"
         )
-    sizes = data_sizes(agent)
     for key, count in trainer["data"].items():
-        if sizes.get(key) != count:
+        if identity.data.get(key) != count:
             raise ValueError(
-                f"a resumed run must keep its data, {path} saw {count} {key}, got {sizes.get(key)}"
+                f"a resumed run must keep its data, {path} saw {count} {key}, got {identity.data.get(key)}"
             )
 
 

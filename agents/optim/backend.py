@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.distributed import process_group
-from textenv.agents.optim.master_weights import MasterWeights
+from textenv.agents.optim.master_weights import KEY, MasterWeights
 from textenv.agents.optim.optimizer import clip_gradients
 
 Stats = dict[str, Tensor]
@@ -125,3 +125,21 @@ class Backend:
             write: write the tensors as they are at the end of the block back into the shards.
         """
         return nullcontext()
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's ``state_dict``, with the float32 copies of 16-bit weights as ``"master"``."""
+        found = self.optimizer.state_dict()
+        state = {index: dict(values) for index, values in found["state"].items()}
+        for index, master in self.masters.tensors().items():
+            state.setdefault(index, {})[KEY] = master
+        return {**found, "state": state}
+
+    def load_optimizer_state(self, state: dict[str, Any], scaler: dict[str, Any] | None) -> None:
+        """Restore what ``optimizer_state`` gave, and the state of the loss scaler if there is one."""
+        for own, saved in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
+            # Which kernels compute the step is a matter of this machine, not of the one that saved.
+            saved |= {name: own[name] for name in ("fused", "foreach") if name in own}
+        self.masters.load(state["state"])
+        self.optimizer.load_state_dict(state)
+        if scaler is not None:
+            self.scaler.load_state_dict(scaler)

@@ -73,9 +73,9 @@ class MasterWeights:
         for weight, _ in self._pairs.values():
             weight.grad = None
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The copies as ``"index/master"``, by the parameter's index in the optimizer."""
-        return {f"{index}/{KEY}": master.detach().cpu() for index, (_, master) in self._pairs.items()}
+    def tensors(self) -> dict[int, Tensor]:
+        """The copies by the parameter's index in the optimizer."""
+        return {index: master.detach().cpu() for index, (_, master) in self._pairs.items()}
 
     @torch.no_grad()
     def load(self, state: dict[int, dict[str, object]]) -> None:

@@ -342,6 +342,11 @@ class OfflineConfig(AgentConfig):
         return (self.epochs or 1) * -(-rows // self.batch_size)
 
 
+def given_settings(config: AgentConfig | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that were given, by name."""
+    return config.given() if isinstance(config, AgentConfig) else dict(config or {})
+
+
 def _default(spec: Field[Any]) -> Any:
     return spec.default if spec.default_factory is MISSING else spec.default_factory()
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from textenv.agents.base.agent import SPENT
 from textenv.agents.base.callbacks import Callback, RunningAgent
+from textenv.agents.base.iteration import SPENT
 from textenv.agents.study.config import Budget
 from textenv.rewards.registry import make_reward
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from textenv.agents.base.registry import get_config_class, name_of
-from textenv.agents.settings.base import AgentConfig
+from textenv.agents.settings.base import AgentConfig, given_settings
 
 if TYPE_CHECKING:
     from textenv.agents.base.agent import Agent
@@ -128,11 +128,6 @@ def unsaid(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     """
     said = {RIVALS.get(name) for name, value in given.items() if value is not None}
     return {name: value for name, value in defaults.items() if name not in given and name not in said}
-
-
-def given_settings(config: AgentConfig | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings that were given, by name."""
-    return config.given() if isinstance(config, AgentConfig) else dict(config or {})
 
 
 def _registered(agent: type[Agent]) -> str | None:

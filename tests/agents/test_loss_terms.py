@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tests.helpers.online_helpers import make, rollout
-from textenv.agents.base.registry import make_agent
 from textenv.agents.data.batch import TrainingBatch, rows_of_step
+from textenv.agents.make import make_agent
 from textenv.agents.online_dpo import OnlineDPO
 from textenv.agents.rft import RFT
 from textenv.episodes.batch import EpisodeBatch

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 import textenv
 from tests.helpers.policy_helpers import gpt2_config
-from textenv.agents.base.registry import agent_names, make_agent
+from textenv.agents.base.registry import agent_names
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.data.preferences import (
     PairedBatch,
@@ -24,6 +24,7 @@ from textenv.agents.data.preferences import (
     pairs_from_returns,
 )
 from textenv.agents.dpo import DPO, KTO, DPOConfig, KTOConfig, SimPOConfig
+from textenv.agents.make import make_agent
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.rwr import RWR, reward_weights
 from textenv.episodes.batch import EpisodeBatch

@@ -15,10 +15,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from tests.helpers.numeric_helpers import relative_error
 from tests.helpers.reward_helpers import TOKENIZER, config, language_model
 from textenv.agents.base.callbacks import make_callbacks
-from textenv.agents.base.registry import make_agent
 from textenv.agents.data.ratings import RewardBatch, as_reward_batch, drop_tokens, end_rows
 from textenv.agents.evaluation.reward_model import pair_metrics, rating_metrics, reliability
 from textenv.agents.losses.reward_model import bradley_terry_loss, centering_loss, rating_loss
+from textenv.agents.make import make_agent
 from textenv.agents.policies.reward_scorer import Scorer
 from textenv.agents.reward_model import RewardModelAgent, RewardModelConfig
 from textenv.episodes.batch import EpisodeBatch

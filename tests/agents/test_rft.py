@@ -79,9 +79,9 @@ def test_the_pool_knows_scores_without_the_kl_and_one_of_before_takes_its_return
     assert agent.pool is not None and agent.pool["scores"].tolist() == [1.0] * 32
     assert len(agent.pool["returns"].unique()) > 1
     assert "rft/chosen" not in agent.update(agent.last_batch or agent.pool)
-    tensors = agent.state_tensors()
-    older = {name: tensor for name, tensor in tensors.items() if name != "pool/scores"}
-    agent.load_state(agent.state_values(), older)
+    older = agent.training_state()
+    del older.tensors["pool/scores"]
+    agent.load_training_state(older)
     assert torch.equal(agent.pool["scores"], agent.pool["returns"].double())
 
 
@@ -189,8 +189,9 @@ def test_how_long_samples_stay(kept: int | None, sizes: list[int]) -> None:
 
 def test_there_is_no_pool_to_save_before_the_first_iteration() -> None:
     agent = make()
-    assert agent.state_values()["pool"] is None
-    assert not any(name.startswith("pool/") for name in agent.state_tensors())
+    state = agent.training_state()
+    assert state.values["pool"] is None
+    assert not any(name.startswith("pool/") for name in state.tensors)
 
 
 def test_where_nothing_differs_nothing_is_learned() -> None:

@@ -22,8 +22,8 @@ import textenv
 import textenv.episodes.checks
 import textenv.utils.json_text
 from tests.helpers.env_helpers import TOKENIZER, by_key
-from textenv.agents.base.registry import make_agent
 from textenv.agents.data.episodes import as_demonstrations, as_episodes
+from textenv.agents.make import make_agent
 from textenv.data.loading import (
     episodes_from_records,
     load_columns,

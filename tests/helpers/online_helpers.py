@@ -10,8 +10,9 @@ from torch import Tensor
 
 from textenv.agents.base.callbacks import Callback
 from textenv.agents.base.policy_gradient import PolicyGradientAgent
-from textenv.agents.base.registry import get_agent, make_agent
+from textenv.agents.base.registry import get_agent
 from textenv.agents.data.batch import TrainingBatch
+from textenv.agents.make import make_agent
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
 

@@ -93,12 +93,12 @@ def test_a_resumed_run_goes_on_with_its_coefficient(case: str, tmp_path: Path) -
 def test_a_checkpoint_without_a_coefficient_starts_from_the_settings(tmp_path: Path) -> None:
     agent = make("ppo", **ADAPTIVE)
     agent.learn()
-    values = agent.state_values()
-    del values["loss_kl_coef"]
+    state = agent.training_state()
+    del state.values["loss_kl_coef"]
     other = make("ppo", **ADAPTIVE)
-    other.load_state(values, {})
+    other.load_training_state(state)
     assert other.loss_kl_coef == 0.5
     fixed = make("ppo", **{**FIXED, "kl_coef": 0.25})
-    fixed.load_state(agent.state_values(), {})
+    fixed.load_training_state(agent.training_state())
     assert fixed.loss_kl_coef == 0.25
     assert not torch.equal(torch.tensor(agent.loss_kl_coef), torch.tensor(0.5))

@@ -15,12 +15,11 @@ import textenv.agents
 import textenv.agents.base.registry as registry
 from textenv.agents.base.registry import (
     agent_names,
-    describe,
     get_agent,
     get_config_class,
-    make_agent,
     register_agent,
 )
+from textenv.agents.make import list_agents, make_agent
 from textenv.agents.settings.base import OnlineConfig, field_docs
 
 
@@ -70,7 +69,7 @@ def test_register_and_make() -> None:
     assert get_agent("toy") is get_agent(Toy) is Toy
     agent: Any = make_agent("toy", "model", envs="envs")
     assert (agent.model, agent.envs, agent.config) == ("model", "envs", ToyConfig())
-    assert describe()["toy"] == "A toy agent."
+    assert list_agents()["toy"] == "A toy agent."
 
 
 def test_settings_among_the_arguments_reach_the_config() -> None:
@@ -120,7 +119,7 @@ def test_every_built_in_agent_loads_registers_itself_and_documents_its_settings(
     assert isinstance(cls.online, bool)
     assert set(field_docs(cls.config_class)) >= {"seed", "learning_rate"}
     cls.config_class()
-    assert describe()[name].endswith(".")
+    assert list_agents()[name].endswith(".")
 
 
 @pytest.mark.parametrize("name", textenv.agents.__all__)

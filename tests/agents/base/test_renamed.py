@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+import textenv.agents.base.registry as registry
 from tests.helpers.online_helpers import make, make_envs, rollout, tiny
 from textenv.agents.base.agent import Agent
+from textenv.agents.base.registry import register_agent
 from textenv.agents.base.renamed import RENAMED, pair_names
 from textenv.agents.best_of_n import BestOfN
+from textenv.agents.make import load_agent
 from textenv.agents.ppo import PPO
 from textenv.agents.settings.actor_critic import PPOConfig
 
@@ -46,7 +49,7 @@ def old_style() -> type[PPO]:
 
         def run_loop(self) -> None:
             self.calls.append("run_loop")
-            super().run_loop()
+            super().run_loop()  # type: ignore[misc]
 
     return Old
 
@@ -143,3 +146,43 @@ def test_a_stopped_run_can_learn_on() -> None:
     assert len(agent.learn().history) == 1 and agent.stopped
     assert [row["episodes"] for row in agent.learn().history] == [32.0] and not agent.stopped
     assert torch.isfinite(agent.parameters[0]).all() and issubclass(PPO, Agent)
+
+
+def test_state_of_a_user_by_the_old_hooks_is_saved_and_loaded(tmp_path: Any) -> None:
+    with pytest.warns(DeprecationWarning, match="load_state is deprecated: extend training_state"):
+
+        @register_agent("old-state")
+        class Stateful(PPO):
+            seen = 0
+            table: torch.Tensor | None = None
+
+            def state_values(self) -> dict[str, Any]:
+                return {**super().state_values(), "seen": self.seen}  # type: ignore[misc]
+
+            def state_tensors(self) -> dict[str, torch.Tensor]:
+                return {**super().state_tensors(), "table": torch.arange(3)}  # type: ignore[misc]
+
+            def load_state(self, values: Any, tensors: Any) -> None:
+                super().load_state(values, tensors)  # type: ignore[misc]
+                self.seen, self.table = values["seen"], tensors["table"]
+
+    try:
+        agent = Stateful(tiny(), envs=make_envs("ppo"), config=SETTINGS)
+        agent.seen = 7
+        agent.score_std.update(torch.tensor([1.0, 5.0]))
+        agent.save(tmp_path / "agent")
+        loaded = Stateful.load(tmp_path / "agent", envs=make_envs("ppo"))
+        assert loaded.seen == 7 and loaded.table is not None and loaded.table.tolist() == [0, 1, 2]
+        assert loaded.score_std.std == agent.score_std.std != 1.0
+        assert type(load_agent(tmp_path / "agent", envs=make_envs("ppo"))) is Stateful
+    finally:
+        registry.AGENTS.pop("old-state")
+
+
+def test_a_class_loads_without_the_registry(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("ppo").save(tmp_path / "agent")
+    monkeypatch.setattr(registry, "AGENTS", {})
+    monkeypatch.setattr(registry, "BUILTIN", {})
+    assert type(PPO.load(tmp_path / "agent", envs=make_envs("ppo"))) is PPO
+    with pytest.raises(ValueError, match="unknown agent 'ppo'"):
+        load_agent(tmp_path / "agent", envs=make_envs("ppo"))

@@ -120,7 +120,7 @@ def test_a_checkpoint_of_before_scales_were_saved_is_read(autocast: str, tmp_pat
     file.write_text(json.dumps(trainer))
     other = train(autocast=autocast, seed=1, steps=1)
     scale = other.backend.scaler.state_dict()
-    checkpoint.restore(other, tmp_path / "saved")
+    other.load_training_state(checkpoint.read_state(tmp_path / "saved"))
     assert other.optimizer_steps == agent.optimizer_steps
     assert other.backend.scaler.state_dict() == scale
 

@@ -19,6 +19,7 @@ from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.cli import catalog
 from textenv.agents.cli.main import COMMANDS, main
 from textenv.agents.loggers.jsonl import read_metrics
+from textenv.agents.make import list_agents
 from textenv.agents.ppo import PPOConfig
 from textenv.rewards import registry as rewards
 from textenv.tasks import registry as tasks
@@ -123,7 +124,7 @@ assert time.process_time() < 5, time.process_time()
 
 
 def test_the_lists_say_what_the_registries_say(say: Say) -> None:
-    assert catalog.agents() == registry.describe()
+    assert catalog.agents() == list_agents()
     for what, described in (("tasks", tasks.describe()), ("rewards", rewards.describe())):
         code, out, _ = say(what)
         assert code == 0

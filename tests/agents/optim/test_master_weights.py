@@ -41,7 +41,8 @@ def sft(dtype: torch.dtype = torch.bfloat16, **settings: Any) -> SFT:
 
 def state(agent: Any) -> dict[str, torch.Tensor]:
     weights = {name: p.detach().clone() for name, p in agent.policy.named_parameters()}
-    kept = agent.backend.masters.tensors() | agent.state_tensors()
+    masters = {f"{index}/master": master for index, master in agent.backend.masters.tensors().items()}
+    kept = masters | agent.training_state().tensors
     return weights | {name: tensor.clone() for name, tensor in kept.items()}
 
 
@@ -141,7 +142,7 @@ def test_a_checkpoint_without_copies_is_read(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter, saved in zip(other.policy.parameters(), agent.policy.parameters(), strict=True):
             parameter.copy_(saved)
-    checkpoint.restore(other, tmp_path / "saved")
+    other.load_training_state(checkpoint.read_state(tmp_path / "saved"))
     assert other.optimizer_steps == agent.optimizer_steps
     other.optimizer_step(other.batch(torch.tensor([0, 1])))
     for own, saved in zip(other.policy.parameters(), agent.policy.parameters(), strict=True):
@@ -169,7 +170,7 @@ def test_an_average_of_bfloat16_weights_goes_on_bit_for_bit(tmp_path: Path) -> N
     whole.learn()
     whole.save(tmp_path / "saved")
     other = make("reinforce", **settings)
-    checkpoint.restore(other, tmp_path / "saved")
+    other.load_training_state(checkpoint.read_state(tmp_path / "saved"))
     loaded = type(whole).load(tmp_path / "saved", envs=other.envs)
     assert_same(state(loaded), state(whole))
 

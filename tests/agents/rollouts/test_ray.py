@@ -21,7 +21,7 @@ from torch import Tensor
 from tests.helpers.env_helpers import PROMPTS, REWARDS, TOKENIZER, make_vec
 from tests.test_docs import run_page
 from textenv.agents.base.callbacks import make_callbacks
-from textenv.agents.base.registry import make_agent
+from textenv.agents.make import make_agent
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.rollouts import ray_actors

@@ -15,12 +15,13 @@ from transformers import GPT2Config
 import textenv
 import textenv.agents.settings.effects as effects
 from textenv.agents.base.callbacks import BestCheckpoint
-from textenv.agents.base.registry import get_agent, make_agent
+from textenv.agents.base.registry import get_agent
 from textenv.agents.checkpointing.checkpoint import MANIFEST, TRAINER
 from textenv.agents.dpo import DPO, DPOConfig
 from textenv.agents.grpo import GRPO, GRPOConfig
 from textenv.agents.ilql import ILQL, ILQLConfig, ILQLPolicy
 from textenv.agents.losses.advantages import ADVANTAGES, register_advantage
+from textenv.agents.make import make_agent
 from textenv.agents.nlpo import NLPO, NLPOConfig, NucleusPolicy
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.reward_scorer import Scorer

@@ -25,7 +25,7 @@ from transformers import GPT2Config
 from textenv.agents.actor_critic import ActorCriticConfig
 from textenv.agents.base.group_baseline import GroupBaselineConfig
 from textenv.agents.base.policy_gradient import PolicyGradientConfig
-from textenv.agents.base.registry import agent_names, get_agent, make_agent
+from textenv.agents.base.registry import agent_names, get_agent
 from textenv.agents.best_of_n import BestOfNConfig
 from textenv.agents.dpo import (
     CPOConfig,
@@ -37,6 +37,7 @@ from textenv.agents.dpo import (
 )
 from textenv.agents.grpo import GRPOConfig
 from textenv.agents.ilql import ILQLConfig
+from textenv.agents.make import make_agent
 from textenv.agents.monte_carlo import MonteCarloConfig
 from textenv.agents.nlpo import NLPOConfig
 from textenv.agents.online_dpo import OnlineDPOConfig
