@@ -14,7 +14,8 @@ from textenv.agents.base.offline import OfflineAgent
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.episodes import is_tokens
-from textenv.agents.data.ratings import RewardBatch, as_reward_batch, drop_tokens
+from textenv.agents.data.ratings import RewardBatch, drop_tokens
+from textenv.agents.data.reward_records import as_reward_batch
 from textenv.agents.distributed import process_group
 from textenv.agents.evaluation.reward_model import RewardEvaluation
 from textenv.agents.evaluation.reward_model_measure import measure

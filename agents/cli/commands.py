@@ -16,6 +16,7 @@ from textenv.agents.base.user_code import import_rewards
 from textenv.agents.checkpointing.needs import check_policy_options
 from textenv.agents.cli import catalog
 from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.flags import Flags
 from textenv.agents.cli.interrupts import advising, how_to_resume
 from textenv.agents.cli.named import in_files, named_settings, task_of
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
@@ -25,7 +26,6 @@ from textenv.utils.json_files import read_object
 from textenv.utils.names import nearest
 
 if TYPE_CHECKING:
-    from textenv.agents.cli.main import Flags
     from textenv.agents.policies.language_policy import LanguagePolicy
     from textenv.agents.settings.base import AgentConfig
     from textenv.agents.train_setup.task_settings import TaskSettings

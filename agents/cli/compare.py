@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.flags import Flags
 from textenv.agents.cli.interrupts import advising
 from textenv.agents.cli.parser import build, config_files, make_parser, parse
 from textenv.agents.reports.plots import PlotFormat
 from textenv.agents.study.config import StudyConfig
 from textenv.utils.names import nearest
 from textenv.utils.terminal import text_table
-
-if TYPE_CHECKING:
-    from textenv.agents.cli.main import Flags
 
 PRINT = ("--print_config", "--print-config")
 LABELLED = ("agents", "tasks")

@@ -10,8 +10,10 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
+
+from textenv.agents.cli.errors import UsageError
+from textenv.agents.cli.flags import FLAGS, Flags, parse_flags
 
 COMMANDS = {
     "train": "train an agent: textenv train ppo --task random-walks",
@@ -27,48 +29,8 @@ COMMANDS = {
     "agents": "list the agents",
     "rewards": "list the rewards, or one reward's documentation: textenv rewards length",
 }
-FLAGS = {
-    "--import": "MODULE|FILE.py  import this first; it may register agents, tasks and rewards",
-    "--allow_imports": "import rewards that a configuration file names as module:function",
-    "--trust_remote_code": "run code that comes with a model from the hub",
-    "--traceback": "show where in the code an error came from",
-    "--version": "show the version",
-}
-REWARD_OPTIONS = ("reward", "rewards", "judge")
-"""Options, or last parts of options with dots, whose value may name a reward to import."""
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, ImportError)
 """Told in one line; others are mistakes in code, the library's or the user's, and shown with their place."""
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What is said about the command line itself; a configuration file can't say it."""
-
-    argv: tuple[str, ...] = ()
-    """The rest of the command line."""
-    imports: tuple[str, ...] = ()
-    """Modules and files to import first."""
-    allow_imports: bool = False
-    """Whether rewards named in files may be imported."""
-    trust_remote_code: bool = False
-    """Whether code that comes with a model may run."""
-    traceback: bool = False
-    """Whether errors show where they came from."""
-
-    def may_import(self, place: str) -> bool:
-        """Whether ``module:name`` may be imported: an option for rewards has it as a value, or all may.
-
-        What other options on the command line hold does not count, nor a part of a longer name.
-        """
-        if self.allow_imports:
-            return True
-        from textenv.agents.cli.values import named_in, option_values
-
-        return any(
-            place in named_in(value)
-            for name, value in option_values(self.argv)
-            if name.rpartition(".")[2] in REWARD_OPTIONS
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     traceback = "--traceback" in argv
     previous, warnings.showwarning = warnings.showwarning, _show_warning
     try:
-        flags = _flags(argv)
+        flags = parse_flags(argv)
         with terminable(), trusting(flags.trust_remote_code):
             if os.environ.get("RANK", "0") == "0":
                 return _run(flags)
@@ -122,15 +84,12 @@ def _run(flags: Flags) -> int:
         return 0
     if command == "--version":
         if rest:
-            from textenv.agents.cli.errors import UsageError
-
             raise UsageError(f"--version takes nothing else, got {' '.join(rest)}")
         from importlib.metadata import version
 
         print(f"textenv {version('textenv')}")
         return 0
     if command not in COMMANDS:
-        from textenv.agents.cli.errors import UsageError
         from textenv.utils.names import nearest
 
         raise UsageError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
@@ -154,31 +113,6 @@ def _run(flags: Flags) -> int:
 
     run: Callable[[list[str], Flags], int] = getattr(commands, command.replace("-", "_"))
     return run(list(rest), flags)
-
-
-def _flags(argv: Sequence[str]) -> Flags:
-    """Take the flags out of a command line, wherever they stand."""
-    from textenv.agents.cli.errors import UsageError
-
-    rest: list[str] = []
-    imports: list[str] = []
-    found: dict[str, Any] = {}
-    tokens = iter(argv)
-    for token in tokens:
-        name, equals, value = token.partition("=")
-        name = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
-        if name == "--import":
-            value = value if equals else next(tokens, "")
-            if not value:
-                raise UsageError("--import needs the name of a module or file")
-            imports.append(value)
-        elif name in ("--allow_imports", "--trust_remote_code", "--traceback"):
-            if equals:
-                raise UsageError(f"{name} takes no value, got {value!r}")
-            found[name[2:]] = True
-        else:
-            rest.append(token)
-    return Flags(argv=tuple(rest), imports=tuple(imports), **found)
 
 
 def _print_help() -> None:

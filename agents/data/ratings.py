@@ -5,9 +5,8 @@ Shape letters: P pairs, R rated texts, I = P + R items, B = 2P + R rows, L token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,45 +164,6 @@ def tokens_only(episodes: EpisodeBatch) -> EpisodeBatch:
     )
 
 
-def as_reward_batch(
-    dataset: Any, tokenizer: Any, *, max_length: int | None = None, append_eos: bool | None = None
-) -> RewardBatch:
-    """Turn a data set into pairs and rated texts.
-
-    Args:
-        dataset: a ``RewardBatch``; a ``PreferenceBatch``; rated episodes (see ``RewardBatch.of``);
-            ``{"pairs": ..., "ratings": ...}`` of these; or anything that ``textenv.data.load_columns`` reads:
-            with the columns prompt, chosen, rejected (and margin, label) for pairs, and with reward or rating
-            beside prompt and completion, text, or messages for rated texts. Prompts and completions are all
-            texts, which are joined, or all messages, which the chat template renders.
-        tokenizer: needed for everything that is text.
-        max_length: longest text in tokens; longer ones lose their beginning (special tokens stay).
-        append_eos: whether every row ends by EOS; None leaves tokens as they are, and adds none to texts.
-
-    Raises:
-        ValueError: if text is given without a tokenizer, the columns are of neither kind, or texts and
-            messages are mixed.
-    """
-    if isinstance(dataset, Mapping) and set(dataset) <= {"pairs", "ratings"}:
-        options: dict[str, Any] = {"max_length": max_length, "append_eos": append_eos}
-        return _joined([as_reward_batch(part, tokenizer, **options) for part in dataset.values()])
-    tokens = None
-    if isinstance(dataset, RewardBatch):
-        tokens = dataset
-    elif isinstance(dataset, PreferenceBatch):
-        tokens = RewardBatch.of(dataset)
-    elif isinstance(dataset, EpisodeBatch):
-        tokens = RewardBatch.of(rated=dataset)
-    if tokens is not None:
-        eos = None if tokenizer is None else tokenizer.eos_token_id
-        return tokens if append_eos is None else end_rows(tokens, eos, with_eos=append_eos)
-    if tokenizer is None:
-        raise ValueError("a data set of texts needs tokenizer=, got None")
-    from textenv.agents.data.reward_records import reward_batch_from_records
-
-    return reward_batch_from_records(dataset, tokenizer, max_length=max_length, append_eos=bool(append_eos))
-
-
 def end_rows(batch: RewardBatch, eos: int | None, *, with_eos: bool) -> RewardBatch:
     """Let every row end by EOS, or none.
 
@@ -261,7 +221,7 @@ def drop_tokens(episodes: EpisodeBatch, share: float) -> EpisodeBatch:
     )
 
 
-def _joined(parts: list[RewardBatch]) -> RewardBatch:
+def joined(parts: list[RewardBatch]) -> RewardBatch:
     """Pairs of all parts, then rated texts of all parts."""
     chosen = [part.episodes.select(slice(0, part.pairs)) for part in parts]
     rejected = [part.episodes.select(slice(part.pairs, 2 * part.pairs)) for part in parts]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from textenv.agents.data.ratings import RATING_COLUMNS, RewardBatch
+from textenv.agents.data.ratings import RATING_COLUMNS, RewardBatch, end_rows, joined
 from textenv.data.encoding import joined_conversation, raise_at
 from textenv.data.loading import load_columns
 from textenv.data.record_warnings import HeldPrompts
@@ -24,6 +24,43 @@ JOINED = "{prompt}{completion}"
 """How texts are rendered."""
 Item = str | list[Mapping[str, Any]]
 """A whole text, or a whole conversation."""
+
+
+def as_reward_batch(
+    dataset: Any, tokenizer: Any, *, max_length: int | None = None, append_eos: bool | None = None
+) -> RewardBatch:
+    """Turn a data set into pairs and rated texts.
+
+    Args:
+        dataset: a ``RewardBatch``; a ``PreferenceBatch``; rated episodes (see ``RewardBatch.of``);
+            ``{"pairs": ..., "ratings": ...}`` of these; or anything that ``textenv.data.load_columns`` reads:
+            with the columns prompt, chosen, rejected (and margin, label) for pairs, and with reward or rating
+            beside prompt and completion, text, or messages for rated texts. Prompts and completions are all
+            texts, which are joined, or all messages, which the chat template renders.
+        tokenizer: needed for everything that is text.
+        max_length: longest text in tokens; longer ones lose their beginning (special tokens stay).
+        append_eos: whether every row ends by EOS; None leaves tokens as they are, and adds none to texts.
+
+    Raises:
+        ValueError: if text is given without a tokenizer, the columns are of neither kind, or texts and
+            messages are mixed.
+    """
+    if isinstance(dataset, Mapping) and set(dataset) <= {"pairs", "ratings"}:
+        options: dict[str, Any] = {"max_length": max_length, "append_eos": append_eos}
+        return joined([as_reward_batch(part, tokenizer, **options) for part in dataset.values()])
+    tokens = None
+    if isinstance(dataset, RewardBatch):
+        tokens = dataset
+    elif isinstance(dataset, PreferenceBatch):
+        tokens = RewardBatch.of(dataset)
+    elif isinstance(dataset, EpisodeBatch):
+        tokens = RewardBatch.of(rated=dataset)
+    if tokens is not None:
+        eos = None if tokenizer is None else tokenizer.eos_token_id
+        return tokens if append_eos is None else end_rows(tokens, eos, with_eos=append_eos)
+    if tokenizer is None:
+        raise ValueError("a data set of texts needs tokenizer=, got None")
+    return reward_batch_from_records(dataset, tokenizer, max_length=max_length, append_eos=bool(append_eos))
 
 
 def reward_batch_from_records(

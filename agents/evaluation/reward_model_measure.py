@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from textenv.agents.data.ratings import RewardBatch, as_reward_batch
+from textenv.agents.data.ratings import RewardBatch
+from textenv.agents.data.reward_records import as_reward_batch
 from textenv.agents.evaluation.reward_model import (
     RewardEvaluation,
     pair_metrics,

@@ -17,9 +17,8 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textenv.agents.base.callbacks import Callback
 from textenv.agents.checkpointing.fresh_start import fresh_start
@@ -30,8 +29,8 @@ from textenv.agents.distributed.devices import device_kwargs
 from textenv.agents.evaluation.before_after import BeforeAfter, compare
 from textenv.agents.pipeline.checks import check_needs
 from textenv.agents.pipeline.config import STAGES, DataConfig, PipelineConfig
-from textenv.agents.pipeline.data import budget_of, divided, make_envs, task_of
 from textenv.agents.pipeline.hacking_watch import BEST, RewardHackingWatch
+from textenv.agents.pipeline.inputs import StageInputs
 from textenv.agents.pipeline.stages import Stage, StageError, StageFolders, write
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO
@@ -40,14 +39,9 @@ from textenv.agents.reward_model import RewardModelAgent
 from textenv.agents.settings.policy_options import PolicyOptions
 from textenv.agents.sft import SFT
 from textenv.data.sources import HELD_OUT_SHARE
-from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.pretrained import trusting
-from textenv.rewards.registry import reward_list
 from textenv.utils.files import atomic_file
 from textenv.utils.redaction import masked
-
-if TYPE_CHECKING:
-    from textenv.tasks.task import TaskData
 
 __all__ = [
     "STAGES",
@@ -116,21 +110,14 @@ class Pipeline:
     def __init__(
         self, config: PipelineConfig, run_dir: Path, *, loggers: Sequence[Any] = (), overwrite: bool = False
     ) -> None:
-        from textenv.tasks.registry import make_task
-
         self.config, self.run_dir, self.loggers, self.overwrite = config, run_dir, loggers, overwrite
-        name, self.task_kwargs = task_of(config)
-        self.task = make_task(name)
-        source = config.policy or config.model
-        if source is not None and self.task.takes("tokenizer"):
-            self.task_kwargs.setdefault("tokenizer", source)
-        self.data: TaskData = self.task.build("train", **self.task_kwargs)
+        self.inputs = StageInputs(config)
         self.figures: dict[str, dict[str, Any]] = {}
         self.folders = StageFolders(run_dir, config, overwrite=overwrite)
 
     def planned(self) -> list[Stage]:
         """The stages up to the last one asked for, without those whose model is given."""
-        cfg, feedback = self.config, self.data.feedback
+        cfg, feedback = self.config, self.inputs.data.feedback
         last = max(STAGES.index(stage) for stage in cfg.stages)
         # A scorer that begins as the policy's trunk is another one after another fine-tuning.
         trunk = ("sft",) if feedback is None or feedback.make_scorer is None else ()
@@ -141,7 +128,7 @@ class Pipeline:
         pairs: list[Any] = [cfg.data.pairs, cfg.data.ratings, cfg.data.held_out]
         judged_by: list[Any] = [cfg.data.judge, cfg.data.held_out]
         if cfg.task is None or cfg.data.prompts is not None:
-            given += [self.task_kwargs["data"], self.task_kwargs["validation"]]
+            given += [self.inputs.task_kwargs["data"], self.inputs.task_kwargs["validation"]]
         if cfg.data.eval_prompts is not None:
             given.append(cfg.data.eval_prompts)
         if cfg.data.validation_share != HELD_OUT_SHARE:
@@ -164,7 +151,7 @@ class Pipeline:
         cfg, folders = self.config, self.folders
         plan = {stage.name: stage for stage in self.planned()}
         todo = [name for name, stage in plan.items() if folders.finished(stage) is None]
-        check_needs(self, todo, ends="rl" in plan)
+        check_needs(self.inputs, todo, self.run_dir, self.loggers, ends="rl" in plan)
         with fresh_start(self.run_dir):
             write(self.run_dir / "pipeline.json", masked(cfg.to_dict()))
             return self.run_stages(plan)
@@ -190,11 +177,11 @@ class Pipeline:
         result.comparison = compare(
             before=policy,
             after=final,
-            envs=self.envs([reward_spec(reward)], split="validation"),
+            envs=self.inputs.envs([reward_spec(reward)], split="validation"),
             judge=None if judge is None else reward_spec(judge),
             episodes=cfg.final_episodes,
             seed=cfg.final_seed,
-            people=self.people(),
+            people=self.inputs.human_reference(),
         )
         result.comparison.save(self.run_dir, stages=self.figures)
         if cfg.rl.report:
@@ -205,13 +192,13 @@ class Pipeline:
 
     def fine_tune(self, folder: Path) -> dict[str, float]:
         """Supervised fine-tuning, or next-token pretraining of a model that begins with random weights."""
-        cfg, data = self.config, self.data
-        model, dataset = self.tuning_needs()
+        cfg = self.config
+        model, dataset = self.inputs.fine_tuning()
         agent = SFT(
             model,
             dataset=dataset,
             config=cfg.sft,
-            tokenizer=data.tokenizer,
+            tokenizer=self.inputs.data.tokenizer,
             policy_kwargs=self.policy_kwargs(cfg.sft_policy),
             **self.common(folder),
         )
@@ -219,61 +206,11 @@ class Pipeline:
         agent.policy.save(folder / "model")
         return {"nll": result.history[-1]["sft/nll"]} if result.history else {}
 
-    def tuning_needs(self) -> tuple[Any, Any]:
-        """Model and data of supervised fine-tuning.
-
-        Raises:
-            StageError: if there is none.
-        """
-        cfg, data = self.config, self.data
-        dataset: Any = cfg.data.sft
-        if dataset is None and data.texts and (cfg.model is None or data.make_demonstrations is None):
-            texts = list(data.texts)
-            dataset = EpisodeBatch.from_texts(
-                [""] * len(texts), texts, data.tokenizer, max_length=cfg.max_text_tokens
-            )
-        elif dataset is None:
-            dataset = data.demonstrations
-        if dataset is None:
-            raise StageError(
-                f"the task {self.task.name!r} has neither texts nor demonstrations; set data.sft (of pairs "
-                "the chosen side is cloned), or policy"
-            )
-        model = cfg.model or (None if data.model_config is None else data.model_config())
-        if model is None:
-            raise StageError(f"the task {self.task.name!r} has no model of its own; set model")
-        return model, dataset
-
-    def scoring_needs(self, name: str) -> tuple[dict[str, Any], Any]:
-        """Data of the reward model or the judge, and what it is held to.
-
-        Raises:
-            StageError: if there is none.
-        """
-        cfg, feedback = self.config, self.data.feedback
-        if name == "judge":
-            own = {"pairs": cfg.data.judge}
-            given = None if feedback is None else (feedback.judge, feedback.judge_held_out)
-        else:
-            own = {"pairs": cfg.data.pairs, "ratings": cfg.data.ratings}
-            given = None if feedback is None else (feedback.train, feedback.held_out)
-        train: dict[str, Any] = {kind: path for kind, path in own.items() if path is not None}
-        held_out: Any = cfg.data.held_out
-        if not train:
-            if given is None:
-                raise StageError(
-                    f"the task {self.task.name!r} has no human feedback; set data.pairs or data.ratings"
-                )
-            train, held_out = dict(given[0]), given[1] if held_out is None else held_out
-        elif held_out is None:
-            train, held_out = divided(train, cfg.data.validation_share)
-        return train, held_out
-
     def score_model(self, name: str, folder: Path, policy: str) -> dict[str, float]:
         """The reward model or the judge: on the task's own small scorer, or on the policy's trunk."""
-        cfg, feedback = self.config, self.data.feedback
+        cfg, feedback = self.config, self.inputs.data.feedback
         settings = cfg.reward if name == "reward-model" else cfg.judge
-        train, held_out = self.scoring_needs(name)
+        train, held_out = self.inputs.scoring(name)
         model: Any = policy
         tokenizer = None
         if feedback is not None and feedback.make_scorer is not None:
@@ -299,11 +236,11 @@ class Pipeline:
     def reinforce(self, folder: Path, policy: str, reward: str, judge: str | None) -> dict[str, float]:
         """PPO against the reward model, watched by the judge; the best policy by the judge is what counts."""
         cfg = self.config
-        envs = self.envs([reward_spec(reward)], split="train")
-        eval_envs = self.envs([reward_spec(reward)], split="validation")
+        envs = self.inputs.envs([reward_spec(reward)], split="train")
+        eval_envs = self.inputs.envs([reward_spec(reward)], split="validation")
         callbacks: list[Callback] = []
         if judge is not None:
-            people = self.people()
+            people = self.inputs.human_reference()
             repetition = cfg.repetition_limit
             if repetition is None and people is not None:
                 repetition = 2 * max(LEAST_REPETITION, BeforeAfter.repetition(people))
@@ -358,24 +295,6 @@ class Pipeline:
     def policy_kwargs(self, options: PolicyOptions) -> dict[str, Any]:
         """Arguments of a stage's policy; a device of its own comes before the pipeline's."""
         return device_kwargs(self.config.device) | options.kwargs()
-
-    def envs(self, rewards: Sequence[Any], *, split: str) -> Any:
-        """Environments of the task with these rewards, and those of the settings."""
-        own = reward_list(self.config.rewards)
-        return make_envs(
-            self.config, self.task, self.task_kwargs, [*rewards, *own], split=split, budget=self.budget
-        )
-
-    @cached_property
-    def budget(self) -> int | None:
-        """Token budget of a response; None is the task's. Of prompts of one's own it fits into the model."""
-        return budget_of(self.config, self.task, self.task_kwargs)
-
-    def people(self) -> EpisodeBatch | None:
-        """How people went on with the validation prompts, if the task has demonstrations."""
-        if self.config.data.eval_prompts is not None:
-            return None
-        return self.task.build("validation", **self.task_kwargs).demonstrations
 
 
 def reward_spec(model: str) -> list[Any]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from textenv.agents.base.registry import get_config_class
-from textenv.agents.cli.options import EnvOptions
 from textenv.agents.settings.base import AgentConfig, Config
+from textenv.agents.settings.env_options import EnvOptions
 from textenv.agents.settings.offline import SFTConfig
 from textenv.agents.settings.policy_options import PolicyOptions
 from textenv.agents.train_setup.task_settings import task_settings

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from tests.helpers.numeric_helpers import relative_error
 from tests.helpers.reward_helpers import TOKENIZER, config, language_model
 from textenv.agents.base.callbacks import make_callbacks
-from textenv.agents.data.ratings import RewardBatch, as_reward_batch, drop_tokens, end_rows
+from textenv.agents.data.ratings import RewardBatch, drop_tokens, end_rows
+from textenv.agents.data.reward_records import as_reward_batch
 from textenv.agents.evaluation.reward_model import pair_metrics, rating_metrics, reliability
 from textenv.agents.losses.reward_model import bradley_terry_loss, centering_loss, rating_loss
 from textenv.agents.make import make_agent

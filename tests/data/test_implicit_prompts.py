@@ -8,7 +8,7 @@ import pytest
 
 from textenv.agents.data.episodes import as_demonstrations
 from textenv.agents.data.preferences import as_labelled, as_pairs
-from textenv.agents.data.ratings import as_reward_batch
+from textenv.agents.data.reward_records import as_reward_batch
 from textenv.data.implicit_prompts import split_pair
 from textenv.data.loading import load_columns
 from textenv.tasks.prompts import build_prompts

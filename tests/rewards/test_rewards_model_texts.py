@@ -19,7 +19,7 @@ from transformers import (
 
 import textenv
 from tests.helpers.template_families import chat_tokenizer
-from textenv.agents.data.ratings import as_reward_batch
+from textenv.agents.data.reward_records import as_reward_batch
 from textenv.agents.policies.reward_scorer import Scorer
 from textenv.agents.reward_model import RewardModelAgent, RewardModelConfig
 from textenv.data.loading import episodes_from_records, load_columns

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from textenv.agents.cli.main import Flags, main
+from textenv.agents.cli.flags import Flags
+from textenv.agents.cli.main import main
 from textenv.tasks.letters import letter_tokenizer
 
 BASE = ["train", "ppo", "--loggers=[]", "--run_dir=run"]

@@ -15,10 +15,11 @@ import yaml
 
 import textenv.agents.settings.base as config_module
 from textenv.agents.base.registry import agent_names, get_agent
-from textenv.agents.cli.options import EnvOptions, EvaluateOptions, GenerateOptions, TrainOptions
+from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, TrainOptions
 from textenv.agents.pipeline.config import PipelineConfig
 from textenv.agents.settings.base import AgentConfig, Config, OfflineConfig, OnlineConfig, field_docs
 from textenv.agents.settings.engine_rollouts import EngineRollouts
+from textenv.agents.settings.env_options import EnvOptions
 from textenv.agents.settings.policy_options import PolicyOptions
 from textenv.agents.settings.ray_rollouts import RayRollouts
 

@@ -1,0 +1,103 @@
+"""What the stages of a pipeline are made from: its task, the task's data, data sets and environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from textenv.agents.pipeline.config import PipelineConfig
+from textenv.agents.pipeline.data import budget_of, divided, make_envs, task_of
+from textenv.agents.pipeline.stages import StageError
+from textenv.episodes.batch import EpisodeBatch
+from textenv.rewards.registry import reward_list
+from textenv.tasks.registry import make_task
+from textenv.tasks.task import TaskData
+
+
+class StageInputs:
+    """Data sets, models and environments of a pipeline's stages.
+
+    Args:
+        config: settings of the pipeline.
+
+    Raises:
+        ValueError: if neither a task nor data are given, or they do not fit together.
+    """
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+        name, self.task_kwargs = task_of(config)
+        self.task = make_task(name)
+        source = config.policy or config.model
+        if source is not None and self.task.takes("tokenizer"):
+            self.task_kwargs.setdefault("tokenizer", source)
+        self.data: TaskData = self.task.build("train", **self.task_kwargs)
+
+    def fine_tuning(self) -> tuple[Any, Any]:
+        """Model and data of supervised fine-tuning.
+
+        Raises:
+            StageError: if there is none.
+        """
+        cfg, data = self.config, self.data
+        dataset: Any = cfg.data.sft
+        if dataset is None and data.texts and (cfg.model is None or data.make_demonstrations is None):
+            texts = list(data.texts)
+            dataset = EpisodeBatch.from_texts(
+                [""] * len(texts), texts, data.tokenizer, max_length=cfg.max_text_tokens
+            )
+        elif dataset is None:
+            dataset = data.demonstrations
+        if dataset is None:
+            raise StageError(
+                f"the task {self.task.name!r} has neither texts nor demonstrations; set data.sft (of pairs "
+                "the chosen side is cloned), or policy"
+            )
+        model = cfg.model or (None if data.model_config is None else data.model_config())
+        if model is None:
+            raise StageError(f"the task {self.task.name!r} has no model of its own; set model")
+        return model, dataset
+
+    def scoring(self, name: str) -> tuple[dict[str, Any], Any]:
+        """Training and held-out data of the reward model or the judge; held-out data may be None.
+
+        Raises:
+            StageError: if there are no training data.
+        """
+        cfg, feedback = self.config, self.data.feedback
+        if name == "judge":
+            own = {"pairs": cfg.data.judge}
+            given = None if feedback is None else (feedback.judge, feedback.judge_held_out)
+        else:
+            own = {"pairs": cfg.data.pairs, "ratings": cfg.data.ratings}
+            given = None if feedback is None else (feedback.train, feedback.held_out)
+        train: dict[str, Any] = {kind: path for kind, path in own.items() if path is not None}
+        held_out: Any = cfg.data.held_out
+        if not train:
+            if given is None:
+                raise StageError(
+                    f"the task {self.task.name!r} has no human feedback; set data.pairs or data.ratings"
+                )
+            train, held_out = dict(given[0]), given[1] if held_out is None else held_out
+        elif held_out is None:
+            train, held_out = divided(train, cfg.data.validation_share)
+        return train, held_out
+
+    def envs(self, rewards: Sequence[Any], *, split: str) -> Any:
+        """Environments of the task with these rewards and those of the settings."""
+        own = reward_list(self.config.rewards)
+        return make_envs(
+            self.config, self.task, self.task_kwargs, [*rewards, *own], split=split, budget=self.budget
+        )
+
+    @cached_property
+    def budget(self) -> int | None:
+        """Token budget of a response; None is the task's. For the task "prompts" it fits into the model."""
+        return budget_of(self.config, self.task, self.task_kwargs)
+
+    def human_reference(self) -> EpisodeBatch | None:
+        """Human continuations of the validation prompts, if the task has demonstrations."""
+        if self.config.data.eval_prompts is not None:
+            return None
+        return self.task.build("validation", **self.task_kwargs).demonstrations
