@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -17,32 +16,31 @@ from gymnasium.vector import AutoresetMode
 
 from textenv.envs.text_env import TextEnv
 from textenv.envs.vector_env import TextVectorEnv
-from textenv.prompts.prompt_set import PromptSet
-from textenv.rewards.registry import OF_TASK, make_reward, normalize_reward_specs, reward_list
+from textenv.rewards.registry import make_reward, normalize_reward_specs, reward_list
 from textenv.rewards.term import RewardTerm
 from textenv.rewards.wrappers import wrap_reward
-from textenv.tasks.prompts import build_prompts, load_tokenizer, with_prompts
-from textenv.tasks.registry import make_task
-from textenv.tasks.stop_tokens import stop_tokens
+from textenv.tasks.source import EnvSource, make_source
 from textenv.tasks.task import Task, TaskData
-from textenv.utils.checks import check_at_least, check_flag
-from textenv.utils.names import nearest, shown
+from textenv.utils.names import nearest
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT_TASK = "random-walks"
-
 
 class _Made:
-    """What an environment made from a task also knows: the task's data, its own arguments in JSON values."""
+    """What an environment made from a task also knows: where its prompts come from, and its own spec."""
 
-    task_data: TaskData | None = None
-    """The pieces that it was made from; None if it was made from a ready PromptSet."""
-    _written: Mapping[str, Any] = {}
-    _source: _Source | None = None
+    source: EnvSource | None = None
+    """Prompts, tokenizer and the task's data."""
+    default_stop_tokens: bool = True
+    """Whether nobody chose which tokens end an episode."""
     _spec: EnvSpec | None = None
+
+    @property
+    def task_data(self) -> TaskData | None:
+        """The pieces that it was made from; None if it was made from a ready PromptSet."""
+        return None if self.source is None else self.source.data
 
     @property
     def spec(self) -> EnvSpec | None:
@@ -52,7 +50,7 @@ class _Made:
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
         if spec is not None:
-            spec.kwargs = {name: self._written.get(name, value) for name, value in spec.kwargs.items()}
+            spec.kwargs = {name: _written(name, value) for name, value in spec.kwargs.items()}
         self._spec = spec
 
 
@@ -103,7 +101,7 @@ def make_vec_env(
         rewards: a reward spec or a list of them, each "name", ["name", {arguments}], a term or a function;
             "task" stands for the task's own beside others; [] pays nothing.
         prompts: use these instead of the task's: a list of texts or messages, a file, a hub id, whatever
-            ``textenv.data.load_columns`` reads, or a ``PromptSet``.
+            ``textenv.data.load_columns`` reads, a ``PromptSet``, or an ``EnvSource``.
         tokenizer: a name, a folder or an object, for prompts of one's own and tasks that leave the choice.
         max_new_tokens: token budget of a response.
         max_prompt_tokens: longer prompts are cut.
@@ -130,11 +128,37 @@ def make_vec_env(
         ValueError: if a value is out of range, a name is unknown, or the pieces do not fit.
     """
     _refuse_unknown(unknown, make_vec_env)
-    arguments = {name: value for name, value in locals().items() if name in _SHARED}
-    source = _source(arguments)
-    env_kwargs, terms = _assemble(arguments, source)
-    made = MadeTextVectorEnv(num_envs, autoreset=autoreset, arrays=arrays, **env_kwargs)
-    return _finish(made, terms, source, arguments)
+    source = make_source(
+        task,
+        prompts,
+        task_kwargs=task_kwargs,
+        split=split,
+        tokenizer=tokenizer,
+        max_prompt_tokens=max_prompt_tokens,
+        truncation_side=truncation_side,
+        chat_template=chat_template,
+    )
+    ends = source.stop_token_ids(stop_token_ids, model_stop_token_ids)
+    budget = source.token_budget(max_new_tokens, max_episode_steps)
+    terms = [make_reward(spec) for spec in source.reward_specs(rewards)]
+    env = MadeTextVectorEnv(
+        num_envs,
+        prompts=source.prompts,
+        tokenizer=source.tokenizer,
+        max_new_tokens=budget,
+        stop_token_ids=ends,
+        stop_strings=source.value("stop_strings", stop_strings, ()),
+        min_new_tokens=source.value("min_new_tokens", min_new_tokens, 0),
+        suppressed_tokens=source.value("suppressed_tokens", suppressed_tokens, ()),
+        samples_per_prompt=samples_per_prompt,
+        shuffle=shuffle,
+        autoreset=autoreset,
+        device=device,
+        arrays=arrays,
+        render_mode=render_mode,
+        episode_statistics=episode_statistics,
+    )
+    return _rewarded(env, terms, source, default_stop_tokens=stop_token_ids is None)
 
 
 def make_env(
@@ -167,148 +191,53 @@ def make_env(
     environment instead. Say ``max_new_tokens=n`` there.
     """
     _refuse_unknown(unknown, make_env)
-    arguments = {name: value for name, value in locals().items() if name in _SHARED}
-    source = _source(arguments)
-    env_kwargs, terms = _assemble(arguments, source)
-    return _finish(MadeTextEnv(**env_kwargs), terms, source, arguments)
+    source = make_source(
+        task,
+        prompts,
+        task_kwargs=task_kwargs,
+        split=split,
+        tokenizer=tokenizer,
+        max_prompt_tokens=max_prompt_tokens,
+        truncation_side=truncation_side,
+        chat_template=chat_template,
+    )
+    ends = source.stop_token_ids(stop_token_ids, model_stop_token_ids)
+    budget = source.token_budget(max_new_tokens, max_episode_steps)
+    terms = [make_reward(spec) for spec in source.reward_specs(rewards)]
+    env = MadeTextEnv(
+        prompts=source.prompts,
+        tokenizer=source.tokenizer,
+        max_new_tokens=budget,
+        stop_token_ids=ends,
+        stop_strings=source.value("stop_strings", stop_strings, ()),
+        min_new_tokens=source.value("min_new_tokens", min_new_tokens, 0),
+        suppressed_tokens=source.value("suppressed_tokens", suppressed_tokens, ()),
+        samples_per_prompt=samples_per_prompt,
+        shuffle=shuffle,
+        device=device,
+        render_mode=render_mode,
+        episode_statistics=episode_statistics,
+    )
+    return _rewarded(env, terms, source, default_stop_tokens=stop_token_ids is None)
 
 
 # Where Gymnasium looks before it calls: "rgb_array_list" and "ansi_list" become its own RenderCollection.
 make_env.metadata = TextEnv.metadata  # type: ignore[attr-defined]
 
-_SHARED = tuple(name for name in inspect.signature(make_env).parameters if name != "unknown")
-_PASSED_ON = (
-    "stop_token_ids",
-    "samples_per_prompt",
-    "shuffle",
-    "device",
-    "render_mode",
-    "episode_statistics",
-)
 
-
-@dataclass(frozen=True)
-class _Source:
-    """Prompts, tokenizer and the task's data, if there is a task."""
-
-    given: Any
-    """The argument ``prompts``."""
-    prompts: PromptSet
-    tokenizer: PreTrainedTokenizerBase
-    data: TaskData | None
-    chat: bool = False
-
-
-def shared_prompts(envs: Any) -> Any:
-    """The prompts of an environment, as the argument ``prompts`` of another one of the same task and cut.
-
-    Nothing is read or tokenised again, and both hold the same memory.
-    """
-    return envs.unwrapped._source
-
-
-def _assemble(arguments: Mapping[str, Any], source: _Source) -> tuple[dict[str, Any], list[RewardTerm]]:
-    """The environment's arguments and its reward terms."""
-    data = source.data
-    env_kwargs = {name: arguments[name] for name in _PASSED_ON}
-    env_kwargs |= {"prompts": source.prompts, "tokenizer": source.tokenizer}
-    if env_kwargs["stop_token_ids"] is None:
-        ends = stop_tokens(source.tokenizer, chat=source.chat, model_ends=arguments["model_stop_token_ids"])
-        env_kwargs["stop_token_ids"] = ends
-    env_kwargs["max_new_tokens"] = _token_budget(arguments, data)
-    for name, default in (("stop_strings", ()), ("min_new_tokens", 0), ("suppressed_tokens", ())):
-        of_task = default if data is None else getattr(data, name)
-        env_kwargs[name] = of_task if arguments[name] is None else arguments[name]
-    return env_kwargs, [make_reward(spec) for spec in _reward_specs(arguments["rewards"], data)]
-
-
-def _reward_specs(given: Any, data: TaskData | None) -> list[Any]:
-    """The environment's reward specs; "task" among those given stands for the task's own."""
-    own = [] if data is None else reward_list(data.rewards)
-    if given is None:
-        return own
-    specs = []
-    for spec in reward_list(given):
-        if spec not in (OF_TASK, [OF_TASK], [OF_TASK, {}], {"name": OF_TASK}):
-            specs.append(spec)
-            continue
-        if not own:
-            raise ValueError(f"reward {OF_TASK!r} stands for the task's own rewards, and there are none")
-        specs += own
-    return specs
-
-
-def _source(arguments: Mapping[str, Any]) -> _Source:
-    prompts, tokenizer, task = arguments["prompts"], arguments["tokenizer"], arguments["task"]
-    cut = {name: arguments[name] for name in ("max_prompt_tokens", "truncation_side", "chat_template")}
-    given = arguments["task_kwargs"]
-    if given is not None and not isinstance(given, Mapping):
-        raise TypeError(f"task_kwargs must be a dict of the task's arguments, got {shown(given)}")
-    task_kwargs = dict(given or {})
-    check_flag("chat_template", arguments["chat_template"])
-    if task is None and prompts is not None and task_kwargs:
-        raise ValueError(f"task_kwargs {sorted(task_kwargs)} need a task; prompts alone have none")
-
-    if isinstance(prompts, _Source):
-        return prompts
-    data: TaskData | None = None
-    if task is not None or prompts is None:
-        chosen = make_task(DEFAULT_TASK if task is None else task)
-        if tokenizer is not None:
-            if "tokenizer" in task_kwargs:
-                raise ValueError("tokenizer was given twice, as an argument and in task_kwargs")
-            if not chosen.takes("tokenizer"):
-                raise ValueError(f"task {chosen.name!r} has a tokenizer of its own and takes no other")
-            task_kwargs["tokenizer"] = tokenizer
-        own_data = chosen.builder is build_prompts and not isinstance(prompts, PromptSet | None)
-        if own_data:  # the task's data, under the name that they have without it
-            task_kwargs = with_prompts(task_kwargs, prompts)
-        data = chosen.build(arguments["split"], **task_kwargs)
-        if prompts is None or own_data:
-            return _Source(prompts, data.prompt_set(**cut), data.tokenizer, data, _is_chat(data, arguments))
-
-    if isinstance(prompts, PromptSet):
-        if data is None and tokenizer is None:
-            raise ValueError("a PromptSet needs its tokenizer: pass tokenizer=")
-        return _Source(prompts, prompts, load_tokenizer(tokenizer) if data is None else data.tokenizer, data)
-    own = build_prompts(
-        split=arguments["split"] if data is None else None,  # else the split is the task's
-        data=prompts,
-        tokenizer=tokenizer if data is None else data.tokenizer,
-        validation=0,  # prompts that were given are all of them
-    )
-    chat = _is_chat(own, arguments)
-    return _Source(prompts, own.prompt_set(**cut), own.tokenizer, own if data is None else data, chat)
-
-
-def _is_chat(data: TaskData, arguments: Mapping[str, Any]) -> bool:
-    return bool(arguments["chat_template"]) or not isinstance(data.prompts[0], str)
-
-
-def _token_budget(arguments: Mapping[str, Any], data: TaskData | None) -> int:
-    tokens, steps = arguments["max_new_tokens"], arguments["max_episode_steps"]
-    if tokens is not None and steps is not None and tokens != steps:
-        raise ValueError(f"max_new_tokens and max_episode_steps must be equal, got {tokens} and {steps}")
-    for name in ("max_new_tokens", "max_episode_steps"):
-        if arguments[name] is not None:
-            check_at_least(name, arguments[name], 1)
-            return int(arguments[name])
-    if data is None:
-        raise ValueError("max_new_tokens must be given for a PromptSet without a task")
-    return data.max_new_tokens
-
-
-def _finish(made: Any, terms: Sequence[RewardTerm], source: _Source, arguments: Mapping[str, Any]) -> Any:
+def _rewarded(env: Any, terms: Sequence[RewardTerm], source: EnvSource, *, default_stop_tokens: bool) -> Any:
     """Put the rewards around the environment, the first one innermost."""
-    made.task_data, made._source = source.data, source
-    arguments = {**arguments, "prompts": source.given}
-    made._written = {name: _plain(value) for name, value in arguments.items() if name != "rewards"}
-    if arguments["rewards"] is not None:
-        made._written["rewards"] = [_written_reward(spec) for spec in reward_list(arguments["rewards"])]
-    env = made
+    env.source, env.default_stop_tokens = source, default_stop_tokens
     for term in terms:
         env = wrap_reward(env, term)
     return env
+
+
+def _written(name: str, value: Any) -> Any:
+    """An argument of the environment as JSON values, as far as it can be written down."""
+    if name == "rewards":
+        return None if value is None else [_written_reward(spec) for spec in reward_list(value)]
+    return _plain(value.given if isinstance(value, EnvSource) else value)
 
 
 def _written_reward(spec: Any) -> Any:

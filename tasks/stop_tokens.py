@@ -48,10 +48,9 @@ def warn_of_missing_ends(env: Any, model: Any) -> None:
     legality = getattr(base, "legality", None)
     if legality is None:
         return
-    written = getattr(base, "_written", None)
-    if written is not None and written.get("stop_token_ids") is not None:
-        return
-    if written is None and legality.stop_token_ids != (base.tokenizer.eos_token_id,):
+    # An environment that was not made from a task does not say who chose its stop tokens.
+    only_eos = legality.stop_token_ids == (base.tokenizer.eos_token_id,)
+    if not getattr(base, "default_stop_tokens", only_eos):
         return
     missing = [
         end

@@ -82,7 +82,7 @@ class Task:
         parameters = inspect.signature(self.builder).parameters.values()
         return argument in self.arguments or any(p.kind is p.VAR_KEYWORD for p in parameters)
 
-    def build(self, split: str = "train", **task_kwargs: Any) -> TaskData:
+    def build(self, split: str | None = "train", **task_kwargs: Any) -> TaskData:
         """Make the pieces.
 
         Args:

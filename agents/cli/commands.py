@@ -317,7 +317,8 @@ def _check_out(path: str) -> None:
 
 def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts: Any = None) -> Any:
     from textenv.agents.train_setup.arguments import fitting_budget
-    from textenv.tasks.make import make_vec_env, shared_prompts
+    from textenv.agents.train_setup.environments import source_of
+    from textenv.tasks.make import make_vec_env
     from textenv.tasks.registry import make_task
     from textenv.tasks.stop_tokens import generation_ends
 
@@ -339,11 +340,10 @@ def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts
         "shuffle": False,
         "device": policy.device,
     }
-    envs: Any = make_vec_env(options.num_envs, prompts=prompts, **given)
-    if options.task in (None, "prompts") and (room := fitting_budget([envs], policy, options.env.kwargs())):
+    source = source_of(options.task, prompts, given)
+    if options.task in (None, "prompts") and (room := fitting_budget([source], policy, options.env.kwargs())):
         given["max_new_tokens"] = room
-        envs = make_vec_env(options.num_envs, prompts=shared_prompts(envs), **given)
-    return envs
+    return make_vec_env(options.num_envs, prompts=source, **given)
 
 
 def _rewards(spec: Any, flags: Flags) -> list[Any] | None:

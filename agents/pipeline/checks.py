@@ -73,9 +73,8 @@ def check_needs(
             for field in ("reward_model", "judge_model"):
                 if getattr(cfg, field) is not None:
                     check_model(field, getattr(cfg, field), scores=True)
-            with quietly():
-                inputs.envs([], split="train").close()
+            inputs.envs([], split="train").close()
     if ends:
-        with needed_by("the stage 'rl'; no stage has begun"), quietly():
+        with needed_by("the stage 'rl'; no stage has begun"):
             inputs.envs([], split="validation").close()
             inputs.human_reference()

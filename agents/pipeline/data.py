@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from textenv.agents.checkpointing.needs import needed_by, quietly
-from textenv.agents.distributed.devices import device_kwargs
+from textenv.agents.checkpointing.needs import needed_by
 from textenv.agents.pipeline.config import PipelineConfig
-from textenv.agents.train_setup.arguments import fitting_budget
 from textenv.data.held_out import split_off
 from textenv.data.loading import load_columns
 from textenv.data.sources import VALIDATION, may_be_hub_id, splits_of
 from textenv.tasks.prompts import with_prompts
-from textenv.tasks.task import Task
 
 PROMPTS = "prompts"
 """The task of prompts of one's own."""
@@ -92,49 +89,3 @@ def divided(train: Mapping[str, str], share: float) -> tuple[dict[str, Any], dic
             parts[kind] = split_off(records, held_out=False, share=share)
             held_out[kind] = split_off(records, held_out=True, share=share)
     return parts, held_out or None
-
-
-def budget_of(config: PipelineConfig, task: Task, task_kwargs: Mapping[str, Any]) -> int | None:
-    """Token budget of a response; None is the task's. Of prompts of one's own it fits into the model."""
-    if config.max_new_tokens is not None or task.name != PROMPTS:
-        return config.max_new_tokens
-    with quietly():
-        made = [
-            make_envs(config, task, task_kwargs, [], split=split, budget=None)
-            for split in ("train", "validation")
-        ]
-    return fitting_budget(made, config.policy or config.model, {"task_kwargs": task_kwargs})
-
-
-def make_envs(
-    config: PipelineConfig,
-    task: Task,
-    task_kwargs: Mapping[str, Any],
-    rewards: Sequence[Any],
-    *,
-    split: str,
-    budget: int | None,
-) -> Any:
-    """Environments of a pipeline's prompts, "train" in random order or "validation" in theirs."""
-    from textenv.tasks.make import make_vec_env
-    from textenv.tasks.stop_tokens import generation_ends
-
-    shuffle, prompts, given = split == "train", None, config.data.eval_prompts
-    if split == "validation" and given is not None:
-        if task.name == PROMPTS:
-            task_kwargs = {**task_kwargs, "data": given}
-            split = "validation" if splits_of(given) else "train"
-        else:
-            prompts = given
-    return make_vec_env(
-        config.num_envs,
-        task=task,
-        task_kwargs=task_kwargs,
-        split=split,
-        rewards=rewards,
-        prompts=prompts,
-        max_new_tokens=budget,
-        model_stop_token_ids=generation_ends(config.model or config.policy),
-        shuffle=shuffle,
-        device=device_kwargs(config.device).get("device", "cpu"),
-    )

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from textenv.agents.distributed.devices import device_kwargs
 from textenv.agents.pipeline.config import PipelineConfig
-from textenv.agents.pipeline.data import budget_of, divided, make_envs, task_of
+from textenv.agents.pipeline.data import PROMPTS, divided, task_of
 from textenv.agents.pipeline.stages import StageError
+from textenv.agents.train_setup.arguments import fitting_budget
+from textenv.data.sources import splits_of
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.registry import reward_list
+from textenv.tasks.make import make_vec_env
 from textenv.tasks.registry import make_task
+from textenv.tasks.source import EnvSource, make_source
+from textenv.tasks.stop_tokens import generation_ends
 from textenv.tasks.task import TaskData
 
 
@@ -85,19 +91,49 @@ class StageInputs:
         return train, held_out
 
     def envs(self, rewards: Sequence[Any], *, split: str) -> Any:
-        """Environments of the task with these rewards and those of the settings."""
-        own = reward_list(self.config.rewards)
-        return make_envs(
-            self.config, self.task, self.task_kwargs, [*rewards, *own], split=split, budget=self.budget
+        """Environments with these rewards and those of the settings.
+
+        Args:
+            rewards: reward specs.
+            split: "train", in random order, or "validation", in the prompts' own order.
+        """
+        cfg = self.config
+        return make_vec_env(
+            cfg.num_envs,
+            task=self.task,
+            rewards=[*rewards, *reward_list(cfg.rewards)],
+            prompts=self.sources[split],
+            max_new_tokens=self.budget,
+            model_stop_token_ids=generation_ends(cfg.model or cfg.policy),
+            shuffle=split == "train",
+            device=device_kwargs(cfg.device).get("device", "cpu"),
         )
+
+    @cached_property
+    def sources(self) -> dict[str, EnvSource]:
+        """Split ("train" or "validation") -> its prompts, read and tokenized once."""
+        task, kwargs, given = self.task, self.task_kwargs, self.config.data.eval_prompts
+        if given is None:
+            held_out = make_source(task, task_kwargs=kwargs, split="validation")
+        elif task.name == PROMPTS:
+            split = "validation" if splits_of(given) else "train"
+            held_out = make_source(task, task_kwargs={**kwargs, "data": given}, split=split)
+        else:
+            held_out = make_source(task, given, task_kwargs=kwargs, split="validation")
+        return {"train": EnvSource.of(self.data), "validation": held_out}
 
     @cached_property
     def budget(self) -> int | None:
         """Token budget of a response; None is the task's. For the task "prompts" it fits into the model."""
-        return budget_of(self.config, self.task, self.task_kwargs)
+        cfg = self.config
+        if cfg.max_new_tokens is not None or self.task.name != PROMPTS:
+            return cfg.max_new_tokens
+        sources = list(self.sources.values())
+        return fitting_budget(sources, cfg.policy or cfg.model, {"task_kwargs": self.task_kwargs})
 
     def human_reference(self) -> EpisodeBatch | None:
         """Human continuations of the validation prompts, if the task has demonstrations."""
         if self.config.data.eval_prompts is not None:
             return None
-        return self.task.build("validation", **self.task_kwargs).demonstrations
+        data = self.sources["validation"].data
+        return None if data is None else data.demonstrations

@@ -20,7 +20,8 @@ from textenv.agents.study.cells import agent_setup, task_setup
 from textenv.agents.study.config import StudyConfig, TaskSetup
 from textenv.agents.study.plan import RunSpec
 from textenv.agents.study.specs import ready, ready_list
-from textenv.agents.study.start import own_model, task_data
+from textenv.agents.study.start import task_data
+from textenv.agents.train_setup.task_start import own_model
 from textenv.rewards.registry import make_reward
 from textenv.tasks.make import make_vec_env
 from textenv.tasks.task import TaskData
@@ -74,7 +75,7 @@ def _check_task(setup: TaskSetup) -> TaskData:
     if setup.model is not None:
         check_model("model", setup.model, data.tokenizer)
     else:
-        own_model(setup, data)
+        own_model(setup.task, data)
     if setup.start is not None:
         check_optimizer("start.optimizer", setup.start.optimizer)
         as_demonstrations(_data_of(setup.dataset, data, "start"), data.tokenizer)
@@ -92,7 +93,7 @@ def _check_agent(config: StudyConfig, name: str, label: str, data: TaskData) -> 
     if agent.model is not None:
         check_model("model", agent.model, data.tokenizer)
     if not agent.start:
-        own_model(setup, data)
+        own_model(setup.task, data)
     given = agent.dataset or (None if cls.online else setup.dataset)
     if given is not None:
         _check_data(cls, given, data.tokenizer)

@@ -24,7 +24,8 @@ from textenv.agents.study.config import StudyConfig, TaskSetup
 from textenv.agents.study.observer import JUDGE, KL, SECONDS, Observer, judged
 from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, identity, write_json
 from textenv.agents.study.specs import ready, ready_list
-from textenv.agents.study.start import own_model, start_model, task_data
+from textenv.agents.study.start import start_model, task_data
+from textenv.agents.train_setup.task_start import own_model
 from textenv.agents.training import train
 from textenv.rewards.registry import make_reward
 from textenv.rollout import collect
@@ -119,7 +120,7 @@ def _train(study: Study, spec: RunSpec) -> dict[str, Any]:
     cls = get_agent(name)
     model: Any = agent.model or start
     if not agent.start:
-        model = own_model(task, task_data(task))
+        model = own_model(task.task, task_data(task))
     source = study.config.source(spec.task)
     config = study.config.agents[spec.label].config(spec.seed, spec.kl_coef, source)
     if source is None:  # all is said: nothing is left to the task

@@ -11,8 +11,8 @@ from textenv.agents.distributed.devices import device_kwargs
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.study.config import TaskSetup
 from textenv.agents.study.plan import given, write_json
-from textenv.agents.train_setup.task_start import make_start
-from textenv.tasks.registry import make_task
+from textenv.agents.train_setup.environments import training_data
+from textenv.agents.train_setup.task_start import make_start, own_model
 from textenv.tasks.task import TaskData
 from textenv.utils.files import atomic_folder
 from textenv.utils.json_files import read_object
@@ -56,21 +56,10 @@ def start_model(
 
 def task_data(setup: TaskSetup) -> TaskData:
     """The task's prompts, tokenizer and data for training."""
-    kwargs = dict(setup.env.task_kwargs)
+    env_kwargs: dict[str, Any] = {"task_kwargs": setup.env.task_kwargs}
     if setup.tokenizer is not None:
-        kwargs["tokenizer"] = setup.tokenizer
-    return make_task(setup.task or "").build("train", **kwargs)
-
-
-def own_model(setup: TaskSetup, data: TaskData) -> Any:
-    """The task's own small model, as a config.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    if data.model_config is None:
-        raise ValueError(f"model must be given, for the task {setup.task!r} has none of its own; got None")
-    return data.model_config()
+        env_kwargs["tokenizer"] = setup.tokenizer
+    return training_data(setup.task or "", env_kwargs)
 
 
 def _make(setup: TaskSetup, seed: int, *, trust_remote_code: bool) -> LanguagePolicy:
@@ -81,7 +70,7 @@ def _make(setup: TaskSetup, seed: int, *, trust_remote_code: bool) -> LanguagePo
         **({"trust_remote_code": True} if trust_remote_code else {}),
     }
     return make_start(
-        setup.model or own_model(setup, data),
+        setup.model or own_model(setup.task, data),
         data,
         None if setup.start is None else setup.start.replace(seed=seed),
         seed=seed,

@@ -13,6 +13,7 @@ from textenv.modeling.model_checks import usable_positions
 from textenv.modeling.pretrained import load_pretrained
 from textenv.tasks.adapter_source import base_of, find_adapter
 from textenv.tasks.fetch_model import resolve_model
+from textenv.tasks.source import EnvSource
 from textenv.utils.checks import check_dict
 from textenv.utils.names import nearest
 
@@ -112,13 +113,13 @@ def check_sources_of(agent: Any, cls: type[Any], prompts: Any) -> None:
         )
 
 
-def fitting_budget(made: Sequence[Any], model: Any, env_kwargs: Mapping[str, Any]) -> int | None:
+def fitting_budget(sources: Sequence[EnvSource], model: Any, env_kwargs: Mapping[str, Any]) -> int | None:
     """Token budget of a response that the model has positions for, where the default's is too large.
 
     Args:
-        made: environments of prompts of one's own, with the default budget.
+        sources: of the environments, without a task's own prompts.
         model: what the policy is made of.
-        env_kwargs: arguments of the environment.
+        env_kwargs: arguments of the environments.
 
     Returns:
         The budget; None leaves the default: it fits, or the user chose one, or no budget fits, or the model
@@ -126,13 +127,13 @@ def fitting_budget(made: Sequence[Any], model: Any, env_kwargs: Mapping[str, Any
     """
     task_kwargs = env_kwargs.get("task_kwargs") or {}
     chosen = [env_kwargs.get("max_new_tokens"), env_kwargs.get("max_episode_steps")]
-    if any(value is not None for value in chosen) or "max_new_tokens" in task_kwargs:
+    if not sources or any(value is not None for value in chosen) or "max_new_tokens" in task_kwargs:
         return None
-    longest = max((envs.unwrapped.max_length for envs in made), default=0)
-    positions = _positions(model) if made else None
+    positions = _positions(model)
+    longest = max(source.prompts.max_length + source.token_budget() for source in sources)
     if positions is None or longest <= positions:
         return None
-    left = positions - max(envs.unwrapped.prompts.max_length for envs in made)
+    left = positions - max(source.prompts.max_length for source in sources)
     return left if left >= 1 else None
 
 

@@ -12,6 +12,10 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.settings.offline import SFTConfig
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from textenv.episodes.batch import EpisodeBatch
+    from textenv.episodes.preferences import PreferenceBatch
     from textenv.tasks.task import TaskData
 
 
@@ -48,6 +52,31 @@ def described(config: SFTConfig | None) -> dict[str, Any] | None:
         return None
     values = config.to_dict()
     return {name: values[name] for name in config.changed(*values, because="") if name != "seed"}
+
+
+def own_model(task: Any, data: TaskData) -> PretrainedConfig:
+    """The config of the task's own small model.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if data.model_config is None:
+        raise ValueError(f"model must be given, for the task {task!r} has none of its own; got None")
+    return data.model_config()
+
+
+def own_dataset(task: Any, data: TaskData, *, preferences: bool) -> EpisodeBatch | PreferenceBatch:
+    """What the task has for an offline agent: its preferences if they are wanted, else its demonstrations.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if preferences and data.preferences is not None:
+        return data.preferences.to_batch(data.tokenizer)
+    if data.demonstrations is None:
+        what = "preferences nor demonstrations" if preferences else "demonstrations"
+        raise ValueError(f"dataset must be given, for the task {task!r} has no {what}; got None")
+    return data.demonstrations
 
 
 def make_start(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -69,9 +70,10 @@ def names(envs: Any) -> list[str]:
 
 def test_a_name_with_arguments_is_one_reward() -> None:
     for spec in (["regex", {"pattern": "a"}], ("regex", {"pattern": "a"}), {"name": "regex", "pattern": "a"}):
-        envs = make_vec_env(1, prompts=["a"], tokenizer=TOKENIZER, rewards=spec)
+        envs = gym.make_vec("TextRLHF-v0", prompts=["a"], tokenizer=TOKENIZER, rewards=spec)
         assert names(envs) == ["regex"]
-        assert envs.unwrapped._written["rewards"] == [["regex", {"pattern": "a"}]]
+        assert envs.spec is not None
+        assert envs.spec.kwargs["rewards"] == [["regex", {"pattern": "a"}]]
     two = make_vec_env(
         1, prompts=["a"], tokenizer=TOKENIZER, rewards=["length", {"name": "regex", "pattern": "a"}]
     )

@@ -125,6 +125,28 @@ def test_a_task_brings_everything() -> None:
     assert not reward_wrappers(with_own.envs)
 
 
+@pytest.mark.parametrize("cls", [Seeing, SeeingOffline])
+def test_a_task_is_built_once_for_each_split(cls: Any) -> None:
+    from textenv.tasks.registry import _TASKS, make_task, register_task
+
+    built: list[str] = []
+
+    @register_task("counted-for-a-test")
+    def build(split: str = "train") -> Any:
+        """Random walks."""
+        built.append(split)
+        return make_task("random-walks").build(split)
+
+    try:
+        agent = seen(cls, task="counted-for-a-test")
+    finally:
+        del _TASKS["counted-for-a-test"]
+    assert sorted(built) == ["train", "validation"]
+    assert isinstance(agent.model, PretrainedConfig)
+    if agent.online:
+        assert agent.envs.unwrapped.task_data.tokenizer is agent.tokenizer
+
+
 def test_offline_agents_learn_from_the_tasks_demonstrations_or_their_own_data() -> None:
     agent = seen(SeeingOffline, task="random-walks", steps=3)
     assert isinstance(agent.dataset, EpisodeBatch)
