@@ -14,6 +14,7 @@ from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
 from textenv.utils.checks import check_at_least, check_choice, check_flag, check_number
+from textenv.utils.extras import import_extra
 
 
 class ReferenceReward(RewardTerm):
@@ -70,15 +71,14 @@ class ROUGE(ReferenceReward):
         stem: bool = True,
         column: str = "reference",
     ) -> None:
-        from rouge_score.rouge_scorer import RougeScorer
-
+        scorers = import_extra("rouge_score.rouge_scorer", extra="metrics", what="reward 'rouge'")
         super().__init__(column)
         check_choice("rouge: measure", measure, ("fmeasure", "precision", "recall"))
         known = ("rougeL", "rougeLsum", *(f"rouge{n}" for n in range(1, 10)))
         check_choice("rouge: variant", variant, known)
         check_flag("rouge: stem", stem)
         self.variant, self.measure = variant, measure
-        self._scorer = RougeScorer([variant], use_stemmer=stem)
+        self._scorer = scorers.RougeScorer([variant], use_stemmer=stem)
 
     def similarity(self, text: str, references: list[str]) -> float:
         """Best ROUGE against any reference."""
@@ -107,13 +107,12 @@ class BLEU(_SacreBLEU):
     """
 
     def __init__(self, *, max_order: int = 4, lowercase: bool = False, column: str = "reference") -> None:
-        from sacrebleu.metrics import BLEU as Metric
-
+        sacrebleu = import_extra("sacrebleu.metrics", extra="metrics", what="reward 'bleu'")
         super().__init__(column)
         check_at_least("bleu: max_order", max_order, 1)
         check_flag("bleu: lowercase", lowercase)
         # Effective order: a text shorter than four tokens is judged by the n-grams that it has.
-        self.metric = Metric(max_ngram_order=max_order, lowercase=lowercase, effective_order=True)
+        self.metric = sacrebleu.BLEU(max_ngram_order=max_order, lowercase=lowercase, effective_order=True)
 
 
 @register_reward("chrf")
@@ -127,12 +126,11 @@ class CHRF(_SacreBLEU):
     """
 
     def __init__(self, *, word_order: int = 0, lowercase: bool = False, column: str = "reference") -> None:
-        from sacrebleu.metrics import CHRF as Metric
-
+        sacrebleu = import_extra("sacrebleu.metrics", extra="metrics", what="reward 'chrf'")
         super().__init__(column)
         check_at_least("chrf: word_order", word_order, 0)
         check_flag("chrf: lowercase", lowercase)
-        self.metric = Metric(word_order=word_order, lowercase=lowercase)
+        self.metric = sacrebleu.CHRF(word_order=word_order, lowercase=lowercase)
 
 
 @register_reward("ter")
@@ -148,14 +146,13 @@ class TER(_SacreBLEU):
     def __init__(
         self, *, clip: float | None = 1.0, case_sensitive: bool = False, column: str = "reference"
     ) -> None:
-        from sacrebleu.metrics import TER as Metric
-
+        sacrebleu = import_extra("sacrebleu.metrics", extra="metrics", what="reward 'ter'")
         super().__init__(column)
         if clip is not None:
             check_number("ter: clip", clip, 0)
         check_flag("ter: case_sensitive", case_sensitive)
         self.clip = clip
-        self.metric = Metric(case_sensitive=case_sensitive)
+        self.metric = sacrebleu.TER(case_sensitive=case_sensitive)
 
     def similarity(self, text: str, references: list[str]) -> float:
         """Minus the edit rate, clipped."""

@@ -16,6 +16,7 @@ from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.scoring import RewardError, quote
 from textenv.utils.checks import check_at_least, check_choice, check_flag, check_number, check_positive
+from textenv.utils.extras import import_extra
 
 
 def response_ids(episodes: EpisodeBatch) -> list[list[int]]:
@@ -286,14 +287,14 @@ class LexiconSentiment(RewardTerm):
     def __init__(
         self, scale: str = "compound", *, target: str = "positive", with_prompt: bool = False
     ) -> None:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
+        module, what = "vaderSentiment.vaderSentiment", "reward 'lexicon-sentiment'"
+        analyzers = import_extra(module, extra="reviews", what=what)
         check_choice("lexicon-sentiment: scale", scale, ("compound", "valence"))
         check_choice("lexicon-sentiment: target", target, ("positive", "negative"))
         check_flag("lexicon-sentiment: with_prompt", with_prompt)
         self.factor = (4.0 if scale == "valence" else 1.0) * (1.0 if target == "positive" else -1.0)
         self.with_prompt = with_prompt
-        self._analyzer = SentimentIntensityAnalyzer()
+        self._analyzer = analyzers.SentimentIntensityAnalyzer()
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
         """(B,) compound scores, scaled."""

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from textenv.agents.evaluation.correlation import pearson, spearman
 from textenv.utils.terminal import text_table
 
 BINS = 10
@@ -170,13 +171,11 @@ def rating_metrics(scores: Tensor, ratings: Tensor) -> dict[str, float]:
         scores: (R,).
         ratings: (R,).
     """
-    from scipy.stats import pearsonr, spearmanr
-
     x, y = scores.double().numpy(), ratings.double().numpy()
     varies = len(x) > 1 and bool((x != x[0]).any()) and bool((y != y[0]).any())
     return {
-        "spearman": float(spearmanr(x, y).statistic) if varies else math.nan,
-        "pearson": float(pearsonr(x, y).statistic) if varies else math.nan,
+        "spearman": spearman(x, y) if varies else math.nan,
+        "pearson": pearson(x, y) if varies else math.nan,
         "rmse": float(((x - y) ** 2).mean() ** 0.5),
         "rated": float(len(x)),
     }

@@ -17,6 +17,7 @@ from textenv.agents.checkpointing.needs import (
 from textenv.agents.data.episodes import as_demonstrations
 from textenv.agents.data.reward_records import as_reward_batch
 from textenv.agents.loggers.registry import check_loggers
+from textenv.agents.pipeline.hacking_watch import scipy_stats
 from textenv.agents.pipeline.inputs import StageInputs
 from textenv.utils.checks import check_device
 
@@ -68,6 +69,8 @@ def check_needs(
         with needed_by("the stage 'rl'; no stage has begun"):
             check_optimizer("rl.optimizer", cfg.rl.optimizer)
             check_policy_options("rl_policy", cfg.rl_policy)
+            if inputs.judged:
+                scipy_stats()
             if cfg.policy is not None:
                 check_model("policy", cfg.policy, inputs.data.tokenizer)
             for field in ("reward_model", "judge_model"):

@@ -17,6 +17,7 @@ from textenv.agents.base.callbacks import Callback, RunningAgent
 from textenv.agents.distributed import process_group
 from textenv.rewards.registry import make_reward
 from textenv.rewards.term import RewardTerm
+from textenv.utils.extras import import_extra
 from textenv.utils.names import nearest
 from textenv.utils.terminal import text_table
 
@@ -78,6 +79,7 @@ class RewardHackingWatch(Callback):
             raise ValueError(f"alpha must be in (0, 1), got {alpha}")
         if action not in ("warn", "stop"):
             raise ValueError(f"action must be one of 'warn', 'stop', got {action!r}")
+        scipy_stats()  # it is missed at the start, not at the third evaluation
         self.judge = make_reward(judge)
         self.proxy, self.window, self.alpha = proxy, window, alpha
         self.limits, self.action = dict(limits or {}), action
@@ -240,8 +242,15 @@ def slopes(rows: Sequence[Sequence[float]]) -> Tensor:
 
 def rises(values: Tensor, alpha: float) -> bool:
     """Whether the mean is above 0 by a one-sided t-test at level ``alpha``: (B,) -> bool."""
-    from scipy.stats import ttest_1samp
-
     if len(values) < 2 or bool((values == values[0]).all()):
         return len(values) > 0 and float(values[0]) > 0
-    return bool(ttest_1samp(values.numpy(), 0.0, alternative="greater").pvalue < alpha)
+    return bool(scipy_stats().ttest_1samp(values.numpy(), 0.0, alternative="greater").pvalue < alpha)
+
+
+def scipy_stats() -> Any:
+    """The t-test's module.
+
+    Raises:
+        ImportError: without scipy.
+    """
+    return import_extra("scipy.stats", extra="pipeline", what="RewardHackingWatch")

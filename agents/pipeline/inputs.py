@@ -40,6 +40,12 @@ class StageInputs:
             self.task_kwargs.setdefault("tokenizer", source)
         self.data: TaskData = self.task.build("train", **self.task_kwargs)
 
+    @property
+    def judged(self) -> bool:
+        """Whether a judge watches the stage "rl"."""
+        cfg = self.config
+        return not (cfg.judge_model is None and cfg.data.judge is None and self.data.feedback is None)
+
     def fine_tuning(self) -> tuple[Any, Any]:
         """Model and data of supervised fine-tuning.
 

@@ -121,7 +121,7 @@ class Pipeline:
         last = max(STAGES.index(stage) for stage in cfg.stages)
         # A scorer that begins as the policy's trunk is another one after another fine-tuning.
         trunk = ("sft",) if feedback is None or feedback.make_scorer is None else ()
-        judged = cfg.judge_model is None and (cfg.data.judge is not None or feedback is not None)
+        judged = cfg.judge_model is None and self.inputs.judged
         watch = {name: getattr(cfg, name) for name in ("kl_limit", "repetition_limit", "stop_when_hacked")}
         env = {name: cfg.to_dict()[name] for name in ("rewards", "num_envs", "max_new_tokens")}
         given = [watch, env, cfg.rl_policy.to_dict(), cfg.policy, cfg.reward_model, cfg.judge_model]

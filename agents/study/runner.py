@@ -31,6 +31,7 @@ from textenv.agents.study.plan import (
 )
 from textenv.agents.study.run import Study, perform
 from textenv.modeling.pretrained import trusting
+from textenv.utils.extras import import_extra
 from textenv.utils.json_files import read_object
 from textenv.utils.redaction import masked
 
@@ -72,7 +73,10 @@ def run_study(
         StudyError: if the folder is in use, or holds runs made from other settings.
         ValueError: if a reward may not be imported, ``jobs`` is below 1, or a cell of the study can't run:
             every cell is checked before the first run, and the error names the one.
+        ImportError: without scipy and tabulate, which its tables need.
     """
+    for module in ("scipy.stats", "tabulate"):
+        import_extra(module, extra="study", what="a comparison study")
     if jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
     for task in config.tasks.values():

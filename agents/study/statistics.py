@@ -13,7 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+
+from textenv.utils.extras import import_extra
+
+stats = import_extra("scipy.stats", extra="study", what="a comparison study")
 
 Floats = NDArray[np.float64]
 Statistic = Literal["iqm", "mean", "median"]

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from textenv.agents.study.config import START
 from textenv.agents.study.frontier import scores_at_kl
 from textenv.agents.study.results import Results
 from textenv.agents.study.run import FIGURES
 from textenv.agents.study.statistics import Interval, Statistic, interval
+from textenv.utils.extras import import_extra
+
+_tabulate = import_extra("tabulate", extra="study", what="a comparison study")
 
 SPENT_NAMES = ("env_tokens", "gradient_tokens", "reward_calls", "seconds")
 """What runs cost."""
@@ -101,7 +103,7 @@ def frontier_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    return tabulate(cells, columns, tablefmt="github", disable_numparse=True) + "\n"
+    return str(_tabulate.tabulate(cells, columns, tablefmt="github", disable_numparse=True)) + "\n"
 
 
 def titled(title: str, part: str) -> str:
@@ -138,7 +140,7 @@ def latex(columns: Sequence[str], cells: Sequence[Sequence[str]], *, caption: st
     \end{table}
     <BLANKLINE>
     """
-    escaped = "".join(LATEX_ESCAPE_RULES.get(character, character) for character in caption)
+    escaped = "".join(_tabulate.LATEX_ESCAPE_RULES.get(character, character) for character in caption)
     name = "-".join(re.findall(r"[a-z0-9]+", label.lower()))
     return "\n".join(
         [
@@ -146,7 +148,7 @@ def latex(columns: Sequence[str], cells: Sequence[Sequence[str]], *, caption: st
             r"\centering",
             rf"\caption{{{escaped}}}",
             rf"\label{{tab:{name}}}",
-            tabulate(cells, columns, tablefmt="latex_booktabs", disable_numparse=True),
+            _tabulate.tabulate(cells, columns, tablefmt="latex_booktabs", disable_numparse=True),
             r"\end{table}",
             "",
         ]

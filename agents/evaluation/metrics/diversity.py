@@ -11,6 +11,7 @@ from textenv.agents.evaluation.metrics.perplexity import perplexity
 from textenv.agents.evaluation.metrics.registry import Found, Generated, Units, register_metric
 from textenv.agents.evaluation.metrics.text import distinct_n, entropy_n, msttr
 from textenv.episodes.batch import EpisodeBatch
+from textenv.utils.extras import import_extra
 
 
 @register_metric("distinct")
@@ -42,12 +43,11 @@ def self_bleu(generated: Generated, samples: int = 100, max_order: int = 4) -> F
         samples: of how many texts, the first ones: the cost grows with the square.
         max_order: longest n-gram.
     """
-    from sacrebleu.metrics import BLEU
-
+    sacrebleu = import_extra("sacrebleu.metrics", extra="metrics", what="metric 'self_bleu'")
     texts = generated.completions[:samples]
     if len(texts) < 2:
         return {"self_bleu": math.nan}
-    metric = BLEU(max_ngram_order=max_order, effective_order=True)
+    metric = sacrebleu.BLEU(max_ngram_order=max_order, effective_order=True)
     scores = [metric.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
     return {"self_bleu": statistics.fmean(scores) / 100.0}
 

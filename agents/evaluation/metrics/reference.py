@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 from textenv.agents.evaluation.metrics.registry import Found, Generated, register_metric
+from textenv.utils.extras import import_extra
 
 
 @register_metric("rouge")
 def rouge(generated: Generated, column: str = "reference", stem: bool = True) -> Found:
     """ROUGE-1, -2, -L, -Lsum F-measure (Lin 2004; rouge-score), of several references the best, in [0, 1]."""
-    from rouge_score.rouge_scorer import RougeScorer
-
+    scorers = import_extra("rouge_score.rouge_scorer", extra="metrics", what="metric 'rouge'")
     variants = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    scorer = RougeScorer(variants, use_stemmer=stem)
+    scorer = scorers.RougeScorer(variants, use_stemmer=stem)
     found: dict[str, list[float]] = {variant: [] for variant in variants}
     for text, references in zip(generated.completions, generated.references(column), strict=True):
         scores = [scorer.score(reference, text) for reference in references]
@@ -36,25 +35,22 @@ def _corpus(generated: Generated, column: str, metric: Any) -> float:
 @register_metric("bleu")
 def bleu(generated: Generated, column: str = "reference", lowercase: bool = False) -> Found:
     """Corpus BLEU-4 (Papineni et al. 2002; sacrebleu), in [0, 1]."""
-    from sacrebleu.metrics import BLEU
-
-    return {"bleu": _corpus(generated, column, BLEU(lowercase=lowercase))}
+    sacrebleu = import_extra("sacrebleu.metrics", extra="metrics", what="metric 'bleu'")
+    return {"bleu": _corpus(generated, column, sacrebleu.BLEU(lowercase=lowercase))}
 
 
 @register_metric("chrf")
 def chrf(generated: Generated, column: str = "reference", word_order: int = 0) -> Found:
     """Corpus chrF, or with ``word_order`` 2 chrF++ (Popovic 2015; sacrebleu), in [0, 1]."""
-    from sacrebleu.metrics import CHRF
-
-    return {"chrf": _corpus(generated, column, CHRF(word_order=word_order))}
+    sacrebleu = import_extra("sacrebleu.metrics", extra="metrics", what="metric 'chrf'")
+    return {"chrf": _corpus(generated, column, sacrebleu.CHRF(word_order=word_order))}
 
 
 @register_metric("ter")
 def ter(generated: Generated, column: str = "reference", case_sensitive: bool = False) -> Found:
     """Corpus translation edit rate (Snover et al. 2006; sacrebleu): 0 is perfect, no upper bound."""
-    from sacrebleu.metrics import TER
-
-    return {"ter": _corpus(generated, column, TER(case_sensitive=case_sensitive))}
+    sacrebleu = import_extra("sacrebleu.metrics", extra="metrics", what="metric 'ter'")
+    return {"ter": _corpus(generated, column, sacrebleu.TER(case_sensitive=case_sensitive))}
 
 
 @register_metric("meteor")
@@ -66,7 +62,7 @@ def meteor(generated: Generated, column: str = "reference", synonyms: bool = Tru
         column: of references.
         synonyms: match synonyms, too, which needs WordNet: ``python -m nltk.downloader wordnet``.
     """
-    score = _optional("nltk.translate.meteor_score", "meteor").meteor_score
+    score = import_extra("nltk.translate.meteor_score", extra="metrics", what="metric 'meteor'").meteor_score
     wordnet: Any = _NoSynonyms()
     if synonyms:
         from nltk import corpus
@@ -111,7 +107,7 @@ def bert_score(
         layer: whose states are compared; None is the package's choice for the models that it knows.
         batch_size: texts of one forward pass.
     """
-    score = _optional("bert_score", "bert_score").score
+    score = import_extra("bert_score", extra="metrics", what="metric 'bert_score'").score
     references = generated.references(column)
     rows = [i for i, text in enumerate(generated.completions) if text.strip() and any(references[i])]
     values = [0.0] * len(references)
@@ -143,17 +139,3 @@ def _check_plain(model: str) -> None:
             auto.from_pretrained(model, trust_remote_code=False)
         except ValueError as error:
             raise ValueError(f"metric 'bert_score': model {model!r} can't be loaded: {error}") from error
-
-
-def _optional(module: str, metric: str) -> Any:
-    """A module of the extra "metrics".
-
-    Raises:
-        ImportError: if it is not installed; the error says how to.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"metric {metric!r} needs {module.partition('.')[0]}: pip install 'textenv[metrics]'"
-        ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scipy.stats import entropy
+import numpy as np
 
 
 def ngrams(tokens: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
@@ -64,7 +65,10 @@ def entropy_n(sequences: Iterable[Sequence[Any]], n: int) -> float:
     0.6931
     """
     counts = Counter(gram for tokens in sequences for gram in ngrams(tokens, n))
-    return float(entropy(list(counts.values()))) if counts else float("nan")
+    if not counts:
+        return float("nan")
+    shares = np.array(list(counts.values())) / counts.total()
+    return float(np.sum([-share * math.log(share) for share in shares]))
 
 
 def msttr(sequences: Iterable[Sequence[Any]], segment: int = 100) -> float:
