@@ -25,7 +25,7 @@ def spearman(x: Floats, y: Floats) -> float:
     >>> round(spearman(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 8.0, 27.0, 9.0])), 4)
     0.8
     """
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+    return float(np.corrcoef(np.column_stack((ranks(x), ranks(y))), rowvar=False)[1, 0])
 
 
 def ranks(values: Floats) -> Floats:
@@ -43,4 +43,4 @@ def _direction(values: Floats) -> Floats:
     """Deviations from the mean, scaled to length 1 (first by the largest, so squares do not overflow)."""
     centered = values - values.mean()
     largest = np.abs(centered).max()
-    return centered / (largest * np.linalg.norm(centered / largest))
+    return centered / (largest * np.linalg.norm(centered / largest, axis=-1))
