@@ -25,7 +25,8 @@ def spearman(x: Floats, y: Floats) -> float:
     >>> round(spearman(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 8.0, 27.0, 9.0])), 4)
     0.8
     """
-    return float(np.corrcoef(np.column_stack((ranks(x), ranks(y))), rowvar=False)[1, 0])
+    together = np.column_stack((ranks(x), ranks(y)))
+    return float(np.asarray(np.corrcoef(together, rowvar=False))[1, 0])
 
 
 def ranks(values: Floats) -> Floats:
