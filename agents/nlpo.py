@@ -1,9 +1,10 @@
-"""NLPO: PPO over the tokens that the policy of some iterations ago finds likely (Ramamurthy et al. 2022).
+"""Natural language policy optimization (NLPO, Ramamurthy et al. 2022, "RL4LMs"): PPO with a mask policy.
 
-A mask policy, at first a copy of the starting policy, rules out what lies outside its nucleus in each state;
-the policy is sampled from, and trained as, what remains, renormalised. Every few iterations the mask policy
-becomes a copy of the policy. Which tokens were allowed is found again from the mask policy's weights, so
-nothing of the vocabulary's size is kept. The KL to the reference is that of the whole distributions.
+A mask policy, at first a copy of the initial policy, defines a nucleus (top-p set) of tokens in each state.
+Actions are sampled from the policy restricted to that nucleus and renormalized, and the loss uses this
+restricted distribution. Every ``mask_update_iterations`` the mask policy becomes a copy of the policy. The
+allowed tokens are recomputed from the mask policy's weights, so nothing of vocabulary size is stored. The KL
+to the reference policy is that of the unrestricted distributions. Shape letters: B episodes, L tokens.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ import torch
 from torch import Tensor
 
 from textenv import scoring as scorer
+from textenv.agents.base.critic import critic_metrics, idle_critic, policy_with_critic
+from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.task_scores import kl_wrappers
-from textenv.agents.losses.policy_gradient import masked_sum
+from textenv.agents.losses.advantages import get_advantage
+from textenv.agents.losses.importance import importance_weighted
+from textenv.agents.losses.masked import divide_by_std, masked_center, masked_sum, masked_whiten
+from textenv.agents.losses.policy_gradient import entropy_loss, ppo_policy_loss, ppo_value_loss
 from textenv.agents.optim.backend import Stats
+from textenv.agents.policies.critics import bootstrap_values
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.references import frozen_copy
-from textenv.agents.policies.teacher_forced import Evaluation
-from textenv.agents.ppo import PPO
 from textenv.agents.settings.actor_critic import NLPOConfig
 from textenv.agents.settings.effects import Idle, unlike
 from textenv.episodes.batch import EpisodeBatch
@@ -33,19 +38,19 @@ from textenv.generation.nucleus import Nucleus
 
 
 class NucleusPolicy(LanguagePolicy):
-    """A language policy that acts within the nucleus of a mask policy.
+    """A language policy that samples from the nucleus of a mask policy.
 
-    ``log_prob``, ``entropy`` and ``evaluate`` are of the whole distribution, and so is calling the policy; in
-    a block of ``masked`` they are of the one that it acts by.
+    ``log_prob``, ``entropy``, ``evaluate`` and ``forward`` use the unrestricted distribution, and within
+    ``masked()`` the restricted one that actions are sampled from.
 
     Args:
         model: see ``LanguagePolicy``; the mask policy is a copy of it.
-        mask_top_p: mass of the nucleus.
-        mask_min_tokens: tokens that it holds at least.
+        mask_top_p: probability mass of the nucleus.
+        mask_min_tokens: smallest number of tokens in the nucleus.
         options: further arguments of ``LanguagePolicy``.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: if an argument is out of its range.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class NucleusPolicy(LanguagePolicy):
 
     @contextmanager
     def masked(self, on: bool = True) -> Iterator[None]:
-        """In the block, log-probs and entropies are those of the distribution that it acts by (or not)."""
+        """Context in which log-probs and entropies are those of the restricted distribution (or not)."""
         before, self._restriction = self._restriction, self.nucleus if on else None
         try:
             yield
@@ -67,10 +72,10 @@ class NucleusPolicy(LanguagePolicy):
 
     @torch.no_grad()
     def renew_mask(self) -> None:
-        """Make the mask policy a copy of the policy as it is now."""
-        for own, new in zip(self.mask_model.parameters(), self.model.parameters(), strict=True):
-            if own is not new:
-                own.copy_(new)
+        """Copy the current weights of the policy into the mask policy."""
+        for old, new in zip(self.mask_model.parameters(), self.model.parameters(), strict=True):
+            if old is not new:
+                old.copy_(new)
         self.invalidate()
 
     def extra_settings(self) -> dict[str, Any]:
@@ -79,8 +84,8 @@ class NucleusPolicy(LanguagePolicy):
 
 
 @register_agent("nlpo")
-class NLPO(PPO):
-    """PPO within the nucleus of a mask policy, which follows the policy at a distance."""
+class NLPO(PolicyGradientAgent):
+    """PPO on the nucleus of a mask policy, an older copy of the policy."""
 
     config_class = NLPOConfig
     policy_class = NucleusPolicy
@@ -91,7 +96,7 @@ class NLPO(PPO):
         """A policy with a critic and a mask policy.
 
         Raises:
-            TypeError: for a policy that has no mask policy.
+            TypeError: if the policy has no mask policy.
         """
         cfg = self.config
         if isinstance(model, LanguagePolicy) and not isinstance(model, NucleusPolicy):
@@ -106,13 +111,13 @@ class NLPO(PPO):
                 mask_min_tokens=cfg.mask_min_tokens,
                 **self.policy_kwargs,
             )
-        return super().make_policy(model)
+        return policy_with_critic(model, cfg)
 
     def setup(self) -> None:
-        """Take the reference; see ``PPO``.
+        """As in the base class.
 
         Raises:
-            ValueError: if a KL penalty would be paid in every step, from log-probs as sampled.
+            ValueError: if a KL penalty would be added in every step, from log-probs of the restricted policy.
         """
         super().setup()
         foreign = scorer.foreign_reward_wrappers(self.envs)
@@ -124,42 +129,91 @@ class NLPO(PPO):
             )
 
     def idle(self) -> Idle:
-        """Settings of a mask that holds every token, or that the policy was given with."""
+        """Settings of a mask that contains every token, or that the policy was made with before."""
         cfg, nucleus, size = self.config, self.policy.nucleus, self.policy.vocab_size
-        found = super().idle()
+        found = super().idle() | idle_critic(cfg, self.policy)
         if cfg.mask_top_p < 1 and nucleus.min_tokens >= size:
             names = ("mask_top_p", "mask_min_tokens", "mask_update_iterations")
             because = f"with mask_min_tokens={nucleus.min_tokens} of {size} tokens: nothing is masked"
             found |= cfg.changed(*names, because=because)
-        own = {"mask_top_p": nucleus.top_p, "mask_min_tokens": nucleus.min_tokens}
-        return found | unlike(cfg, own, own, "on a NucleusPolicy, which was made with its own")
-
-    def evaluate_old(self, episodes: EpisodeBatch) -> Evaluation:
-        """Log-probs under the mask, and values."""
-        with self.policy.masked():
-            return super().evaluate_old(episodes)
+        made_with = {"mask_top_p": nucleus.top_p, "mask_min_tokens": nucleus.min_tokens}
+        return found | unlike(cfg, made_with, made_with, "on a NucleusPolicy, which was made with its own")
 
     def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
-        """What PPO's loss needs, and the log-probs without the mask, which the KL is measured with."""
-        episodes = episodes.to(self.policy.device)
-        whole = None if self.reference is None else self.policy.log_prob(episodes)
-        batch = super().advantages(episodes)
-        if whole is not None:
-            batch.tensors["whole_log_probs"] = whole
-        return batch
+        """As in PPO; ``old_log_probs`` are under the mask, ``unmasked_log_probs`` serve the KL metric."""
+        cfg, episodes = self.config, episodes.to(self.policy.device)
+        mask = episodes.action_mask
+        unmasked = {}
+        if self.reference is not None:
+            unmasked["unmasked_log_probs"] = self.policy.log_prob(episodes)
+        with self.policy.masked():
+            old = self.policy.evaluate(episodes, values=True, final_values=cfg.bootstrap_truncated)
+        assert old.values is not None
+        rewards = self.shaped_rewards(episodes)
+        if cfg.scale_rewards:
+            rewards = divide_by_std(rewards, mask)
+        final = bootstrap_values(old.final_values, episodes.truncated) if cfg.bootstrap_truncated else None
+        advantages, returns = get_advantage(cfg.advantage)(  # by default "gae"
+            rewards,
+            mask,
+            values=old.values,
+            final_values=final,
+            groups=episodes.prompt_index,
+            scores=self.task_returns(episodes),
+            gamma=cfg.gamma,
+            gae_lambda=cfg.gae_lambda,
+        )
+        if cfg.center_by_prompt:
+            advantages = masked_center(advantages, mask, episodes.prompt_index)
+        if cfg.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, min_std=cfg.whiten_min_std)
+        advantages, weights = importance_weighted(
+            advantages, episodes, old.log_probs, level=cfg.importance_correction, clip=cfg.importance_clip
+        )
+        tensors = {
+            "old_log_probs": old.log_probs,
+            "old_values": old.values,
+            "advantages": advantages,
+            "returns": returns,
+        }
+        return TrainingBatch(episodes, tensors | weights | self.reference_tensors(episodes) | unmasked)
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """PPO's loss of the masked distributions."""
+        """PPO's loss of the masked distributions: surrogate + value loss - entropy bonus."""
+        cfg, mask, tokens = self.config, batch.mask, totals.tokens
         with self.policy.masked():
-            return super().loss(batch, totals)
-
-    def ptx_loss(self) -> Tensor:
-        """Next-token loss on ``dataset``, without the mask."""
-        with self.policy.masked(False):
-            return super().ptx_loss()
+            new = self.policy(batch.episodes, values=True, entropy=cfg.entropy_coef > 0)
+        policy_loss, policy = ppo_policy_loss(
+            new.log_probs,
+            batch["old_log_probs"],
+            batch["advantages"],
+            mask,
+            clip_range=cfg.clip_range,
+            clip_range_high=cfg.clip_range_high,
+            dual_clip=cfg.dual_clip,
+            level=cfg.ratio_level,
+            reduce=self.reduction(totals),
+            denominator=tokens,
+        )
+        value_loss, value = ppo_value_loss(
+            new.values,
+            batch["old_values"],
+            batch["returns"],
+            mask,
+            clip_range=cfg.value_clip_range,
+            denominator=tokens,
+        )
+        loss = policy_loss + cfg.value_coef * value_loss
+        stats = policy_metrics(policy_loss, policy)
+        stats |= {"value/loss": value_loss.detach(), "value/clip_fraction": value["clip_fraction"]}
+        if cfg.entropy_coef:
+            negative_entropy = entropy_loss(new.entropy, mask, denominator=tokens)
+            loss = loss + cfg.entropy_coef * negative_entropy
+            stats["policy/entropy"] = -negative_entropy.detach()
+        return self.add_extra_losses(loss, stats, new, batch, totals)
 
     def update(self, batch: TrainingBatch) -> dict[str, float]:
-        """PPO's passes; afterwards the mask policy follows, if it is time."""
+        """As in the base class; then the mask policy is updated every ``mask_update_iterations``."""
         row = super().update(batch)
         every = self.config.mask_update_iterations
         if every is not None and self.iteration % every == 0:
@@ -167,9 +221,9 @@ class NLPO(PPO):
         return row
 
     def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
-        """PPO's metrics; the KL is that of the whole distributions."""
-        row = super().rollout_metrics(batch)
+        """Metrics of the rollout and of the critic; the KL is that of the unrestricted distributions."""
+        row = super().rollout_metrics(batch) | critic_metrics(batch)
         if self.reference is not None:
-            kl = float(masked_sum(batch["whole_log_probs"] - batch["ref_log_probs"], batch.mask))
+            kl = float(masked_sum(batch["unmasked_log_probs"] - batch["ref_log_probs"], batch.mask))
             row |= kl_row(kl, episodes=len(batch), tokens=int(batch.mask.sum()))
         return row

@@ -1,7 +1,7 @@
-"""Online DPO: preference pairs made of the policy's own samples, ranked by the rewards.
+"""Online DPO: preference pairs from samples of the policy, ranked by the rewards.
 
 Guo et al. 2024, "Direct language model alignment from online AI feedback". Shape letters: B episodes, P pairs
-(one of each prompt's k samples), L tokens.
+(one per prompt, from its k samples), L tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from textenv.agents.data.preferences import PairedBatch
 from textenv.agents.dpo import Responses, reward_stats
 from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.task_scores import task_scores
-from textenv.agents.losses.policy_gradient import masked_mean, masked_sum
+from textenv.agents.losses.masked import masked_mean, masked_sum
 from textenv.agents.losses.preference import dpo_loss, response_log_probs
 from textenv.agents.optim.backend import Stats
 from textenv.agents.settings.samples import OnlineDPOConfig
@@ -25,52 +25,56 @@ from textenv.episodes.batch import EpisodeBatch
 
 @register_agent("online-dpo")
 class OnlineDPO(SampleChooser):
-    """Online DPO: the best and the worst of each prompt's own samples are a preference pair.
+    """Online DPO: the best and the worst of each prompt's samples are a preference pair.
 
-    Pairs whose sides score the same have no gradient. The KL to the reference is in the loss: no term of the
-    reward has to pay it, and one that does has no say in which sample is better.
+    Pairs with equal task returns have no gradient. The KL to the reference policy is part of the loss; KL
+    penalties in the reward do not influence which sample is better.
     """
 
     config_class = OnlineDPOConfig
     config: OnlineDPOConfig
     collected: TrainingBatch
-    """All samples of this iteration, of which ``advantages`` picks the pairs."""
+    """All samples of this iteration, from which ``advantages`` selects the pairs."""
     rollout: dict[str, float]
-    """What the policy and the reference say about them."""
+    """Metrics of their KL to the reference policy and of the entropy."""
 
     def setup(self) -> None:
-        """Take the reference."""
+        """As in the base class, and make the reference policy."""
         super().setup()
         self.reference = self.policy.reference()
 
     def advantages(self, episodes: EpisodeBatch) -> PairedBatch:
-        """Best and worst sample of each prompt, which pairs are ties, and the reference's log-probs."""
+        """The best and the worst sample of each prompt, with the log-probs of the reference policy.
+
+        Rows 0 to P - 1 are the best samples. Tensors, (2P,) each: ``reference`` log-probs of the responses,
+        ``tied`` whether both sides of a pair have the same task return, ``scores`` the task returns.
+        """
         episodes = episodes.to(self.policy.device)
-        found = self.policy.evaluate(episodes, values=False, reference=True)
-        assert found.ref_log_probs is not None
+        old = self.policy.evaluate(episodes, values=False, reference=True)
+        assert old.ref_log_probs is not None
         mask = episodes.action_mask
-        kl = float(masked_sum(found.log_probs - found.ref_log_probs, mask))
+        kl = float(masked_sum(old.log_probs - old.ref_log_probs, mask))
         self.collected = TrainingBatch(episodes)
         self.rollout = {
             **kl_row(kl, episodes=len(episodes), tokens=int(mask.sum())),
-            "objective/entropy": -float(masked_mean(found.log_probs, mask)),
+            "objective/entropy": -float(masked_mean(old.log_probs, mask)),
         }
-        scores = task_scores(episodes, self.envs).to(episodes.rewards.dtype)
-        best, worst = extremes(scores, group_rows(episodes, self.config.samples_per_prompt))
-        tied = scores[best] == scores[worst]
+        task_returns = task_scores(episodes, self.envs).to(episodes.rewards.dtype)
+        best, worst = extremes(task_returns, group_rows(episodes, self.config.samples_per_prompt))
+        tied = task_returns[best] == task_returns[worst]
         both = torch.cat([best, worst])
-        reference = response_log_probs(found.ref_log_probs, mask)[both]
-        tensors = {"reference": reference, "tied": tied.repeat(2), "scores": scores[both]}
+        reference = response_log_probs(old.ref_log_probs, mask)[both]
+        tensors = {"reference": reference, "tied": tied.repeat(2), "scores": task_returns[both]}
         return PairedBatch(episodes.select(both), tensors)
 
     def totals(self, batch: TrainingBatch) -> Totals:
-        """Pairs of one optimizer step, and how many of them are not tied."""
+        """Pairs of one optimizer step, and the number of those that are not tied."""
         totals = super().totals(batch)
         totals.extra["ranked"] = max(1.0, float((~batch["tied"][: len(batch)]).sum()))
         return totals
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """The configured loss of the gap between log ratios, averaged over the pairs that are not tied."""
+        """The DPO loss of D_best - D_worst, averaged over the pairs that are not tied; see ``dpo_loss``."""
         cfg, counts = self.config, batch.mask.sum(-1)
         found = Responses(
             response_log_probs(self.policy(batch.episodes).log_probs, batch.mask), batch["reference"], counts
@@ -88,7 +92,7 @@ class OnlineDPO(SampleChooser):
         return loss, reward_stats(better, worse, denominator=totals.extra["ranked"])
 
     def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
-        """Metrics of all the samples, their KL to the reference, and the share of pairs that are ties."""
+        """Metrics of all samples, their KL to the reference policy, and the share of tied pairs."""
         row = super().rollout_metrics(self.collected) | self.rollout
         row["pairs/tied"] = float(batch["tied"].float().mean())
         scores = batch["scores"]
@@ -97,14 +101,13 @@ class OnlineDPO(SampleChooser):
 
 
 def extremes(returns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the best and the worst episode of each group; the first of equals, and never the same row.
+    """Rows of the best and the worst episode of each group, never the same row: (P,) int64 twice.
+
+    Among equal returns the first one is better.
 
     Args:
         returns: (B,) of all episodes.
         rows: (P, k) int64 rows of each group, k >= 2.
-
-    Returns:
-        (P,) int64 twice.
 
     Example:
         >>> best, worst = extremes(torch.tensor([1.0, 3.0, 0.0, 2.0, 2.0, 2.0]), torch.arange(6).view(2, 3))

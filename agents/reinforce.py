@@ -1,4 +1,7 @@
-"""REINFORCE with its baselines, ReMax among them, and REINFORCE++. Shape letters: B episodes, L tokens."""
+"""REINFORCE with a choice of baselines (one of them is ReMax), and REINFORCE++.
+
+Shape letters: B episodes, L tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +11,100 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from textenv.agents.base.policy_gradient import PolicyGradientAgent
+from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
-from textenv.agents.data.batch import TrainingBatch
-from textenv.agents.losses.advantages import discounted_sums, get_advantage
+from textenv.agents.data.batch import Totals, TrainingBatch
+from textenv.agents.losses.advantages import batch_mean, discounted_sums, get_advantage
+from textenv.agents.losses.importance import importance_weighted
+from textenv.agents.losses.masked import first_action_value, masked_whiten
+from textenv.agents.losses.policy_gradient import entropy_loss, policy_gradient_loss
+from textenv.agents.optim.backend import Stats
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
 from textenv.agents.settings.policy_gradient import ReinforceConfig, ReinforcePlusPlusConfig
 from textenv.episodes.batch import EpisodeBatch
 
 
 @register_agent("reinforce")
 class Reinforce(PolicyGradientAgent):
-    """REINFORCE: the log-prob of each token times what followed it, minus a baseline; no critic."""
+    """REINFORCE: log-prob of each token times (return to go - baseline); no critic."""
 
     config_class = ReinforceConfig
     config: ReinforceConfig
     greedy: EpisodeBatch | None = None
-    """The greedy episodes of this iteration, one on each sampled one's prompt."""
+    """With ``baseline="greedy"``: one greedy episode on the prompt of each sampled one, in this iteration."""
 
     def setup(self) -> None:
-        """See that greedy episodes can be played.
+        """As in the base class, after a check that greedy episodes can be generated.
 
         Raises:
-            ValueError: if actors play ahead, which play every ticket once.
+            ValueError: if actors generate ahead, because they generate each episode once.
         """
         if self.config.baseline == "greedy" and self.collector.ahead:
             raise ValueError("baseline='greedy' plays tickets twice, which rollouts in mode 'async' do not")
         super().setup()
 
     def score(self, episodes: EpisodeBatch) -> None:
-        """Pay the rewards; of the greedy episodes, too, before adaptive terms learn from the sampled ones."""
+        """Compute rewards, of the greedy episodes first: adaptive terms learn from the sampled ones only."""
         if self.config.baseline == "greedy":
             with acting_greedily(self.policy):
                 self.greedy = self.generate(int(episodes.episode_id.min()))
             self.compute_rewards(self.greedy)
         super().score(episodes)
 
-    def estimate(self, episodes: EpisodeBatch, rewards: Tensor, old: PolicyOutput) -> tuple[Tensor, Tensor]:
-        """Return to go minus the baseline (Williams 1992; the greedy one, Li et al. 2024, "ReMax", eq. 4)."""
-        cfg, mask = self.config, episodes.action_mask
+    def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
+        """Old log-probs, advantages and returns: (B, L) each, 0 outside the action mask.
+
+        The advantage is the return to go minus the baseline (Williams 1992). The greedy baseline is that of
+        ReMax (Li et al. 2024, eq. 4).
+        """
+        cfg, episodes = self.config, episodes.to(self.policy.device)
+        mask = episodes.action_mask
+        old = self.policy.evaluate(episodes, values=False)
+        rewards = self.shaped_rewards(episodes)
         if cfg.baseline == "batch":
-            return get_advantage("batch-mean")(rewards, mask, gamma=cfg.gamma)
-        returns = discounted_sums(rewards, mask, cfg.gamma)
-        if cfg.baseline == "none":
-            return returns, returns
+            advantages, returns = batch_mean(rewards, mask, gamma=cfg.gamma)
+        else:
+            advantages = returns = discounted_sums(rewards, mask, cfg.gamma)
+        if cfg.baseline == "greedy":
+            advantages = torch.where(mask, returns - self.greedy_returns().unsqueeze(-1), 0.0)
+        if cfg.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, min_std=cfg.whiten_min_std)
+        advantages, weights = importance_weighted(
+            advantages, episodes, old.log_probs, level=cfg.importance_correction, clip=cfg.importance_clip
+        )
+        tensors = {"old_log_probs": old.log_probs, "advantages": advantages, "returns": returns}
+        return TrainingBatch(episodes, tensors | weights | self.reference_tensors(episodes))
+
+    def greedy_returns(self) -> Tensor:
+        """Discounted returns of the greedy episodes of this iteration: (B,)."""
         assert self.greedy is not None
-        greedy = self.greedy.to(rewards.device)
-        paid = self.shaped_rewards(greedy, update=False)
-        baseline = first_own(discounted_sums(paid, greedy.action_mask, cfg.gamma), greedy.action_mask)
-        return torch.where(mask, returns - baseline.unsqueeze(-1), 0.0), returns
+        greedy = self.greedy.to(self.policy.device)
+        rewards = self.shaped_rewards(greedy, update=False)
+        returns = discounted_sums(rewards, greedy.action_mask, self.config.gamma)
+        return first_action_value(returns, greedy.action_mask)
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """-A log pi - entropy bonus, divided by the totals; with ``clip_range`` PPO's clipped surrogate."""
+        cfg, mask, tokens = self.config, batch.mask, totals.tokens
+        new = self.policy(batch.episodes, entropy=cfg.entropy_coef > 0)
+        loss, policy = policy_gradient_loss(
+            new.log_probs,
+            batch["old_log_probs"],
+            batch["advantages"],
+            mask,
+            clip_range=cfg.clip_range,
+            clip_range_high=cfg.clip_range_high,
+            dual_clip=cfg.dual_clip,
+            level=cfg.ratio_level,
+            reduce=self.reduction(totals),
+            denominator=tokens,
+        )
+        stats = policy_metrics(loss, policy)
+        if cfg.entropy_coef:
+            negative_entropy = entropy_loss(new.entropy, mask, denominator=tokens)
+            loss = loss + cfg.entropy_coef * negative_entropy
+            stats["policy/entropy"] = -negative_entropy.detach()
+        return self.add_extra_losses(loss, stats, new, batch, totals)
 
     def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout, and of the greedy episodes."""
@@ -68,14 +115,9 @@ class Reinforce(PolicyGradientAgent):
         return row
 
 
-def first_own(values: Tensor, mask: Tensor) -> Tensor:
-    """The value at the first own token of each row, 0 without one: (B, L) -> (B,)."""
-    return torch.where(mask & (mask.cumsum(-1) == 1), values, 0.0).sum(-1)
-
-
 @contextmanager
 def acting_greedily(policy: LanguagePolicy) -> Iterator[None]:
-    """Within the block the policy acts by the likeliest token."""
+    """Context in which the policy takes the most likely token."""
     before = policy.decoding.greedy
     policy.decoding.greedy = True
     try:
@@ -86,7 +128,7 @@ def acting_greedily(policy: LanguagePolicy) -> Iterator[None]:
 
 @register_agent("reinforce++")
 class ReinforcePlusPlus(PolicyGradientAgent):
-    """REINFORCE++: return to go with a token-level KL penalty, normalised over the batch, clipped ratios.
+    """REINFORCE++: return to go with a KL penalty per token, whitened over the batch, clipped ratios.
 
     Hu et al. 2025, "REINFORCE++: an efficient RLHF algorithm with robustness to both prompt and reward
     models".
@@ -95,13 +137,46 @@ class ReinforcePlusPlus(PolicyGradientAgent):
     config_class = ReinforcePlusPlusConfig
     config: ReinforcePlusPlusConfig
 
-    def estimate(self, episodes: EpisodeBatch, rewards: Tensor, old: PolicyOutput) -> tuple[Tensor, Tensor]:
-        """Advantages by the registered estimator; ``whiten_advantages`` normalises them."""
-        return get_advantage(self.config.advantage)(
-            rewards,
-            episodes.action_mask,
+    def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
+        """Old log-probs, advantages (whitened returns to go) and returns: (B, L), 0 outside the mask."""
+        cfg, episodes = self.config, episodes.to(self.policy.device)
+        mask = episodes.action_mask
+        old = self.policy.evaluate(episodes, values=False)
+        advantages, returns = get_advantage(cfg.advantage)(  # by default "monte-carlo"
+            self.shaped_rewards(episodes),
+            mask,
             values=None,
             groups=episodes.prompt_index,
-            scores=self.judged_scores(episodes),
-            gamma=self.config.gamma,
+            scores=self.task_returns(episodes),
+            gamma=cfg.gamma,
         )
+        if cfg.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, min_std=cfg.whiten_min_std)
+        advantages, weights = importance_weighted(
+            advantages, episodes, old.log_probs, level=cfg.importance_correction, clip=cfg.importance_clip
+        )
+        tensors = {"old_log_probs": old.log_probs, "advantages": advantages, "returns": returns}
+        return TrainingBatch(episodes, tensors | weights | self.reference_tensors(episodes))
+
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """Clipped surrogate - entropy bonus, divided by the totals; ``clip_range=None``: -A log pi."""
+        cfg, mask, tokens = self.config, batch.mask, totals.tokens
+        new = self.policy(batch.episodes, entropy=cfg.entropy_coef > 0)
+        loss, policy = policy_gradient_loss(
+            new.log_probs,
+            batch["old_log_probs"],
+            batch["advantages"],
+            mask,
+            clip_range=cfg.clip_range,
+            clip_range_high=cfg.clip_range_high,
+            dual_clip=cfg.dual_clip,
+            level=cfg.ratio_level,
+            reduce=self.reduction(totals),
+            denominator=tokens,
+        )
+        stats = policy_metrics(loss, policy)
+        if cfg.entropy_coef:
+            negative_entropy = entropy_loss(new.entropy, mask, denominator=tokens)
+            loss = loss + cfg.entropy_coef * negative_entropy
+            stats["policy/entropy"] = -negative_entropy.detach()
+        return self.add_extra_losses(loss, stats, new, batch, totals)

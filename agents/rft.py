@@ -1,8 +1,8 @@
-"""Rejection fine-tuning: generate, keep the best of each prompt, fine-tune on it; again, ever choosier.
+"""Rejection fine-tuning (RFT): generate, select the best samples of each prompt, fine-tune on them, repeat.
 
 Yuan et al. 2023, "Scaling relationship on learning mathematical reasoning with large language models" (RFT);
-Gulcehre et al. 2023, "Reinforced self-training for language modeling" (ReST: grow, then improve in steps).
-Shape letters: B episodes, L tokens.
+Gulcehre et al. 2023, "Reinforced self-training for language modeling" (ReST: one grow step, then improve
+steps with rising thresholds). Shape letters: B episodes, b selected ones, L tokens.
 """
 
 from __future__ import annotations
@@ -25,29 +25,32 @@ from textenv.episodes.batch import EpisodeBatch
 
 @register_agent("rft")
 class RFT(SampleChooser):
-    """Rejection fine-tuning (ReST): supervised fine-tuning on the best of the policy's own samples."""
+    """Rejection fine-tuning (ReST): supervised fine-tuning on the best samples of the policy."""
 
     config_class = RFTConfig
     config: RFTConfig
     pool: TrainingBatch | None
-    """Samples to choose from, with (B,) ``returns``, ``scores`` (returns without a KL penalty), ``prompt``
-    and the ``generation`` that they are from."""
+    """Samples to select from, with (B,) ``returns``, ``scores`` (returns without KL penalties), ``prompt``
+    and ``generation`` (the iteration that generated them)."""
     improve_step = 0
-    """Which improve step of the iteration it is."""
+    """Index of the improve step in the iteration."""
 
     def setup(self) -> None:
-        """Begin with an empty pool."""
+        """As in the base class, with an empty pool."""
         super().setup()
         if kl_wrappers(self.envs):
             self.reference = self.policy.reference()
         self.pool = None
 
     def planned_steps(self) -> int:
-        """Optimizer steps of the whole run, at most: few samples make fewer minibatches."""
+        """Largest number of optimizer steps of the whole run: few samples make fewer minibatches."""
         return super().planned_steps() * self.config.improve_steps
 
     def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
-        """The episodes as they are; they join the pool, and those that have been there too long leave it."""
+        """The episodes without further tensors; they join the pool, which drops old generations.
+
+        The targets of the loss are selected in ``update``.
+        """
         kept = self.config.generations_kept
         generation = torch.full((len(episodes),), self.iteration, device=episodes.device)
         fresh = TrainingBatch(
@@ -72,7 +75,10 @@ class RFT(SampleChooser):
         return TrainingBatch(episodes)
 
     def update(self, batch: TrainingBatch) -> dict[str, float]:
-        """Choose and train, ``improve_steps`` times; from a pool in which all earned the same nothing."""
+        """Select the best samples and fine-tune on them, ``improve_steps`` times.
+
+        If all returns in the pool are equal, nothing is selected and no step is taken.
+        """
         assert self.pool is not None
         rows: list[dict[str, float]] = []
         pool = self.pool
@@ -89,12 +95,12 @@ class RFT(SampleChooser):
         return {"rft/pool": float(len(self.pool)), **mean_row(rows)}
 
     def pass_number(self, epoch: int) -> int:
-        """Number of a pass in the whole run: each improve step has passes of its own."""
+        """Number of the pass in the whole run, improve steps counted."""
         cfg = self.config
         return (self.iteration * cfg.improve_steps + self.improve_step) * cfg.epochs + epoch
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """Mean negative log-likelihood over the tokens of the optimizer step."""
+        """Mean negative log-likelihood over the action tokens of the optimizer step."""
         loss = sft_loss(self.policy(batch.episodes).log_probs, batch.mask, denominator=totals.tokens)
         return loss, {"sft/nll": loss.detach()}
 
@@ -122,27 +128,32 @@ class RFT(SampleChooser):
                 action_mask=found.pop("action_mask"),
                 sampling=state.values["pool"],
             )
-            found.setdefault("scores", found["returns"].double())  # the oldest checkpoints have none
+            found.setdefault("scores", found["returns"].double())  # absent in early checkpoints
             self.pool = TrainingBatch(episodes, found)
 
 
 POOL = ("input_ids", "attention_mask", "prompt_lengths", "action_mask")
-"""What the pool keeps of episodes."""
+"""Fields of episodes that the pool keeps."""
 
 
 def best_rows(returns: Tensor, prompts: Tensor, percentile: float, *, scores: Tensor | None = None) -> Tensor:
-    """Rows whose return reaches a quantile of their prompt's returns: (B,), (B,) int64 -> (b,) int64.
+    """Rows whose return is at or above a quantile of the returns of their prompt: (B,) -> (b,) int64.
 
-    The least score of all never counts, so that prompts on which nothing succeeded teach nothing, and
-    neither does a pool in which all are alike. Scores are the returns without a KL penalty, by default the
-    returns: a KL that is a little less than others' is no success.
+    Rows with the lowest score of all are never selected. So nothing is selected on prompts where nothing
+    succeeded, or from a pool with equal scores.
+
+    Args:
+        returns: (B,).
+        prompts: (B,) int64, index of the prompt.
+        percentile: the quantile, in [0, 1].
+        scores: (B,) returns without KL penalties, by default the returns. A smaller KL alone is no success.
 
     Example:
         >>> returns = torch.tensor([0.0, 0.2, 0.2, 0.7, 0.0, 0.0])
         >>> best_rows(returns, torch.tensor([5, 5, 5, 5, 8, 8]), 0.5).tolist()
         [1, 2, 3]
     """
-    # The group's next higher return: no rounding of an interpolation lies between it and what it names.
+    # "higher" takes one of the returns; an interpolated value could differ from it by rounding.
     index = prompts.unique(return_inverse=True)[1]
     thresholds = [
         torch.quantile(returns[index == i].double(), percentile, interpolation="higher")
@@ -154,7 +165,7 @@ def best_rows(returns: Tensor, prompts: Tensor, percentile: float, *, scores: Te
 
 
 def distinct_rows(episodes: EpisodeBatch, rows: Tensor) -> Tensor:
-    """The first of equal episodes among some rows: (b,) int64 -> (c,) int64."""
+    """Rows without duplicates (equal prompt and tokens), the first one is kept: (b,) int64 -> (c,) int64."""
     ids, lengths = episodes.input_ids[rows].tolist(), episodes.lengths[rows].tolist()
     starts = episodes.prompt_lengths[rows].tolist()
     first: dict[tuple[int, ...], int] = {}

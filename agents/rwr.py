@@ -1,4 +1,7 @@
-"""Reward-weighted regression: cloning logged episodes, the better ones more. Shape letters: B, L tokens."""
+"""Reward-weighted regression (RWR, Peters and Schaal 2007): behaviour cloning weighted by exp(return).
+
+Shape letters: B episodes, L tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.episodes import as_episodes
 from textenv.agents.data.preferences import rows_by_prompt
-from textenv.agents.losses.policy_gradient import masked_mean, sft_loss
+from textenv.agents.losses.masked import masked_mean
+from textenv.agents.losses.policy_gradient import sft_loss
 from textenv.agents.optim.backend import Stats
 from textenv.agents.settings.offline import RWRConfig
 
@@ -20,16 +24,16 @@ from textenv.agents.settings.offline import RWRConfig
 def reward_weights(
     returns: Tensor, *, temperature: float = 1.0, standardize: bool = False, max_weight: float | None = None
 ) -> Tensor:
-    """Weights proportional to exp(return / temperature), of mean 1 before the bound: (B,) -> (B,).
+    """Weights proportional to exp(return / temperature), with mean 1 before the clip: (B,) -> (B,).
 
-    Peters and Schaal 2007, "Reinforcement learning by reward-weighted regression"; the bound is from Peng et
+    Peters and Schaal 2007, "Reinforcement learning by reward-weighted regression"; the clip is from Peng et
     al. 2019, "Advantage-weighted regression".
 
     Args:
         returns: (B,) of the whole data set.
         temperature: see above.
-        standardize: divide by the standard deviation first (constant returns stay as they are).
-        max_weight: bound on the weights.
+        standardize: divide returns by their standard deviation first (unless it is 0).
+        max_weight: largest weight.
 
     Example:
         >>> reward_weights(torch.tensor([0.0, 0.0, 0.0, 1.0]) * 2.0794415).tolist()[-1]  # e^2.0794415 = 8
@@ -37,8 +41,8 @@ def reward_weights(
     """
     values = returns.double()
     if standardize:
-        spread = values.std(correction=0)
-        values = values / torch.where(spread > 0, spread, 1.0)
+        std = values.std(correction=0)
+        values = values / torch.where(std > 0, std, 1.0)
     weights = torch.softmax(values / temperature, 0) * len(values)
     return (weights if max_weight is None else weights.clamp_max(max_weight)).to(returns.dtype)
 
@@ -52,7 +56,7 @@ class RWR(OfflineAgent):
     dataset: TrainingBatch
 
     def load_dataset(self, dataset: Any) -> TrainingBatch:
-        """Episodes of whatever was given, with their weights; see ``agents.data.episodes.as_episodes``."""
+        """Episodes with their weights; see ``textenv.agents.data.episodes.as_episodes``."""
         cfg = self.config
         episodes = as_episodes(dataset, self.tokenizer, need_rewards=True)
         returns = episodes.returns.double()
@@ -70,9 +74,9 @@ class RWR(OfflineAgent):
         return self.dataset.select(index)
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """Weighted negative log-likelihood, divided by the tokens of the optimizer step."""
-        out = self.policy(batch.episodes)
+        """Mean of -weight log pi over the action tokens of the optimizer step."""
+        new = self.policy(batch.episodes)
         weights = batch["weights"]
-        loss = -masked_mean(out.log_probs * weights.unsqueeze(-1), batch.mask, totals.tokens)
-        nll = sft_loss(out.log_probs.detach(), batch.mask, denominator=totals.tokens)
+        loss = -masked_mean(new.log_probs * weights.unsqueeze(-1), batch.mask, totals.tokens)
+        nll = sft_loss(new.log_probs.detach(), batch.mask, denominator=totals.tokens)
         return loss, {"rwr/nll": nll, "rwr/weight": weights.sum() / totals.episodes}

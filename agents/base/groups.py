@@ -1,6 +1,6 @@
-"""Groups: episodes on the same prompt, dealt one after the other (``samples_per_prompt`` of the environment).
+"""Groups: episodes of one prompt, generated one after the other (``samples_per_prompt`` of the environment).
 
-Shape letters: B episodes, P groups, n episodes of a group.
+Shape letters: B episodes, P groups, n episodes per group.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from torch import Tensor
 
 from textenv.agents.base.online import OnlineAgent
 from textenv.agents.settings.effects import FROM_EPISODES, refuse_dataset
+from textenv.agents.settings.groups import GroupBaselineConfig, check_whole_groups
 from textenv.episodes.batch import EpisodeBatch
+
+GROUP_SIZE = 8
+"""Episodes per prompt where neither settings nor environment give a number."""
 
 
 def check_groups(envs: Any, size: int, *, who: str) -> None:
-    """Refuse an environment whose prompts do not come in whole groups of ``size`` tickets.
+    """Refuse an environment that does not generate whole groups of ``size`` episodes per prompt.
 
     Raises:
-        ValueError: naming what the environment should have been made with.
+        ValueError: naming the ``samples_per_prompt`` that the environment needs.
     """
     dealt = envs.unwrapped.samples_per_prompt
     if dealt % size:
@@ -29,19 +33,38 @@ def check_groups(envs: Any, size: int, *, who: str) -> None:
         )
 
 
+def checked_group_size(envs: Any, config: GroupBaselineConfig, *, who: str) -> int:
+    """Group size of GRPO and RLOO: ``samples_per_prompt`` of the settings, by default the environment's.
+
+    Raises:
+        ValueError: if the environment generates no groups of this size, or an iteration no whole groups.
+    """
+    dealt, size = envs.unwrapped.samples_per_prompt, config.samples_per_prompt
+    if size is not None or dealt == 1:
+        check_groups(envs, size or GROUP_SIZE, who=who)
+    size = size or dealt
+    check_whole_groups(config.episodes_per_iteration, size)
+    return size
+
+
+def episodes_per_prompt(config: GroupBaselineConfig, *, evaluation: bool) -> int:
+    """Episodes per prompt that GRPO and RLOO need of a new environment; 1 in evaluation."""
+    return 1 if evaluation else config.samples_per_prompt or GROUP_SIZE
+
+
 class SampleChooser(OnlineAgent):
     """Base of agents that choose among ``samples_per_prompt`` samples of each prompt."""
 
     @classmethod
     def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
-        """Episodes on each prompt: ``samples_per_prompt``, but one in evaluation."""
+        """Episodes per prompt: ``samples_per_prompt``; 1 in evaluation."""
         return 1 if evaluation else config.samples_per_prompt
 
     def setup(self) -> None:
-        """See that the environment deals the samples, and bind the policy to it.
+        """Check the groups of the environment, and bind the policy to it.
 
         Raises:
-            ValueError: if the environment deals too few episodes on each prompt, or there is a data set.
+            ValueError: if the environment generates too few episodes per prompt, or there is a data set.
         """
         refuse_dataset(self, FROM_EPISODES)
         size = self.group_size(self.config)
@@ -50,10 +73,10 @@ class SampleChooser(OnlineAgent):
 
 
 def group_rows(episodes: EpisodeBatch, size: int) -> Tensor:
-    """Rows of each group, in ticket order: (P, n) int64, n = ``size``.
+    """Rows of each group, ordered by ``episode_id``: (P, n) int64, n = ``size``.
 
     Raises:
-        ValueError: if a group is not whole, or holds more than one prompt.
+        ValueError: if a group is incomplete, or its episodes have different prompts.
 
     Example:
         >>> episodes = EpisodeBatch.from_ids([[1], [2], [1], [2]], [[5], [6], [7], [8]])
@@ -61,13 +84,13 @@ def group_rows(episodes: EpisodeBatch, size: int) -> Tensor:
         >>> group_rows(episodes, 2).tolist()
         [[0, 2], [1, 3]]
     """
-    tickets = episodes.episode_id.cpu()
-    order = torch.argsort(tickets, stable=True)
+    ids = episodes.episode_id.cpu()
+    order = torch.argsort(ids, stable=True)
     if len(order) % size:
         raise ValueError(f"episodes must come in groups of {size}, got {len(order)} episodes")
     rows = order.view(-1, size)
-    whole = tickets[rows] == tickets[rows[:, :1]] + torch.arange(size)
-    first = tickets[rows[:, 0]] % size == 0
+    whole = ids[rows] == ids[rows[:, :1]] + torch.arange(size)
+    first = ids[rows[:, 0]] % size == 0
     prompts = episodes.prompt_index.cpu()[rows]
     if not bool((whole & first.unsqueeze(-1) & (prompts == prompts[:, :1])).all()):
         raise ValueError(f"episodes must come in whole groups of {size} on one prompt each")

@@ -7,9 +7,10 @@ from .advantages import (
     gae,
     get_advantage,
     group_moments,
+    group_std,
     grpo,
     monte_carlo,
-    next_own_values,
+    next_action_values,
     register_advantage,
     rloo,
 )
@@ -22,19 +23,22 @@ from .aggregation import (
     sequence_mean,
     token_mean,
 )
+from .best_of_n import best_of_k, best_of_n_kl
 from .ilql import ilql_awac_loss, ilql_cql_loss, ilql_q_loss, ilql_targets, ilql_value_loss
-from .importance import importance_weights, truncated_importance_weights
-from .policy_gradient import (
-    entropy_loss,
+from .importance import importance_weighted, importance_weights, truncated_importance_weights
+from .masked import (
     explained_variance,
-    kl_loss,
-    log_ratio,
     masked_center,
     masked_mean,
     masked_squared_error,
     masked_sum,
     masked_whiten,
-    own,
+)
+from .policy_gradient import (
+    entropy_loss,
+    kl_loss,
+    log_ratio,
+    policy_gradient_loss,
     ppo_policy_loss,
     ppo_value_loss,
     ratio_stats,
@@ -47,17 +51,18 @@ from .preference import (
     kto_baseline,
     kto_loss,
     log_odds,
-    mean_of_rows,
     orpo_loss,
     response_log_probs,
     simpo_loss,
 )
-from .reward_model import bradley_terry_loss, centering_loss, rating_loss, weighted_mean
+from .reward_model import bradley_terry_loss, centering_loss, rating_loss
 
 __all__ = [
     "AggregationFunction",
     "aggregate",
     "batch_mean",
+    "best_of_k",
+    "best_of_n_kl",
     "bradley_terry_loss",
     "centering_loss",
     "constant",
@@ -71,12 +76,14 @@ __all__ = [
     "get_advantage",
     "get_aggregation",
     "group_moments",
+    "group_std",
     "grpo",
     "ilql_awac_loss",
     "ilql_cql_loss",
     "ilql_q_loss",
     "ilql_targets",
     "ilql_value_loss",
+    "importance_weighted",
     "importance_weights",
     "kl_loss",
     "kto_baseline",
@@ -88,11 +95,10 @@ __all__ = [
     "masked_squared_error",
     "masked_sum",
     "masked_whiten",
-    "mean_of_rows",
     "monte_carlo",
-    "next_own_values",
+    "next_action_values",
     "orpo_loss",
-    "own",
+    "policy_gradient_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
     "rating_loss",
@@ -107,5 +113,4 @@ __all__ = [
     "simpo_loss",
     "token_mean",
     "truncated_importance_weights",
-    "weighted_mean",
 ]

@@ -1,9 +1,9 @@
-"""Advantage estimators as pure functions, and the registry that names them.
+"""Advantage estimators as pure functions, and their registry.
 
-Tensors are (B, L), aligned with ``input_ids``; ``mask`` marks own tokens. Only own tokens are time steps:
-between two of them, across tokens of others, V and A are carried unchanged. Nothing is whitened here
-(``losses.masked_whiten`` does it). Results are float32 or wider and 0 off the mask. Shape letters: B
-episodes, L tokens, T most own tokens in a row.
+Tensors are (B, L), aligned with ``input_ids``; ``mask`` marks the action tokens. Only action tokens are time
+steps: positions between two of them are skipped. Nothing is whitened here (``masked_whiten`` does that).
+Results are float32 or wider, and 0 outside the mask. Shape letters: B episodes, L tokens, T the largest
+number of action tokens in a row.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]
 
 ADVANTAGES: dict[str, AdvantageFunction] = {}
 """Name -> fn(rewards, mask, *, values, final_values, groups, scores, gamma, gae_lambda), which gives
-(advantages, returns). ``scores`` (B,) are the returns without a KL penalty."""
+(advantages, returns). ``scores`` (B,) are the task returns: returns without KL penalties."""
 
 
 def register_advantage(name: str) -> Callable[[AdvantageFunction], AdvantageFunction]:
-    """Decorator: make an estimator known by ``name``.
+    """Decorator: register an advantage estimator under ``name``.
 
-    It is called as ``ADVANTAGES`` says and should take ``**_`` for the keywords that it does not use.
+    It is called with the arguments that ``ADVANTAGES`` lists; ``**_`` takes those that it does not use.
 
     Raises:
         ValueError: if the name is malformed or taken.
@@ -34,10 +34,10 @@ def register_advantage(name: str) -> Callable[[AdvantageFunction], AdvantageFunc
 
 
 def get_advantage(name: str) -> AdvantageFunction:
-    """The estimator called ``name``.
+    """The estimator registered under ``name``.
 
     Raises:
-        ValueError: if there is none; the error lists the known ones, the nearest first.
+        ValueError: if there is none; the error lists the registered names, the most similar first.
     """
     if name in ADVANTAGES:
         return ADVANTAGES[name]
@@ -45,16 +45,16 @@ def get_advantage(name: str) -> AdvantageFunction:
 
 
 def discounted_sums(steps: Tensor, mask: Tensor, factor: float, tail: Tensor | None = None) -> Tensor:
-    """S_t = x_t + factor S_next over own tokens, S after the last one = ``tail`` (0): (B, L) -> (B, L).
+    """S_t = x_t + factor S_next over action tokens: (B, L) -> (B, L).
 
-    Runs in ceil(log2(T)) vectorised passes over packed rows (S over 2^k steps from two S over 2^(k-1) steps),
-    not T.
+    Takes ceil(log2(T)) vectorized passes instead of T: a sum over 2^k steps is made from two sums over
+    2^(k-1) steps.
 
     Args:
-        steps: (B, L) x; read at own tokens only.
-        mask: (B, L) bool, own tokens.
-        factor: discount per own token.
-        tail: (B,) value after the last own token.
+        steps: (B, L) x; read at action tokens only.
+        mask: (B, L) bool, action tokens.
+        factor: discount per action token.
+        tail: (B,) S after the last action token, None = 0.
 
     Example:
         >>> mask = torch.tensor([[False, True, False, True]])
@@ -79,24 +79,24 @@ def discounted_sums(steps: Tensor, mask: Tensor, factor: float, tail: Tensor | N
     return sums
 
 
-def next_own_values(values: Tensor, mask: Tensor, tail: Tensor | None = None) -> Tensor:
-    """V of the next own token's state, across tokens of others: (B, L) -> (B, L), 0 off the mask.
+def next_action_values(values: Tensor, mask: Tensor, tail: Tensor | None = None) -> Tensor:
+    """V of the state of the next action token: (B, L) -> (B, L), 0 outside the mask.
 
     Args:
         values: (B, L) V of the state before the token.
-        mask: (B, L) bool, own tokens.
-        tail: (B,) V after the last own token, None = 0.
+        mask: (B, L) bool, action tokens.
+        tail: (B,) V after the last action token, None = 0.
 
     Example:
         >>> mask = torch.tensor([[False, True, False, True]])
-        >>> next_own_values(torch.tensor([[9.0, 1.0, 9.0, 2.0]]), mask).tolist()
+        >>> next_action_values(torch.tensor([[9.0, 1.0, 9.0, 2.0]]), mask).tolist()
         [[0.0, 2.0, 0.0, 0.0]]
     """
     length = mask.shape[1]
     columns = torch.arange(length, device=mask.device).expand_as(mask)
     following = torch.full_like(columns, length)
-    own = torch.where(mask, columns, length)
-    following[:, :-1] = own[:, 1:].flip(-1).cummin(-1).values.flip(-1)
+    actions = torch.where(mask, columns, length)
+    following[:, :-1] = actions[:, 1:].flip(-1).cummin(-1).values.flip(-1)
     last = values.new_zeros(len(values)) if tail is None else tail.to(values)
     return torch.where(mask, torch.cat([values, last.unsqueeze(-1)], dim=-1).gather(1, following), 0.0)
 
@@ -112,25 +112,26 @@ def gae(
     gae_lambda: float = 0.95,
     **_: object,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16).
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16).
 
-    delta_t = r_t + gamma V_next - V_t and A_t = sum over k of (gamma lambda)^k delta_{t+k}, over own tokens.
+    delta_t = r_t + gamma V_next - V_t and A_t = sum over k of (gamma lambda)^k delta_{t+k}; the time steps
+    are the action tokens.
 
     Args:
-        rewards: (B, L) paid at own tokens.
-        mask: (B, L) bool, own tokens.
+        rewards: (B, L) rewards at action tokens.
+        mask: (B, L) bool, action tokens.
         values: (B, L) V of the state before the token.
-        final_values: (B,) V after the last own token; None = 0. To bootstrap truncated episodes only, pass
-            ``torch.where(truncated, final_values, 0)``.
-        gamma: discount per own token.
+        final_values: (B,) V after the last action token; None = 0. To bootstrap truncated episodes only, see
+            ``textenv.agents.policies.critics.bootstrap_values``.
+        gamma: discount per action token.
         gae_lambda: lambda.
 
     Returns:
-        (advantages, returns = advantages + values), each (B, L), detached, 0 off the mask.
+        (advantages, returns = advantages + values), each (B, L), detached, 0 outside the mask.
     """
     values = torch.where(mask, _at_least_float32(values.detach()), 0.0)
     tail = None if final_values is None else final_values.detach()
-    deltas = rewards.to(values) + gamma * next_own_values(values, mask, tail) - values
+    deltas = rewards.to(values) + gamma * next_action_values(values, mask, tail) - values
     advantages = discounted_sums(deltas, mask, gamma * gae_lambda)
     return advantages, advantages + values
 
@@ -145,17 +146,17 @@ def monte_carlo(
     gamma: float = 1.0,
     **_: object,
 ) -> tuple[Tensor, Tensor]:
-    """Discounted return to go, minus V if there is one (GAE at lambda 1).
+    """Discounted return to go, minus V if there are values (GAE with lambda = 1).
 
     Args:
-        rewards: (B, L) paid at own tokens.
-        mask: (B, L) bool, own tokens.
+        rewards: (B, L) rewards at action tokens.
+        mask: (B, L) bool, action tokens.
         values: (B, L) baseline, None = 0.
-        final_values: (B,) V after the last own token, None = 0.
-        gamma: discount per own token.
+        final_values: (B,) V after the last action token, None = 0.
+        gamma: discount per action token.
 
     Returns:
-        (advantages, returns), each (B, L), 0 off the mask.
+        (advantages, returns), each (B, L), 0 outside the mask.
     """
     tail = None if final_values is None else final_values.detach()
     returns = discounted_sums(rewards, mask, gamma, tail)
@@ -166,15 +167,15 @@ def monte_carlo(
 
 @register_advantage("batch-mean")
 def batch_mean(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0, **_: object) -> tuple[Tensor, Tensor]:
-    """REINFORCE baseline: return to go minus the mean over episodes of their return.
+    """Batch baseline of REINFORCE: return to go minus the mean return of the episodes (Williams 1992).
 
     Args:
-        rewards: (B, L) paid at own tokens.
-        mask: (B, L) bool, own tokens.
-        gamma: discount per own token.
+        rewards: (B, L) rewards at action tokens.
+        mask: (B, L) bool, action tokens.
+        gamma: discount per action token.
 
     Returns:
-        (advantages, returns), each (B, L), 0 off the mask.
+        (advantages, returns), each (B, L), 0 outside the mask.
     """
     returns = discounted_sums(rewards, mask, gamma)
     starts = mask & (mask.cumsum(-1) == 1)
@@ -184,15 +185,18 @@ def batch_mean(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0, **_: object
 
 @register_advantage("rloo")
 def rloo(rewards: Tensor, mask: Tensor, *, groups: Tensor, **_: object) -> tuple[Tensor, Tensor]:
-    """Leave-one-out baseline: R_i minus the mean R of the other episodes of its group (Ahmadian et al. 2024).
+    """Leave-one-out baseline: R_i minus the mean R of the other episodes of its group.
+
+    Ahmadian et al. 2024, "Back to basics: revisiting REINFORCE style optimization for learning from human
+    feedback in LLMs".
 
     Args:
-        rewards: (B, L); R_i is their sum over own tokens.
-        mask: (B, L) bool, own tokens.
-        groups: (B,) int64, equal for episodes on the same prompt.
+        rewards: (B, L); R_i is their sum over action tokens.
+        mask: (B, L) bool, action tokens.
+        groups: (B,) int64, equal for the episodes of a group.
 
     Returns:
-        (advantages, returns), each (B, L), constant over an episode's own tokens.
+        (advantages, returns), each (B, L), constant over the action tokens of an episode.
 
     Raises:
         ValueError: if a group has one episode.
@@ -200,7 +204,7 @@ def rloo(rewards: Tensor, mask: Tensor, *, groups: Tensor, **_: object) -> tuple
     scores = torch.where(mask, _at_least_float32(rewards), 0.0).sum(-1)
     above, sums, _squares, counts = group_moments(scores, groups)
     advantages = above - (sums - above) / (counts - 1)
-    return _spread(advantages, mask), _spread(scores, mask)
+    return _expand_to_tokens(advantages, mask), _expand_to_tokens(scores, mask)
 
 
 @register_advantage("grpo")
@@ -214,21 +218,22 @@ def grpo(
     eps: float = 1e-4,
     **_: object,
 ) -> tuple[Tensor, Tensor]:
-    """Group-relative: (R_i - mean) / (std + eps), sample std, over the group (Shao et al. 2024, 4.1.2).
+    """Group-relative: (R_i - mean) / (std + eps) with the sample std of the group (GRPO).
 
-    In a group whose scores are all equal the deviation is left as it is: it is 0, or with a KL penalty in the
-    rewards the noise of the KL, which a division would blow up to variance 1.
+    Shao et al. 2024, "DeepSeekMath", section 4.1.2. In a group with equal scores R_i - mean is not divided:
+    it is 0, or with a KL penalty in the rewards only the noise of the KL estimate, which the division would
+    scale to variance 1.
 
     Args:
-        rewards: (B, L); R_i is their sum over own tokens.
-        mask: (B, L) bool, own tokens.
-        groups: (B,) int64, equal for episodes on the same prompt.
-        scores: (B,) returns without a KL penalty; None = R.
-        scale: False leaves the division out (Dr. GRPO, Liu et al. 2025).
-        eps: keeps a group without spread at advantage 0.
+        rewards: (B, L); R_i is their sum over action tokens.
+        mask: (B, L) bool, action tokens.
+        groups: (B,) int64, equal for the episodes of a group.
+        scores: (B,) task returns (without KL penalties); None = R.
+        scale: False does not divide (Dr. GRPO, Liu et al. 2025).
+        eps: added to the standard deviation.
 
     Returns:
-        (advantages, returns), each (B, L), constant over an episode's own tokens.
+        (advantages, returns), each (B, L), constant over the action tokens of an episode.
 
     Raises:
         ValueError: if a group has one episode.
@@ -239,15 +244,15 @@ def grpo(
     if scale:
         divisors = (squares / (counts - 1)).sqrt() + eps
         if scores is not None:
-            flat = group_moments(scores, groups)[2] == 0
-            divisors = torch.where(flat, 1.0, divisors)
+            equal = group_moments(scores, groups)[2] == 0
+            divisors = torch.where(equal, 1.0, divisors)
         advantages = advantages / divisors
-    return _spread(advantages, mask), _spread(returns, mask)
+    return _expand_to_tokens(advantages, mask), _expand_to_tokens(returns, mask)
 
 
 @register_advantage("dr_grpo")
 def dr_grpo(rewards: Tensor, mask: Tensor, *, groups: Tensor, **_: object) -> tuple[Tensor, Tensor]:
-    """R_i minus the group's mean, without a division (Dr. GRPO, Liu et al. 2025): ``grpo`` unscaled."""
+    """R_i minus the mean of the group, not divided by the std (Dr. GRPO, Liu et al. 2025)."""
     return grpo(rewards, mask, groups=groups, scale=False)
 
 
@@ -255,23 +260,23 @@ def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _spread(per_episode: Tensor, mask: Tensor) -> Tensor:
-    """(B,) -> (B, L): the episode's number at each own token."""
+def _expand_to_tokens(per_episode: Tensor, mask: Tensor) -> Tensor:
+    """The number of each episode at each of its action tokens, 0 elsewhere: (B,) -> (B, L)."""
     return torch.where(mask, per_episode.unsqueeze(-1), 0.0)
 
 
 def group_moments(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """An episode beside its group, all counted from the group's lowest score: (B,), (B,) -> 4 x (B,).
+    """Moments of the group of each episode, relative to the lowest score of the group: (B,) -> 4 x (B,).
 
-    So a group whose scores are all equal gives exact zeros, without rounding.
+    Relative to the lowest score, equal scores give exact zeros without rounding errors.
 
     Args:
         scores: (B,).
-        groups: (B,) int64, equal for episodes on the same prompt.
+        groups: (B,) int64, equal for the episodes of a group.
 
     Returns:
-        The score above the lowest one; its sum over the group; the sum of squared deviations from the mean;
-        the group's size.
+        The score minus the lowest score; its sum over the group; the sum of squared deviations from the mean;
+        the size of the group.
 
     Raises:
         ValueError: if a group has one episode.
@@ -283,13 +288,22 @@ def group_moments(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tenso
     """
     _, index, sizes = groups.unique(return_inverse=True, return_counts=True)
     if int(sizes.min()) < 2:
-        lonely = groups[sizes[index] == 1]
+        single = groups[sizes[index] == 1]
         raise ValueError(
-            f"every group needs at least 2 episodes, got 1 for group {int(lonely[0])}; "
+            f"every group needs at least 2 episodes, got 1 for group {int(single[0])}; "
             "set samples_per_prompt >= 2"
         )
-    none = torch.zeros(len(sizes), dtype=scores.dtype, device=scores.device)
-    above = scores - none.scatter_reduce(0, index, scores, "amin", include_self=False)[index]
-    sums = none.index_add(0, index, above)
-    squares = none.index_add(0, index, (above - (sums / sizes)[index]).square())
+    zeros = torch.zeros(len(sizes), dtype=scores.dtype, device=scores.device)
+    above = scores - zeros.scatter_reduce(0, index, scores, "amin", include_self=False)[index]
+    sums = zeros.index_add(0, index, above)
+    squares = zeros.index_add(0, index, (above - (sums / sizes)[index]).square())
     return above, sums[index], squares[index], sizes[index].to(scores)
+
+
+def group_std(scores: Tensor, groups: Tensor) -> Tensor:
+    """Sample standard deviation of the group of each episode, exactly 0 for equal scores: (B,) -> (B,).
+
+    Arguments and errors are those of ``group_moments``.
+    """
+    _, _, squares, counts = group_moments(scores, groups)
+    return (squares / (counts - 1)).sqrt()

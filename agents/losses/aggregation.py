@@ -1,6 +1,6 @@
-"""How per-token losses become one number: registered functions, by name in an agent's settings.
+"""Aggregations of per-token losses to a scalar, and their registry.
 
-An aggregation is ``fn(values, mask, totals) -> scalar``; ``totals`` are the denominators of the whole
+An aggregation is ``fn(values, mask, totals) -> scalar``. ``totals`` holds the denominators of the whole
 optimizer step, so the results of its micro-batches add up. Shape letters: B episodes, L tokens.
 """
 
@@ -12,15 +12,15 @@ from typing import Protocol
 from torch import Tensor
 
 from textenv.agents.data.batch import Totals
-from textenv.agents.losses.policy_gradient import masked_sum, own
+from textenv.agents.losses.masked import masked_sum, zero_unmasked
 from textenv.utils.names import nearest, registrar
 
 
 class AggregationFunction(Protocol):
-    """What can be registered."""
+    """Signature of an aggregation."""
 
     def __call__(self, values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
-        """A scalar from (B, L) losses, (B, L) bool own tokens, and the step's denominators."""
+        """A scalar from (B, L) losses, the (B, L) bool mask, and the denominators of the optimizer step."""
 
 
 AGGREGATIONS: dict[str, AggregationFunction] = {}
@@ -28,7 +28,7 @@ AGGREGATIONS: dict[str, AggregationFunction] = {}
 
 
 def register_aggregation(name: str) -> Callable[[AggregationFunction], AggregationFunction]:
-    """Decorator: make an aggregation known by ``name``.
+    """Decorator: register an aggregation under ``name``.
 
     Raises:
         ValueError: if the name is malformed or taken.
@@ -38,7 +38,7 @@ def register_aggregation(name: str) -> Callable[[AggregationFunction], Aggregati
         >>> @register_aggregation("square-root-of-length")
         ... def by_root(values, mask, totals):
         ...     lengths = mask.sum(-1).clamp_min(1)
-        ...     return (own(values, mask).sum(-1) / lengths.sqrt()).sum() / totals.episodes
+        ...     return (zero_unmasked(values, mask).sum(-1) / lengths.sqrt()).sum() / totals.episodes
         >>> values, mask = torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool)
         >>> float(aggregate(values, mask, "square-root-of-length"))
         2.0
@@ -48,10 +48,10 @@ def register_aggregation(name: str) -> Callable[[AggregationFunction], Aggregati
 
 
 def get_aggregation(name: str) -> AggregationFunction:
-    """The aggregation called ``name``.
+    """The aggregation registered under ``name``.
 
     Raises:
-        ValueError: if there is none; the error lists the known ones, the nearest first.
+        ValueError: if there is none; the error lists the registered names, the most similar first.
     """
     if name not in AGGREGATIONS:
         raise ValueError(f"unknown aggregation {name!r}; {nearest(name, AGGREGATIONS)}")
@@ -59,16 +59,16 @@ def get_aggregation(name: str) -> AggregationFunction:
 
 
 def aggregate(values: Tensor, mask: Tensor, how: str = "token-mean", totals: Totals | None = None) -> Tensor:
-    """Reduce per-token losses to a scalar by the aggregation called ``how``: (B, L) -> scalar.
+    """Reduce per-token losses to a scalar by the aggregation named ``how``: (B, L) -> scalar.
 
     Args:
         values: (B, L) per-token losses.
-        mask: (B, L) bool, own tokens.
+        mask: (B, L) bool, action tokens.
         how: name of the aggregation.
-        totals: denominators of the whole optimizer step; None = these episodes are all of it.
+        totals: denominators of the whole optimizer step; None = computed from ``mask``.
 
     Raises:
-        ValueError: if the name is unknown, or the aggregation needs a number that ``totals`` lacks.
+        ValueError: if the name is unknown, or ``totals`` lacks a number that the aggregation needs.
     """
     if totals is None:
         totals = Totals(tokens=max(1.0, float(mask.sum())), episodes=max(1.0, float(mask.any(-1).sum())))
@@ -78,25 +78,25 @@ def aggregate(values: Tensor, mask: Tensor, how: str = "token-mean", totals: Tot
 @register_aggregation("dapo")
 @register_aggregation("token-mean")
 def token_mean(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
-    """Every own token of the step weighs the same (DAPO, Yu et al. 2025, section 3.3)."""
+    """Mean over the action tokens of the optimizer step (DAPO, Yu et al. 2025, section 3.3)."""
     return masked_sum(values, mask) / totals.tokens
 
 
 @register_aggregation("grpo")
 @register_aggregation("sequence-mean")
 def sequence_mean(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
-    """Mean over episodes of the mean over their own tokens (GRPO, Shao et al. 2024, eq. 3)."""
+    """Mean over episodes of the mean over action tokens (GRPO, Shao et al. 2024, eq. 3)."""
     lengths = mask.sum(-1).clamp_min(1)
-    return (own(values, mask).sum(-1) / lengths).sum() / totals.episodes
+    return (zero_unmasked(values, mask).sum(-1) / lengths).sum() / totals.episodes
 
 
 @register_aggregation("dr_grpo")
 @register_aggregation("constant")
 def constant(values: Tensor, mask: Tensor, totals: Totals) -> Tensor:
-    """Sum over own tokens / (episodes x tokens of the longest response allowed) (Dr. GRPO, Liu et al. 2025).
+    """Sum over action tokens / (episodes x ``max_new_tokens``) (Dr. GRPO, Liu et al. 2025).
 
     Raises:
-        ValueError: if ``totals`` does not say how long a response may be.
+        ValueError: if ``totals.longest`` (``max_new_tokens``) is None.
     """
     if totals.longest is None:
         raise ValueError(

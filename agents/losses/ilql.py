@@ -1,8 +1,8 @@
-"""Losses of Implicit Language Q-Learning (Snell et al. 2022, section 4) as pure functions of tensors.
+"""Losses of Implicit Language Q-Learning as pure functions of tensors (ILQL, Snell et al. 2022, section 4).
 
-Everything is (B, L), aligned with ``input_ids``: an entry at own token t is about the state BEFORE token t
-(the hidden state that emits it) and, for Q, the action token t. Denominators work as in ``losses``.
-Shape letters: B episodes, L tokens.
+Tensors are (B, L), aligned with ``input_ids``. An entry at action token t belongs to the state BEFORE token t
+(the hidden state that predicts it) and, for Q, to the action token t. Denominators work as in
+``losses.policy_gradient``. Shape letters: B episodes, L tokens.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from textenv.agents.losses.advantages import next_own_values
-from textenv.agents.losses.policy_gradient import Stats, masked_mean, masked_squared_error, own
+from textenv.agents.losses.advantages import next_action_values
+from textenv.agents.losses.masked import masked_mean, masked_squared_error, zero_unmasked
+from textenv.agents.losses.policy_gradient import Stats
 from textenv.modeling.bounded_exp import bounded_exp
 
 
 def ilql_targets(rewards: Tensor, state_values: Tensor, mask: Tensor, *, gamma: float = 0.99) -> Tensor:
-    """One-step targets y_t = r_t + gamma (not last) V(s_next), detached: (B, L) -> (B, L).
+    """One-step targets y_t = r_t + gamma V(s_next), V after the last action = 0: (B, L) -> (B, L), detached.
 
-    The next state is the next OWN token's; tokens of others in between are skipped.
+    s_next is the state of the next action token; other tokens in between are skipped.
     """
-    return own(rewards + gamma * next_own_values(state_values.detach(), mask), mask)
+    return zero_unmasked(rewards + gamma * next_action_values(state_values.detach(), mask), mask)
 
 
 def ilql_q_loss(
     q_values: Sequence[Tensor], targets: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None
 ) -> Tensor:
-    """Sum over the Q heads of the mean of (Q_i(s, a) - y)^2: each (B, L) -> scalar."""
+    """Sum over Q heads of the mean of (Q_i(s, a) - y)^2: each (B, L) -> scalar."""
     return torch.stack([masked_squared_error(q, targets, mask, denominator) for q in q_values]).sum()
 
 
@@ -44,17 +45,17 @@ def ilql_value_loss(
 
     Args:
         state_values: (B, L) V, with gradient.
-        target_q: (B, L) Qbar, the least of the target heads at the action taken.
-        mask: (B, L) bool, own tokens.
+        target_q: (B, L) Qbar, the minimum of the target heads at the action.
+        mask: (B, L) bool, action tokens.
         expectile: tau in (0, 1).
-        denominator: own tokens in the whole optimizer step.
+        denominator: action tokens of the whole optimizer step.
 
     Raises:
-        ValueError: if ``expectile`` does not lie in (0, 1).
+        ValueError: if ``expectile`` is not in (0, 1).
     """
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must lie in (0, 1), got {expectile}")
-    difference = own(target_q.detach(), mask) - own(state_values, mask)
+    difference = zero_unmasked(target_q.detach(), mask) - zero_unmasked(state_values, mask)
     weight = torch.where(difference < 0, 1.0 - expectile, expectile)
     return masked_mean(weight * difference.square(), mask, denominator)
 
@@ -62,12 +63,14 @@ def ilql_value_loss(
 def ilql_cql_loss(
     q_log_probs: Sequence[Tensor], mask: Tensor, *, denominator: Tensor | float | None = None
 ) -> Tensor:
-    """Conservative term: sum over Q heads of the mean cross-entropy of Q_i, read as logits, with the action.
+    """Conservative term (CQL): sum over Q heads of the mean cross-entropy of softmax(Q_i) with the action.
+
+    Kumar et al. 2020, "Conservative Q-learning for offline reinforcement learning", eq. 4.
 
     Args:
         q_log_probs: per head (B, L): Q_i(s, a) - logsumexp over v of Q_i(s, v).
-        mask: (B, L) bool, own tokens.
-        denominator: own tokens in the whole optimizer step.
+        mask: (B, L) bool, action tokens.
+        denominator: action tokens of the whole optimizer step.
     """
     return torch.stack([-masked_mean(log_prob, mask, denominator) for log_prob in q_log_probs]).sum()
 
@@ -82,26 +85,26 @@ def ilql_awac_loss(
     max_weight: float | None = None,
     denominator: Tensor | float | None = None,
 ) -> tuple[Tensor, Stats]:
-    """Advantage-weighted cloning: mean of exp(beta (Qbar - V)) NLL, weights detached (Nair et al. 2020).
+    """Advantage-weighted cloning: mean of exp(beta (Qbar - V)) NLL (AWAC, Nair et al. 2020).
 
-    Above 20 the exponential goes on as its tangent (``bounded_exp``).
+    The weights get no gradient. Above 20 the exponential is replaced by its tangent (``bounded_exp``).
 
     Args:
         log_probs: (B, L) of the language model, with gradient.
         target_q: (B, L) Qbar.
         state_values: (B, L) V.
-        mask: (B, L) bool, own tokens.
-        beta: 0 is plain behaviour cloning.
-        max_weight: cap on a token's weight; None does not cap.
-        denominator: own tokens in the whole optimizer step.
+        mask: (B, L) bool, action tokens.
+        beta: inverse temperature; 0 is behaviour cloning.
+        max_weight: largest weight of a token; None does not clip.
+        denominator: action tokens of the whole optimizer step.
 
     Returns:
         (scalar loss, statistics: ``weight`` the mean of the weights).
     """
-    advantages = own(target_q.detach(), mask) - own(state_values.detach(), mask)
+    advantages = zero_unmasked(target_q.detach(), mask) - zero_unmasked(state_values.detach(), mask)
     weights = bounded_exp(beta * advantages)
     if max_weight is not None:
         weights = weights.clamp_max(max_weight)
-    return -masked_mean(weights * own(log_probs, mask), mask, denominator), {
+    return -masked_mean(weights * zero_unmasked(log_probs, mask), mask, denominator), {
         "weight": masked_mean(weights, mask, denominator)
     }

@@ -1,12 +1,12 @@
-"""Names of variants of losses: what settings may choose, and what the losses themselves check."""
+"""Names of loss variants, shared by settings and losses; imports no torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 RatioLevel = Literal["token", "sequence"]
-"""One probability ratio for each token, or one for each sequence (GSPO)."""
+"""One probability ratio per token, or one per sequence (GSPO)."""
 DPOKind = Literal["sigmoid", "cdpo", "robust", "ipo", "hinge"]
-"""Losses of direct preference optimisation."""
+"""Variants of the DPO loss."""
 SMOOTHED = ("cdpo", "robust")
-"""Losses of direct preference optimisation that use ``label_smoothing``."""
+"""Variants of the DPO loss that use ``label_smoothing``."""

@@ -1,11 +1,15 @@
-"""Losses of preference learning, as pure functions of the log-probs of whole responses.
+"""Losses of preference optimization as pure functions of the log-probs of whole responses.
 
-Shape letters: P pairs, B episodes, L tokens. D is the log ratio of a response, the sum over its own tokens of
-log pi - log pi_ref. As in ``textenv.agents.losses``, every loss is a sum divided by a denominator: pass that
-of the whole optimizer step, and the losses of its micro-batches add up. Pairs may carry a ``margin`` (P,)
-that the preferred side should win by, in units of the sigmoid's argument (Amini et al. 2024, "Direct
-preference optimization with an offset"), and a ``label`` (P,) in [0, 1], the probability that the preference
-is right; then the loss is the expected one (Mitchell 2023, "A note on DPO with noisy preferences").
+D is the log ratio of a response: the sum over its action tokens of log pi - log pi_ref. Every loss is a sum
+divided by a denominator. If each micro-batch gets the denominator of the whole optimizer step, the losses of
+the micro-batches add up. Optional arguments of losses of pairs:
+
+- ``margin`` (P,): by how much the preferred response should win, in units of the argument of the sigmoid
+  (Amini et al. 2024, "Direct preference optimization with an offset").
+- ``label`` (P,) in [0, 1]: probability that the preference is right. The loss is then its expectation
+  (Mitchell 2023, "A note on DPO with noisy preferences").
+
+Shape letters: P pairs, B episodes, L tokens.
 """
 
 from __future__ import annotations
@@ -22,12 +26,12 @@ from textenv.agents.losses.policy_gradient import Stats
 
 
 def response_log_probs(log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Log-prob of each response: the sum over own tokens, (B, L), (B, L) bool -> (B,)."""
+    """Log-prob of each response, the sum over its action tokens: (B, L), (B, L) bool -> (B,)."""
     return torch.where(mask, log_probs, 0.0).sum(-1)
 
 
-def mean_of_rows(values: Tensor, denominator: Tensor | float | None = None) -> Tensor:
-    """Sum over rows divided by ``denominator``, by default their number: (P,) -> scalar; no rows give 0."""
+def _mean(values: Tensor, denominator: Tensor | float | None = None) -> Tensor:
+    """Sum divided by ``denominator``, by default the number of values: (P,) -> scalar; 0 without values."""
     return values.sum() / (max(1, len(values)) if denominator is None else denominator)
 
 
@@ -41,7 +45,7 @@ def dpo_loss(
     label: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> Tensor:
-    """Direct preference optimization and its relatives, of x = beta gap - margin.
+    """Direct preference optimization (DPO) and variants, as functions of x = beta gap - margin.
 
     - "sigmoid": -log sigma(x) (Rafailov et al. 2023, eq. 7)
     - "cdpo": (1 - e) l(x) + e l(-x), l the sigmoid loss (Mitchell 2023)
@@ -53,17 +57,17 @@ def dpo_loss(
     Args:
         gap: (P,) D of the chosen minus D of the rejected response; for "ipo" of the length-averaged Ds.
         kind: see above.
-        beta: how much a nat of log ratio counts.
-        label_smoothing: e, the share of preferences taken to be wrong, below 0.5; "cdpo" and "robust" only.
-        margin: (P,), see the module.
-        label: (P,), see the module.
+        beta: scale of the log ratio; larger values stay closer to the reference.
+        label_smoothing: e < 0.5, the assumed share of wrong preferences; "cdpo" and "robust" only.
+        margin: (P,), see the module docstring.
+        label: (P,), see the module docstring.
         denominator: pairs of the whole optimizer step, by default P.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: on an unknown kind, or label smoothing that it does not take.
+        ValueError: if ``kind`` is unknown, or does not use ``label_smoothing``.
 
     Example:
         >>> gap = torch.tensor([0.0, 10.0])
@@ -89,7 +93,7 @@ def dpo_loss(
             return ((1 - e) * base(x) - e * base(-x)) / (1 - 2 * e)
         return base(x)
 
-    return mean_of_rows(_expected(smoothed, x, label), denominator)
+    return _mean(_expected(smoothed, x, label), denominator)
 
 
 def kto_loss(
@@ -102,18 +106,18 @@ def kto_loss(
     undesirable_weight: float = 1.0,
     denominator: Tensor | float | None = None,
 ) -> Tensor:
-    """Kahneman-Tversky optimization: mean of w (1 - sigma(s beta (D - z))) (Ethayarajh et al. 2024, eq. 8).
+    """Kahneman-Tversky optimization (KTO): mean of w (1 - sigma(s beta (D - z))).
 
-    s and w are 1 and the desirable weight where the response is desirable, -1 and the undesirable weight
-    elsewhere.
+    Ethayarajh et al. 2024, "KTO: model alignment as prospect theoretic optimization", eq. 8. For
+    desirable responses s = 1 and w = ``desirable_weight``, for others s = -1 and w = ``undesirable_weight``.
 
     Args:
         log_ratios: (B,) D of each response.
         desirable: (B,) bool.
-        baseline: z, the policy's divergence from the reference, see ``kto_baseline``; no gradient.
-        beta: how much a nat of log ratio counts.
-        desirable_weight: weight of a desirable response.
-        undesirable_weight: weight of an undesirable one.
+        baseline: z, an estimate of KL(pi || pi_ref), see ``kto_baseline``; it gets no gradient.
+        beta: scale of the log ratio; larger values stay closer to the reference.
+        desirable_weight: weight of desirable responses.
+        undesirable_weight: weight of the others.
         denominator: episodes of the whole optimizer step, by default B.
 
     Returns:
@@ -127,22 +131,22 @@ def kto_loss(
         desirable_weight * torch.sigmoid(-x),
         undesirable_weight * torch.sigmoid(x),
     )
-    return mean_of_rows(losses, denominator)
+    return _mean(losses, denominator)
 
 
 def kto_baseline(mismatched: Tensor) -> Tensor:
-    """KTO's z: max(0, mean D of responses under prompts not their own), no gradient: (B,) -> scalar."""
+    """Z of KTO: max(0, mean D of responses paired with other prompts), without gradient: (B,) -> scalar."""
     return mismatched.detach().mean().clamp_min(0.0)
 
 
 def log_odds(mean_log_probs: Tensor) -> Tensor:
     """log(p / (1 - p)) for p = exp(mean log-prob): (P,) -> (P,).
 
-    p is kept a rounding error below 1, where the odds are infinite.
+    p is clipped to 1 - eps of the number format: at 1 the odds are infinite.
     """
     limit = -torch.finfo(mean_log_probs.dtype).eps
     x = mean_log_probs.clamp_max(limit)
-    # log(1 - exp(x)) loses its digits near 0 in one form and far from it in the other (Maechler 2012).
+    # log(1 - exp(x)): one form is inexact near 0, the other far from it (Maechler 2012).
     near = x > -0.6931
     log_rest = torch.where(
         near, torch.log(-torch.expm1(torch.where(near, x, -1.0))), torch.log1p(-torch.exp(x))
@@ -159,26 +163,26 @@ def orpo_loss(
     label: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> tuple[Tensor, Stats]:
-    """Odds-ratio preference optimization, without a reference (Hong et al. 2024, eq. 6 and 7).
+    """Odds-ratio preference optimization, without a reference (ORPO, Hong et al. 2024, eq. 6 and 7).
 
     NLL of the chosen response - beta log sigma(log odds of the chosen - log odds of the rejected one).
 
     Args:
         chosen: (P,) log-probs of the chosen responses, averaged over their tokens.
-        rejected: the same of the rejected ones.
+        rejected: (P,) the same of the rejected responses.
         beta: weight of the odds ratio.
-        margin: (P,), see the module.
-        label: (P,), see the module; the NLL is of the chosen side all the same.
+        margin: (P,), see the module docstring.
+        label: (P,), see the module docstring; it does not change the NLL.
         denominator: pairs of the whole optimizer step, by default P.
 
     Returns:
-        (scalar, statistics: ``nll`` in nats a token, ``log_odds_ratio``).
+        (scalar loss, statistics: ``nll`` in nats per token, ``log_odds_ratio``).
     """
     gap = log_odds(chosen) - log_odds(rejected)
     x = gap if margin is None else gap - margin.to(gap)
-    nll = mean_of_rows(-chosen, denominator)
-    loss = nll + beta * mean_of_rows(_expected(_logistic, x, label), denominator)
-    stats = {"nll": nll.detach(), "log_odds_ratio": mean_of_rows(gap.detach(), denominator)}
+    nll = _mean(-chosen, denominator)
+    loss = nll + beta * _mean(_expected(_logistic, x, label), denominator)
+    stats = {"nll": nll.detach(), "log_odds_ratio": _mean(gap.detach(), denominator)}
     return loss, stats
 
 
@@ -192,20 +196,20 @@ def simpo_loss(
     label: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> Tensor:
-    """Mean of -log sigma(beta (mean l_c - mean l_r) - gamma), no reference (Meng et al. 2024, eq. 6).
+    """Mean of -log sigma(beta (mean l_c - mean l_r) - gamma), without a reference (SimPO, Meng 2024, eq. 6).
 
     Args:
         chosen: (P,) log-probs of the chosen responses, averaged over their tokens.
-        rejected: the same of the rejected ones.
-        beta: how much a nat a token counts.
+        rejected: (P,) the same of the rejected responses.
+        beta: scale of the mean log-probs.
         gamma: margin of all pairs.
-        margin: (P,), comes on top of gamma; see the module.
-        label: (P,), see the module.
+        margin: (P,), added to gamma; see the module docstring.
+        label: (P,), see the module docstring.
         denominator: pairs of the whole optimizer step, by default P.
     """
     x = beta * (chosen - rejected) - gamma
     x = x if margin is None else x - margin.to(x)
-    return mean_of_rows(_expected(_logistic, x, label), denominator)
+    return _mean(_expected(_logistic, x, label), denominator)
 
 
 def cpo_loss(
@@ -219,26 +223,26 @@ def cpo_loss(
     label: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> tuple[Tensor, Stats]:
-    """Contrastive preference optimization: -log sigma(beta (l_c - l_r)) + NLL_c (Xu et al. 2024, eq. 5).
+    """Contrastive preference optimization: -log sigma(beta (l_c - l_r)) + NLL_c (CPO, Xu et al. 2024, eq. 5).
 
     Args:
         chosen: (P,) log-probs of the chosen responses, summed over their tokens.
-        rejected: the same of the rejected ones.
-        beta: how much a nat counts.
+        rejected: (P,) the same of the rejected responses.
+        beta: scale of the log-probs.
         nll_coef: weight of the negative log-likelihood of the chosen tokens.
-        chosen_tokens: own tokens of the chosen responses in the whole optimizer step, which the NLL is the
-            mean over.
-        margin: (P,), see the module.
-        label: (P,), see the module; the NLL is of the chosen side all the same.
+        chosen_tokens: action tokens of the chosen responses of the whole optimizer step: the denominator of
+            the NLL.
+        margin: (P,), see the module docstring.
+        label: (P,), see the module docstring; it does not change the NLL.
         denominator: pairs of the whole optimizer step, by default P.
 
     Returns:
-        (scalar, statistics: ``nll`` in nats a token).
+        (scalar loss, statistics: ``nll`` in nats per token).
     """
     x = beta * (chosen - rejected)
     x = x if margin is None else x - margin.to(x)
     nll = -chosen.sum() / chosen_tokens
-    loss = mean_of_rows(_expected(_logistic, x, label), denominator) + nll_coef * nll
+    loss = _mean(_expected(_logistic, x, label), denominator) + nll_coef * nll
     return loss, {"nll": nll.detach()}
 
 
@@ -247,7 +251,7 @@ def _logistic(x: Tensor) -> Tensor:
 
 
 def _expected(loss: Callable[[Tensor], Tensor], x: Tensor, label: Tensor | None) -> Tensor:
-    """Loss of (P,) arguments, expected over which side is really better."""
+    """Expectation of the loss (P,) over which response is better, with probability ``label``."""
     if label is None:
         return loss(x)
     p = label.to(x)

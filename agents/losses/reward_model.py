@@ -1,6 +1,7 @@
-"""Losses of reward models, as pure functions of scores. Shape letters: P pairs, R rated texts, K heads.
+"""Losses of reward models as pure functions of scores.
 
-A score of weight 0 has no part, whatever it is (NaN too): neither in a loss nor in its gradient.
+Scores with weight 0, NaN included, change neither losses nor gradients. Shape letters: P pairs, R rated
+texts, K heads.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def weighted_mean(
+def _weighted_mean(
     values: Tensor, weights: Tensor | None = None, denominator: Tensor | float | None = None
 ) -> Tensor:
     """Sum over rows divided by ``denominator``, and the mean over heads: (P,) or (P, K) -> scalar.
@@ -18,7 +19,7 @@ def weighted_mean(
     Args:
         values: (P,) or (P, K).
         weights: of the same shape; None is 1 everywhere.
-        denominator: rows of the whole optimizer step; by default P, or 1 if there are no rows.
+        denominator: rows of the whole optimizer step; by default P, at least 1.
     """
     if weights is not None:
         values = _weighted(values, weights) * weights
@@ -39,19 +40,19 @@ def bradley_terry_loss(
 ) -> Tensor:
     """Negative log-likelihood of preferences (Bradley and Terry 1952; margin: Touvron et al. 2023, eq. 2).
 
-    With x = r_c - r_r - margin and p the label: mean of -p log sigma(x) - (1 - p) log sigma(-x); for p = 1
-    that is -log sigma(r_c - r_r - margin).
+    With x = r_c - r_r - margin and p = label: mean of -p log sigma(x) - (1 - p) log sigma(-x). For p = 1 this
+    is -log sigma(x).
 
     Args:
-        chosen: (P,) or (P, K) scores of what was preferred.
-        rejected: the same of what lost.
+        chosen: (P,) or (P, K) scores of the preferred texts.
+        rejected: scores of the others, of the same shape.
         margin: (P,), by how much ``chosen`` should win; None is 0.
-        label: (P,) in [0, 1], probability that ``chosen`` is really better; None is 1.
+        label: (P,) in [0, 1], probability that ``chosen`` is better; None is 1.
         weights: of the shape of ``chosen``.
         denominator: pairs of the whole optimizer step, by default P.
 
     Returns:
-        A scalar in nats a pair.
+        A scalar in nats per pair.
 
     Example:
         >>> import torch
@@ -68,20 +69,20 @@ def bradley_terry_loss(
     else:
         p = _as_rows(label, logits)
         losses = -(p * logsigmoid(logits) + (1 - p) * logsigmoid(-logits))
-    return weighted_mean(losses, weights, denominator)
+    return _weighted_mean(losses, weights, denominator)
 
 
 def centering_loss(chosen: Tensor, rejected: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
-    """Mean of (r_c + r_r)^2: keeps scores, which pairs leave free up to a constant, around 0.
+    """Mean of (r_c + r_r)^2: keeps the scores near 0, because pairs determine them only up to a constant.
 
     Eisenstein et al. 2023, "Helping or herding?", eq. 2.
 
     Args:
-        chosen: (P,) or (P, K) scores.
-        rejected: the same of the other side.
+        chosen: (P,) or (P, K) scores of the preferred texts.
+        rejected: scores of the others, of the same shape.
         denominator: pairs of the whole optimizer step, by default P.
     """
-    return weighted_mean((chosen + rejected).square(), None, denominator)
+    return _weighted_mean((chosen + rejected).square(), None, denominator)
 
 
 def rating_loss(
@@ -95,20 +96,20 @@ def rating_loss(
 
     Args:
         scores: (R,) or (R, K).
-        ratings: (R,) on the scale that the scores shall have.
+        ratings: (R,) targets.
         weights: of the shape of ``scores``.
         denominator: rated texts of the whole optimizer step, by default R.
     """
     errors = _weighted(scores - _as_rows(ratings, scores), weights)
-    return weighted_mean(errors.square(), weights, denominator)
+    return _weighted_mean(errors.square(), weights, denominator)
 
 
 def _as_rows(values: Tensor, like: Tensor) -> Tensor:
-    """(P,) beside (P, K), in the number format of ``like``."""
+    """(P,) with the dtype of ``like``, as (P, 1) if ``like`` is (P, K)."""
     values = values.to(like)
     return values.unsqueeze(-1) if like.dim() == 2 else values
 
 
 def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
-    """The values that count, 0 where their weight is 0: before a product, for 0 times NaN is NaN."""
+    """The values, 0 where their weight is 0; call it before a product, because 0 times NaN is NaN."""
     return values if weights is None else torch.where(weights != 0, values, 0.0)

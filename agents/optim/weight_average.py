@@ -1,4 +1,4 @@
-"""What an agent keeps running beside its weights: the spread of scores, and the average of the weights."""
+"""Exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -14,55 +14,14 @@ from textenv.agents.optim.master_weights import HALF, wider
 from textenv.agents.policies.language_policy import LanguagePolicy
 
 
-class RunningStd:
-    """Standard deviation of everything seen so far (Chan et al. 1983, parallel variance).
-
-    Example:
-        >>> spread = RunningStd()
-        >>> spread.std
-        1.0
-        >>> spread.update(torch.tensor([1.0, 2.0]))
-        >>> spread.update(torch.tensor([3.0]))
-        >>> spread.std
-        1.0
-    """
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
-
-    def update(self, values: Tensor) -> None:
-        """Take in (B,) values."""
-        values = values.double()
-        count, mean = len(values), float(values.mean())
-        squares = float((values - mean).square().sum())
-        delta, total = mean - self.mean, self.count + count
-        self.squares += squares + delta**2 * self.count * count / total
-        self.mean += delta * count / total
-        self.count = total
-
-    @property
-    def std(self) -> float:
-        """The sample standard deviation; 1 before there is any spread."""
-        spread = (self.squares / max(1, self.count - 1)) ** 0.5
-        return spread if spread > 0 else 1.0
-
-    def state_dict(self) -> dict[str, float]:
-        """JSON values."""
-        return {"count": self.count, "mean": self.mean, "squares": self.squares}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore ``state_dict``."""
-        self.count, self.mean, self.squares = int(state["count"]), state["mean"], state["squares"]
-
-
 class WeightAverage:
-    """Exponential average of a policy's trainable parameters, moved after each optimizer step.
+    """Exponential moving average of the trainable parameters of a policy, updated after each optimizer step.
 
-    Of 16-bit weights it is kept in float32, in which it moves by less than the weights can.
+    The average of 16-bit weights is kept in float32, because its updates are smaller than a 16-bit step.
 
     Args:
-        policy: whose parameters.
-        decay: the average keeps this share of itself in each update.
+        policy: the policy in training.
+        decay: weight of the old average in each update.
     """
 
     def __init__(self, policy: LanguagePolicy, decay: float) -> None:
@@ -77,12 +36,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Move the average toward the current weights."""
         self._move(self._average, [wider(parameter) for parameter in self._own], 0)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the policy has the averaged weights, afterwards its own again."""
+        """Context in which the policy has the averaged weights; its own are restored afterwards."""
         kept = [parameter.detach().clone() for parameter in self._own]
         self._put(self._average)
         try:
@@ -91,11 +50,11 @@ class WeightAverage:
             self._put(kept)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint whose policy files hold the average.
+        """Tensors for a checkpoint whose policy files contain the average.
 
         Returns:
-            The weights in training, by name, and the float32 averages of 16-bit weights, which those files
-            hold rounded.
+            The weights in training, and the float32 averages of 16-bit weights, because the policy files
+            contain them rounded.
         """
         tensors = {f"training/{name}": own.detach() for name, own in zip(self._names, self._own, strict=True)}
         for name, own, average in zip(self._names, self._own, self._average, strict=True):
@@ -105,7 +64,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a checkpoint: the policy as loaded is the average, ``tensors`` are its own weights."""
+        """Restore: the loaded policy is the average, ``tensors`` hold the weights in training."""
         self._average = self._copies()
         for name, average in zip(self._names, self._average, strict=True):
             if f"average/{name}" in tensors:

@@ -30,6 +30,11 @@ def final_states(hidden: Tensor, episodes: EpisodeBatch) -> Tensor:
     return hidden[rows, (episodes.lengths.to(hidden.device) - 1).clamp_min(0)]
 
 
+def bootstrap_values(final_values: Tensor | None, truncated: Tensor) -> Tensor | None:
+    """V after the last token of truncated episodes, 0 for episodes that ended: (B,), (B,) bool -> (B,)."""
+    return None if final_values is None else torch.where(truncated, final_values, 0.0)
+
+
 class SeparateCritic(nn.Module):
     """V with a trunk of its own, which starts as a copy of the policy's; what is frozen there is shared.
 

@@ -69,7 +69,7 @@ def best_of_n_anchor(run: RunData) -> tuple[list[tuple[int, float, float]], str]
     the first evaluation or the first iteration, whichever has more a prompt. n goes up to the number that
     every prompt has.
     """
-    from textenv.agents.best_of_n import best_of_k, best_of_n_kl
+    from textenv.agents.losses.best_of_n import best_of_k, best_of_n_kl
 
     sources = {"first evaluation": run.before, "first iteration": run.rollout}
     grouped = {

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from textenv.agents.base.registry import get_agent
-from textenv.agents.best_of_n import best_of_k, best_of_n_kl
 from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.distributed.devices import device_kwargs
 from textenv.agents.evaluation.evaluator import EVAL_SEED, evaluate
 from textenv.agents.loggers.jsonl import JSONLLogger, read_metrics
+from textenv.agents.losses.best_of_n import best_of_k, best_of_n_kl
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.study.cells import agent_setup, task_setup
 from textenv.agents.study.config import StudyConfig, TaskSetup

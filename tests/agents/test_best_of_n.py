@@ -13,8 +13,9 @@ import torch
 
 import textenv
 from textenv.agents.base.groups import check_groups, group_rows
-from textenv.agents.best_of_n import BestOfN, BestOfNConfig, best_of_k, best_of_n_kl
+from textenv.agents.best_of_n import BestOfN, BestOfNConfig
 from textenv.agents.evaluation.evaluator import evaluate
+from textenv.agents.losses.best_of_n import best_of_k, best_of_n_kl
 from textenv.episodes.batch import EpisodeBatch
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import textenv
 from tests.helpers.online_helpers import TOKENIZER, make, make_envs, rollout, tiny, weights
+from textenv.agents.evaluation.task_scores import task_scores
 from textenv.agents.grpo import GRPOConfig
-from textenv.agents.losses.advantages import get_advantage, group_moments
-from textenv.agents.policies.teacher_forced import Evaluation
+from textenv.agents.losses.advantages import get_advantage, group_moments, group_std
 from textenv.agents.rloo import RLOOConfig
 from textenv.episodes.batch import EpisodeBatch
 
@@ -31,7 +31,7 @@ def groups_of_three() -> EpisodeBatch:
 def advantages(case: str, **settings: Any) -> list[float]:
     agent: Any = make(case, make_envs("ppo", samples_per_prompt=3), episodes_per_iteration=6, **settings)
     episodes = groups_of_three()
-    found, _ = agent.estimate(episodes, episodes.rewards, Evaluation(torch.zeros(6, 4)))
+    found = agent.advantages(episodes)["advantages"]
     assert not found[:, 0].any()
     assert torch.equal(found[:, 1], found[:, 2]) and torch.equal(found[:, 1], found[:, 3])
     return found[:, 1].tolist()
@@ -66,13 +66,13 @@ def test_a_group_whose_scores_are_equal_is_flat_whatever_its_kl() -> None:
     )
     episodes = with_a_kl_penalty()
     assert agent.flat(episodes).tolist() == [False] * 3 + [True] * 3
-    spread = agent.group_spread(episodes)
+    std = group_std(task_scores(episodes, agent.envs), agent.groups(episodes))
     # Scores 0.1, 0.3, 0.8 around 0.4: sqrt((0.09 + 0.01 + 0.16) / 2).
-    assert spread.tolist() == pytest.approx([0.13**0.5] * 3 + [0.0] * 3)
+    assert std.tolist() == pytest.approx([0.13**0.5] * 3 + [0.0] * 3)
     # Returns 0.08, 0.26, 0.77 around 0.37. In the flat group the KL's part keeps its size: it is not divided.
-    found, _ = agent.estimate(episodes, episodes.rewards, Evaluation(torch.zeros(6, 4)))
-    std = ((0.29**2 + 0.11**2 + 0.4**2) / 2) ** 0.5 + 1e-4
-    expected = [-0.29 / std, -0.11 / std, 0.4 / std, 0.002, 0.0005, -0.0025]
+    found = agent.advantages(episodes)["advantages"]
+    divisor = ((0.29**2 + 0.11**2 + 0.4**2) / 2) ** 0.5 + 1e-4
+    expected = [-0.29 / divisor, -0.11 / divisor, 0.4 / divisor, 0.002, 0.0005, -0.0025]
     assert found[:, 1].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
@@ -86,8 +86,7 @@ def test_the_scores_of_a_clip_are_judged_as_clipped() -> None:
     )
     episodes = with_a_kl_penalty()
     assert agent.flat(episodes).tolist() == [True] * 6
-    rewards = agent.shaped_rewards(episodes)
-    found, _ = agent.estimate(episodes, rewards, Evaluation(torch.zeros(6, 4)))
+    found = agent.advantages(episodes)["advantages"]
     assert float(found.abs().max()) < 0.02
 
 
@@ -96,7 +95,7 @@ def test_other_agents_give_the_estimator_their_scores_too(name: str) -> None:
     agent: Any = make(name, make_envs("ppo"), advantage="grpo", whiten_advantages=False)
     episodes = with_a_kl_penalty()
     episodes.prompt_index = torch.tensor([0, 0, 0, 1, 1, 1])
-    found, _ = agent.estimate(episodes, episodes.rewards, Evaluation(torch.zeros(6, 4)))
+    found = agent.advantages(episodes)["advantages"]
     assert found[3:, 1].tolist() == pytest.approx([0.002, 0.0005, -0.0025], rel=1e-4)
 
 

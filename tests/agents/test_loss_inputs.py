@@ -13,7 +13,6 @@ from textenv.agents.evaluation.task_scores import kl_wrappers
 from textenv.agents.grpo import GRPO, GRPOConfig
 from textenv.agents.ilql import ILQL, ILQLConfig
 from textenv.agents.losses.advantages import ADVANTAGES, register_advantage
-from textenv.agents.policies.teacher_forced import Evaluation
 from textenv.agents.rft import RFT, RFTConfig
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.kl import KLPenalty
@@ -58,23 +57,23 @@ def test_scores_are_scaled_and_clipped_and_the_kl_is_left_alone(scale: bool, lim
     before = episodes.action_mask & ~episodes.at_last_action(torch.ones(16)).bool()
     assert torch.allclose(shaped[before], kl[before], rtol=1e-5, atol=1e-5)
     assert agent.score_std.count == (16 if scale else 0)
-    assert torch.allclose(agent.judged_scores(episodes), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(agent.task_returns(episodes), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(agent.shaped_rewards(episodes, update=False), shaped)
     assert agent.score_std.count == (16 if scale else 0)
 
 
 def test_rewards_without_spread_are_not_scaled() -> None:
     agent: Any = make("ppo", scale_rewards=True, whiten_advantages=False)
-    episodes = agent.collect()
-    old = Evaluation(torch.zeros_like(episodes.rewards), torch.zeros_like(episodes.rewards))
-    for advantages in agent.estimate(episodes, torch.zeros_like(episodes.rewards), old):
-        assert not advantages.any()
+    episodes = agent.collect()  # without rewards; a new value head gives 0
+    episodes.rewards = torch.zeros_like(episodes.rewards)
+    batch = agent.advantages(episodes)
+    assert not batch["advantages"].any() and not batch["returns"].any()
 
 
 def test_whitening_heeds_its_floor() -> None:
     wide: Any = make("reinforce++", whiten_min_std=100.0)
     batch = rollout(wide)
-    raw = wide.estimate(batch.episodes, wide.shaped_rewards(batch.episodes), Evaluation(batch["returns"]))[0]
+    raw = batch["returns"]
     centred = (raw - raw[batch.mask].mean()) / 100.0
     assert torch.allclose(batch["advantages"][batch.mask], centred[batch.mask], rtol=1e-4)
 
@@ -129,7 +128,7 @@ def test_there_is_one_kl_penalty_and_it_has_the_settings() -> None:
     (wrapper,) = kl_wrappers(own.envs)
     term = wrapper.term
     assert (term.coef, term.controller, term.target, term.horizon) == (0.3, "adaptive", 2.0, 77)
-    assert own.reference is not None and own.loss_kl_coef == 0.0
+    assert own.reference is not None and own.kl_loss is None
     for coefficient in (0.05, 0.0):  # the environment's penalty stays the only one
         other: Any = make("ppo", wrap_reward(make_envs("ppo"), KLPenalty(0.2)), kl_coef=coefficient)
         (wrapper,) = kl_wrappers(other.envs)
@@ -137,7 +136,7 @@ def test_there_is_one_kl_penalty_and_it_has_the_settings() -> None:
     none: Any = make("ppo", kl_coef=0.0)
     assert kl_wrappers(none.envs) == [] and none.reference is None
     placed: Any = make("ppo", kl_coef=0.3, kl_placement="loss")
-    assert kl_wrappers(placed.envs) == [] and placed.loss_kl_coef == 0.3
+    assert kl_wrappers(placed.envs) == [] and placed.kl_loss.coef == 0.3
 
 
 @pytest.mark.parametrize("case", ["ppo", "nlpo"])
@@ -219,5 +218,5 @@ def test_passes_end_beyond_the_kl_and_not_at_it() -> None:
 
 
 def test_without_a_reference_nlpo_makes_no_pass_for_the_kl() -> None:
-    assert "whole_log_probs" not in rollout(make("nlpo", kl_coef=0.0)).tensors
-    assert "whole_log_probs" in rollout(make("nlpo", kl_coef=0.1)).tensors
+    assert "unmasked_log_probs" not in rollout(make("nlpo", kl_coef=0.0)).tensors
+    assert "unmasked_log_probs" in rollout(make("nlpo", kl_coef=0.1)).tensors

@@ -75,7 +75,7 @@ def test_the_kl_in_the_loss_is_k3_to_the_reference_by_its_coefficient() -> None:
     reference = chosen(log_softmax(agent, batch), batch)
     move(agent)
     whole = float(agent.loss(batch, agent.totals(batch))[0].detach())
-    agent.loss_kl_coef = 0.0
+    agent.kl_loss.coef = 0.0
     without = float(agent.loss(batch, agent.totals(batch))[0].detach())
     difference = (reference - chosen(log_softmax(agent, batch), batch))[batch.mask]
     k3 = (difference.exp() - 1 - difference).mean()
@@ -184,12 +184,12 @@ def test_the_pretraining_loss_is_the_token_mean_over_its_rows(monkeypatch: pytes
     assert float(stats["policy/ptx_loss"]) == pytest.approx(expected, rel=1e-9)
     assert float(loss.detach() - stats["policy/loss"]) == pytest.approx(0.3 * expected, rel=1e-6)
     # A process has its own rows of the step, and the tokens of all: the processes' losses add up.
-    module = "textenv.agents.base.policy_gradient.process_group"
+    module = "textenv.agents.base.extra_losses.process_group"
     for rank, size, own in ((0, 2, [0, 2]), (1, 2, [1]), (3, 4, [])):
         with monkeypatch.context() as patch:
             patch.setattr(f"{module}.rank", lambda rank=rank: rank)
             patch.setattr(f"{module}.world_size", lambda size=size: size)
-            found = float(agent.ptx_loss().detach())
+            found = float(agent.pretraining.at_step(0).detach())
         assert found == pytest.approx(-float(likelihood[own].sum()) / tokens, rel=1e-9)
 
 

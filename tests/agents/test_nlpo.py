@@ -256,7 +256,7 @@ def test_the_ratio_of_the_first_step_is_one_and_the_kl_zero(packing: bool) -> No
     row = agent.rollout_metrics(batch)
     assert row["objective/kl"] == row["objective/kl_per_token"] == 0.0
     assert not bool(batch.episodes.reward_terms["kl"].any())
-    assert bool((batch["old_log_probs"] > batch["whole_log_probs"] + 0.01).any())  # but the mask is on
+    assert bool((batch["old_log_probs"] > batch["unmasked_log_probs"] + 0.01).any())  # but the mask is on
     stats = agent.optimizer_step(batch)
     assert stats["ratio"] == 1.0
     assert stats["policy/approx_kl"] == 0.0 and stats["policy/clip_fraction"] == 0.0
@@ -282,8 +282,8 @@ def test_the_text_mixture_is_not_masked() -> None:
     text = EpisodeBatch.from_ids([[0]] * 4, [[1, 2, 3, 2]] * 4)
     config = NLPOConfig(mask_top_p=0.3, mask_min_tokens=1, ptx_coef=1.0, ptx_batch_size=4)
     agent = NLPO(sharp_model(), envs=make_envs(), config=config, dataset=text)
-    with agent.policy.masked():
-        found = float(agent.ptx_loss().detach())
+    batch = rollout(agent)
+    found = float(agent.loss(batch, agent.totals(batch))[1]["policy/ptx_loss"])
     expected = -float(LanguagePolicy(agent.policy.model).log_prob(text).sum() / 16)
     assert found == pytest.approx(expected, rel=1e-5)
 

@@ -16,7 +16,7 @@ from tests.helpers.numeric_helpers import relative_error
 from textenv.agents.base.callbacks import Callback
 from textenv.agents.checkpointing.failure import NonFiniteError
 from textenv.agents.data.batch import TrainingBatch
-from textenv.agents.optim.weight_average import RunningStd
+from textenv.agents.losses.running import RunningStd
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.episodes.batch import EpisodeBatch

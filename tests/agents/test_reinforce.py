@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tests.helpers.online_helpers import TOKENIZER, make, make_envs, rollout
 from textenv.agents.base.callbacks import Callback
-from textenv.agents.optim.weight_average import RunningStd
-from textenv.agents.policies.teacher_forced import Evaluation
-from textenv.agents.reinforce import ReinforceConfig, acting_greedily, first_own
+from textenv.agents.losses.masked import first_action_value
+from textenv.agents.losses.running import RunningStd
+from textenv.agents.reinforce import ReinforceConfig, acting_greedily
 from textenv.agents.rollouts.factory import make_collector
 from textenv.agents.settings.ray_rollouts import RayRollouts
 from textenv.episodes.batch import EpisodeBatch
@@ -29,9 +29,8 @@ def two_episodes() -> EpisodeBatch:
 
 
 def estimate(agent: Any, episodes: EpisodeBatch) -> tuple[list[list[float]], list[list[float]]]:
-    old = Evaluation(torch.zeros_like(episodes.rewards))
-    advantages, returns = agent.estimate(episodes, episodes.rewards, old)
-    return advantages.tolist(), returns.tolist()
+    batch = agent.advantages(episodes)
+    return batch["advantages"].tolist(), batch["returns"].tolist()
 
 
 def test_without_a_baseline_by_hand() -> None:
@@ -57,18 +56,18 @@ def test_the_greedy_baseline_by_hand() -> None:
 
 
 def test_reinforce_plus_plus_by_hand() -> None:
-    agent = make("reinforce++")
+    agent = make("reinforce++", whiten_advantages=False)
     # Return to go of the rewards of tokens, KL penalties among them; normalised over the batch's tokens.
     assert estimate(agent, two_episodes())[0] == [[0.0, 3.0, 2.0, 2.0], [0.0, 5.0, 0.0, 0.0]]
-    batch = rollout(agent)
+    batch = rollout(make("reinforce++"))
     own = batch["advantages"][batch.mask]
     assert float(own.mean()) == pytest.approx(0.0, abs=1e-6)
     assert float(own.var(correction=0)) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_first_own_token() -> None:
+def test_the_value_at_the_first_action_token() -> None:
     mask = torch.tensor([[False, True, True], [False, False, True], [False, False, False]])
-    assert first_own(torch.arange(9.0).view(3, 3), mask).tolist() == [1.0, 5.0, 0.0]
+    assert first_action_value(torch.arange(9.0).view(3, 3), mask).tolist() == [1.0, 5.0, 0.0]
 
 
 def test_the_greedy_episodes_are_the_likeliest_on_the_same_prompts() -> None:

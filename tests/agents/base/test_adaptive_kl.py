@@ -53,7 +53,7 @@ def test_the_loss_uses_the_coefficient_of_the_moment() -> None:
     totals = Totals.of(batch)
     found = []
     for coefficient in (0.5, 2.0):
-        agent.loss_kl_coef = coefficient
+        agent.kl_loss.coef = coefficient
         loss, stats = agent.loss(batch, totals)
         found.append((float(loss.detach()), float(stats["policy/kl_loss"])))
     (one, kl), (other, same) = found
@@ -64,14 +64,14 @@ def test_the_loss_uses_the_coefficient_of_the_moment() -> None:
 def test_a_fixed_coefficient_stays_and_is_no_metric() -> None:
     agent = make("ppo", **FIXED)
     rows = agent.learn().history
-    assert agent.loss_kl_coef == 0.5
+    assert agent.kl_loss.coef == 0.5
     assert "objective/kl_coef" not in rows[0]
 
 
 def test_in_the_reward_the_coefficient_is_the_penaltys_alone() -> None:
     agent = make("ppo", **{**ADAPTIVE, "kl_placement": "reward"})
     rows = agent.learn().history
-    assert agent.loss_kl_coef == 0.0 and "policy/kl_loss" not in rows[0]
+    assert agent.kl_loss is None and "policy/kl_loss" not in rows[0]
     assert rows[0]["objective/kl_coef"] == pytest.approx(0.46)  # as the first iteration left it
 
 
@@ -84,9 +84,9 @@ def test_a_resumed_run_goes_on_with_its_coefficient(case: str, tmp_path: Path) -
     part.learn()
     part.save(tmp_path / "half")
     resumed: Any = Agent.load(tmp_path / "half", envs=make_envs(case))
-    assert resumed.loss_kl_coef == part.loss_kl_coef != 0.5
+    assert resumed.kl_loss.coef == part.kl_loss.coef != 0.5
     resumed.learn()
-    assert resumed.loss_kl_coef == whole.loss_kl_coef
+    assert resumed.kl_loss.coef == whole.kl_loss.coef
     assert equal(weights(whole), weights(resumed))
 
 
@@ -97,8 +97,8 @@ def test_a_checkpoint_without_a_coefficient_starts_from_the_settings(tmp_path: P
     del state.values["loss_kl_coef"]
     other = make("ppo", **ADAPTIVE)
     other.load_training_state(state)
-    assert other.loss_kl_coef == 0.5
+    assert other.kl_loss.coef == 0.5
     fixed = make("ppo", **{**FIXED, "kl_coef": 0.25})
     fixed.load_training_state(agent.training_state())
-    assert fixed.loss_kl_coef == 0.25
-    assert not torch.equal(torch.tensor(agent.loss_kl_coef), torch.tensor(0.5))
+    assert fixed.kl_loss.coef == 0.25
+    assert not torch.equal(torch.tensor(agent.kl_loss.coef), torch.tensor(0.5))

@@ -14,7 +14,7 @@ from textenv.agents.losses.advantages import (
     get_advantage,
     grpo,
     monte_carlo,
-    next_own_values,
+    next_action_values,
     register_advantage,
     rloo,
 )
@@ -108,7 +108,7 @@ def test_gae_at_lambda_one_is_monte_carlo_minus_values() -> None:
 def test_gae_at_lambda_zero_is_one_step() -> None:
     rewards, mask, values, _ = ragged()
     advantages, _ = gae(rewards, mask, values=values, gamma=0.9, gae_lambda=0.0)
-    expected = (rewards + 0.9 * next_own_values(values, mask) - values) * mask
+    expected = (rewards + 0.9 * next_action_values(values, mask) - values) * mask
     torch.testing.assert_close(advantages, expected, rtol=0, atol=1e-12)
 
 

@@ -19,14 +19,16 @@ from textenv.agents.losses.ilql import (
     ilql_targets,
     ilql_value_loss,
 )
-from textenv.agents.losses.policy_gradient import (
-    entropy_loss,
+from textenv.agents.losses.masked import (
     explained_variance,
-    kl_loss,
-    log_ratio,
     masked_center,
     masked_mean,
     masked_whiten,
+)
+from textenv.agents.losses.policy_gradient import (
+    entropy_loss,
+    kl_loss,
+    log_ratio,
     ppo_policy_loss,
     ppo_value_loss,
     reinforce_loss,

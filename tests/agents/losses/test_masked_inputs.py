@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textenv.agents.data.batch import Totals
-from textenv.agents.losses import advantages, ilql, importance, policy_gradient
+from textenv.agents.losses import advantages, ilql, importance, masked, policy_gradient
 from textenv.agents.losses import aggregation as aggregations
 from textenv.agents.losses import preference as preferences
 from textenv.agents.losses import reward_model as reward_models
@@ -26,13 +26,15 @@ TAIL = torch.tensor([0.5, -0.25], dtype=torch.float64)
 
 Table = dict[str, tuple[int, Callable[..., Any]]]
 BY_TOKEN: Table = {
-    "own": (1, policy_gradient.own),
-    "masked_sum": (1, policy_gradient.masked_sum),
-    "masked_mean": (1, policy_gradient.masked_mean),
-    "masked_squared_error": (2, policy_gradient.masked_squared_error),
-    "masked_whiten": (1, policy_gradient.masked_whiten),
-    "masked_center": (1, lambda x, mask: policy_gradient.masked_center(x, mask, GROUPS)),
-    "explained_variance": (2, policy_gradient.explained_variance),
+    "zero_unmasked": (1, masked.zero_unmasked),
+    "masked_sum": (1, masked.masked_sum),
+    "masked_mean": (1, masked.masked_mean),
+    "masked_squared_error": (2, masked.masked_squared_error),
+    "masked_whiten": (1, masked.masked_whiten),
+    "masked_center": (1, lambda x, mask: masked.masked_center(x, mask, GROUPS)),
+    "divide_by_std": (1, masked.divide_by_std),
+    "first_action_value": (1, masked.first_action_value),
+    "explained_variance": (2, masked.explained_variance),
     "log_ratio": (
         2,
         lambda *x: [policy_gradient.log_ratio(*x), policy_gradient.log_ratio(*x, level="sequence")],
@@ -51,6 +53,13 @@ BY_TOKEN: Table = {
         lambda *x: [
             policy_gradient.reinforce_loss(*x),
             policy_gradient.reinforce_loss(*x, reduce=lambda values, mask: (values * mask).sum()),
+        ],
+    ),
+    "policy_gradient_loss": (
+        3,
+        lambda *x: [
+            policy_gradient.policy_gradient_loss(*x, clip_range=None),
+            policy_gradient.policy_gradient_loss(*x, clip_range=0.2, dual_clip=1.5),
         ],
     ),
     "ppo_value_loss": (
@@ -76,7 +85,7 @@ BY_TOKEN: Table = {
     "sequence_mean": (1, lambda *x: aggregations.sequence_mean(*x, TOTALS)),
     "constant": (1, lambda *x: aggregations.constant(*x, TOTALS)),
     "discounted_sums": (1, lambda x, mask: advantages.discounted_sums(x, mask, 0.9, TAIL)),
-    "next_own_values": (1, lambda x, mask: advantages.next_own_values(x, mask, TAIL)),
+    "next_action_values": (1, lambda x, mask: advantages.next_action_values(x, mask, TAIL)),
     "gae": (2, lambda r, v, mask: advantages.gae(r, mask, values=v, final_values=TAIL)),
     "monte_carlo": (2, lambda r, v, mask: advantages.monte_carlo(r, mask, values=v, gamma=0.9)),
     "batch_mean": (1, advantages.batch_mean),
@@ -88,7 +97,6 @@ BY_TOKEN: Table = {
 """Function -> how many (B, L) tensors it takes, and a call with those and the mask."""
 WEIGHTS = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]], dtype=torch.float64)
 BY_WEIGHT: Table = {
-    "weighted_mean": (1, reward_models.weighted_mean),
     "bradley_terry_loss": (
         2,
         lambda a, b, weights: [
@@ -116,7 +124,7 @@ def public(module: Any, parameter: str) -> set[str]:
 
 
 def test_the_tables_hold_every_function() -> None:
-    modules = (policy_gradient, ilql, importance, aggregations, advantages, preferences)
+    modules = (masked, policy_gradient, ilql, importance, aggregations, advantages, preferences)
     assert set(BY_TOKEN) == set().union(*(public(module, "mask") for module in modules))
     assert set(BY_WEIGHT) == public(reward_models, "weights")
 

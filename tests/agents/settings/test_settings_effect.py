@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config
 
-from textenv.agents.actor_critic import ActorCriticConfig
-from textenv.agents.base.group_baseline import GroupBaselineConfig
 from textenv.agents.base.policy_gradient import PolicyGradientConfig
 from textenv.agents.base.registry import agent_names, get_agent
 from textenv.agents.best_of_n import BestOfNConfig
@@ -45,7 +43,9 @@ from textenv.agents.reinforce import ReinforceConfig, ReinforcePlusPlusConfig
 from textenv.agents.reward_model import RewardModelConfig
 from textenv.agents.rft import RFTConfig
 from textenv.agents.rwr import RWRConfig
+from textenv.agents.settings.actor_critic import ActorCriticConfig
 from textenv.agents.settings.base import AgentConfig, OfflineConfig, OnlineConfig
+from textenv.agents.settings.groups import GroupBaselineConfig
 from textenv.agents.settings.preferences import PairConfig
 from textenv.agents.settings.sb3 import SB3Config
 from textenv.agents.sft import FilteredBCConfig, SFTConfig
