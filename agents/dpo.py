@@ -1,4 +1,8 @@
-"""Offline preference agents: DPO and its relatives, ORPO, SimPO and CPO on pairs, KTO on single responses."""
+"""Offline preference optimization: DPO with its variants, ORPO, SimPO and CPO on pairs, KTO on responses.
+
+Shape letters: B responses, P pairs (rows 0 to P - 1 of 2P are the chosen responses, the others the rejected
+ones), L tokens.
+"""
 
 from __future__ import annotations
 
@@ -37,33 +41,33 @@ from textenv.episodes.batch import EpisodeBatch
 
 
 class Responses(NamedTuple):
-    """What one pass says about B responses."""
+    """Log-probs of B whole responses."""
 
     log_probs: Tensor
-    """(B,) sums over own tokens, with gradient."""
+    """(B,) sums over action tokens, with gradient."""
     reference: Tensor | None
-    """(B,) the same under the reference; None = the agent has none."""
+    """(B,) the same under the reference policy; None without one."""
     counts: Tensor
-    """(B,) own tokens."""
+    """(B,) number of action tokens."""
 
     @property
     def log_ratios(self) -> Tensor:
-        """(B,) D."""
+        """(B,) D = log pi - log pi_ref."""
         assert self.reference is not None
         return self.log_probs - self.reference
 
     def sides(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen and rejected half of (2P,) values."""
+        """Chosen and rejected half of (2P,) values: (P,) each."""
         chosen, rejected = values.view(2, -1)
         return chosen, rejected
 
 
 def reward_stats(chosen: Tensor, rejected: Tensor, *, denominator: float) -> Stats:
-    """What the implicit rewards of P pairs (P,) say: means, margin, and how often they rank a pair rightly.
+    """Statistics of the implicit rewards of P pairs: means, margin, and the share of pairs ranked correctly.
 
     Args:
-        chosen: (P,) beta D of the preferred responses, without gradient.
-        rejected: (P,) of the others.
+        chosen: (P,) implicit rewards (for DPO beta D) of the chosen responses, without gradient.
+        rejected: (P,) of the rejected ones.
         denominator: pairs of the whole optimizer step.
     """
     right = (chosen > rejected).to(chosen.dtype) + 0.5 * (chosen == rejected)
@@ -71,27 +75,67 @@ def reward_stats(chosen: Tensor, rejected: Tensor, *, denominator: float) -> Sta
     return {f"rewards/{name}": value.sum() / denominator for name, value in sums.items()}
 
 
+def pair_stats(found: Responses, rewards: Tensor, *, denominator: float) -> Stats:
+    """Statistics of P pairs: ``reward_stats``, and mean log-probs of both sides.
+
+    Args:
+        found: P chosen responses, then P rejected ones.
+        rewards: (2P,) their implicit rewards.
+        denominator: pairs of the whole optimizer step.
+    """
+    stats = reward_stats(*found.sides(rewards.detach()), denominator=denominator)
+    chosen, rejected = found.sides(found.log_probs.detach())
+    stats["log_probs/chosen"] = chosen.sum() / denominator
+    stats["log_probs/rejected"] = rejected.sum() / denominator
+    return stats
+
+
+def pair_options(batch: TrainingBatch) -> dict[str, Tensor]:
+    """``margin`` and ``label`` of the pairs, (P,) each, where the data set has them."""
+    return {name: batch[name][: len(batch)] for name in ("margin", "label") if name in batch.tensors}
+
+
 class PreferenceAgent(OfflineAgent):
-    """What preference agents share: log-probs of whole responses, and the reference's, precomputed or not."""
+    """Base of preference agents: pairs, and log-probs of responses under policy and reference policy."""
 
     from_preferences = True
 
     config: PreferenceConfig
     dataset: PairedBatch
     has_reference: ClassVar[bool] = True
-    """Whether the loss measures against a reference."""
+    """Whether the loss uses a reference policy."""
     of_tokens: bool = False
     """Whether the data set was given as tokens."""
+    makes_pairs: bool = False
+    """Whether the pairs are made from returns or rankings."""
 
     def idle(self) -> Idle:
-        """Settings without effect on the data."""
-        because = "on data that are tokens already"
-        return super().idle() | (self.config.changed("max_length", because=because) if self.of_tokens else {})
+        """Settings without effect on the data set."""
+        cfg, found = self.config, super().idle()
+        if self.of_tokens:
+            found |= cfg.changed("max_length", because="on data that are tokens already")
+        if hasattr(cfg, "pairs_per_prompt") and not self.makes_pairs:
+            found |= cfg.changed("pairs_per_prompt", because="on data that are pairs already")
+        return found
 
     def setup(self) -> None:
-        """Take the reference, if the loss wants one."""
+        """Make the reference policy, if the loss uses one."""
         if self.has_reference:
             self.reference = self.policy.reference()
+
+    def load_dataset(self, dataset: Any) -> PairedBatch:
+        """Pairs from the data set; see ``textenv.agents.data.preferences.as_pairs``."""
+        cfg: Any = self.config
+        self.of_tokens = is_tokens(dataset)
+        if isinstance(dataset, PairedBatch):
+            return PairedBatch(dataset.episodes, dict(dataset.tensors))
+        if not self.of_tokens:
+            dataset = text_records(dataset, self.tokenizer)
+        self.makes_pairs = makes_pairs(dataset)
+        found = as_pairs(
+            dataset, self.tokenizer, max_length=cfg.max_length, pairs_per_prompt=cfg.pairs_per_prompt
+        )
+        return PairedBatch.of_pairs(found)
 
     def batch(self, index: Tensor) -> PairedBatch:
         """The rows ``index`` of the data set, with the reference's log-probs if they are precomputed."""
@@ -104,84 +148,38 @@ class PreferenceAgent(OfflineAgent):
             self.dataset.tensors["reference"] = response_log_probs(found, episodes.action_mask)
         return self.dataset.select(index)
 
-    def responses(self, batch: TrainingBatch) -> Responses:
-        """One forward of all the episodes, and one of the reference where its log-probs are not known."""
-        reference = batch.tensors.get("reference")
-        if self.has_reference and reference is None:
-            with self.reference.sharing():
-                own = self.policy(batch.episodes).log_probs
-                reference = response_log_probs(self.reference.score(batch.episodes).log_probs, batch.mask)
-        else:
-            own = self.policy(batch.episodes).log_probs
-        counts = batch.mask.sum(-1)
-        return Responses(response_log_probs(own, batch.mask), reference, counts)
-
-
-class PairAgent(PreferenceAgent):
-    """A preference agent that learns from pairs."""
-
-    config: Any
-    """A ``PairConfig``."""
-    makes_pairs: bool = False
-    """Whether the pairs are made from returns or rankings."""
-
-    def idle(self) -> Idle:
-        """Settings without effect on the data."""
-        because = "on data that are pairs already"
-        given = {} if self.makes_pairs else self.config.changed("pairs_per_prompt", because=because)
-        return super().idle() | given
-
-    def load_dataset(self, dataset: Any) -> PairedBatch:
-        """Pairs of whatever was given; see ``textenv.agents.data.preferences.as_pairs``."""
-        cfg, self.of_tokens = self.config, is_tokens(dataset)
-        if isinstance(dataset, PairedBatch):
-            return PairedBatch(dataset.episodes, dict(dataset.tensors))
-        if not self.of_tokens:
-            dataset = text_records(dataset, self.tokenizer)
-        self.makes_pairs = makes_pairs(dataset)
-        found = as_pairs(
-            dataset, self.tokenizer, max_length=cfg.max_length, pairs_per_prompt=cfg.pairs_per_prompt
-        )
-        return PairedBatch.of_pairs(found)
-
     def totals(self, batch: TrainingBatch) -> Totals:
-        """Pairs of one optimizer step, and own tokens of their chosen sides."""
+        """Pairs of one optimizer step (``episodes``), and action tokens of their chosen responses."""
         totals = super().totals(batch)
         totals.extra["chosen_tokens"] = max(1.0, float(batch.mask[: len(batch)].sum()))
         return totals
 
-    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """The loss of the pairs, and their rewards."""
-        found = self.responses(batch)
-        weights = {name: batch[name][: len(batch)] for name in ("margin", "label") if name in batch.tensors}
-        loss, rewards, stats = self.pair_loss(found, totals, **weights)
-        stats = stats | reward_stats(*found.sides(rewards.detach()), denominator=totals.episodes)
-        chosen, rejected = found.sides(found.log_probs.detach())
-        stats["log_probs/chosen"] = chosen.sum() / totals.episodes
-        stats["log_probs/rejected"] = rejected.sum() / totals.episodes
-        return loss, stats
-
-    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
-        """What an agent supplies: (loss, implicit reward of each response (2P,), statistics).
-
-        Args:
-            found: P chosen responses, then P rejected ones.
-            totals: denominators; ``episodes`` counts pairs.
-            weights: ``margin`` and ``label``, (P,) each, where the data have them.
-        """
-        raise NotImplementedError
+    def responses(self, batch: TrainingBatch) -> Responses:
+        """A pass over all episodes, and one of the reference policy if its log-probs are not precomputed."""
+        ref_log_probs = batch.tensors.get("reference")
+        if self.has_reference and ref_log_probs is None:
+            with self.reference.sharing():
+                policy_log_probs = self.policy(batch.episodes).log_probs
+                ref_log_probs = response_log_probs(self.reference.score(batch.episodes).log_probs, batch.mask)
+        else:
+            policy_log_probs = self.policy(batch.episodes).log_probs
+        counts = batch.mask.sum(-1)
+        return Responses(response_log_probs(policy_log_probs, batch.mask), ref_log_probs, counts)
 
 
 @register_agent("dpo")
-class DPO(PairAgent):
+class DPO(PreferenceAgent):
     """Direct preference optimization from pairs: losses sigmoid, cdpo, robust, ipo, hinge."""
 
     config_class = DPOConfig
     config: DPOConfig
 
-    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
-        """The configured loss of the gap between log ratios, length-averaged for IPO."""
-        cfg = self.config
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """``loss`` of the settings, a function of D_chosen - D_rejected (Rafailov et al. 2023, eq. 7).
+
+        IPO averages D over the tokens of a response.
+        """
+        cfg, found = self.config, self.responses(batch)
         ratios = found.log_ratios
         chosen, rejected = found.sides(ratios / found.counts if cfg.loss == "ipo" else ratios)
         loss = dpo_loss(
@@ -190,65 +188,73 @@ class DPO(PairAgent):
             beta=cfg.beta,
             label_smoothing=cfg.label_smoothing,
             denominator=totals.episodes,
-            **weights,
+            **pair_options(batch),
         )
-        return loss, cfg.beta * ratios, {}
+        return loss, pair_stats(found, cfg.beta * ratios, denominator=totals.episodes)
 
 
 @register_agent("orpo")
-class ORPO(PairAgent):
+class ORPO(PreferenceAgent):
     """Odds-ratio preference optimization from pairs: chosen likelihood and odds ratio, no reference."""
 
     config_class = ORPOConfig
     config: ORPOConfig
     has_reference = False
 
-    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
-        """Length-averaged NLL of the chosen side, and the odds ratio."""
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """NLL per token of the chosen responses + beta odds-ratio loss (Hong et al. 2024, eq. 6 and 7)."""
+        cfg, found = self.config, self.responses(batch)
         means = found.log_probs / found.counts
         loss, stats = orpo_loss(
-            *found.sides(means), beta=self.config.beta, denominator=totals.episodes, **weights
+            *found.sides(means), beta=cfg.beta, denominator=totals.episodes, **pair_options(batch)
         )
-        return loss, self.config.beta * means, {f"orpo/{name}": value for name, value in stats.items()}
+        named = {f"orpo/{name}": value for name, value in stats.items()}
+        return loss, named | pair_stats(found, cfg.beta * means, denominator=totals.episodes)
 
 
 @register_agent("simpo")
-class SimPO(PairAgent):
+class SimPO(PreferenceAgent):
     """Simple preference optimization from pairs: length-averaged log-probs with a margin, no reference."""
 
     config_class = SimPOConfig
     config: SimPOConfig
     has_reference = False
 
-    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
-        """The sigmoid loss of length-averaged log-probs beyond gamma."""
-        cfg, means = self.config, found.log_probs / found.counts
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """-log sigma(beta (mean l_c - mean l_r) - gamma) of log-probs per token (Meng et al. 2024, eq. 6)."""
+        cfg, found = self.config, self.responses(batch)
+        means = found.log_probs / found.counts
         loss = simpo_loss(
-            *found.sides(means), beta=cfg.beta, gamma=cfg.gamma, denominator=totals.episodes, **weights
+            *found.sides(means),
+            beta=cfg.beta,
+            gamma=cfg.gamma,
+            denominator=totals.episodes,
+            **pair_options(batch),
         )
-        return loss, cfg.beta * means, {}
+        return loss, pair_stats(found, cfg.beta * means, denominator=totals.episodes)
 
 
 @register_agent("cpo")
-class CPO(PairAgent):
+class CPO(PreferenceAgent):
     """Contrastive preference optimization from pairs: DPO without a reference, and likelihood."""
 
     config_class = CPOConfig
     config: CPOConfig
     has_reference = False
 
-    def pair_loss(self, found: Responses, totals: Totals, **weights: Tensor) -> tuple[Tensor, Tensor, Stats]:
-        """The sigmoid loss of log-probs, and the token mean of the chosen side's NLL."""
-        cfg = self.config
+    def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
+        """-log sigma(beta (l_c - l_r)) + nll_coef NLL per chosen token (Xu et al. 2024, eq. 5)."""
+        cfg, found = self.config, self.responses(batch)
         loss, stats = cpo_loss(
             *found.sides(found.log_probs),
             beta=cfg.beta,
             nll_coef=cfg.nll_coef,
             chosen_tokens=totals.extra["chosen_tokens"],
             denominator=totals.episodes,
-            **weights,
+            **pair_options(batch),
         )
-        return loss, cfg.beta * found.log_probs, {"cpo/nll": stats["nll"]}
+        named = {"cpo/nll": stats["nll"]}
+        return loss, named | pair_stats(found, cfg.beta * found.log_probs, denominator=totals.episodes)
 
 
 @register_agent("kto")
@@ -259,7 +265,10 @@ class KTO(PreferenceAgent):
     config: KTOConfig
 
     def load_dataset(self, dataset: Any) -> PairedBatch:
-        """Responses, each beside its prompt with a response to another one, for the divergence estimate."""
+        """Labelled responses, and for each one the same prompt with the response to another prompt.
+
+        The second half serves the estimate of the KL, see ``step``.
+        """
         self.of_tokens = is_tokens(dataset)
         if isinstance(dataset, PairedBatch):
             return PairedBatch(dataset.episodes, dict(dataset.tensors))
@@ -268,21 +277,21 @@ class KTO(PreferenceAgent):
         return PairedBatch(both, {"desirable": desirable.repeat(2)})
 
     def optimizer_step(self, batch: TrainingBatch) -> dict[str, float]:
-        """Estimate the divergence on the mismatched responses of the whole batch, then step on its own."""
+        """Estimate the KL baseline z from the mismatched responses of the batch, then step on the others."""
         assert isinstance(batch, PairedBatch)
         batch = batch.to(self.policy.device)
-        own, other = batch.first(), batch.second()
+        labelled, other = batch.first(), batch.second()
         spread(other.episodes)
         reference = other.tensors.get("reference")
         with self.backend.summon_full_params():
             if reference is None:
                 reference = response_log_probs(self.reference.log_prob(other.episodes), other.mask)
             mismatch = response_log_probs(self.policy.log_prob(other.episodes), other.mask) - reference
-        own.tensors["baseline"] = kto_baseline(mismatch).expand(len(own))
-        return super().optimizer_step(own)
+        labelled.tensors["baseline"] = kto_baseline(mismatch).expand(len(labelled))
+        return super().optimizer_step(labelled)
 
     def totals(self, batch: TrainingBatch) -> Totals:
-        """Responses of one optimizer step, of both kinds together and apart."""
+        """Responses of one optimizer step: all, the desirable ones and the others."""
         totals = super().totals(batch)
         desirable = float(batch["desirable"].sum())
         totals.extra["desirable"] = max(1.0, desirable)
@@ -290,7 +299,7 @@ class KTO(PreferenceAgent):
         return totals
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """The loss of the responses, and their rewards."""
+        """Mean of w (1 - sigma(s beta (D - z))), see ``kto_loss`` (Ethayarajh et al. 2024, eq. 8)."""
         cfg, found = self.config, self.responses(batch)
         ratios, desirable, z = found.log_ratios, batch["desirable"], batch["baseline"]
         loss = kto_loss(

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, behaviour cloning, and cloning of the best part of logged episodes."""
+"""Supervised fine-tuning (behaviour cloning), and filtered behaviour cloning of the best logged episodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from textenv.episodes.batch import EpisodeBatch
 
 @register_agent("sft")
 class SFT(OfflineAgent):
-    """Supervised fine-tuning: likelihood of the completions (behaviour cloning of all episodes alike)."""
+    """Supervised fine-tuning: likelihood of the completions (behaviour cloning of all episodes)."""
 
     config_class = SFTConfig
     needs_rewards = False
@@ -28,15 +28,15 @@ class SFT(OfflineAgent):
     config: SFTConfig
 
     def setup(self) -> None:
-        """Let the policy pack.
+        """Set the packing of the policy.
 
         Raises:
-            ValueError: if ``packing`` is set for a model that cannot.
+            ValueError: if ``packing`` is set for a model without support.
         """
         self.policy.packing = self.config.packing
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
-        """What ``as_demonstrations`` gives; without ``completion_only`` all tokens but the first count."""
+        """See ``as_demonstrations``; without ``completion_only`` all tokens but the first are actions."""
         episodes = as_demonstrations(dataset, self.tokenizer, need_rewards=self.needs_rewards)
         if not self.config.completion_only:
             mask = episodes.attention_mask.clone()
@@ -45,9 +45,9 @@ class SFT(OfflineAgent):
         return episodes
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """Mean negative log-likelihood over the tokens of the optimizer step."""
-        out = self.policy(batch.episodes)
-        loss = sft_loss(out.log_probs, batch.mask, denominator=totals.tokens)
+        """Mean negative log-likelihood over the action tokens of the optimizer step."""
+        new = self.policy(batch.episodes)
+        loss = sft_loss(new.log_probs, batch.mask, denominator=totals.tokens)
         return loss, {"sft/nll": loss.detach()}
 
 
@@ -60,10 +60,10 @@ class FilteredBC(SFT):
     config: FilteredBCConfig
 
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
-        """The part of the episodes whose return reaches the percentile."""
+        """The episodes whose return is at or above the percentile."""
         episodes = super().load_dataset(dataset)
         returns = episodes.returns.double()
         threshold = torch.quantile(returns, self.config.percentile)
-        # A quantile may lie a rounding error above the return that it names.
+        # Rounding can put the quantile slightly above the return that it stands for.
         kept = returns >= threshold - 1e-9 * (1 + threshold.abs())
         return episodes.select(kept)
