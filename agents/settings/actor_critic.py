@@ -1,4 +1,4 @@
-"""Settings of the policy-gradient agents with a critic: PPO, A2C and NLPO."""
+"""Settings of policy-gradient agents with a critic: PPO, A2C and NLPO."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ class ActorCriticConfig(PolicyGradientConfig):
     """Settings of policy-gradient agents with a critic."""
 
     gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation."""
+    """Lambda of generalized advantage estimation."""
     advantage: str = "gae"
     """Name of the registered advantage estimator."""
     center_by_prompt: bool = False
-    """Shift the advantages of each prompt's episodes to mean 0: a baseline while the critic is still poor."""
+    """Shift the advantages of each prompt to mean 0: a baseline that helps while the critic is inaccurate."""
     whiten_advantages: bool = True
-    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
+    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over action tokens."""
     scale_rewards: bool = False
-    """Divide the rewards of an iteration by their standard deviation over own tokens."""
+    """Divide the rewards of an iteration by their standard deviation over action tokens."""
     value_clip_range: float | None = 0.2
     """Clip of the value function around its old values; None does not clip."""
     value_coef: float = 0.1
     """Weight of the value loss."""
     value_model: Literal["shared", "separate"] = "shared"
-    """The critic: a head on the policy's trunk, or a model of its own that starts as a copy of the trunk."""
+    """The critic: a head on the hidden states of the policy, or a separate copy of the model with a head."""
     value_head: Literal["linear", "mlp"] = "linear"
-    """Shape of the critic's head."""
+    """Shape of the value head."""
     bootstrap_truncated: bool = False
-    """Take V after the last token of an episode cut by the token budget as the value of what would follow."""
+    """Use V after the last token of episodes truncated by the token budget (bootstrapping), instead of 0."""
 
     def validate(self) -> None:
         """Check the ranges and the estimator's name."""
@@ -63,7 +63,7 @@ class PPOConfig(ActorCriticConfig):
     """Settings of PPO."""
 
     clip_range: float = 0.2
-    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range)."""
+    """The probability ratio is clipped to [1 - clip_range, 1 + clip_range]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +71,15 @@ class A2CConfig(ActorCriticConfig):
     """Settings of A2C."""
 
     gae_lambda: float = 1.0
-    """Lambda of generalised advantage estimation; 1 is the whole return that followed, minus V."""
+    """Lambda of generalized advantage estimation; 1 is the return to go minus V."""
     whiten_advantages: bool = False
-    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
+    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over action tokens."""
     value_clip_range: float | None = None
     """Clip of the value function around its old values; None does not clip."""
     epochs: int = 1
-    """Passes over the collected episodes in each round of learning."""
+    """Passes over the episodes of an iteration."""
     minibatches: int = 1
-    """Optimizer steps in each pass."""
+    """Optimizer steps per pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +87,20 @@ class NLPOConfig(PPOConfig):
     """Settings of NLPO."""
 
     mask_top_p: float = 0.9
-    """Mass of the mask policy's nucleus, outside of which no token is sampled."""
+    """Probability mass of the mask policy's nucleus; tokens outside are not sampled."""
     mask_min_tokens: int = 100
-    """Tokens that stay possible at least, where the vocabulary has so many."""
+    """Smallest number of tokens in the nucleus."""
     mask_update_iterations: int | None = 5
-    """The mask policy becomes a copy of the policy after every so many iterations; None keeps the first."""
+    """Iterations between updates of the mask policy with the weights of the policy; None never updates."""
 
     def validate(self) -> None:
-        """Check the ranges, and that the KL is paid as a reward."""
+        """Check the ranges, and that the KL is in the reward."""
         super().validate()
         self.check(mask_top_p="(0, 1]", mask_min_tokens=">= 1", mask_update_iterations=">= 1")
         if self.kl_coef and self.kl_placement != "reward":
             raise ValueError(
-                "kl_placement must be 'reward': NLPO's loss sees the masked distributions, the KL is of the "
-                f"whole ones; got {self.kl_placement!r}"
+                "kl_placement must be 'reward': NLPO's loss uses masked distributions, its KL the unmasked "
+                f"ones; got {self.kl_placement!r}"
             )
 
     def idle(self) -> Idle:

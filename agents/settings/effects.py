@@ -1,8 +1,8 @@
-"""Settings that have no effect beside the others: what makes a setting one of them, and their refusal.
+"""Settings that have no effect together with the others, and the errors that refuse them.
 
-A setting that asks for something that then does not happen is a mistake, so it is an error where a user gives
-it. Only values that differ from the default are looked at; a value that switches something off and the length
-of a run are no such settings. Saved settings load whatever they hold (``Config.from_saved``).
+A setting without effect is a user's mistake, so it is refused. Only values that differ from the default are
+checked; values that turn something off, and the length of a run, are allowed. Saved settings are not checked
+(``Config.from_saved``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from textenv.agents.settings.policy_gradient import PolicyGradientConfig
 
 Idle = dict[str, str]
-"""Setting -> why it has no effect, as the end of a sentence."""
+"""Setting -> reason why it has no effect, as the end of a sentence."""
 FROM_EPISODES = "on an agent that learns from the episodes that it generates alone"
 """Why a data set has no effect on an agent that has no loss on one."""
 
@@ -71,7 +71,7 @@ def refuse_in_run(agent: Agent) -> None:
 
 
 def takes(function: Callable[..., Any], keyword: str) -> bool:
-    """Whether a registered function looks at a keyword: it names it, or all keywords by ``**kwargs``.
+    """Whether a registered function uses a keyword: it is in its signature, or ``**kwargs`` is.
 
     >>> def estimator(rewards, mask, *, gamma=1.0, **_): ...
     >>> takes(estimator, "gamma"), takes(estimator, "gae_lambda")
@@ -84,17 +84,17 @@ def takes(function: Callable[..., Any], keyword: str) -> bool:
     )
 
 
-def unlike(config: Config, names: Iterable[str], own: Mapping[str, Any], because: str) -> Idle:
-    """Settings of a policy that was given ready-made, where they differ from what it was made with."""
+def unlike(config: Config, names: Iterable[str], made_with: Mapping[str, Any], because: str) -> Idle:
+    """Settings that differ from those that a given policy was made with."""
     return {
         name: why
         for name, why in config.changed(*names, because=because).items()
-        if getattr(config, name) != own[name]
+        if getattr(config, name) != made_with[name]
     }
 
 
 def idle_in_policy_gradient(config: PolicyGradientConfig) -> Idle:
-    """Settings without effect among those that policy-gradient agents share."""
+    """Settings without effect among those shared by policy-gradient agents."""
     changed, found = config.changed, Idle()
     if not config.whiten_advantages:
         found |= changed("whiten_min_std", because="without whiten_advantages")
@@ -110,7 +110,7 @@ def idle_in_policy_gradient(config: PolicyGradientConfig) -> Idle:
     elif config.kl_controller == "fixed":
         found |= changed("kl_target", "kl_horizon", because="with kl_controller='fixed'")
     if config.epochs * config.minibatches == 1:
-        # The ratio to the policy that played is 1 there, whatever its bounds.
+        # The ratio to the policy before the update is 1 there, whatever its bounds.
         why = "with one optimizer step an iteration (epochs=1, minibatches=1)"
         found |= changed("stop_at_kl", "clip_range_high", "dual_clip", because=why)
         if config.clip_range is not None and config.ratio_level == "token":
@@ -121,7 +121,7 @@ def idle_in_policy_gradient(config: PolicyGradientConfig) -> Idle:
 
 
 def idle_beside_kl(config: PolicyGradientConfig) -> Idle:
-    """Settings of a KL penalty in the reward that the environment has one of its own for."""
+    """Settings of the KL penalty in the reward, where the environment already has a KL penalty."""
     if not config.kl_coef or config.kl_placement == "loss":
         return {}
     names = ("kl_coef", "kl_controller", "kl_target", "kl_horizon")
@@ -129,7 +129,7 @@ def idle_beside_kl(config: PolicyGradientConfig) -> Idle:
 
 
 def unused_by(estimator: str, config: Config) -> Idle:
-    """Settings that an advantage estimator does not look at."""
+    """Settings that an advantage estimator does not use."""
     keywords = {"gamma": "gamma", "gae_lambda": "gae_lambda", "bootstrap_truncated": "final_values"}
     why = f"with the advantage estimator {estimator!r}, which does not use it"
     found = config.changed(*(field for field in keywords if hasattr(config, field)), because=why)

@@ -1,4 +1,4 @@
-"""Settings of the agents that compare the samples of a prompt with each other: GRPO and RLOO."""
+"""Settings of agents whose baseline is the group (the samples of a prompt): GRPO and RLOO."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from textenv.agents.settings.policy_gradient import PolicyGradientConfig
 
 
 def check_whole_groups(episodes: int, size: int) -> None:
-    """Refuse iterations of ``episodes`` that hold no whole groups of ``size``.
+    """Refuse a number of episodes per iteration that is no multiple of the group size.
 
     Raises:
         ValueError: naming the setting.
@@ -26,13 +26,13 @@ class GroupBaselineConfig(PolicyGradientConfig):
     """Settings of agents whose baseline is the group."""
 
     advantage: str | None = None
-    """Name of the registered advantage estimator; None is the agent's own."""
+    """Name of the registered advantage estimator; None uses the one of the agent."""
     samples_per_prompt: int | None = None
-    """Episodes on each prompt, which are compared with each other; None is as many as the environment deals
-    (8 where ``textenv.train`` makes it)."""
+    """Episodes per prompt (group size); None uses that of the environment (``textenv.train`` makes it with
+    8)."""
 
     def validate(self) -> None:
-        """Check the estimator's name, and that an iteration holds whole groups."""
+        """Check the name of the estimator, and that an iteration has whole groups."""
         super().validate()
         self.check(samples_per_prompt=">= 2")
         if self.changed("advantage", because="named"):  # a default is known without torch
@@ -57,30 +57,31 @@ class GRPOConfig(GroupBaselineConfig):
     """Settings of GRPO."""
 
     advantage: str | None = None
-    """Name of the registered advantage estimator. None is "grpo", or "dr_grpo" with the aggregation of that
-    name: without the division by the group's standard deviation."""
+    """Name of the registered advantage estimator. None is "grpo", or with aggregation="dr_grpo" "dr_grpo",
+    which does not divide by the standard deviation of the group."""
     aggregation: str = "grpo"
-    """Name of the registered aggregation: "grpo" is the mean of the episodes' means, "dapo" the mean over
-    tokens, "dr_grpo" the sum over tokens by the most that there can be."""
+    """Name of the registered aggregation: "grpo" is the mean over episodes of their mean over tokens, "dapo"
+    the mean over tokens, "dr_grpo" the sum over tokens / (episodes x max_new_tokens)."""
     clip_range: float | None = 0.2
-    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range). None has no ratio."""
+    """The probability ratio is clipped to [1 - clip_range, 1 + clip_range]; None uses no ratio."""
     kl_coef: float = 0.04
-    """Weight of the KL divergence from the reference; 0 keeps none (and no reference)."""
+    """Weight of the KL to the reference policy; 0 turns it off, and no reference policy is made."""
     kl_placement: Literal["reward", "loss"] = "loss"
-    """Pay the KL as a per-token reward (k1), or add it to the loss (k3)."""
+    """Where the KL is: a penalty in the reward of each token (k1), or a term of the loss (k3)."""
     max_rollouts: int = 1
-    """With more than 1, groups whose scores, the returns without a KL penalty, are all equal
-    make way for those of up to so many rollouts an iteration (DAPO's dynamic sampling). What adapts (reward
-    terms, the scale of scores, the KL coefficient) learns from all groups played."""
+    """Largest number of rollouts per iteration (dynamic sampling of DAPO). With more than 1, groups with
+    equal task returns (returns without KL penalties) are replaced by groups of further rollouts. Adaptive
+    terms (reward terms, ``score_scale``, the KL coefficient) learn from all generated groups."""
 
     def validate(self) -> None:
-        """Check the ranges, and how the run's length is said."""
+        """Check the ranges, and that dynamic sampling has ``iterations`` instead of ``total_episodes``."""
         super().validate()
         self.check(max_rollouts=">= 1")
         if self.max_rollouts > 1 and self.total_episodes is not None:
             raise ValueError(
-                f"with max_rollouts={self.max_rollouts} nobody knows how many episodes an iteration takes: "
-                f"give iterations, got total_episodes={self.total_episodes}"
+                "total_episodes cannot be used with max_rollouts > 1 (the number of episodes per iteration "
+                f"varies); set iterations instead, got total_episodes={self.total_episodes}, "
+                f"max_rollouts={self.max_rollouts}"
             )
 
     @property
@@ -94,9 +95,9 @@ class RLOOConfig(GroupBaselineConfig):
     """Settings of RLOO."""
 
     epochs: int = 1
-    """Passes over the collected episodes in each round of learning."""
+    """Passes over the episodes of an iteration."""
     minibatches: int = 1
-    """Optimizer steps in each pass."""
+    """Optimizer steps per pass."""
 
     @property
     def estimator(self) -> str:

@@ -1,4 +1,4 @@
-"""Settings of the agents that learn from a data set of episodes: SFT, filtered BC, RWR, ILQL, Monte Carlo."""
+"""Settings of agents that learn from a data set of episodes: SFT, filtered BC, RWR, ILQL, Monte Carlo."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class SFTConfig(OfflineConfig):
     """Settings of supervised fine-tuning."""
 
     completion_only: bool = True
-    """Train on the response's tokens only; False trains on the prompt's too (plain language modelling)."""
+    """Train on the tokens of the response only; False also trains on the prompt (language modelling)."""
     packing: bool = False
-    """Forward several short episodes in one row, blind to each other: the same gradient with less padding."""
+    """Put several short episodes in one row of a forward pass: the same gradient with less padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class FilteredBCConfig(SFTConfig):
     """Settings of filtered behaviour cloning."""
 
     percentile: float = 0.9
-    """Clone episodes whose return reaches this quantile of the data set's returns."""
+    """Clone episodes with a return at or above this quantile of the data set."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -37,13 +37,13 @@ class RWRConfig(OfflineConfig):
     """Settings of reward-weighted regression."""
 
     temperature: float = 1.0
-    """Returns are divided by it in the exponent; near 0 only the best count, near infinity all alike."""
+    """Divisor of the return in the exponent; small values use only the best episodes, large ones all."""
     standardize: bool = True
-    """Divide returns by their standard deviation in the data set first."""
+    """Divide returns by their standard deviation over the data set first."""
     baseline: Literal["none", "prompt"] = "none"
-    """Count returns from 0, or from the mean return of the prompt's episodes (advantage weighting)."""
+    """Subtract nothing, or the mean return of the episodes of the prompt (advantage weighting)."""
     max_weight: float | None = 20.0
-    """No episode counts more than so many average ones; None has no bound."""
+    """Largest weight of an episode, where the mean weight is 1; None has no bound."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -56,30 +56,30 @@ class ILQLConfig(OfflineConfig):
     """Settings of ILQL."""
 
     gamma: float = 0.99
-    """Discount per own token."""
+    """Discount per action token."""
     expectile: float = 0.7
-    """Tau of the expectile that V regresses to; towards 1 it is the maximum."""
+    """Tau of the expectile regression of V; near 1 V approaches the maximum."""
     cql_coef: float = 0.1
-    """Weight of the conservative term."""
+    """Weight of the conservative term (CQL)."""
     awac_coef: float = 1.0
-    """Weight of the language-model loss."""
+    """Weight of the language-model loss (AWAC)."""
     awac_beta: float = 0.0
-    """Sharpness of that loss's advantage weights; 0 clones all data alike."""
+    """Inverse temperature of the advantage weights of that loss; 0 is behaviour cloning."""
     num_q: int = 2
-    """Q heads, of which the least counts."""
+    """Number of Q heads; their minimum is used."""
     head: Literal["linear", "mlp"] = "mlp"
-    """Shape of the Q and V heads; "linear" is light, "mlp" costs 2 d V more parameters for each Q head.
-    Linear Q heads start with small weights of their own, for equal ones would stay equal."""
+    """Shape of the Q and V heads; "mlp" has about 2 d V more parameters per Q head. Linear Q heads start with
+    different small weights, because equal ones would stay equal."""
     target_alpha: float = 0.005
-    """Share of the new Q heads in each target synchronisation (Polyak averaging)."""
+    """Weight of the Q heads in each update of the target heads (Polyak averaging)."""
     target_every: int = 1
-    """Optimizer steps between target synchronisations."""
+    """Optimizer steps between updates of the target heads."""
     standardize_returns: bool = False
-    """Shift and scale rewards so that the data set's returns have mean 0 and standard deviation 1."""
+    """Shift and scale rewards so that the returns of the data set have mean 0 and standard deviation 1."""
     decode_beta: float = 1.0
-    """Weight of the advantage when the policy acts; 0 is the language model alone."""
+    """Weight of the advantage in sampling; 0 is the language model alone."""
     decode_top_k: int = 0
-    """When acting, keep only the k likeliest tokens after the shift; 0 keeps all."""
+    """Sample from the k most likely tokens after the shift; 0 uses all."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -105,14 +105,14 @@ class ILQLConfig(OfflineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MonteCarloConfig(ILQLConfig):
-    """Settings of the Monte Carlo critic: ILQL's, of which ``expectile`` must stay 0.5, the mean."""
+    """Settings of the Monte Carlo critic: those of ILQL; ``expectile`` must be 0.5 (the mean)."""
 
     expectile: float = 0.5
-    """V is the mean of the returns that followed a state, so this is 0.5."""
+    """Must be 0.5: V is the mean return."""
     cql_coef: float = 0.0
-    """Weight of the conservative term."""
+    """Weight of the conservative term (CQL)."""
     target_alpha: float = 1.0
-    """Share of the new Q heads in each target synchronisation; nothing bootstraps, so the targets follow."""
+    """Weight of the Q heads in each update of the target heads; 1 copies them, as nothing is bootstrapped."""
 
     def validate(self) -> None:
         """Check the ranges."""

@@ -1,4 +1,4 @@
-"""Settings of the policy-gradient agents, and of those without a critic: REINFORCE and REINFORCE++."""
+"""Settings shared by policy-gradient agents, and those of REINFORCE and REINFORCE++."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ from textenv.agents.settings.effects import Idle, idle_in_policy_gradient, unuse
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig(OnlineConfig):
-    """Settings that online policy-gradient agents share."""
+    """Settings shared by online policy-gradient agents."""
 
     gamma: float = 1.0
-    """Discount per own token."""
+    """Discount per action token."""
     whiten_advantages: bool = False
-    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
+    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over action tokens."""
     whiten_min_std: float = 0.0
-    """Whiten by this where the advantages spread less: once all goes well they are little but the critic's
-    noise, which should not be blown up to variance 1."""
+    """Lower bound of the standard deviation that whitening divides by. Near the optimum advantages are mostly
+    noise of the critic, which should not be scaled to variance 1."""
     clip_range: float | None = None
-    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range). None has no ratio:
-    the plain policy gradient, right as long as an iteration's episodes serve one optimizer step."""
+    """The probability ratio is clipped to [1 - clip_range, 1 + clip_range]. None uses no ratio: the plain
+    policy gradient, which is right for one optimizer step per iteration."""
     clip_range_high: float | None = None
-    """Upper side of the clip, if it differs."""
+    """Upper bound of the clip: 1 + clip_range_high; None uses clip_range."""
     dual_clip: float | None = None
-    """Bound on the loss where the advantage is negative, 3.0 is usual; None has no bound."""
+    """Largest ratio where the advantage is negative; 3.0 is usual, None has no bound."""
     ratio_level: RatioLevel = "token"
-    """One ratio a token, or one a sequence: exp of the mean log-ratio (GSPO, with clips near 3e-4)."""
+    """One ratio per token, or one per sequence: exp of the mean log ratio (GSPO, with clips near 3e-4)."""
     aggregation: str = "token-mean"
-    """Name of the registered aggregation, by which the losses of tokens become one number."""
+    """Name of the registered aggregation of per-token losses."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     kl_coef: float = 0.05
-    """Weight of the KL divergence from the reference; 0 keeps none (and no reference)."""
+    """Weight of the KL to the reference policy; 0 turns it off, and no reference policy is made."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """Pay the KL as a per-token reward (k1), or add it to the loss (k3)."""
+    """Where the KL is: a penalty in the reward of each token (k1), or a term of the loss (k3)."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """Whether the coefficient, in the reward or in the loss, follows ``kl_target``."""
+    """Whether the coefficient is fixed or follows ``kl_target``."""
     kl_target: float = 6.0
-    """Target of the adaptive controller: KL (k1) from the reference in nats a sequence."""
+    """Target of the adaptive controller: KL (k1) to the reference policy in nats per sequence."""
     kl_horizon: int = 10_000
-    """Episodes over which the adaptive controller acts."""
+    """Time constant of the adaptive controller in episodes."""
     score_scale: bool = False
-    """Divide scores (rewards without the KL) by their running standard deviation."""
+    """Divide task returns (returns without KL penalties) by their running standard deviation."""
     score_clip: float | None = None
-    """Clip scores, after scaling, to [-score_clip, score_clip] an episode."""
+    """Clip task returns, after scaling, to [-score_clip, score_clip]."""
     stop_at_kl: float | None = None
-    """End the passes of an iteration once a step's approximate KL, in nats a token, exceeds this."""
+    """End the passes of an iteration after a step whose approximate KL, in nats per token, exceeds this."""
     importance_correction: Literal["none", "token", "sequence"] = "none"
-    """Weigh advantages by truncated importance weights, for episodes that older weights played."""
+    """Multiply advantages by truncated importance weights, for episodes that older weights generated."""
     importance_clip: float = 2.0
-    """The largest importance weight (rho-bar in IMPALA)."""
+    """Largest importance weight (rho-bar in IMPALA)."""
     packing: bool = False
-    """Forward several short episodes in one row, blind to each other: the same gradient with less padding."""
+    """Put several short episodes in one row of a forward pass: the same gradient with less padding."""
     ptx_coef: float = 0.0
-    """Weight of the next-token loss on ``dataset`` (InstructGPT's pretraining mixture, "ptx")."""
+    """Weight of the next-token loss on ``dataset`` (the pretraining mix "ptx" of InstructGPT)."""
     ptx_batch_size: int = 32
-    """Episodes of ``dataset`` in each optimizer step."""
+    """Episodes of ``dataset`` per optimizer step."""
     ema_decay: float | None = None
-    """Keep an exponential average of the weights over optimizer steps, and evaluate and save that."""
+    """Decay of an exponential moving average of the weights, which is evaluated and saved."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -98,21 +98,20 @@ class ReinforceConfig(PolicyGradientConfig):
     """Settings of REINFORCE."""
 
     baseline: Literal["none", "batch", "greedy"] = "batch"
-    """What the return to go is compared with: nothing, the mean return of the iteration's episodes, or the
-    return of a greedy episode on the same prompt (ReMax). A greedy episode costs as much as a sampled one:
-    half of ``total_episodes`` are greedy then."""
+    """Baseline of the return to go: 0, the mean return of the episodes of the iteration, or the return of a
+    greedy episode on the same prompt (ReMax). Then half of ``total_episodes`` are greedy episodes."""
     epochs: int = 1
-    """Passes over the collected episodes in each round of learning."""
+    """Passes over the episodes of an iteration."""
     minibatches: int = 1
-    """Optimizer steps in each pass."""
+    """Optimizer steps per pass."""
 
     @property
     def episodes_of_an_iteration(self) -> int:
-        """Episodes generated in an iteration, those of the baseline included."""
+        """Episodes generated per iteration, greedy ones included."""
         return self.episodes_per_iteration * (2 if self.baseline == "greedy" else 1)
 
     def validate(self) -> None:
-        """Check that whole iterations make up the run."""
+        """Check that ``total_episodes`` is a multiple of the episodes per iteration."""
         super().validate()
         size = self.episodes_of_an_iteration
         if self.total_episodes is not None and self.total_episodes % size:
@@ -134,11 +133,11 @@ class ReinforcePlusPlusConfig(PolicyGradientConfig):
     """Settings of REINFORCE++."""
 
     advantage: str = "monte-carlo"
-    """Name of the registered advantage estimator; it gets no values."""
+    """Name of the registered advantage estimator, which is called without values."""
     whiten_advantages: bool = True
-    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over own tokens."""
+    """Shift and scale the advantages of an iteration to mean 0 and variance 1 over action tokens."""
     clip_range: float | None = 0.2
-    """The probability ratio has no gradient beyond 1 - clip_range (and 1 + clip_range). None has no ratio."""
+    """The probability ratio is clipped to [1 - clip_range, 1 + clip_range]; None uses no ratio."""
 
     def validate(self) -> None:
         """Check the estimator's name."""

@@ -1,4 +1,4 @@
-"""Settings of the agents that learn from preferences, and of reward models."""
+"""Settings of preference agents and of reward models."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from textenv.agents.settings.effects import Idle
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceConfig(OfflineConfig):
-    """Settings that all preference agents have."""
+    """Settings shared by preference agents."""
 
     beta: float = 0.1
-    """How much a nat of log-prob counts as reward."""
+    """Scale of the log ratio: implicit reward per nat."""
     max_length: int | None = None
-    """Longest text in tokens, where the data set is text: longer ones lose their end."""
+    """Largest number of tokens of a text; longer ones lose their end. Only for data sets of text."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -26,14 +26,14 @@ class PreferenceConfig(OfflineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig(PreferenceConfig):
-    """Settings of preference agents that measure against a reference."""
+    """Settings of preference agents with a reference policy."""
 
     precompute_reference: bool = False
-    """Score all data with the reference once, before the first step, instead of in every step."""
+    """Compute the log-probs of the reference policy once, before the first step, not in every step."""
 
 
 def idle_smoothing(kind: DPOKind, smoothing: float) -> Idle:
-    """Of ``loss`` and ``label_smoothing``, what has no effect without the other."""
+    """``loss`` or ``label_smoothing``, whichever has no effect without the other."""
     if smoothing and kind not in SMOOTHED:
         return {"label_smoothing": f"with loss={kind!r}, only with one of {list(SMOOTHED)}"}
     plain = kind in SMOOTHED and not smoothing
@@ -42,10 +42,10 @@ def idle_smoothing(kind: DPOKind, smoothing: float) -> Idle:
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig(PreferenceConfig):
-    """Settings that all agents have which learn from pairs."""
+    """Settings shared by agents that learn from pairs."""
 
     pairs_per_prompt: int = 16
-    """Where pairs are made from returns or rankings: at most so many of each prompt, drawn by hash."""
+    """Largest number of pairs per prompt that are made from returns or rankings."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -58,9 +58,9 @@ class DPOConfig(ReferenceConfig, PairConfig):
     """Settings of DPO."""
 
     loss: DPOKind = "sigmoid"
-    """Of the log ratios' gap: "sigmoid", "cdpo" or "robust" (with label_smoothing), "ipo", "hinge"."""
+    """Variant of the DPO loss: "sigmoid", "cdpo" or "robust" (with label_smoothing), "ipo", "hinge"."""
     label_smoothing: float = 0.0
-    """Share of preferences taken to be wrong."""
+    """Assumed share of wrong preferences."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -77,10 +77,10 @@ class KTOConfig(ReferenceConfig):
     """Settings of KTO."""
 
     desirable_weight: float = 1.0
-    """Weight of a desirable response. Balance the classes with it and its counterpart: weight times number of
-    responses of the two in a ratio between 1 and 4/3 (Ethayarajh et al. 2024, section 4.2)."""
+    """Weight of desirable responses. To balance the classes choose (weight x number of desirable responses) /
+    (weight x number of undesirable ones) between 1 and 4/3 (Ethayarajh et al. 2024, section 4.2)."""
     undesirable_weight: float = 1.0
-    """Weight of an undesirable response."""
+    """Weight of undesirable responses."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -90,7 +90,7 @@ class KTOConfig(ReferenceConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ORPOConfig(PairConfig):
-    """Settings of ORPO; ``beta`` weighs the odds ratio."""
+    """Settings of ORPO; ``beta`` is the weight of the odds ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +98,9 @@ class SimPOConfig(PairConfig):
     """Settings of SimPO."""
 
     beta: float = 2.0
-    """How much a nat of log-prob a token counts as reward."""
+    """Scale of the mean log-prob per token."""
     gamma: float = 1.0
-    """By how much the chosen response's reward should exceed the rejected one's."""
+    """Target margin between the rewards of the chosen and the rejected response."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -126,23 +126,23 @@ class RewardModelConfig(OfflineConfig):
     """Settings of reward modelling."""
 
     pair_coef: float = 1.0
-    """Weight of the Bradley-Terry loss on the pairs."""
+    """Weight of the Bradley-Terry loss of the pairs."""
     rating_coef: float = 1.0
-    """Weight of the squared error on the rated texts."""
+    """Weight of the squared error of the rated texts."""
     centering_coef: float = 0.0
-    """Weight of the mean of (r_chosen + r_rejected)^2, which keeps scores around 0; 0.01 is usual."""
+    """Weight of the mean of (r_chosen + r_rejected)^2, which keeps scores near 0; 0.01 is usual."""
     heads: int = 1
-    """Heads on the one trunk; with several, each learns from its own bootstrap of the data and the score is
-    their mean."""
+    """Number of heads on one model. With several, each learns from its own bootstrap sample of the data, and
+    the score is their mean."""
     append_eos: bool = False
-    """Score texts at an EOS behind them instead of at their last token."""
+    """Append EOS and score texts there, instead of at their last token."""
     dropout: float | None = None
-    """Probability of every dropout layer while training; None turns dropout off."""
+    """Probability of every dropout layer in training; None turns dropout off."""
     token_dropout: float = 0.0
-    """Share of each text's tokens left out at random while training, never the first or the last one."""
+    """Share of the tokens of a text removed at random in training, except the first and the last one."""
     max_length: int | None = None
-    """Longest text in tokens, where the data set is text: longer ones lose their beginning, in training and
-    in use. A BOS or CLS in front stays."""
+    """Largest number of tokens of a text; longer ones lose their beginning, in training and in use. A BOS or
+    CLS token at the start stays. Only for data sets of text."""
 
     def validate(self) -> None:
         """Check the ranges."""

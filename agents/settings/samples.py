@@ -1,4 +1,4 @@
-"""Settings of the agents that choose among the samples of a prompt: best-of-n, RFT and online DPO."""
+"""Settings of agents that choose among the samples of a prompt: best-of-n, RFT and online DPO."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from textenv.agents.settings.preferences import idle_smoothing
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNConfig(AgentConfig):
-    """Settings of best-of-n sampling; those of the optimizer have no use."""
+    """Settings of best-of-n sampling; those of the optimizer have no effect."""
 
     n: int = 16
-    """Samples of each prompt, of which the best is kept."""
+    """Samples per prompt, of which the best is kept."""
     choose_by: str | None = None
-    """Name of the reward term that says which sample is best; None is the whole return."""
+    """Name of the reward term by which the best sample is chosen; None uses the return."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -26,7 +26,7 @@ class BestOfNConfig(AgentConfig):
         self.check(n=">= 1")
 
     def idle(self) -> Idle:
-        """Settings without effect: those of training, and of what is done every so often."""
+        """Settings without effect: those of training, logging and checkpoints."""
         names = (
             *("learning_rate", "weight_decay", "adam_betas", "adam_eps", "optimizer", "max_grad_norm"),
             *("lr_schedule", "warmup_steps", "eval_every", "checkpoint_every", "log_every"),
@@ -39,24 +39,24 @@ class RFTConfig(OnlineConfig):
     """Settings of rejection fine-tuning."""
 
     episodes_per_iteration: int = 1024
-    """Episodes generated before each round of learning."""
+    """Episodes generated per iteration."""
     samples_per_prompt: int = 32
-    """Samples of each prompt in a round of generation, among which the best are found."""
+    """Samples per prompt and iteration, from which the best are selected."""
     improve_steps: int = 4
-    """Times that samples are chosen and trained on after each round of generation."""
+    """Rounds of selection and fine-tuning per iteration."""
     start_percentile: float = 0.9
-    """In the first of these, samples count whose return reaches this quantile of their prompt's."""
+    """In the first improve step samples with a return at or above this quantile of their prompt are used."""
     end_percentile: float = 0.95
-    """In the last of these; in between the quantile rises in a line."""
+    """The same in the last improve step; the quantile rises linearly in between."""
     generations_kept: int | None = None
-    """Rounds of generation whose samples stay in the pool that is chosen from; None keeps all."""
+    """Iterations whose samples stay in the pool; None keeps all."""
     deduplicate: bool = True
-    """Train once on equal samples."""
+    """Train on equal samples only once."""
     epochs: int = 1
-    """Passes over the chosen samples in each improve step."""
+    """Passes over the selected samples per improve step."""
 
     def validate(self) -> None:
-        """Check the ranges, and that an iteration holds whole groups."""
+        """Check the ranges, and that an iteration has whole groups."""
         super().validate()
         self.check(
             samples_per_prompt=">= 2",
@@ -89,18 +89,18 @@ class OnlineDPOConfig(OnlineConfig):
     """Settings of online DPO."""
 
     epochs: int = 1
-    """Passes over the collected pairs in each round of learning."""
+    """Passes over the pairs of an iteration."""
     samples_per_prompt: int = 2
-    """Samples k of each prompt; the best and the worst of them make a pair."""
+    """Samples per prompt; the best and the worst of them are a pair."""
     beta: float = 0.1
-    """How much a nat of log-prob counts as reward."""
+    """Scale of the log ratio: implicit reward per nat."""
     loss: DPOKind = "sigmoid"
-    """Of the log ratios' gap: "sigmoid", "cdpo" or "robust" (with label_smoothing), "ipo", "hinge"."""
+    """Variant of the DPO loss: "sigmoid", "cdpo" or "robust" (with label_smoothing), "ipo", "hinge"."""
     label_smoothing: float = 0.0
-    """Share of preferences taken to be wrong."""
+    """Assumed share of wrong preferences."""
 
     def validate(self) -> None:
-        """Check the ranges, and that whole groups fill the minibatches."""
+        """Check the ranges, whole groups, and that every minibatch has a pair."""
         super().validate()
         self.check(beta="> 0", samples_per_prompt=">= 2", label_smoothing="[0, 0.5)")
         check_whole_groups(self.episodes_per_iteration, self.samples_per_prompt)

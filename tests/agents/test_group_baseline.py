@@ -271,7 +271,7 @@ def test_the_kl_in_the_loss_is_measured_over_all_groups_played() -> None:
 
 
 def test_dynamic_sampling_says_its_length_in_iterations() -> None:
-    with pytest.raises(ValueError, match="give iterations, got total_episodes=128"):
+    with pytest.raises(ValueError, match="set iterations instead, got total_episodes=128, max_rollouts=2"):
         GRPOConfig(max_rollouts=2, total_episodes=128)
 
 
