@@ -38,6 +38,8 @@ class GRPO(PolicyGradientAgent):
     config: GRPOConfig
     everything: EpisodeBatch | None = None
     """With ``max_rollouts`` above 1: all episodes generated in the iteration, replaced ones included."""
+    generated_kl: tuple[float, int] | None = None
+    """KL to the reference policy over ``everything`` in nats per sequence, and the number of its episodes."""
 
     @classmethod
     def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
@@ -80,7 +82,9 @@ class GRPO(PolicyGradientAgent):
             advantages, episodes, old.log_probs, level=cfg.importance_correction, clip=cfg.importance_clip
         )
         tensors = {"old_log_probs": old.log_probs, "advantages": advantages, "returns": returns}
-        return TrainingBatch(episodes, tensors | weights | self.reference_tensors(episodes))
+        tensors |= weights | self.reference_tensors(episodes)
+        self.generated_kl = self.measure_generated_kl(len(episodes))
+        return TrainingBatch(episodes, tensors)
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
         """Clipped surrogate - entropy bonus + KL to the reference policy (one of the extra losses).
@@ -146,12 +150,17 @@ class GRPO(PolicyGradientAgent):
         """All episodes of the iteration, from which ``episodes`` were selected."""
         return episodes if self.everything is None else self.everything
 
-    def sequence_kl(self, batch: TrainingBatch) -> tuple[float, int]:
-        """KL to the reference policy in nats per sequence over all generated episodes, and their number."""
-        episodes = self.generated(batch.episodes)
-        if len(episodes) == len(batch):
-            return super().sequence_kl(batch)
+    def measure_generated_kl(self, selected: int) -> tuple[float, int] | None:
+        """See ``generated_kl``; None if no adaptive KL in the loss needs it, or no episode was replaced."""
+        episodes = self.everything
+        adaptive = self.kl_loss is not None and self.kl_loss.adaptive
+        if not adaptive or episodes is None or len(episodes) == selected:
+            return None
         assert self.reference is not None
         episodes = spread(episodes.to(self.policy.device))
         difference = self.policy.log_prob(episodes) - self.reference.log_prob(episodes)
         return float(masked_sum(difference, episodes.action_mask)) / len(episodes), len(episodes)
+
+    def sequence_kl(self, batch: TrainingBatch) -> tuple[float, int]:
+        """KL to the reference policy in nats per sequence over all generated episodes, and their number."""
+        return super().sequence_kl(batch) if self.generated_kl is None else self.generated_kl

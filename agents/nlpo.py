@@ -212,13 +212,12 @@ class NLPO(PolicyGradientAgent):
             stats["policy/entropy"] = -negative_entropy.detach()
         return self.add_extra_losses(loss, stats, new, batch, totals)
 
-    def update(self, batch: TrainingBatch) -> dict[str, float]:
-        """As in the base class; then the mask policy is updated every ``mask_update_iterations``."""
-        row = super().update(batch)
+    def after_update(self, batch: TrainingBatch) -> None:
+        """Update the mask policy every ``mask_update_iterations``."""
+        super().after_update(batch)
         every = self.config.mask_update_iterations
         if every is not None and self.iteration % every == 0:
             self.policy.renew_mask()
-        return row
 
     def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout and of the critic; the KL is that of the unrestricted distributions."""

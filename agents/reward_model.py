@@ -1,4 +1,7 @@
-"""Reward modelling: learn a scalar score of texts from preferences (Bradley-Terry), ratings, or both."""
+"""Reward modelling: learn a scalar score of texts from preferences (Bradley-Terry), ratings, or both.
+
+Shape letters: I items (pairs or rated texts), K heads.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +34,18 @@ from textenv.utils.hashing import hash_key, uniform
 class RewardModelAgent(OfflineAgent):
     """Reward modelling: Bradley-Terry with soft labels and margins on pairs, regression on ratings.
 
-    The saved folder loads with plain ``AutoModelForSequenceClassification``, and as the reward
+    The saved folder loads with ``AutoModelForSequenceClassification``, and as the reward
     ``agent.policy.reward_spec(folder)``.
 
     Args:
-        model: a ``Scorer``, or what one is made of: a sequence classifier or a causal LM by name or folder, a
-            config, or a module.
+        model: a ``Scorer``, or the model of a new one: a sequence classifier or a causal LM by name or
+            folder, a config, or a module.
         dataset: pairs, rated texts, or ``{"pairs": ..., "ratings": ...}``; see ``as_reward_batch``.
-        eval_dataset: the same, held out.
+        eval_dataset: held-out data of the same form.
         config: settings.
         tokenizer: by default the model's.
         policy_kwargs: further arguments of the ``Scorer`` made around ``model``: ``device``, ...
-        callbacks: see ``Agent``; ``on_evaluation`` is given a ``RewardEvaluation``.
+        callbacks: see ``Agent``; ``on_evaluation`` gets a ``RewardEvaluation``.
         loggers: see ``Agent``.
         run_dir: folder of this run, None keeps nothing.
     """
@@ -54,7 +57,7 @@ class RewardModelAgent(OfflineAgent):
     policy: Scorer  # type: ignore[assignment]
     dataset: RewardBatch
     dataset_template: str | None = None
-    """How the texts of the first data set are rendered, None if it was given as tokens."""
+    """How the texts of the first data set are rendered; None if it was given as tokens."""
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class RewardModelAgent(OfflineAgent):
             run_dir=run_dir,
         )
         self.eval_dataset = None if eval_dataset is None else self.load_dataset(eval_dataset)
-        # The loop evaluates where there is something to evaluate on.
+        # The training loop evaluates if ``eval_envs`` is set.
         self.eval_envs = self.eval_dataset
 
     def make_policy(self, model: Any) -> Scorer:  # type: ignore[override]
@@ -99,7 +102,7 @@ class RewardModelAgent(OfflineAgent):
         )
 
     def idle(self) -> Idle:
-        """Settings without effect on the data, or that the scorer was given with."""
+        """Settings without effect on the data set, or because the scorer was made before."""
         cfg, scorer, found = self.config, self.policy, super().idle()
         if self.of_tokens:
             found |= cfg.changed("max_length", because="on data that are tokens already")
@@ -109,11 +112,11 @@ class RewardModelAgent(OfflineAgent):
             found |= cfg.changed("rating_coef", because="on data without ratings")
         if cfg.dropout and not any(isinstance(module, torch.nn.Dropout) for module in scorer.model.modules()):
             found |= cfg.changed("dropout", because="on a model without dropout layers")
-        own = {"heads": scorer.heads, "append_eos": scorer.append_eos, "dropout": scorer.dropout}
-        return found | unlike(cfg, own, own, "on a Scorer, which was made with its own")
+        made_with = {"heads": scorer.heads, "append_eos": scorer.append_eos, "dropout": scorer.dropout}
+        return found | unlike(cfg, made_with, made_with, "on a Scorer, which was made with its own")
 
     def load_dataset(self, dataset: Any) -> RewardBatch:
-        """Pairs and ratings of whatever was given; every text ends as the scorer reads it.
+        """Pairs and ratings from the data set, with texts as the scorer reads them.
 
         Raises:
             ValueError: if a text is longer than the model's positions; see ``as_reward_batch``.
@@ -147,7 +150,7 @@ class RewardModelAgent(OfflineAgent):
     # -- learning --------------------------------------------------------------------------------------------
 
     def optimizer_step(self, batch: TrainingBatch) -> dict[str, float]:
-        """One optimizer step; what is dropped is a function of seed and step, so that a resume repeats it."""
+        """One optimizer step; dropout depends only on seed and step, so a resumed run repeats it."""
         if not self.policy.dropout and not self.config.token_dropout:
             return super().optimizer_step(batch)
         with torch.random.fork_rng(devices=[self.policy.device] if self.policy.device.type == "cuda" else []):
@@ -158,8 +161,8 @@ class RewardModelAgent(OfflineAgent):
     def totals(self, batch: TrainingBatch) -> Totals:
         """Pairs and rated texts of one optimizer step.
 
-        Losses are divided by how many of each kind a batch holds on average, so that every pair weighs the
-        same, however many the shuffle put in its batch; statistics by how many there are.
+        Losses are divided by the expected number of each kind in a batch, so that every pair has the same
+        weight; statistics are divided by the actual number.
         """
         assert isinstance(batch, RewardBatch)
         share = self.dataset.pairs / len(self.dataset)
@@ -172,7 +175,7 @@ class RewardModelAgent(OfflineAgent):
         return Totals(tokens=1.0, episodes=float(len(batch)), extra=extra)
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
-        """Bradley-Terry loss of the pairs, their centering, and the squared error of the rated texts."""
+        """pair_coef Bradley-Terry loss + centering_coef centering + rating_coef squared error of ratings."""
         assert isinstance(batch, RewardBatch)
         cfg, extra = self.config, totals.extra
         episodes = drop_tokens(batch.episodes, cfg.token_dropout) if cfg.token_dropout else batch.episodes
@@ -215,10 +218,10 @@ class RewardModelAgent(OfflineAgent):
         return loss, stats
 
     def bootstrap(self, item: Tensor, like: Tensor) -> Tensor | None:
-        """How often each head's resample of the data holds each item: (I,) -> (I, K); None for one head.
+        """How often the bootstrap sample of each head contains each item: (I,) -> (I, K); None for one head.
 
-        Drawn from Poisson(1), which is what drawing with replacement tends to, by a hash of seed, head and
-        item: the same in every epoch.
+        Poisson(1) counts, the limit of sampling with replacement, from a hash of seed, head and item: the
+        same in every epoch.
         """
         heads = self.policy.heads
         if heads == 1:
@@ -233,7 +236,7 @@ class RewardModelAgent(OfflineAgent):
 
         Args:
             dataset: held-out data; None is ``eval_dataset``.
-            episodes: items at most; None is all.
+            episodes: largest number of items; None uses all.
             options: ``bins`` of the calibration error.
 
         Raises:
@@ -250,13 +253,13 @@ class RewardModelAgent(OfflineAgent):
         """Refused.
 
         Raises:
-            TypeError: always: a reward model scores texts and chooses nothing.
+            TypeError: always; a reward model scores texts and has no actions.
         """
         raise TypeError("a reward model does not act; it scores: agent.policy.score_texts(texts)")
 
 
 def _poisson(keys: Tensor) -> Tensor:
-    """Poisson(1) counts from hashes: the number of cumulative probabilities that a uniform number exceeds."""
+    """Poisson(1) counts from hashes: the number of cumulative probabilities below a uniform number."""
     draws = uniform(keys)
     probability = total = 1 / math.e
     counts = torch.zeros_like(draws)

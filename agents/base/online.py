@@ -54,6 +54,7 @@ class OnlineAgent(Agent):
                         self.last_batch = batch = self.advantages(spread(episodes))
                 with timer.measure("update"):
                     metrics = self.rollout_metrics(batch) | self.update(batch)
+                    self.after_update(batch)
                 times = timer.metrics(self.env_tokens - generated, self.gradient_tokens - trained)
                 self.end_iteration(metrics | times)
 
@@ -128,6 +129,9 @@ class OnlineAgent(Agent):
                 if self.should_stop_early(rows[-1]):
                     return {**mean_row(rows), "policy/stopped_early": 1.0}
         return mean_row(rows)
+
+    def after_update(self, batch: TrainingBatch) -> None:
+        """Called after the passes of each iteration (adaptive coefficients, copies of the policy)."""
 
     def pass_number(self, epoch: int) -> int:
         """Number of pass ``epoch`` of this iteration in the whole run; the row order depends on it."""

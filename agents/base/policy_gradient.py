@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from textenv.agents.base.extra_losses import ExtraLoss, KLLoss, PretrainingLoss
+from textenv.agents.base.old_hooks import accept_old_hooks
 from textenv.agents.base.online import OnlineAgent
 from textenv.agents.checkpointing.state import TrainingState
 from textenv.agents.data.batch import Totals, TrainingBatch
@@ -46,6 +47,11 @@ class PolicyGradientAgent(OnlineAgent):
     """The KL to the reference policy as a term of the loss (``kl_placement="loss"``)."""
     pretraining: PretrainingLoss | None = None
     """The pretraining loss (``ptx_coef``)."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Accept the deprecated hooks ``estimate`` and ``objective``, with a warning."""
+        super().__init_subclass__(**kwargs)
+        accept_old_hooks(cls)
 
     # -- setup -----------------------------------------------------------------------------------------------
 
@@ -171,14 +177,10 @@ class PolicyGradientAgent(OnlineAgent):
 
     # -- the update ------------------------------------------------------------------------------------------
 
-    def update(self, batch: TrainingBatch) -> dict[str, float]:
-        """The passes; afterwards an adaptive coefficient of the KL in the loss moves."""
-        if self.kl_loss is None or not self.kl_loss.adaptive:
-            return super().update(batch)
-        kl, episodes = self.sequence_kl(batch)
-        row = super().update(batch)
-        self.kl_loss.adapt(kl, episodes)
-        return row
+    def after_update(self, batch: TrainingBatch) -> None:
+        """Move an adaptive coefficient of the KL in the loss toward its target."""
+        if self.kl_loss is not None and self.kl_loss.adaptive:
+            self.kl_loss.adapt(*self.sequence_kl(batch))
 
     def sequence_kl(self, batch: TrainingBatch) -> tuple[float, int]:
         """KL (k1) of the policy before the update to the reference, in nats per sequence; its episodes."""

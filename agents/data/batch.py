@@ -1,4 +1,4 @@
-"""What an optimizer step learns from: episodes, and the tensors that belong to them row by row."""
+"""Input of an optimizer step: episodes with tensors aligned to them, and denominators of the step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TrainingBatch:
 
     @property
     def mask(self) -> Tensor:
-        """(B, L) bool: own tokens."""
+        """(B, L) bool: action tokens."""
         return self.episodes.action_mask
 
     @property
@@ -80,13 +80,13 @@ class Totals:
     """Denominators of one optimizer step, over all its micro-batches: losses divided by them add up."""
 
     tokens: float
-    """Own tokens."""
+    """Action tokens."""
     episodes: float
     """Episodes."""
     longest: float | None = None
-    """Most own tokens that an episode may have, where the agent knows it."""
+    """Largest number of action tokens per episode (``max_new_tokens``), if the agent knows it."""
     extra: dict[str, float] = field(default_factory=dict)
-    """Further ones, by agents that need them."""
+    """Further denominators of individual agents."""
 
     @classmethod
     def of(cls, batch: TrainingBatch) -> Totals:
