@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.kl import kl_full
 from textenv.modeling.log_probs import MAX_BYTES
@@ -43,7 +43,7 @@ def full_kl(
     episodes: EpisodeBatch,
     *,
     temperature: float = 1.0,
-    legality: Legality | None = None,
+    legality: TokenConstraints | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Tensor:
     """KL(policy || reference) at each action, over legal tokens, at the sampling temperature.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.envs.step_buffer import RAW
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.kl import KL_ESTIMATORS, kl_estimate
 from textenv.modeling.log_probs import token_log_probs
@@ -266,9 +266,9 @@ class KLPenalty(RewardTerm):
 
         return self._in_parts(episodes, log_probs)
 
-    def _sampling(self, episodes: EpisodeBatch) -> tuple[float, Legality | None]:
+    def _sampling(self, episodes: EpisodeBatch) -> tuple[float, TokenConstraints | None]:
         """Temperature and legality of the policy, which the reference has to share."""
-        legality = Legality.from_sampling(episodes.sampling)
+        legality = TokenConstraints.from_sampling(episodes.sampling)
         temperature = episodes.sampling.get("temperature")
         policy: Any = None if self._env is None else self._env.policy
         if temperature is None and hasattr(policy, "sampling"):

@@ -1,4 +1,4 @@
-"""The Gymnasium wrappers that pay a reward term: one for single environments, one for vectorized ones.
+"""The Gymnasium wrappers that add a reward term: one for single environments, one for vectorized ones.
 
 Shape letters: N environment rows, F rows that finished in a step, S rows that acted in it.
 """
@@ -30,11 +30,11 @@ from textenv.scoring import (
     walk,
 )
 
-_NEEDED = ("bind", "tokenizer", "pay")
+_NEEDED = ("bind", "tokenizer", "add_reward")
 
 
-class PaysReward:
-    """What the two wrappers share: a term with a unique name in the stack, paid in ``step`` or deferred."""
+class RewardWrapperMixin:
+    """A term with a unique name in the stack of wrappers, scored in ``step`` or deferred."""
 
     term: RewardTerm
     """The reward."""
@@ -56,7 +56,7 @@ class PaysReward:
             )
         taken: list[str] = []
         for layer in walk(env):
-            if isinstance(layer, PaysReward):
+            if isinstance(layer, RewardWrapperMixin):
                 taken += [layer.name, *layer.raw_names.values()]
         self.term = term
         self.name = unique_name(term.name, taken)
@@ -65,7 +65,7 @@ class PaysReward:
 
     @property
     def scoring(self) -> str:
-        """Either "immediate": ``step`` pays; or "deferred": ``textenv.scoring.score`` does afterwards."""
+        """Either "immediate" (in ``step``) or "deferred" (by ``textenv.scoring.score_episodes``)."""
         return self._scoring
 
     @scoring.setter
@@ -75,8 +75,8 @@ class PaysReward:
         self._scoring = mode
 
     @torch.no_grad()
-    def _pay(self, base: Any, num_envs: int) -> Tensor | None:
-        """Pay for the last step: -> (N,) float32, or None if there was nothing to pay."""
+    def _add_step_reward(self, base: Any, num_envs: int) -> Tensor | None:
+        """Add the term's reward for the last step: (N,) float32, or None if no row gets one."""
         term = self.term
         if term.per_token:
             rows = base.stepped_rows
@@ -92,16 +92,16 @@ class PaysReward:
         if not len(rows):
             return None
 
-        def spread(value: Tensor) -> Tensor:
+        def scatter(value: Tensor) -> Tensor:
             full = torch.zeros(num_envs, device=rows.device)
             full[rows] = value.to(rows.device)
             return full
 
         for part, value in parts.items():
-            base.pay(self.raw_names[part], spread(value))
-        paid = spread(values)
-        base.pay(self.name, paid)
-        return paid
+            base.add_reward(self.raw_names[part], scatter(value))
+        reward = scatter(values)
+        base.add_reward(self.name, reward)
+        return reward
 
     def _at_step(self, base: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """A per-token term's values for the token just chosen: (S,), and its parts."""
@@ -132,8 +132,8 @@ class PaysReward:
         return checked_values(term, values, episodes, term.name), clean
 
 
-class RewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, PaysReward):
-    """Pay a reward term in a single environment.
+class RewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, RewardWrapperMixin):
+    """Add a reward term to a single environment.
 
     Args:
         env: a text environment, wrapped or not.
@@ -161,9 +161,9 @@ class RewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, Pays
         """Step, and add the term's reward unless its scoring is deferred."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self.scoring == "immediate":
-            paid = self._pay(self.unwrapped, 1)
-            if paid is not None:
-                reward = float(reward) + float(paid[0])
+            added = self._add_step_reward(self.unwrapped, 1)
+            if added is not None:
+                reward = float(reward) + float(added[0])
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
@@ -174,8 +174,8 @@ class RewardWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs, Pays
         super().close()
 
 
-class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any], RecordConstructorArgs, PaysReward):
-    """Pay a reward term in a vectorized environment.
+class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any], RecordConstructorArgs, RewardWrapperMixin):
+    """Add a reward term to a vectorized environment.
 
     Args:
         env: a text environment, wrapped or not.
@@ -204,9 +204,9 @@ class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any], RecordConstruc
         """Step, and add the term's reward unless its scoring is deferred."""
         observations, rewards, terminated, truncated, info = self.env.step(actions)
         if self.scoring == "immediate":
-            paid = self._pay(self.unwrapped, self.num_envs)
-            if paid is not None:
-                rewards = _add(rewards, paid)
+            added = self._add_step_reward(self.unwrapped, self.num_envs)
+            if added is not None:
+                rewards = _add(rewards, added)
         return observations, rewards, terminated, truncated, info
 
     def close(self, **kwargs: Any) -> None:
@@ -237,11 +237,11 @@ def wrap_reward(env: Any, term: Any) -> RewardWrapper | VectorRewardWrapper:
     return VectorRewardWrapper(env, term) if isinstance(env, VectorEnv) else RewardWrapper(env, term)
 
 
-def _add(rewards: Any, paid: Tensor) -> Any:
-    """Add in the kind of array that the environment gives."""
+def _add(rewards: Any, added: Tensor) -> Any:
+    """The sum, in the array type and dtype of ``rewards``."""
     if isinstance(rewards, Tensor):
-        return rewards + paid.to(rewards)
-    return rewards + paid.cpu().numpy().astype(np.asarray(rewards).dtype)
+        return rewards + added.to(rewards)
+    return rewards + added.cpu().numpy().astype(np.asarray(rewards).dtype)
 
 
 def _written(term: RewardTerm) -> Any:

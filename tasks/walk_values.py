@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.random_walks import DEFAULT_SEED, LETTERS, MAX_NODES, WalkGraph
@@ -76,7 +76,7 @@ def exact_optimality(
         raise ValueError(f"temperature must be > 0, got {temperature}")
     graph = WalkGraph.from_seed(seed)
     tokenizer = letter_tokenizer(LETTERS) if tokenizer is None else tokenizer
-    legality = Legality(
+    legality = TokenConstraints(
         vocab_size=len(tokenizer),
         stop_token_ids=() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,),
     )
@@ -121,7 +121,7 @@ def _groups(walks: tuple[str, ...], batch_size: int) -> list[list[str]]:
 
 
 def _log_prob_function(
-    policy: Any, legality: Legality, temperature: float
+    policy: Any, legality: TokenConstraints, temperature: float
 ) -> Callable[[EpisodeBatch], Tensor]:
     if callable(getattr(policy, "log_prob", None)):
         return policy.log_prob
@@ -136,7 +136,7 @@ def _log_prob_function(
 
 
 def _model_log_probs(
-    model: nn.Module, episodes: EpisodeBatch, legality: Legality, temperature: float
+    model: nn.Module, episodes: EpisodeBatch, legality: TokenConstraints, temperature: float
 ) -> Tensor:
     """(B, L) log-probs of the actions of a causal LM, teacher-forced in eval mode."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

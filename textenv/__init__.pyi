@@ -4,7 +4,7 @@ from .agents.base.registry import register_agent
 from .agents.make import make_agent
 from .agents.training import train
 from .envs.text_env import TextEnv
-from .envs.token_constraints import Legality
+from .envs.token_constraints import Legality, TokenConstraints
 from .envs.vector_env import TextVectorEnv
 from .episodes.batch import EpisodeBatch
 from .episodes.preferences import PreferenceBatch
@@ -24,6 +24,7 @@ __all__ = [
     "RewardTerm",
     "TextEnv",
     "TextVectorEnv",
+    "TokenConstraints",
     "collect",
     "make_agent",
     "make_reward",

@@ -1,4 +1,4 @@
-"""The rollout: play exactly n episodes, rows refilled as they finish, and hand them back in ticket order."""
+"""The rollout: play exactly n episodes, refill rows as they finish, and return the episodes sorted by id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from textenv import scoring as scorer
 from textenv.envs.guards import played
-from textenv.envs.step_buffer import Finished, to_episodes
+from textenv.envs.step_buffer import FinishedEpisodes, to_episodes
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.model_checks import check_not_nan
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 FOREIGN = "other-wrappers"
-"""The reward term under which a rollout books what wrappers from elsewhere add."""
+"""Name of the reward term for what other libraries' wrappers add."""
 SCORING = ("auto", "deferred", "immediate")
 
 
@@ -39,30 +39,30 @@ def collect(
     score: bool = True,
     update_terms: bool = True,
 ) -> EpisodeBatch:
-    """Play the next ``episodes`` tickets, each to its end.
+    """Play the next ``episodes`` episodes to their end.
 
     Args:
         envs: a native ``TextVectorEnv``, wrapped or not, in same-step or next-step autoreset mode.
         policy: has ``act(obs, key=..., active=...) -> (actions, {"log_prob": (N,), "value": (N,)})``, or is a
             plain callable ``(obs, info) -> actions``.
-        episodes: n, of all ranks together; the first n *dealt* are played, not the first n to finish.
-        scoring: "deferred" scores the finished episodes in large batches after the rollout; "immediate" pays
-            in every step; "auto" defers unless a foreign wrapper of the stack changes rewards.
-        seed: start the ticket stream over with this seed; None goes on counting.
-        first_ticket: play from this ticket on (how a resumed run goes on).
-        rank: this process, which plays every ``world_size``-th ticket (or group of tickets on one prompt).
+        episodes: n, of all ranks together; the first n that *start*, not the first n that finish.
+        scoring: "deferred" scores the finished episodes in large batches after the rollout; "immediate"
+            scores in every step; "auto" is deferred unless another library's wrapper changes rewards.
+        seed: restart the stream of episodes with this seed; None continues it.
+        first_ticket: id of the first episode (for resumed runs).
+        rank: this process, which plays every ``world_size``-th episode (or group of episodes on one prompt).
         world_size: number of processes.
         progress: show a progress bar.
-        score: False leaves deferred scoring (``textenv.scoring.score``) and ``update`` to the caller.
-        update_terms: let adaptive terms learn from these episodes (off in evaluation).
+        score: False skips deferred scoring (``textenv.scoring.score_episodes``) and ``update``.
+        update_terms: update adaptive terms from these episodes (off in evaluation).
 
     Returns:
-        The episodes in ticket order with log-probs and values (where the policy gives them) and rewards.
+        The episodes in order of id, with rewards, and with log-probs and values if the policy gives them.
 
     Raises:
         TypeError: if ``envs`` is not a native vector environment.
         ValueError: if an argument is out of range, or the policy's logits are not finite.
-        RuntimeError: if ``envs`` is already played, by another thread or by who calls this from a reward.
+        RuntimeError: if ``envs`` is in use by another rollout, or a reward of it is being computed.
     """
     base = getattr(envs, "unwrapped", envs)
     if not isinstance(base, TextVectorEnv):
@@ -92,7 +92,7 @@ def collect(
         policy.attach(base)
     try:
         scorer.set_scoring(wrappers, "deferred" if deferred else "immediate")
-        batch = _play(envs, base, policy, seed, options, book_foreign=bool(foreign), progress=progress)
+        batch = _play(envs, base, policy, seed, options, add_foreign=bool(foreign), progress=progress)
     finally:
         for wrapper, mode in zip(wrappers, before, strict=True):
             wrapper.scoring = mode
@@ -101,14 +101,14 @@ def collect(
     if hasattr(policy, "sampling"):
         batch.sampling = {**policy.sampling(), **batch.sampling}
     if score and deferred and wrappers:
-        scorer.score(batch, wrappers)
+        scorer.score_episodes(batch, wrappers)
     if score and update_terms:
         scorer.update(batch, wrappers)
     return batch
 
 
 def _defer(foreign: Sequence[Any], scoring: str) -> bool:
-    """Whether to score after the rollout, given the wrappers that it would bypass."""
+    """Whether to score after the rollout, given the wrappers that this would bypass."""
     if not foreign:
         return scoring != "immediate"
     names = ", ".join(type(wrapper).__name__ for wrapper in foreign)
@@ -130,13 +130,13 @@ def _play(
     seed: int | None,
     options: dict[str, Any],
     *,
-    book_foreign: bool,
+    add_foreign: bool,
     progress: bool,
 ) -> EpisodeBatch:
-    """The loop: act, record, step, keep what finished."""
+    """The loop: act, record, step, collect finished episodes."""
     obs, info = envs.reset(seed=seed, options=options)
-    total = base.tickets_dealt + base.tickets_left
-    done: list[Finished] = []
+    total = base.episodes_started + base.episodes_left
+    done: list[FinishedEpisodes] = []
     finished = 0
     bar = _Bar(total) if progress else None
     try:
@@ -144,10 +144,11 @@ def _play(
             while finished < total:
                 actions = _act(policy, obs, info, base)
                 obs, rewards, _, _, info = envs.step(actions)
-                if book_foreign:
-                    # What other wrappers made of it is a term like any other: the sum is what was paid.
-                    base.pay(FOREIGN, torch.as_tensor(rewards, device=base.device) - base.paid_now)
-                ended = base.finished_snapshot
+                if add_foreign:
+                    # The change by other wrappers is a term of its own, so that terms sum to the reward.
+                    change = torch.as_tensor(rewards, device=base.device) - base.step_reward
+                    base.add_reward(FOREIGN, change)
+                ended = base.finished_episodes
                 if ended is not None:
                     done.append(ended)
                     finished += len(ended.rows)
@@ -157,11 +158,11 @@ def _play(
         if bar:
             bar.close()
     batch = to_episodes(done, base.prompts, base.legality.to_sampling())
-    return batch.sorted_by_ticket()
+    return batch.sorted_by_id()
 
 
 def _act(policy: Any, obs: dict[str, Any], info: dict[str, Any], base: TextVectorEnv) -> Any:
-    """The actions; what the policy knows about them is recorded."""
+    """Choose actions and record the policy's log-probs and values."""
     if not hasattr(policy, "act"):
         return policy(obs, info)
     answer = policy.act(obs, key=info["key"], active=info["active"])

@@ -1,7 +1,7 @@
-"""Deferred scoring: pay finished episodes in large batches, and look into a stack of wrappers.
+"""Deferred scoring of finished episodes in large batches, and inspection of a stack of wrappers.
 
-Works on anything that looks like a reward term (``score_parts``) or a reward wrapper (``term`` and ``name``),
-so this module knows no particular reward. Shape letters: B episodes, L tokens.
+Reward terms are recognised by ``score_parts`` and reward wrappers by ``term`` and ``name``; this module
+imports no particular reward. Shape letters: B episodes, L tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from textenv.envs.step_buffer import RAW, counts
 from textenv.episodes.batch import EpisodeBatch
+from textenv.utils.deprecation import warn_renamed
 
 SCORING_MODES = ("immediate", "deferred")
 FLOAT32_MAX = float(torch.finfo(torch.float32).max)
@@ -41,16 +42,16 @@ def walk(envs: Any) -> Iterator[Any]:
 
 
 def reward_wrappers(envs: Any) -> list[Any]:
-    """The layers that hold a reward term and can defer it, innermost first (the order in which they pay)."""
+    """The layers with a reward term, innermost first (the order in which they add rewards)."""
     return [layer for layer in walk(envs) if hasattr(layer, "term") and hasattr(layer, "scoring")][::-1]
 
 
 def foreign_reward_wrappers(envs: Any) -> list[Any]:
-    """The layers that change the reward of a step, or may, and are not reward terms, outermost first.
+    """The layers that change rewards, or may, and are not reward terms, outermost first.
 
-    Such a layer has to see every reward as it is paid, so its stack can only be scored immediately. That is
-    true of Gymnasium's reward wrappers (ClipReward, TransformReward, NormalizeReward, ...) and assumed of
-    every wrapper from elsewhere that overrides ``step``: deferred scoring would lose silently what it adds.
+    Such a layer must see the reward of every step, so its stack can only be scored immediately. This holds
+    for Gymnasium's reward wrappers (ClipReward, TransformReward, NormalizeReward, ...) and is assumed of
+    every other library's wrapper that overrides ``step``: deferred scoring would bypass it without notice.
     """
     return [layer for layer in walk(envs) if _may_change_rewards(layer)]
 
@@ -72,7 +73,7 @@ def _may_change_rewards(layer: Any) -> bool:
 
 
 def set_scoring(wrappers: Iterable[Any], mode: str) -> None:
-    """Switch reward wrappers to "immediate" (pay in ``step``) or "deferred" (pay in ``score``).
+    """Switch reward wrappers to "immediate" (score in ``step``) or "deferred" (``score_episodes``).
 
     Raises:
         ValueError: if ``mode`` is neither.
@@ -101,15 +102,15 @@ def unique_name(name: str, taken: Iterable[str]) -> str:
 
 
 @torch.no_grad()
-def score(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch:
-    """Pay every reward of finished episodes: what the wrappers would have paid step by step.
+def score_episodes(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch:
+    """Compute all rewards of finished episodes: the same as the wrappers would add step by step.
 
-    Fills ``batch.reward_terms`` (one entry a wrapper, ``raw/NAME`` for what shaping was computed from) and
-    ``batch.rewards``, their sum, replacing what was there.
+    Replaces ``batch.reward_terms`` (one entry per wrapper, and ``raw/NAME`` for the inputs of shaped rewards)
+    and ``batch.rewards``, their sum.
 
     Args:
         batch: B episodes; changed in place.
-        wrappers: reward wrappers, innermost first, or bare reward terms. None of them means no reward.
+        wrappers: reward wrappers, innermost first, or reward terms. An empty list means no reward.
 
     Returns:
         ``batch``.
@@ -138,15 +139,21 @@ def score(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch:
     return batch
 
 
+def score(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch:
+    """Old name of ``score_episodes``."""
+    warn_renamed("textenv.scoring.score", "textenv.scoring.score_episodes")
+    return score_episodes(batch, wrappers)
+
+
 @contextmanager
 def scored_by(env: Any, name: str) -> Iterator[None]:
-    """While the block runs, an environment refuses to be reset, stepped or closed: its reward is computed.
+    """While the block runs, an environment cannot be reset, stepped or closed: its reward is computed.
 
     Args:
         env: an unwrapped environment, or None.
         name: of the reward.
     """
-    env = getattr(env, "rows", env)  # a single environment is a view of one of one row
+    env = getattr(env, "rows", env)  # a single environment has one with one row underneath
     if env is None:
         yield
         return
@@ -160,11 +167,11 @@ def scored_by(env: Any, name: str) -> Iterator[None]:
 
 @torch.no_grad()
 def update(batch: EpisodeBatch, wrappers: Sequence[Any]) -> None:
-    """Move the state of every term (running statistics, adaptive coefficients) after episodes were scored.
+    """Update the state of every term (running statistics, adaptive coefficients) from scored episodes.
 
     Args:
-        batch: B scored episodes in ticket order.
-        wrappers: reward wrappers, innermost first, or bare reward terms.
+        batch: B scored episodes in order of id.
+        wrappers: reward wrappers, innermost first, or reward terms.
     """
     if not len(batch):
         return
@@ -182,7 +189,7 @@ def state_dict(wrappers: Sequence[Any]) -> dict[str, dict[str, Any]]:
 
 
 def load_state_dict(wrappers: Sequence[Any], state: Mapping[str, dict[str, Any]]) -> None:
-    """Restore what ``state_dict`` gave.
+    """Restore the result of ``state_dict``.
 
     Raises:
         ValueError: if the names of the rewards differ.
@@ -227,10 +234,10 @@ def checked_parts(term: Any, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, 
 
     Args:
         term: a reward term.
-        episodes: B episodes; with B = 0 the term is not asked.
+        episodes: B episodes; if B = 0 the term is not called.
 
     Returns:
-        Values, (B,) or for a per-token term (B, L) with zeros where no action is, and the parts, of the same
+        Values, (B,) or for a per-token term (B, L) with zeros outside the action mask, and parts of the same
         shape.
 
     Raises:
@@ -251,7 +258,7 @@ def checked_parts(term: Any, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, 
     if values.shape != expected:
         hint = ""
         if values.shape == episodes.input_ids.shape:
-            hint = "; a term that pays per token sets per_token = True"
+            hint = "; a term with a reward per token sets per_token = True"
         raise RewardError(
             f"reward {term.name!r} must give shape {tuple(expected)}, got {tuple(values.shape)}{hint}"
         )
@@ -266,7 +273,7 @@ def checked_parts(term: Any, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, 
 
 
 def _asked(term: Any, episodes: EpisodeBatch) -> Any:
-    """What ``term.score_parts`` gives; an error of the term becomes one that names it and the episode."""
+    """Call ``term.score_parts``; an error of the term becomes one that names it and the episode."""
     try:
         return term.score_parts(episodes)
     except Exception as error:
@@ -276,18 +283,18 @@ def _asked(term: Any, episodes: EpisodeBatch) -> Any:
 
 
 def says_enough(error: Exception) -> bool:
-    """Whether an error of a term should pass as it is: the library's own ones, and a lack of memory."""
+    """Whether an error of a term needs no further context: the library's own errors and out of memory."""
     own = type(error).__module__.partition(".")[0] == "textenv"
     return own or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def raised_by(term: Any, error: BaseException, where: str) -> RewardError:
-    """The error that names a term which raised another one."""
+    """An error that names the term that raised ``error``."""
     return RewardError(f"reward {term.name!r} raised {type(error).__name__}: {error} {where}")
 
 
 def _blamed(term: Any, episodes: EpisodeBatch) -> str:
-    """The episode at which a term fails, found by halving; or how many there were if no half fails."""
+    """The episode at which a term fails, found by bisection; or the batch size if no half fails."""
     rows = list(range(len(episodes)))
     while len(rows) > 1:
         middle = len(rows) // 2
@@ -303,7 +310,7 @@ def _blamed(term: Any, episodes: EpisodeBatch) -> str:
 
 
 def _clean(term: Any, values: Tensor, episodes: EpisodeBatch, label: str) -> Tensor:
-    """As float32 on the device, zero off the actions, finite."""
+    """As finite float32 on the device, zero outside the action mask."""
     return checked_values(
         term, values, episodes, label, where=episodes.action_mask if values.dim() == 2 else None
     )
@@ -312,14 +319,14 @@ def _clean(term: Any, values: Tensor, episodes: EpisodeBatch, label: str) -> Ten
 def checked_values(
     term: Any, values: Tensor, episodes: EpisodeBatch, label: str, *, where: Tensor | None = None
 ) -> Tensor:
-    """Numbers of a term as float32 on the episodes' device.
+    """Values of a term as float32 on the episodes' device.
 
     Args:
-        term: the term that gave them.
+        term: their term.
         values: (B,) or (B, L).
         episodes: B episodes.
-        label: what the numbers are, for errors.
-        where: (B, L) bool: elsewhere the numbers become 0.
+        label: name of the values, for errors.
+        where: (B, L) bool; values elsewhere become 0.
 
     Raises:
         RewardError: if a number is complex, NaN, infinite or beyond float32.

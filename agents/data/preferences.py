@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.data.episodes import from_rankings, text_records
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.preferences import PreferenceBatch
 from textenv.utils.hashing import hash_key
@@ -101,7 +101,7 @@ class PairedBatch(TrainingBatch):
 
 def tokens_and_rule(episodes: EpisodeBatch) -> EpisodeBatch:
     """The episodes without rewards, columns and how they were sampled; the rule of legal tokens stays."""
-    rule = Legality.from_sampling(episodes.sampling)
+    rule = TokenConstraints.from_sampling(episodes.sampling)
     return EpisodeBatch(
         input_ids=episodes.input_ids,
         attention_mask=episodes.attention_mask,

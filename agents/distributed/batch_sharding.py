@@ -114,12 +114,12 @@ def score_share(episodes: EpisodeBatch, wrappers: Sequence[Any]) -> None:
     """
     share = share_of(spread(episodes))
     if share is None:
-        scorer.score(episodes, wrappers)
+        scorer.score_episodes(episodes, wrappers)
         return
     error: scorer.RewardError | None = None
     with process_group.joined("scoring"):
         try:
-            scorer.score(share.own, wrappers)
+            scorer.score_episodes(share.own, wrappers)
         except scorer.RewardError as raised:
             error = raised
     failed = process_group.first(None if error is None else str(error))

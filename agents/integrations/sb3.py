@@ -24,7 +24,7 @@ from torch import Tensor
 from textenv.agents.integrations.sb3_buffer import SequenceRolloutBuffer
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.envs.final_rows import final_row
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 
 
@@ -184,7 +184,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         use_sde: bool = False,
         *,
         model: Any,
-        legality: Legality | None = None,
+        legality: TokenConstraints | None = None,
         value_head: Any = True,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -211,7 +211,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             self.language = model
         else:
             self.language = LanguagePolicy(model, value_head=value_head, **options)
-        self.legality = Legality(vocab_size=int(action_space.n)) if legality is None else legality
+        self.legality = TokenConstraints(vocab_size=int(action_space.n)) if legality is None else legality
         self.language.legality = self.language.decoding.legality = self.legality
         self.last_act = None
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]

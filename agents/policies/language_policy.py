@@ -28,7 +28,7 @@ from textenv.agents.policies.outputs import Memo
 from textenv.agents.policies.references import Reference, ReferenceMode, lightest_mode
 from textenv.agents.policies.teacher_forced import Autocast, TeacherForced
 from textenv.agents.policies.tied_adapters import tie_adapters
-from textenv.envs.token_constraints import Legality, vocabulary_size
+from textenv.envs.token_constraints import TokenConstraints, vocabulary_size
 from textenv.generation.policy import DecodingPolicy, LogitsProcessor
 from textenv.modeling.compile import compile_trunk
 from textenv.modeling.model_checks import check_causal_lm
@@ -110,7 +110,7 @@ class LanguagePolicy(TeacherForced):
         autocast: Autocast = "float32",
         dtype: torch.dtype = torch.float32,
         device: str | torch.device | None = None,
-        legality: Legality | None = None,
+        legality: TokenConstraints | None = None,
         max_tokens: int = 16384,
         seed: int = 0,
         cached: bool = True,
@@ -128,8 +128,8 @@ class LanguagePolicy(TeacherForced):
             check_device("device", device)
         if isinstance(lora, str):
             raise TypeError(f"lora must be True, False, a dict or a peft config, got {lora!r}")
-        if legality is not None and not isinstance(legality, Legality):
-            raise TypeError(f"legality must be a Legality, got {legality!r}")
+        if legality is not None and not isinstance(legality, TokenConstraints):
+            raise TypeError(f"legality must be a TokenConstraints, got {legality!r}")
         loaded = load_causal_lm(model, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code)
         if as_peft(loaded) is None:
             check_causal_lm(loaded)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from textenv.agents.distributed.batch_sharding import Share, share_of
 from textenv.agents.policies.critics import SeparateCritic, final_states
 from textenv.agents.policies.outputs import Memo
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.generation.policy import DecodingPolicy
 from textenv.modeling.log_probs import TokenLogProbs, token_log_probs
@@ -101,7 +101,7 @@ class TeacherForced(nn.Module):
     """The critic with a trunk of its own."""
     decoding: DecodingPolicy
     """How it acts; holds temperature and logits processor."""
-    legality: Legality | None
+    legality: TokenConstraints | None
     """Which tokens are legal, for episodes whose ``sampling`` does not say."""
     max_tokens: int
     """Padded tokens of one pass of ``evaluate``."""
@@ -285,7 +285,7 @@ class TeacherForced(nn.Module):
         self, model: nn.Module, episodes: EpisodeBatch, *, entropy: bool = False, **options: Any
     ) -> TokenLogProbs:
         """Teacher-forced pass of any causal LM under this policy's temperature, legality and precision."""
-        legality = Legality.from_sampling(episodes.sampling) or self.legality
+        legality = TokenConstraints.from_sampling(episodes.sampling) or self.legality
         with watch_of(model).lock, self._precision():
             return token_log_probs(
                 model,

@@ -94,7 +94,7 @@ class EngineCollector:
             engine.sleep()
         replay = Replay(
             seed=seed,
-            tickets=tickets,
+            episode_ids=tickets,
             responses=[response.tokens for response in responses],
             log_probs=[response.log_probs for response in responses],
             max_new_tokens=base.max_new_tokens,

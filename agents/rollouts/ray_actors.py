@@ -316,7 +316,7 @@ class RolloutActor:
         if work.reward_state is not None:
             wrappers = scorer.reward_wrappers(self._envs)
             scorer.load_state_dict(wrappers, work.reward_state)
-            scorer.score(episodes, wrappers)
+            scorer.score_episodes(episodes, wrappers)
         return Played(episodes.to("cpu"), os.getpid(), time.perf_counter() - started)
 
     def _build(self, work: Work) -> None:

@@ -96,7 +96,7 @@ class RayCollector:
         for rank, share in enumerate(played):
             self._replaced += self.pids.setdefault(rank, share.pid) != share.pid
             self.pids[rank] = share.pid
-        episodes = EpisodeBatch.concat([share.episodes for share in played]).sorted_by_ticket()
+        episodes = EpisodeBatch.concat([share.episodes for share in played]).sorted_by_id()
         if not torch.equal(episodes.episode_id, torch.arange(first_ticket, first_ticket + size)):
             raise RuntimeError(f"actors must play the {size} tickets from {first_ticket} on, each once")
         self.metrics = {

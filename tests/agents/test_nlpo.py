@@ -17,7 +17,7 @@ from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.nlpo import NLPO, NLPOConfig, NucleusPolicy
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.generation.nucleus import Nucleus
 from textenv.modeling.log_probs import token_log_probs
@@ -70,7 +70,7 @@ def weights(agent: NLPO) -> list[Tensor]:
 
 def allowed(model: nn.Module, episodes: EpisodeBatch, top_p: float, min_tokens: int) -> Tensor:
     """(A, V) bool: the nucleus at each action, from plain forwards of single episodes."""
-    rule = Legality.from_sampling(episodes.sampling)
+    rule = TokenConstraints.from_sampling(episodes.sampling)
     assert rule is not None
     rows = []
     for ids, length, mask, steps in zip(
@@ -145,7 +145,7 @@ def test_log_probs_within_the_nucleus_by_hand_and_by_chunks() -> None:
         out = token_log_probs(
             model,
             episodes,
-            legality=Legality.from_sampling(episodes.sampling),
+            legality=TokenConstraints.from_sampling(episodes.sampling),
             restriction=policy.nucleus,
             with_entropy=True,
             max_bytes=budget,
@@ -274,8 +274,8 @@ def test_the_kl_is_of_the_whole_distributions() -> None:
     assert agent.rollout_metrics(batch)["objective/kl"] == pytest.approx(float(kl.mean()), abs=1e-5)
 
 
-def _rule(batch: TrainingBatch) -> Legality | None:
-    return Legality.from_sampling(batch.episodes.sampling)
+def _rule(batch: TrainingBatch) -> TokenConstraints | None:
+    return TokenConstraints.from_sampling(batch.episodes.sampling)
 
 
 def test_the_text_mixture_is_not_masked() -> None:

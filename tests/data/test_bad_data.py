@@ -341,7 +341,7 @@ def test_prompts_of_a_file_are_named_by_their_place(tmp_path: Path) -> None:
         ({"policy_kwargs": {"lora": "yes"}}, "lora must be True, False, a dict or a peft config, got 'yes'"),
         ({"policy_kwargs": {"dtyp": "float32"}}, "policy_kwargs: unknown argument 'dtyp'; known: dtype, "),
         ({"policy_kwargs": {"seed": 1}}, "policy_kwargs can't hold 'seed': it is the agent's setting seed"),
-        ({"policy_kwargs": {"legality": 5}}, "legality must be a Legality, got 5"),
+        ({"policy_kwargs": {"legality": 5}}, "legality must be a TokenConstraints, got 5"),
         ({"config": 5}, "config must be a PPOConfig, got int"),
         ({"callbacks": 5}, "callbacks must be a list of callbacks, got 5"),
         ({"seed": 2**70}, r"seed must be below 2\*\*62"),

@@ -82,7 +82,7 @@ def test_properties(
     assert batch.log_probs is not None and batch.values is not None
     assert ((batch.log_probs <= -1) == batch.action_mask).all()
     assert not batch.values[~batch.action_mask].any()
-    assert envs.ticket_count == episodes
+    assert envs.next_episode_id == episodes
     # The same episodes whatever the rest: two rows, plainly.
     plain = vector_env(2, max_new_tokens=budget, samples_per_prompt=samples)
     assert same(collect(plain, Policy(), episodes, seed=1), batch)

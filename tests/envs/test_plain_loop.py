@@ -176,14 +176,14 @@ def test_acting_while_another_thread_evaluates() -> None:
 def test_an_environment_in_two_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     envs = vector_env(2, max_new_tokens=3)
     envs.reset(seed=0)
-    inside, go_on, judge = threading.Event(), threading.Event(), envs._endings.judge
+    inside, go_on, check = threading.Event(), threading.Event(), envs._termination.check
 
     def slow(*args: Any) -> Any:
         inside.set()
         assert go_on.wait(10)
-        return judge(*args)
+        return check(*args)
 
-    monkeypatch.setattr(envs._endings, "judge", slow)
+    monkeypatch.setattr(envs._termination, "check", slow)
     thread = threading.Thread(target=envs.step, args=(np.array([3, 4]),))
     thread.start()
     assert inside.wait(10)

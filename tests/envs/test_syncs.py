@@ -36,10 +36,10 @@ def play(envs: TextVectorEnv, policy: DecodingPolicy, waits: list[Any], episodes
         actions, known = policy.act(obs, info["key"], active=info["active"])
         between = len(waits)
         envs.record(**known)
-        dealt = envs.tickets_dealt
+        dealt = envs.episodes_started
         obs, _, _, _, info = envs.step(actions)
         rounds.append([refilled, waits[before:between], waits[between:]])
-        refilled = envs.tickets_dealt > dealt
+        refilled = envs.episodes_started > dealt
         active = bool(envs.host_mirror.active.any())
     return rounds
 

@@ -1,4 +1,4 @@
-"""Tickets: an episode is a function of seed and ticket, whoever plays it, whenever, beside whom."""
+"""Tickets: an episode is a function of seed and episode_id, whoever plays it, whenever, beside whom."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.helpers.env_helpers import EOS, PROMPTS, TOKENIZER, V, by_key, vector_env
-from textenv.envs.scheduler import Dealer, TicketQueue, noise_base, noise_keys, prompt_index
+from textenv.envs.scheduler import EpisodeQueue, EpisodeScheduler, noise_base, noise_keys, prompt_index
 from textenv.episodes.batch import EpisodeBatch
 from textenv.generation.policy import DecodingPolicy
 from textenv.prompts.prompt_set import PromptSet
@@ -34,8 +34,8 @@ def rollout(num_envs: int, episodes: int, **kwargs: Any) -> dict[int, list[int]]
 def texts(batch: EpisodeBatch) -> dict[int, list[int]]:
     lengths = batch.lengths.tolist()
     return {
-        int(ticket): row[:n]
-        for ticket, row, n in zip(batch.episode_id, batch.input_ids.tolist(), lengths, strict=True)
+        int(episode_id): row[:n]
+        for episode_id, row, n in zip(batch.episode_id, batch.input_ids.tolist(), lengths, strict=True)
     }
 
 
@@ -118,38 +118,38 @@ class TestNoise:
             *_, info = envs.step([1, 1])
 
 
-class TestDealer:
+class TestEpisodeScheduler:
     @pytest.mark.parametrize("samples", [1, 3])
     def test_blocks_ahead_change_nothing(self, samples: int) -> None:
         """Prompts and noise by block equal those looked up one by one, in streams and in queues."""
-        dealer = Dealer(5, 11, samples_per_prompt=samples)
-        dealer.start(40, np.arange(5))
+        scheduler = EpisodeScheduler(5, 11, samples_per_prompt=samples)
+        scheduler.start(40, np.arange(5))
         rng = np.random.default_rng(0)
 
-        def check(seeds: np.ndarray, hand: Any) -> None:
-            expected = prompt_index(seeds, hand.tickets, 11, samples_per_prompt=samples)
-            np.testing.assert_array_equal(hand.prompts, expected)
-            np.testing.assert_array_equal(hand.noise, noise_base(seeds, hand.tickets))
+        def check(seeds: np.ndarray, assigned: Any) -> None:
+            expected = prompt_index(seeds, assigned.episode_ids, 11, samples_per_prompt=samples)
+            np.testing.assert_array_equal(assigned.prompts, expected)
+            np.testing.assert_array_equal(assigned.noise, noise_base(seeds, assigned.episode_ids))
 
         counts = np.zeros(5, dtype=np.int64)
         for _ in range(60):
             rows = np.flatnonzero(rng.random(5) < 0.5)
-            hand = dealer.deal(rows)
-            np.testing.assert_array_equal(hand.tickets, counts[rows])
+            assigned = scheduler.assign(rows)
+            np.testing.assert_array_equal(assigned.episode_ids, counts[rows])
             counts[rows] += 1
-            check(40 + rows, hand)
-        dealer.open_queue(600, rank=1, world_size=2)
-        dealt: list[int] = []
-        while dealer.queue is not None and dealer.queue.left:
-            hand = dealer.deal(np.arange(rng.integers(1, 6)))
-            dealt += hand.tickets.tolist()
-            check(np.full(len(hand.rows), 40), hand)
-        assert dealt == [ticket for ticket in range(600) if ticket // samples % 2 == 1]
+            check(40 + rows, assigned)
+        scheduler.open_queue(600, rank=1, world_size=2)
+        assigned_ids: list[int] = []
+        while scheduler.queue is not None and scheduler.queue.remaining:
+            assigned = scheduler.assign(np.arange(rng.integers(1, 6)))
+            assigned_ids += assigned.episode_ids.tolist()
+            check(np.full(len(assigned.rows), 40), assigned)
+        assert assigned_ids == [episode_id for episode_id in range(600) if episode_id // samples % 2 == 1]
 
     def test_ranks_share_the_tickets(self) -> None:
-        queues = [TicketQueue(seed=0, first=5, episodes=10, rank=r, world_size=3) for r in range(3)]
-        dealt = [queue.coming(99).tolist() for queue in queues]
-        assert dealt == [[5, 8, 11, 14], [6, 9, 12], [7, 10, 13]]
+        queues = [EpisodeQueue(seed=0, first=5, episodes=10, rank=r, world_size=3) for r in range(3)]
+        assigned_ids = [queue.peek(99).tolist() for queue in queues]
+        assert assigned_ids == [[5, 8, 11, 14], [6, 9, 12], [7, 10, 13]]
         assert {queue.end for queue in queues} == {15}
 
 
@@ -164,18 +164,18 @@ class TestSameEpisodes:
     def test_whatever_the_slot_order(self) -> None:
         """Rows are handed their tickets in another order: who plays a ticket does not matter."""
 
-        class Backwards(Dealer):
-            def deal(self, rows: np.ndarray) -> Any:
-                return super().deal(rows[::-1].copy())
+        class Backwards(EpisodeScheduler):
+            def assign(self, rows: np.ndarray) -> Any:
+                return super().assign(rows[::-1].copy())
 
         envs = vector_env(4)
-        envs._dealer.__class__ = Backwards
+        envs._scheduler.__class__ = Backwards
         seen = rollout(4, 25, envs=envs)
         assert seen == rollout(4, 25)
 
     def test_a_longer_rollout_begins_with_the_shorter_one(self) -> None:
         long, short = rollout(3, 30), rollout(8, 12)
-        assert short == {ticket: long[ticket] for ticket in range(12)}
+        assert short == {episode_id: long[episode_id] for episode_id in range(12)}
 
     def test_first_in_time_would_be_the_short_ones(self) -> None:
         """The first n tickets are an unbiased sample; the first n to finish are not."""
@@ -191,12 +191,12 @@ class TestSameEpisodes:
         envs = vector_env(3)
         first, second = rollout(3, 10, envs=envs), rollout(3, 15, envs=envs, seed=None)
         assert {**first, **second} == rollout(3, 25)
-        assert envs.ticket_count == 25
+        assert envs.next_episode_id == 25
 
     def test_resume_is_one_integer(self) -> None:
         resumed = rollout(7, 15, reset={"first_ticket": 10})
         whole = rollout(3, 25)
-        assert resumed == {ticket: whole[ticket] for ticket in range(10, 25)}
+        assert resumed == {episode_id: whole[episode_id] for episode_id in range(10, 25)}
 
     @pytest.mark.parametrize("world_size", [2, 3])
     def test_ranks_together_play_what_one_would(self, world_size: int) -> None:
@@ -223,7 +223,7 @@ class TestSameEpisodes:
                 if row == 1 and batch is not None:
                     seen |= texts(batch.select([i]))
         played = rollout(2, 6, seed=4)
-        assert {ticket: seen[ticket] for ticket in range(6)} == played
+        assert {episode_id: seen[episode_id] for episode_id in range(6)} == played
 
 
 class TestParked:
@@ -301,7 +301,7 @@ class TestWithLanguageModel:
         model = tiny_model(torch.float32)
         a, b = (texts(self.episodes(model, num_envs, 600)) for num_envs in (64, 40))
         # An episode is the same up to the first draw that fell within rounding of a boundary.
-        wrong = sum(a[ticket] != b[ticket] for ticket in a)
+        wrong = sum(a[episode_id] != b[episode_id] for episode_id in a)
         tokens = sum(map(len, a.values()))
         assert tokens > 4000
         assert wrong <= max(1, tokens // 10_000)
@@ -340,15 +340,15 @@ def test_prompts_are_shuffled_by_seed() -> None:
 
 
 def test_upcoming_prompts_are_those_that_rows_get_next() -> None:
-    dealer = Dealer(4, 1000, shuffle=True)
-    assert len(dealer.upcoming(5)) == 0
-    dealer.start(3, np.arange(4))
-    dealer.open_queue(600)
+    scheduler = EpisodeScheduler(4, 1000, shuffle=True)
+    assert len(scheduler.upcoming(5)) == 0
+    scheduler.start(3, np.arange(4))
+    scheduler.open_queue(600)
     seen = []
-    while dealer.queue is not None and dealer.queue.left:
-        told = dealer.upcoming(3).tolist()
-        dealt = dealer.deal(np.arange(3)).prompts.tolist()
-        assert told == dealt
-        seen += dealt
+    while scheduler.queue is not None and scheduler.queue.remaining:
+        upcoming = scheduler.upcoming(3).tolist()
+        assigned_ids = scheduler.assign(np.arange(3)).prompts.tolist()
+        assert upcoming == assigned_ids
+        seen += assigned_ids
     assert len(seen) == 600
-    assert len(dealer.upcoming(5)) == 0
+    assert len(scheduler.upcoming(5)) == 0

@@ -342,7 +342,7 @@ class TestData:
         assert first.reset()[1]["episode_id"] == 1
 
 
-class TestEndings:
+class TestTermination:
     def test_stop_token_ids(self) -> None:
         envs = vector_env(3, stop_token_ids=[2, 5])
         envs.reset(seed=0)
@@ -573,13 +573,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             vector_env(**kwargs)
 
-    def test_record_and_pay(self) -> None:
+    def test_record_and_add_reward(self) -> None:
         envs = vector_env(2)
         envs.reset(seed=0)
         with pytest.raises(ValueError, match=r"record\(log_prob=...\) must have shape \(2,\), got \(1,\)"):
             envs.record(log_prob=torch.zeros(1))
-        with pytest.raises(ValueError, match=r"pay\('x', values\) must have shape \(2,\)"):
-            envs.pay("x", torch.zeros(3))
+        with pytest.raises(ValueError, match=r"add_reward\('x', values\) must have shape \(2,\)"):
+            envs.add_reward("x", torch.zeros(3))
 
     def test_after_close(self) -> None:
         envs = make_vec(2, render_mode="ansi")

@@ -86,7 +86,7 @@ def test_permutation_changes_nothing(pairs: list, random: Any) -> None:
     shuffled = batch.select(order)
     assert shuffled.extras["pair"] == [pairs[i] for i in order]
     assert shuffled.episode_id.tolist() == order
-    assert_same(shuffled.sorted_by_ticket(), batch)
+    assert_same(shuffled.sorted_by_id(), batch)
     for name in ("lengths", "last_action", "returns"):
         assert torch.equal(getattr(shuffled, name), getattr(batch, name)[order]), name
 
@@ -278,11 +278,11 @@ def test_concat_of_empty_and_single_batches() -> None:
     assert len(EpisodeBatch.concat([batch.select([]), batch.select([])])) == 0
 
 
-def test_rewards_are_paid_at_the_last_own_token() -> None:
+def test_rewards_are_at_the_last_action() -> None:
     batch = EpisodeBatch.from_ids([[1, 1], [2]], [[3], [4, 5, 6]], rewards=[0.5, -1])
     assert batch.rewards.tolist() == [[0, 0, 0.5, 0], [0, 0, 0, -1]]
     assert batch.returns.tolist() == [0.5, -1]
-    with pytest.raises(ValueError, match="episode 1 has no action to pay a reward at"):
+    with pytest.raises(ValueError, match="episode 1 has no action that could get a reward"):
         EpisodeBatch.from_ids([[1], [2]], [[3], []], rewards=[1.0, 1.0])
     assert EpisodeBatch.from_ids([[1], [2]], [[3], []], rewards=[1.0, 0.0]).returns.tolist() == [1.0, 0.0]
     with pytest.raises(ValueError, match=r"rewards must have shape \(2,\), got \(1,\)"):

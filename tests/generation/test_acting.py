@@ -13,7 +13,7 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.generation import decoder as decoding
 from textenv.generation import policy as acting
 from textenv.generation.policy import DecodingPolicy
@@ -30,7 +30,7 @@ def gpt2(**changes: Any) -> nn.Module:
 
 
 def environment(rows: int = N, length: int = L, **rule: Any) -> Any:
-    return SimpleNamespace(legality=Legality(vocab_size=V, **rule), num_envs=rows, max_length=length)
+    return SimpleNamespace(legality=TokenConstraints(vocab_size=V, **rule), num_envs=rows, max_length=length)
 
 
 class Rows:
@@ -326,11 +326,11 @@ def test_numpy_and_single_observations() -> None:
 def test_a_vocabulary_smaller_than_the_tokenizers_is_an_error() -> None:
     policy = DecodingPolicy(gpt2())
     env = environment()
-    env.legality = Legality(vocab_size=50)
+    env.legality = TokenConstraints(vocab_size=50)
     with pytest.raises(ValueError, match="37 logits, expected at least the tokenizer's vocabulary of 50"):
         policy.attach(env)
     larger = environment()
-    larger.legality = Legality(vocab_size=20)
+    larger.legality = TokenConstraints(vocab_size=20)
     policy.attach(larger)
     assert policy.act(Rows().observe(), torch.arange(N))[0].max() < 20
 

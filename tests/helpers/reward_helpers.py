@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
 from textenv.prompts.prompt_set import PromptSet
@@ -66,7 +66,7 @@ class TinyPolicy:
         self._reference = self if reference is None else TinyPolicy(reference)
 
     def attach(self, env: Any) -> None:
-        self.legality: Legality = env.legality
+        self.legality: TokenConstraints = env.legality
         self._reference.legality = env.legality
 
     def sampling(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.generation.policy import DecodingPolicy
 from textenv.modeling.fused_log_probs import linear_log_probs
@@ -65,7 +65,7 @@ def episodes(seed: int = 0) -> EpisodeBatch:
 
 
 def plain(
-    model: nn.Module, batch: EpisodeBatch, temperature: float = 1.0, legality: Legality | None = None
+    model: nn.Module, batch: EpisodeBatch, temperature: float = 1.0, legality: TokenConstraints | None = None
 ) -> tuple[Tensor, Tensor]:
     """(B, L) log-probs and entropies the obvious way: all logits, log_softmax, gather."""
     logits = model(batch.input_ids, attention_mask=batch.attention_mask.long()).logits[:, :-1]
@@ -98,7 +98,7 @@ def assert_same_gradients(model: nn.Module, actual: Tensor, expected: Tensor, to
         torch.testing.assert_close(found[name], gradient, atol=tolerance, rtol=tolerance, msg=name)
 
 
-LEGAL = Legality(vocab_size=V - 4, min_new_tokens=3, stop_token_ids=(2,), suppressed_tokens=(0, 1))
+LEGAL = TokenConstraints(vocab_size=V - 4, min_new_tokens=3, stop_token_ids=(2,), suppressed_tokens=(0, 1))
 
 
 def legal_episodes() -> EpisodeBatch:
@@ -112,7 +112,7 @@ def legal_episodes() -> EpisodeBatch:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("max_bytes", [1 << 29, 8 * V * 5], ids=["one-chunk", "chunks"])
 def test_equal_to_log_softmax_and_gather_with_gradients(
-    legality: Legality | None, temperature: float, max_bytes: int
+    legality: TokenConstraints | None, temperature: float, max_bytes: int
 ) -> None:
     model, batch = gpt2(), legal_episodes()
     found = token_log_probs(
@@ -150,7 +150,7 @@ def test_chunks_fill_the_byte_budget_and_only_several_are_computed_again(
 ) -> None:
     rows: list[int] = []
 
-    class Counted(Legality):
+    class Counted(TokenConstraints):
         def apply(self, logits: Tensor, t: Tensor) -> Tensor:
             rows.append(len(logits))
             return super().apply(logits, t)
@@ -179,7 +179,7 @@ def test_chunks_fill_the_byte_budget_and_only_several_are_computed_again(
 
 @pytest.mark.parametrize("legality", [None, LEGAL], ids=["all", "legal"])
 @pytest.mark.parametrize("max_bytes", [1 << 29, 8 * V * 5], ids=["one-chunk", "chunks"])
-def test_the_bias_of_a_head_has_its_gradient(legality: Legality | None, max_bytes: int) -> None:
+def test_the_bias_of_a_head_has_its_gradient(legality: TokenConstraints | None, max_bytes: int) -> None:
     torch.manual_seed(0)
     model, batch = PhiForCausalLM(PhiConfig(**SIZES)).double(), legal_episodes()
     with torch.no_grad():
@@ -435,7 +435,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="max_bytes must be >= 1, got 0"):
         token_log_probs(model, batch, max_bytes=0)
     with pytest.raises(ValueError, match="37 logits, expected at least the tokenizer's vocabulary of 50"):
-        token_log_probs(model, batch, legality=Legality(vocab_size=50))
+        token_log_probs(model, batch, legality=TokenConstraints(vocab_size=50))
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -546,7 +546,7 @@ def test_a_layer_that_mixes_positions_is_not_spared() -> None:
 def test_acting_and_teacher_forcing_count_the_step_alike_in_every_turn() -> None:
     """Tokens 2 and 3 of a turn may end it, the first two may not, whoever wrote what before the turn."""
     model = gpt2()
-    legality = Legality(vocab_size=V, min_new_tokens=2, stop_token_ids=(2,))
+    legality = TokenConstraints(vocab_size=V, min_new_tokens=2, stop_token_ids=(2,))
     policy = DecodingPolicy(model, greedy=True)
     policy.legality = legality
     batch = EpisodeBatch.from_ids([[5, 6]], [[7, 8, 9, 10, 11, 12, 13, 14]])

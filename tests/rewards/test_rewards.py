@@ -27,7 +27,7 @@ from textenv.rewards.registry import (
     spec_of,
 )
 from textenv.rewards.term import RewardTerm
-from textenv.scoring import RewardError, score, update
+from textenv.scoring import RewardError, score_episodes, update
 
 
 @pytest.fixture(autouse=True)
@@ -148,17 +148,19 @@ def test_padding_and_order_change_nothing() -> None:
 
 
 def test_score_pays_the_sum_at_the_last_action() -> None:
-    batch = score(episodes(["ab", "c"]), [make_reward("length"), make_reward(["length", {"coef": 1.0}])])
+    batch = score_episodes(
+        episodes(["ab", "c"]), [make_reward("length"), make_reward(["length", {"coef": 1.0}])]
+    )
     assert set(batch.reward_terms) == {"length", "length#2"}
     assert batch.returns.tolist() == pytest.approx([2.97, 1.98])
     assert batch.rewards.nonzero().tolist() == [[0, 4], [1, 2]]
 
 
 def test_score_without_rewards_and_without_episodes() -> None:
-    assert score(episodes(["ab"]), []).returns.tolist() == [0.0]
+    assert score_episodes(episodes(["ab"]), []).returns.tolist() == [0.0]
     empty = episodes(["ab"]).select(slice(0, 0))
     term = make_reward(["normalized", {"of": "rouge"}])
-    score(empty, [term])
+    score_episodes(empty, [term])
     assert empty.reward_terms["raw/rouge"].shape == empty.rewards.shape == (0, 0)
     update(empty, [term])
     assert term.state_dict()["count"] == 0
@@ -171,7 +173,7 @@ def test_rewards_off_the_actions_are_not_paid() -> None:
         def score(self, episodes: EpisodeBatch) -> torch.Tensor:
             return torch.where(episodes.action_mask, 1.0, torch.nan)
 
-    batch = score(episodes(["ab", "c"]), [Everywhere()])
+    batch = score_episodes(episodes(["ab", "c"]), [Everywhere()])
     assert torch.equal(batch.rewards, batch.action_mask.float())
 
 
@@ -196,7 +198,7 @@ def test_bad_values_are_refused(values: Any, message: str) -> None:
             return values
 
     with pytest.raises(RewardError, match=message):
-        score(episodes(["ab", "c"]), [Odd()])
+        score_episodes(episodes(["ab", "c"]), [Odd()])
 
 
 def test_undeclared_parts_are_refused() -> None:
@@ -205,7 +207,7 @@ def test_undeclared_parts_are_refused() -> None:
             return torch.zeros(len(episodes)), {"extra": torch.zeros(len(episodes))}
 
     with pytest.raises(RewardError, match=r"gave the parts \['extra'\], expected its part_names \[\]"):
-        score(episodes(["ab"]), [Odd()])
+        score_episodes(episodes(["ab"]), [Odd()])
 
 
 # -- functions of texts ------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_reward_is_conserved(autoreset: str) -> None:
     obs, info = envs.reset(seed=5, options={"episodes": 9})
     stepped, booked, shown = 0.0, 0.0, 0.0
     for _ in range(60):
-        if not info["active"].any() and not envs.unwrapped.tickets_left:
+        if not info["active"].any() and not envs.unwrapped.episodes_left:
             break
         actions, known = policy.act(obs, key=info["key"], active=info["active"])
         envs.unwrapped.record(**known)
@@ -139,7 +139,7 @@ def test_reward_is_conserved(autoreset: str) -> None:
         stepped += float(rewards.sum())
         if "episode" in info:
             shown += float(info["episode"]["r"][info["_episode"]].sum())
-        batch = envs.unwrapped.take_finished()
+        batch = envs.unwrapped.finished_with_rewards
         if batch is not None:
             counted = sum(value for name, value in batch.reward_terms.items() if not name.startswith("raw/"))
             torch.testing.assert_close(counted, batch.rewards)

@@ -17,7 +17,7 @@ from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.patterns import Pattern
 from textenv.rewards.registry import REWARDS, make_reward, reward_names
 from textenv.rewards.term import RewardTerm
-from textenv.scoring import RewardError, score
+from textenv.scoring import RewardError, score_episodes
 from textenv.tasks import probes, random_walks  # noqa: F401 - register the rewards of tasks
 from textenv.tasks.make import make_vec_env
 
@@ -160,20 +160,20 @@ def test_what_a_term_gives_is_checked(values: Any, message: str) -> None:
     term = Gives(values)
     term.tokenizer = TOKENIZER
     with pytest.raises(RewardError, match=message):
-        score(batch, [term])
+        score_episodes(batch, [term])
 
 
 def test_a_lack_of_memory_is_not_renamed() -> None:
     term = Gives(torch.OutOfMemoryError("no room"))
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        score(episodes(["c"], prompts=["a"]), [term])
+        score_episodes(episodes(["c"], prompts=["a"]), [term])
 
 
 def test_a_sum_beyond_float32_is_refused() -> None:
     huge = ["length", {"coef": 1e38}]
     terms = [make_reward(huge), make_reward(huge)]
     with pytest.raises(RewardError, match="the sum of the rewards length, length#2 is beyond float32"):
-        score(episodes(["a"], prompts=["a"]), terms)
+        score_episodes(episodes(["a"], prompts=["a"]), terms)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tests.helpers.reward_helpers import (
 )
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.envs.text_env import TextEnv
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.prompts.prompt_set import PromptSet
 from textenv.rewards.full_kl import full_kl
@@ -34,7 +34,7 @@ from textenv.rewards.kl import KLPenalty, adapted_coefficient
 from textenv.rewards.registry import spec_of
 from textenv.rewards.wrappers import wrap_reward
 from textenv.rollout import collect
-from textenv.scoring import RewardError, load_state_dict, reward_wrappers, score, state_dict, update
+from textenv.scoring import RewardError, load_state_dict, reward_wrappers, score_episodes, state_dict, update
 
 ESTIMATORS = ["k1", "k2", "k3", "full"]
 
@@ -73,7 +73,7 @@ def test_the_policy_against_itself_pays_exactly_nothing(estimator: str) -> None:
 def test_numbers_against_plain_forwards(estimator: str) -> None:
     policy = _policy()
     term = _term(policy, coef=0.5, estimator=estimator, max_tokens=16)
-    batch = score(episodes(["ab", "fade", "", "cage"]), [term])
+    batch = score_episodes(episodes(["ab", "fade", "", "cage"]), [term])
     for row in range(len(batch)):
         start, end = int(batch.prompt_lengths[row]), int(batch.lengths[row])
         log_p = _log_softmax(policy.model, batch, row)
@@ -117,7 +117,9 @@ def test_references_of_every_kind_agree(estimator: str, tmp_path: Path) -> None:
     batch = episodes(["ab", "fade", "c"])
     batch.sampling = {"temperature": 1.0, **_policy().legality.to_sampling()}
     paid = [
-        score(batch.select(slice(None)), [_term(_policy(), estimator=estimator, reference=reference)]).rewards
+        score_episodes(
+            batch.select(slice(None)), [_term(_policy(), estimator=estimator, reference=reference)]
+        ).rewards
         for reference in (None, model, str(tmp_path), _policy().reference())
     ]
     assert bool((paid[0] != 0).any())
@@ -170,7 +172,7 @@ def test_a_reference_of_its_own_goes_before_the_policys(estimator: str) -> None:
 
 
 def test_the_full_kl_of_a_model_heeds_the_sampling_of_the_episodes() -> None:
-    legality = Legality(vocab_size=len(TOKENIZER), suppressed_tokens=(8, 10))
+    legality = TokenConstraints(vocab_size=len(TOKENIZER), suppressed_tokens=(8, 10))
     policy, model = _policy(), language_model(2)
     cold, hot = (
         episodes(["ab", "fade"], sampling={"temperature": temperature, **legality.to_sampling()})
@@ -295,7 +297,7 @@ def test_a_token_that_the_policy_can_not_choose_is_an_error() -> None:
     policy.attach(envs.unwrapped)
     message = "reward 'kl': the policy gives probability 0 to token 0 at column 3, .* prompt 'ab', completion"
     with pytest.raises(RewardError, match=message):
-        score(episodes(["bad"], eos=True), [envs.term])
+        score_episodes(episodes(["bad"], eos=True), [envs.term])
 
 
 def test_recorded_log_probs_are_used_before_the_policy_is_asked() -> None:
@@ -395,7 +397,7 @@ def test_the_coefficient_moves_in_update_by_the_kl_of_own_tokens(noted: bool) ->
     kl = float(_term(policy).kl(episodes(["ab", "fade"])).sum(-1).mean())
     target = 0.9 * kl  # near the KL: far from it the change is clipped, whatever the KL is counted per
     term = _term(policy, coef=0.5, controller="adaptive", target=target, horizon=20.0)
-    batch = score(episodes(["ab", "fade"]), [term])
+    batch = score_episodes(episodes(["ab", "fade"]), [term])
     assert term.coef == 0.5
     if not noted:
         batch.reward_terms = {}
@@ -418,7 +420,10 @@ def test_the_coefficient_is_in_the_state() -> None:
     state = json.loads(json.dumps(state_dict(wrappers)))
     assert state == {"kl": {"coef": wrappers[0].term.coef}, "length": {}} and wrappers[0].term.coef != 0.05
     load_state_dict(reward_wrappers(other), state)
-    paid = [score(batch.select(slice(None)), reward_wrappers(one)).rewards for one in (envs, other, build())]
+    paid = [
+        score_episodes(batch.select(slice(None)), reward_wrappers(one)).rewards
+        for one in (envs, other, build())
+    ]
     assert torch.equal(paid[0], paid[1]) and not torch.equal(paid[0], paid[2])
     with pytest.raises(
         ValueError, match=r"the state is for the rewards \['kl'\], this environment has \['kl', 'length'\]"

@@ -12,7 +12,7 @@ from tests.helpers.reward_helpers import TOKENIZER, episodes
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.registry import make_reward
 from textenv.rewards.term import RewardTerm
-from textenv.scoring import score, update
+from textenv.scoring import score_episodes, update
 
 
 class Ones(RewardTerm):
@@ -73,7 +73,7 @@ def test_normalized_statistics_equal_those_of_all_values_seen() -> None:
     values = [5.0, 7.0, -1.0, 2.0]
     term: Any = make_reward(["normalized", {"of": Table(values), "epsilon": 0.0}])
     for rows in ([0, 1], [2], [3, 0, 2]):
-        batch = score(_batch().select(rows), [term])
+        batch = score_episodes(_batch().select(rows), [term])
         before = term.state_dict()
         assert term.state_dict() == before  # scoring moves nothing
         update(batch, [term])
@@ -86,7 +86,7 @@ def test_normalized_statistics_equal_those_of_all_values_seen() -> None:
 
 def test_normalized_updates_the_same_from_noted_and_from_recomputed_values() -> None:
     noted, recomputed = (make_reward(["normalized", {"of": Table([5.0, 7.0, -1.0, 2.0])}]) for _ in range(2))
-    batch = score(_batch(), [noted])
+    batch = score_episodes(_batch(), [noted])
     noted.update(batch)
     batch.reward_terms = {}
     recomputed.update(batch)
@@ -100,20 +100,20 @@ def test_center_only_scale_only_and_clip() -> None:
         ({"clip": 0.5}, [-0.5, 0.5]),
     ]:
         term = make_reward(["normalized", {"of": Table([2.0, 8.0]), **options}])
-        update(score(_batch(2), [term]), [term])
+        update(score_episodes(_batch(2), [term]), [term])
         assert term.score(_batch(2)).tolist() == pytest.approx(expected)
 
 
 def test_constant_rewards_are_not_blown_up() -> None:
     term = make_reward(["normalized", {"of": Table([2.0, 2.0])}])
-    update(score(_batch(2), [term]), [term])
+    update(score_episodes(_batch(2), [term]), [term])
     assert term.score(_batch(2)).tolist() == [0.0, 0.0]
 
 
 def test_normalized_per_token_counts_actions() -> None:
     term: Any = make_reward(["normalized", {"of": Ones()}])
     assert term.per_token
-    batch = score(_batch(), [term])
+    batch = score_episodes(_batch(), [term])
     update(batch, [term])
     assert (term.count, term.mean) == (int(batch.action_mask.sum()), 1.0)
 
@@ -133,7 +133,7 @@ def test_parts_are_noted_under_unique_names() -> None:
     inner = [["normalized", {"of": Table([1.0, 2.0])}], ["normalized", {"of": Table([3.0, 4.0])}]]
     term: Any = make_reward(["ensemble", {"of": inner}])
     assert term.part_names == ("normalized", "table", "normalized#2", "table#2")
-    batch = score(_batch(2), [term])
+    batch = score_episodes(_batch(2), [term])
     assert set(batch.reward_terms) == {"ensemble", *(f"raw/{name}" for name in term.part_names)}
     assert batch.reward_terms["raw/table#2"].sum(-1).tolist() == [3.0, 4.0]
     torch.testing.assert_close(batch.rewards, batch.reward_terms["ensemble"])
@@ -146,7 +146,7 @@ def test_state_goes_through_json_and_reaches_the_parts() -> None:
         return make_reward(["weighted", {"of": ["normalized", {"of": Table([1.0, 4.0])}], "weight": 2.0}])
 
     term, other = build(), build()
-    update(score(_batch(2), [term]), [term])
+    update(score_episodes(_batch(2), [term]), [term])
     other.load_state_dict(json.loads(json.dumps(term.state_dict())))
     assert (
         other.score(_batch(2)).tolist() == term.score(_batch(2)).tolist() != build().score(_batch(2)).tolist()
@@ -183,7 +183,7 @@ def test_everything_is_passed_on() -> None:
     term: Any = make_reward(["clipped", {"of": ["weighted", {"of": Probe(), "weight": 1.0}], "low": 0.0}])
     term.bind(Env())
     term.prepare(Env(), "immediate")
-    update(score(_batch(), [term]), [term])
+    update(score_episodes(_batch(), [term]), [term])
     term.close()
     assert calls == ["bind", "prepare immediate", "update", "close"]
     assert term.terms[0].terms[0].tokenizer is TOKENIZER

@@ -1,4 +1,8 @@
-"""What policies and reward terms ask of an environment: who acted, what ended, what was recorded and paid."""
+"""Methods of ``TextVectorEnv`` for policies and reward wrappers.
+
+They bind a policy, record log-probs, add rewards and read finished episodes. Everything refers to the most
+recent step. Shape letters: N rows, F rows that finished in that step, S rows that acted in it.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +11,47 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from textenv.envs.step_buffer import Finished, Ledger
-from textenv.envs.transition import LastStep
+from textenv.envs.step_buffer import FinishedEpisodes, StepBuffer
+from textenv.envs.transition import Transition
 from textenv.episodes.batch import EpisodeBatch
+from textenv.utils.deprecation import warn_renamed
 
 if TYPE_CHECKING:
     from textenv.envs.rows import Rows
-    from textenv.envs.scheduler import Dealer
-    from textenv.envs.token_constraints import Legality
+    from textenv.envs.scheduler import EpisodeScheduler
+    from textenv.envs.token_constraints import TokenConstraints
     from textenv.prompts.prompt_set import PromptSet
 
 
-class Books:
-    """The part of ``TextVectorEnv`` that policies and reward terms see: one page a step.
-
-    Shape letters: N rows, F rows that finished in the last step, S rows that acted in it.
-    """
+class EnvHooks:
+    """What policies and reward wrappers call on the unwrapped environment."""
 
     num_envs: int
     device: torch.device
     prompts: PromptSet
-    legality: Legality
+    legality: TokenConstraints
     max_new_tokens: int
-    _dealer: Dealer
+    _scheduler: EpisodeScheduler
     _pad: int
     _rows: Rows
     _recorded: dict[str, Tensor]
 
     policy: Any = None
-    """The policy that ``bind`` was told of; KL penalties ask it for log-probs and its reference."""
+    """The policy given to ``bind``; KL penalties ask it for log-probs and its reference."""
 
     # -- before a step -----
 
     def bind(self, policy: Any) -> None:
-        """Tell reward terms which policy plays here."""
+        """Make the acting policy available to reward terms."""
         self.policy = policy
 
     def record(self, **values: Any) -> None:
-        """Store what the policy knows about the coming step, (N,) each: ``log_prob`` and ``value``.
+        """Store the policy's values for the coming step, (N,) each: ``log_prob`` and ``value``.
 
-        They come back in the finished episodes as ``log_probs`` and ``values``.
+        Finished episodes hold them as ``log_probs`` and ``values``.
+
+        Raises:
+            ValueError: if a value does not have shape (N,).
         """
         tensors = {name: torch.as_tensor(value).detach().to(self.device) for name, value in values.items()}
         for name, tensor in tensors.items():
@@ -54,90 +59,143 @@ class Books:
                 raise ValueError(
                     f"record({name}=...) must have shape ({self.num_envs},), got {tuple(tensor.shape)}"
                 )
-        self._ledger.record(tensors, self._rows.steps)
+        self._buffer.record(tensors, self._rows.steps)
         self._recorded = tensors
 
     def upcoming_prompts(self, count: int) -> tuple[Tensor, Tensor]:
-        """Prompts that rows will get next, as far as the queue tells; a policy can prefill them in one batch.
+        """The next prompts of a rollout, so that a policy can prefill them in one batch.
 
         Args:
-            count: at most so many.
+            count: largest number of prompts.
 
         Returns:
-            (ids (m, P) int64 right-padded, lengths (m,) int64) on the CPU, m <= count; m is 0 in plain
-            stepping.
+            (ids (m, P) int64 right-padded, lengths (m,) int64) on the CPU, m <= count; m is 0 outside
+            rollouts.
         """
-        ids, _, lengths = self.prompts.rows(self._dealer.upcoming(count), self._pad)
+        ids, _, lengths = self.prompts.rows(self._scheduler.upcoming(count), self._pad)
         return ids, lengths
 
     # -- after a step -----
 
-    def pay(self, name: str, values: Tensor) -> None:
-        """Book the reward of term ``name`` for the step: (N,) float; "raw/..." is noted, not counted."""
+    def add_reward(self, name: str, values: Tensor) -> None:
+        """Add (N,) float ``values`` to reward term ``name`` for the last step.
+
+        A term named "raw/..." is stored in ``reward_terms`` and is not part of the reward.
+
+        Raises:
+            ValueError: if ``values`` does not have shape (N,).
+        """
         if tuple(values.shape) != (self.num_envs,):
             raise ValueError(
-                f"pay({name!r}, values) must have shape ({self.num_envs},), got {tuple(values.shape)}"
+                f"add_reward({name!r}, values) must have shape ({self.num_envs},), got {tuple(values.shape)}"
             )
-        self._last.pay(name, values.to(self.device), self._rows, self._ledger)
+        self._transition.add_reward(name, values.to(self.device), self._rows, self._buffer)
 
     @property
     def finished(self) -> EpisodeBatch | None:
-        """The F episodes that ended, in row order and without rewards; None if none did."""
-        return self._last.finished_batch()
+        """The F episodes that ended, in row order and without rewards; None if there are none."""
+        return self._transition.finished_batch()
+
+    @property
+    def finished_with_rewards(self) -> EpisodeBatch | None:
+        """``finished`` with the rewards that were added so far."""
+        return self._transition.finished_batch_with_rewards()
 
     @property
     def finished_rows(self) -> Tensor:
         """(F,) int64: the rows of ``finished``."""
-        return self._last.finished_rows
+        return self._transition.finished_rows
 
     @property
-    def finished_snapshot(self) -> Finished | None:
-        """``finished`` as it lies in memory; it takes in what is still to be paid for this step."""
-        return self._last.finished
-
-    def take_finished(self) -> EpisodeBatch | None:
-        """``finished`` with everything that was paid so far."""
-        return self._last.finished_batch_with_rewards()
+    def finished_episodes(self) -> FinishedEpisodes | None:
+        """``finished`` as stored by step; rewards that are added later in this step change it."""
+        return self._transition.finished
 
     @property
     def stepped(self) -> EpisodeBatch:
         """The S episodes of all rows that acted, finished or not, up to the token just chosen."""
-        return self._last.stepped_batch(self._rows)
+        return self._transition.stepped_batch(self._rows)
 
     @property
     def stepped_rows(self) -> Tensor:
         """(S,) int64: the rows of ``stepped``."""
-        return self._last.acting_rows
+        return self._transition.acting_rows
 
     def recorded(self, name: str) -> Tensor | None:
-        """(N,) what was recorded under ``name`` for the step, or None."""
-        return self._last.recorded.get(name)
+        """(N,) values recorded under ``name`` for the step, or None."""
+        return self._transition.recorded.get(name)
+
+    @property
+    def step_reward(self) -> Tensor:
+        """(N,) float: sum of the reward terms that were added for the step so far."""
+        return self._transition.reward
+
+    # -- the stream of episodes -----
+
+    @property
+    def stream_seed(self) -> int | None:
+        """The seed of the episode stream, None before the first reset."""
+        return self._scheduler.seed
+
+    @property
+    def next_episode_id(self) -> int:
+        """Id of the next episode of the queue; a resumed run passes it as ``options["first_ticket"]``."""
+        return self._scheduler.count
+
+    @property
+    def episodes_left(self) -> int:
+        """Episodes of this rollout that no row has started yet."""
+        return 0 if self._scheduler.queue is None else self._scheduler.queue.remaining
+
+    @property
+    def episodes_started(self) -> int:
+        """Episodes of this rollout that rows have started."""
+        return 0 if self._scheduler.queue is None else self._scheduler.queue.assigned
+
+    # -- deprecated names -----
+
+    @property
+    def ticket_count(self) -> int:
+        """Old name of ``next_episode_id``."""
+        warn_renamed("ticket_count", "next_episode_id")
+        return self.next_episode_id
+
+    def pay(self, name: str, values: Tensor) -> None:
+        """Old name of ``add_reward``."""
+        warn_renamed("pay", "add_reward")
+        self.add_reward(name, values)
 
     @property
     def paid_now(self) -> Tensor:
-        """(N,) float: what was paid for the step so far."""
-        return self._last.paid
+        """Old name of ``step_reward``."""
+        warn_renamed("paid_now", "step_reward")
+        return self.step_reward
+
+    def take_finished(self) -> EpisodeBatch | None:
+        """Old name of ``finished_with_rewards``."""
+        warn_renamed("take_finished()", "finished_with_rewards")
+        return self.finished_with_rewards
 
     # -- for the environment -----
 
-    def _open_books(self) -> None:
+    def _init_hooks(self) -> None:
         self._sampling = self.legality.to_sampling()
-        self._ledger = Ledger(self.num_envs, self.max_new_tokens, self.device)
-        self._begin_page()
+        self._buffer = StepBuffer(self.num_envs, self.max_new_tokens, self.device)
+        self._begin_step()
 
-    def _begin_page(self) -> None:
-        """A reset: nobody has acted yet."""
-        nobody = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+    def _begin_step(self) -> None:
+        """After a reset: no row has acted yet."""
+        none = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         self._recorded = {}
-        self._turn_page(nobody, nobody, nobody)
+        self._end_step(none, none, none)
 
-    def _turn_page(self, acting: Tensor, terminated: Tensor, truncated: Tensor) -> None:
-        """A step: these rows acted, and these of them ended, (N,) bool each."""
-        self._last = LastStep(
+    def _end_step(self, acting: Tensor, terminated: Tensor, truncated: Tensor) -> None:
+        """After a step: the rows that acted and the rows that ended, (N,) bool each."""
+        self._transition = Transition(
             self.prompts, self._sampling, acting, terminated, truncated, recorded=self._recorded
         )
         self._recorded = {}
 
-    def _close_books(self) -> None:
-        del self._ledger
-        self._begin_page()
+    def _close_hooks(self) -> None:
+        del self._buffer
+        self._begin_step()

@@ -31,7 +31,7 @@ def draw(header: str, prompt: str, response: str, footer: str) -> np.ndarray:
         header: the first line: which episode.
         prompt: printable text, in grey.
         response: printable text, in blue, right behind the prompt.
-        footer: what was paid, on the last lines.
+        footer: reward terms, on the last lines.
 
     Returns:
         (HEIGHT, WIDTH, 3) uint8.

@@ -1,4 +1,4 @@
-"""How a row looks to a person. Generated text is untrusted: control characters never reach the terminal."""
+"""Rows as text or pictures. Generated text is untrusted: control characters are escaped."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RENDER_FPS = 10
 def render_row(
     tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
 ) -> str:
-    """One row as a line: ticket, prompt, response so far, what each reward term has paid."""
+    """One row as a line: episode id, prompt, response so far, sum of each reward term."""
     header, prompt, response, footer = _parts(tokenizer, rows, row, reward_terms)
     if not int(rows.prompt_lengths[row]):
         return header
-    ticket, _, state = header.partition(" ")
-    return f"{ticket} {prompt} | {response}" + "".join(f"  {part}" for part in (state, footer) if part)
+    episode, _, state = header.partition(" ")
+    return f"{episode} {prompt} | {response}" + "".join(f"  {part}" for part in (state, footer) if part)
 
 
 def render_picture(
@@ -39,7 +39,7 @@ def render_picture(
 def _parts(
     tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
 ) -> tuple[str, str, str, str]:
-    """Ticket and state, prompt, response, what was paid."""
+    """Episode id and state, prompt, response, reward terms."""
     split, steps = int(rows.prompt_lengths[row]), int(rows.steps[row])
     if not split:
         return "(no episode)", "", "", ""
@@ -49,4 +49,4 @@ def _parts(
     prompt, response = (printable(part) for part in parts)
     terms = "  ".join(f"{printable(name)}={value:+.3f}" for name, value in reward_terms.items())
     state = "" if bool(rows.active[row]) else " (over)"
-    return f"[{int(rows.tickets[row])}]{state}", prompt, response, terms
+    return f"[{int(rows.episode_ids[row])}]{state}", prompt, response, terms

@@ -1,4 +1,4 @@
-"""What ``reset`` takes as ``options``: which rows to reset, or which tickets to play."""
+"""The ``options`` of ``reset``: which rows to reset, or which episodes to play."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESET_OPTIONS = ("episodes", "first_ticket", "rank", "world_size", "reset_mask")
 
 
 def split_options(options: Any, num_envs: int) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """The (N,) bool mask of the rows to reset, None for all, and the options of the ticket queue.
+    """The (N,) bool mask of the rows to reset, None for all, and the options of the episode queue.
 
     Raises:
         TypeError: if the options are no mapping.

@@ -1,4 +1,4 @@
-"""The N rows of a running environment as device tensors, and copies of some of them as texts.
+"""The N rows of a running environment as device tensors, and snapshots of some of them.
 
 Shape letters: N rows, n of them, L tokens of a row, T response tokens.
 """
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Texts:
-    """A copy of n rows: what each of them had written; later steps do not change it."""
+class RowSnapshot:
+    """A copy of the tokens of n rows; later steps do not change it."""
 
     tokens: Tensor
     """(n, L) int64: prompt, response so far, padding."""
@@ -28,20 +28,22 @@ class Texts:
     """(n,) int64."""
     steps: Tensor
     """(n,) int64: response tokens so far, t."""
-    tickets: Tensor
-    """(n,) int64: episode number."""
+    episode_ids: Tensor
+    """(n,) int64."""
     prompt_index: Tensor
     """(n,) int64: index into the prompt set."""
 
     @staticmethod
-    def join(parts: Sequence[Texts]) -> Texts:
-        """Copies below each other."""
-        return Texts(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Texts)})
+    def join(parts: Sequence[RowSnapshot]) -> RowSnapshot:
+        """Concatenate snapshots."""
+        return RowSnapshot(
+            **{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(RowSnapshot)}
+        )
 
-    def replace(self, at: Tensor, texts: Texts) -> None:
-        """Put m other texts in the places ``at`` (m,)."""
+    def replace(self, at: Tensor, snapshot: RowSnapshot) -> None:
+        """Overwrite the entries ``at`` (m,) with those of a snapshot of m rows."""
         for f in fields(self):
-            getattr(self, f.name).index_copy_(0, at, getattr(texts, f.name))
+            getattr(self, f.name).index_copy_(0, at, getattr(snapshot, f.name))
 
     @property
     def lengths(self) -> Tensor:
@@ -49,12 +51,12 @@ class Texts:
         return self.prompt_lengths + self.steps
 
     def action_mask(self, width: int) -> Tensor:
-        """Where the response stands in the first ``width`` columns: (n, width) bool."""
+        """Which of the first ``width`` columns hold response tokens: (n, width) bool."""
         columns = torch.arange(width, device=self.tokens.device)
         return (columns >= self.prompt_lengths.unsqueeze(-1)) & (columns < self.lengths.unsqueeze(-1))
 
     def to_columns(self, by_step: Tensor, width: int) -> Tensor:
-        """Move numbers kept by step to token columns: (n, T) -> (n, width), 0 where there is no action."""
+        """Move values by step to token columns: (n, T) -> (n, width), 0 where there is no action."""
         columns = torch.arange(width, device=self.tokens.device)
         step = (columns - self.prompt_lengths.unsqueeze(-1)).clamp(0, by_step.shape[1] - 1)
         return by_step.gather(1, step).masked_fill_(~self.action_mask(width), 0)
@@ -67,13 +69,13 @@ class Texts:
         terms_by_step: dict[str, Tensor] | None = None,
         **per_episode: Tensor,
     ) -> EpisodeBatch:
-        """The texts as episodes, trimmed to the longest.
+        """The rows as episodes, trimmed to the longest.
 
         Args:
-            prompts: where the columns for ``extras`` come from.
+            prompts: their columns become ``extras``.
             sampling: for ``EpisodeBatch.sampling``.
-            by_step: field of the batch -> (n, T) by step.
-            terms_by_step: reward term -> (n, T) by step.
+            by_step: field of the batch -> (n, T) values by step.
+            terms_by_step: reward term -> (n, T) values by step.
             per_episode: further fields, (n,) each.
         """
         width = int(self.lengths.max()) if len(self.lengths) else 0
@@ -84,7 +86,7 @@ class Texts:
             attention_mask=attention_mask,
             prompt_lengths=self.prompt_lengths,
             action_mask=self.action_mask(width),
-            episode_id=self.tickets,
+            episode_id=self.episode_ids,
             prompt_index=self.prompt_index,
             extras=prompts.extras(self.prompt_index.tolist()) if prompts.columns else {},
             sampling=dict(sampling),
@@ -96,14 +98,14 @@ class Texts:
 
 
 class Rows:
-    """N rows of at most L tokens, updated in place: no step allocates more than the copies it gives away.
+    """N rows of at most L tokens, updated in place: a step allocates only the copies that it returns.
 
     Args:
         num_rows: N.
         max_length: L.
-        max_steps: T, the most response tokens.
-        pad_token_id: what stands right of a text.
-        device: where the tensors live.
+        max_steps: T, the largest number of response tokens.
+        pad_token_id: id after the last token of a row.
+        device: of the tensors.
     """
 
     def __init__(
@@ -114,7 +116,8 @@ class Rows:
 
         self._length = max_length
         self._pad = pad_token_id
-        # One column more than a text can have: rows that do not act write there, so all rows write alike.
+        # One column more than a row can have: rows that do not act write there, so one kernel serves all
+        # rows.
         self._tokens = full(pad_token_id, num_rows, max_length + 1)
         self._attention_mask = full(0, num_rows, max_length + 1, dtype=torch.int8)
         self.prompt_lengths = full(0, num_rows)
@@ -122,13 +125,13 @@ class Rows:
         self.steps = full(0, num_rows)
         """(N,) int64: tokens chosen so far, t."""
         self.active = full(0, num_rows, dtype=torch.bool)
-        """(N,) bool: the row waits for an action. False for parked and for finished rows."""
-        self.tickets = full(-1, num_rows)
-        """(N,) int64: episode number, -1 before the first."""
+        """(N,) bool: the row needs an action. False in finished rows and in rows without an episode."""
+        self.episode_ids = full(-1, num_rows)
+        """(N,) int64: -1 before the first episode."""
         self.prompt_index = full(-1, num_rows)
         """(N,) int64: index into the prompt set."""
         self.keys = full(0, num_rows, max_steps + 1)
-        """(N, T + 1) int64: the noise key of every step, hashed once an episode instead of once a step."""
+        """(N, T + 1) int64: the noise key of every step, hashed once per episode."""
 
     @property
     def tokens(self) -> Tensor:
@@ -158,7 +161,7 @@ class Rows:
             rows: (n,) int64.
             ids: (n, width) int64 prompts, right-padded.
             attention_mask: (n, width) int8.
-            state: n values each for ``prompt_lengths``, ``tickets``, ``prompt_index`` and ``keys``.
+            state: n values each for ``prompt_lengths``, ``episode_ids``, ``prompt_index`` and ``keys``.
         """
         width = ids.shape[1]
         self._tokens[:, width:].index_fill_(0, rows, self._pad)
@@ -175,9 +178,11 @@ class Rows:
         self._tokens.fill_(self._pad)
         for tensor in (self._attention_mask, self.prompt_lengths, self.steps, self.active, self.keys):
             tensor.zero_()
-        for tensor in (self.tickets, self.prompt_index):
+        for tensor in (self.episode_ids, self.prompt_index):
             tensor.fill_(-1)
 
-    def take(self, rows: Tensor) -> Texts:
+    def take(self, rows: Tensor) -> RowSnapshot:
         """A copy of ``rows`` (n,) int64."""
-        return Texts(**{f.name: getattr(self, f.name).index_select(0, rows) for f in fields(Texts)})
+        return RowSnapshot(
+            **{f.name: getattr(self, f.name).index_select(0, rows) for f in fields(RowSnapshot)}
+        )

@@ -1,6 +1,8 @@
-"""Tickets: every episode has a number, and (seed, ticket, t) alone decide its prompt and its sampling noise.
+"""Which episode and prompt each row plays next, and the noise keys of its actions.
 
-So an episode is the same whatever row plays it, however many rows there are, and whenever its turn comes.
+Every episode has a number, its ``episode_id`` (also called its ticket). Prompt and noise keys are functions
+of (seed, episode id, step) only, so an episode does not depend on its row, on the number of rows or on
+timing.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ _STEP = 0x9E3779B97F4A7C15  # odd (the golden ratio in 64 bits), so t -> t * _ST
 _QUEUE_BLOCK, _STREAM_BLOCK = 256, 16
 
 
-def noise_base(seed: np.ndarray, ticket: np.ndarray) -> np.ndarray:
-    """What the noise keys of an episode have in common: (n,) int64, (n,) int64 -> (n,) uint64."""
-    return hash_key_array(seed, ticket)
+def noise_base(seed: np.ndarray, episode_id: np.ndarray) -> np.ndarray:
+    """The part of the noise keys that an episode's steps share: (n,) int64, (n,) int64 -> (n,) uint64."""
+    return hash_key_array(seed, episode_id)
 
 
 def noise_keys(base: np.ndarray, max_steps: int) -> np.ndarray:
-    """The key of every draw of some episodes: (n,) uint64 from ``noise_base`` -> (n, max_steps) int64."""
+    """Noise keys of all steps: (n,) uint64 from ``noise_base`` -> (n, max_steps) int64."""
     with np.errstate(over="ignore"):
         counter = base[:, None] + np.arange(1, max_steps + 1, dtype=np.uint64) * np.uint64(_STEP)
     return mix64_array(counter).view(np.int64)
@@ -35,25 +37,25 @@ def noise_keys(base: np.ndarray, max_steps: int) -> np.ndarray:
 
 def prompt_index(
     seed: np.ndarray,
-    ticket: np.ndarray,
+    episode_id: np.ndarray,
     num_prompts: int,
     *,
     samples_per_prompt: int = 1,
     shuffle: bool = True,
 ) -> np.ndarray:
-    """The prompt of each ticket: an endless run of epochs, each a fresh permutation of all prompts.
+    """The prompt of each episode. Each epoch goes through all prompts, in a new permutation if ``shuffle``.
 
     Args:
         seed: (n,) int64.
-        ticket: (n,) int64; ``samples_per_prompt`` consecutive tickets share a prompt.
+        episode_id: (n,) int64; ``samples_per_prompt`` consecutive episodes share a prompt.
         num_prompts: P.
-        samples_per_prompt: tickets per prompt.
-        shuffle: False deals the prompts in their own order.
+        samples_per_prompt: episodes per prompt.
+        shuffle: False keeps the order of the prompts.
 
     Returns:
         (n,) int64 in [0, P).
     """
-    turn = np.asarray(ticket, dtype=np.int64) // samples_per_prompt
+    turn = np.asarray(episode_id, dtype=np.int64) // samples_per_prompt
     epoch, position = turn // num_prompts, turn % num_prompts
     if not shuffle:
         return position
@@ -61,25 +63,25 @@ def prompt_index(
     return permute(position, num_prompts, key)
 
 
-class Hand(NamedTuple):
-    """What some rows were dealt; m rows."""
+class Assignment(NamedTuple):
+    """New episodes of m rows."""
 
     rows: np.ndarray
-    """(m,) int64: the rows that got a ticket."""
-    tickets: np.ndarray
+    """(m,) int64: the rows that got an episode."""
+    episode_ids: np.ndarray
     """(m,) int64."""
     prompts: np.ndarray
     """(m,) int64: index into the prompt set."""
     noise: np.ndarray
-    """(m,) uint64: what ``noise_keys`` makes the keys of."""
+    """(m,) uint64: argument of ``noise_keys``."""
 
 
 @dataclass
-class TicketQueue:
-    """Exactly the tickets of one rollout, dealt first come first served.
+class EpisodeQueue:
+    """The episodes of one rollout, assigned to rows in order.
 
-    Rank r of W takes every W-th ticket, or every W-th group of tickets that share a prompt, of the
-    ``episodes`` tickets of all ranks together.
+    ``episodes`` counts those of all ranks. Rank r of W plays every W-th episode, or every W-th group of
+    episodes that share a prompt.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -92,11 +94,11 @@ class TicketQueue:
     rank: int = 0
     world_size: int = 1
     group: int = 1
-    """Consecutive tickets that share a prompt and a rank; a new group starts at each multiple of it."""
-    dealt: int = 0
-    """Tickets that this rank has handed out."""
-    tickets: np.ndarray = field(init=False)
-    """(n,) int64: the tickets of this rank."""
+    """Number of consecutive episodes that share a prompt and a rank; groups start at multiples of it."""
+    assigned: int = 0
+    """Episodes of this rank that rows have got so far."""
+    episode_ids: np.ndarray = field(init=False)
+    """(n,) int64: the episodes of this rank."""
 
     def __post_init__(self) -> None:
         check_at_least("options['episodes']", self.episodes, 1)
@@ -108,44 +110,44 @@ class TicketQueue:
                 f"options['first_ticket'] + options['episodes'] must be <= {MAX_SEED}, "
                 f"got {shown(self.first)} + {shown(self.episodes)}"
             )
-        check_fits(f"options['episodes'] = {self.episodes} tickets", 8 * int(self.episodes))
+        check_fits(f"options['episodes'] = {self.episodes} episodes", 8 * int(self.episodes))
         if self.rank >= self.world_size:
             raise ValueError(
                 f"options['rank'] must lie in [0, world_size={self.world_size}), got {self.rank}"
             )
         every = np.arange(self.first, self.end, dtype=np.int64)
         turn = every // self.group - self.first // self.group
-        self.tickets = every[turn % self.world_size == self.rank]
+        self.episode_ids = every[turn % self.world_size == self.rank]
 
     @property
-    def mine(self) -> int:
-        """How many tickets this rank deals in all."""
-        return len(self.tickets)
+    def size(self) -> int:
+        """Episodes of this rank."""
+        return len(self.episode_ids)
 
     @property
     def end(self) -> int:
-        """The first ticket after this rollout, over all ranks."""
+        """The first episode id after this rollout, over all ranks."""
         return self.first + self.episodes
 
     @property
-    def left(self) -> int:
-        """How many tickets this rank has still to deal."""
-        return self.mine - self.dealt
+    def remaining(self) -> int:
+        """Episodes of this rank that no row has got yet."""
+        return self.size - self.assigned
 
-    def coming(self, count: int) -> np.ndarray:
-        """At most ``count`` next tickets, without dealing them: (m,) int64 with m <= count."""
-        return self.tickets[self.dealt : self.dealt + count]
+    def peek(self, count: int) -> np.ndarray:
+        """Ids of the next episodes, which stay in the queue: (m,) int64 with m <= count."""
+        return self.episode_ids[self.assigned : self.assigned + count]
 
 
-class Dealer:
-    """Deals tickets and their prompts to rows: each row its own stream, or all rows one queue.
+class EpisodeScheduler:
+    """Assigns episodes and their prompts to rows: each row has its own stream, or all rows share a queue.
 
-    Works in blocks ahead of time: a lookup costs about as much for a block of tickets as for one.
+    Prompts are computed in blocks ahead of time: a block costs about as much as a single one.
 
     Args:
         num_rows: N.
         num_prompts: P.
-        samples_per_prompt: consecutive tickets that share a prompt.
+        samples_per_prompt: consecutive episodes that share a prompt.
         shuffle: see ``prompt_index``.
     """
 
@@ -157,10 +159,10 @@ class Dealer:
         self.samples_per_prompt = samples_per_prompt
         self.shuffle = shuffle
         self.seed: int | None = None
-        """Seed of the queue's stream, which is the first row's; None before the first reset."""
+        """Seed of the queue, which is the first row's; None before the first reset."""
         self.count = 0
-        """The queue's next ticket."""
-        self.queue: TicketQueue | None = None
+        """Id of the next episode of the queue."""
+        self.queue: EpisodeQueue | None = None
         self._ahead = self._look_up(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
         self._seeds = np.zeros(num_rows, dtype=np.int64)
         self._next = np.zeros(num_rows, dtype=np.int64)
@@ -169,11 +171,11 @@ class Dealer:
         self._noise = np.zeros((num_rows, _STREAM_BLOCK), dtype=np.uint64)
 
     def start(self, seed: int | Sequence[int | None] | None, rows: np.ndarray) -> None:
-        """Start streams over at ticket 0: row i with ``seed + i``, or with ``seed[i]``; None goes on.
+        """Restart streams at episode 0: row i with ``seed + i``, or with ``seed[i]``; None continues.
 
         Raises:
             TypeError: if a seed is not an integer.
-            ValueError: if a seed is out of range or the list does not have one entry a row.
+            ValueError: if a seed is out of range or the list does not have one entry per row.
         """
         if seed is None:
             return
@@ -190,9 +192,9 @@ class Dealer:
     def open_queue(
         self, episodes: int, first_ticket: int | None = None, rank: int = 0, world_size: int = 1
     ) -> None:
-        """Let all rows draw from the next ``episodes`` tickets of stream ``seed``."""
+        """Let all rows play the next ``episodes`` episodes of stream ``seed``."""
         first = self.count if first_ticket is None else first_ticket
-        self.queue = TicketQueue(
+        self.queue = EpisodeQueue(
             seed=self.seed or 0,
             first=first,
             episodes=episodes,
@@ -204,35 +206,35 @@ class Dealer:
         self._ahead = tuple(part[:0] for part in self._ahead)
 
     def close_queue(self) -> None:
-        """Let every row draw from its own stream again."""
+        """Let every row play its own stream again."""
         self.queue = None
 
-    def deal(self, rows: np.ndarray) -> Hand:
-        """Deal each of ``rows`` (n,) its next ticket; the last of them get none when the queue runs out."""
+    def assign(self, rows: np.ndarray) -> Assignment:
+        """Assign the next episode to each of ``rows`` (n,); if the queue runs out, the last rows get none."""
         return self._from_streams(rows) if self.queue is None else self._from_queue(self.queue, rows)
 
     def upcoming(self, count: int) -> np.ndarray:
-        """Prompts of at most ``count`` next tickets of the queue, not dealt yet: (m,) int64, m <= count."""
+        """Prompts of the next episodes of the queue, which stay there: (m,) int64, m <= count."""
         if self.queue is None:
             return np.zeros(0, dtype=np.int64)
-        tickets = self.queue.coming(count)
-        if len(self._ahead[0]) >= len(tickets):
-            return self._ahead[0][: len(tickets)]
-        return self._look_up(np.full(len(tickets), self.queue.seed, dtype=np.int64), tickets)[0]
+        episode_ids = self.queue.peek(count)
+        if len(self._ahead[0]) >= len(episode_ids):
+            return self._ahead[0][: len(episode_ids)]
+        return self._look_up(np.full(len(episode_ids), self.queue.seed, dtype=np.int64), episode_ids)[0]
 
-    def _from_queue(self, queue: TicketQueue, rows: np.ndarray) -> Hand:
-        count = min(len(rows), queue.left)
-        tickets = queue.coming(max(count, _QUEUE_BLOCK))
+    def _from_queue(self, queue: EpisodeQueue, rows: np.ndarray) -> Assignment:
+        count = min(len(rows), queue.remaining)
+        episode_ids = queue.peek(max(count, _QUEUE_BLOCK))
         if len(self._ahead[0]) < count:
-            self._ahead = self._look_up(np.full(len(tickets), queue.seed, dtype=np.int64), tickets)
+            self._ahead = self._look_up(np.full(len(episode_ids), queue.seed, dtype=np.int64), episode_ids)
         prompts, noise = (part[:count] for part in self._ahead)
         self._ahead = tuple(part[count:] for part in self._ahead)
-        queue.dealt += count
-        return Hand(rows[:count], tickets[:count], prompts, noise)
+        queue.assigned += count
+        return Assignment(rows[:count], episode_ids[:count], prompts, noise)
 
-    def _from_streams(self, rows: np.ndarray) -> Hand:
-        tickets = self._next[rows]
-        block, place = np.divmod(tickets, _STREAM_BLOCK)
+    def _from_streams(self, rows: np.ndarray) -> Assignment:
+        episode_ids = self._next[rows]
+        block, place = np.divmod(episode_ids, _STREAM_BLOCK)
         stale = rows[self._block[rows] != block]
         if len(stale):
             self._block[stale] = self._next[stale] // _STREAM_BLOCK
@@ -240,15 +242,15 @@ class Dealer:
             found = self._look_up(np.repeat(self._seeds[stale], _STREAM_BLOCK), ahead.reshape(-1))
             self._prompts[stale], self._noise[stale] = (part.reshape(ahead.shape) for part in found)
         self._next[rows] += 1
-        return Hand(rows, tickets, self._prompts[rows, place], self._noise[rows, place])
+        return Assignment(rows, episode_ids, self._prompts[rows, place], self._noise[rows, place])
 
-    def _look_up(self, seeds: np.ndarray, tickets: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Prompts and noise of some tickets: (n,), (n,) -> (n,) int64 and (n,) uint64."""
+    def _look_up(self, seeds: np.ndarray, episode_ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Prompts and noise of some episodes: (n,), (n,) -> (n,) int64 and (n,) uint64."""
         prompts = prompt_index(
             seeds,
-            tickets,
+            episode_ids,
             self.num_prompts,
             samples_per_prompt=self.samples_per_prompt,
             shuffle=self.shuffle,
         )
-        return prompts, noise_base(seeds, tickets)
+        return prompts, noise_base(seeds, episode_ids)

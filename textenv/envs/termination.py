@@ -1,4 +1,4 @@
-"""When an episode ends: at a stop token, a stop string or the token budget, all rows judged at once."""
+"""When an episode ends: at a stop token, a stop string or the token budget, checked for all rows at once."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from torch import Tensor
 
 from textenv.envs.rows import Rows
 from textenv.envs.stop_strings import StopStrings
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 
 _PLAIN, _STOP, _MAYBE, _OUTSIDE = range(4)
 
 
-class Verdict(NamedTuple):
-    """What the chosen tokens do, (N,) bool each; all False for rows that do not act."""
+class Termination(NamedTuple):
+    """Which rows end with the chosen tokens; False in rows that do not act."""
 
     terminated: Tensor
-    """A stop token or stop string ends the text."""
+    """(N,) bool: a stop token or stop string ends the episode."""
     truncated: Tensor
-    """The budget is used up, and nothing else ended the text."""
+    """(N,) bool: the budget is used up, and nothing else ends the episode."""
     done_rows: np.ndarray
-    """(F,) int64: the rows whose text ended, on the host."""
+    """(F,) int64 on the CPU: the rows whose episode ends."""
 
 
-class Endings:
-    """Tells what a chosen token does by a table over the vocabulary, so that a step is a lookup.
+class TerminationRule:
+    """Looks the chosen tokens up in a table over the vocabulary: plain, stop, may complete a string, outside.
 
     Args:
         legality: vocabulary, stop tokens and ``min_new_tokens``.
-        stop_strings: strings that end a text.
+        stop_strings: strings that end an episode.
         max_new_tokens: the budget T.
-        device: where rows and tokens live.
+        device: of rows and tokens.
     """
 
     def __init__(
-        self, legality: Legality, stop_strings: StopStrings, max_new_tokens: int, device: torch.device
+        self, legality: TokenConstraints, stop_strings: StopStrings, max_new_tokens: int, device: torch.device
     ) -> None:
         self._legality = legality
         self._strings = stop_strings
@@ -46,11 +46,11 @@ class Endings:
         if stop_strings:
             kinds[:-1][stop_strings.may_complete] = _MAYBE
         kinds[list(legality.stop_token_ids)] = _STOP
-        kinds[-1] = _OUTSIDE  # ids that are too large or negative are looked up here
+        kinds[-1] = _OUTSIDE  # ids that are too large or negative end up here
         self._kinds = kinds.to(device)
 
-    def judge(self, chosen: Tensor, rows: Rows) -> Verdict:
-        """Judge the tokens ``chosen`` (N,) int64 before they are appended.
+    def check(self, chosen: Tensor, rows: Rows) -> Termination:
+        """Which rows end if the tokens ``chosen`` (N,) int64 are appended.
 
         Raises:
             ValueError: if the token of an active row is outside the vocabulary.
@@ -68,16 +68,16 @@ class Endings:
         if self._strings:
             maybe = acting & (kind == _MAYBE)
             checks.append(maybe if late is None else maybe & late)
-        # The one place in a step where the host waits for the device.
-        told = torch.stack(checks).cpu().numpy()
-        if told[0].any():
+        # The only place in a step where the host waits for the device.
+        flags = torch.stack(checks).cpu().numpy()
+        if flags[0].any():
             self._refuse(chosen, checks[0])
-        done = told[1]
-        if len(told) > 2 and told[2].any():
+        done = flags[1]
+        if len(flags) > 2 and flags[2].any():
             completed = self._completed(chosen, checks[2], rows)
             if len(completed):
                 terminated[completed] = done[completed] = True
-        return Verdict(terminated, out_of_budget & ~terminated, done.nonzero()[0])
+        return Termination(terminated, out_of_budget & ~terminated, done.nonzero()[0])
 
     def _completed(self, chosen: Tensor, candidates: Tensor, rows: Rows) -> list[int]:
         """Rows among ``candidates`` (N,) bool whose response completes a stop string by this token."""

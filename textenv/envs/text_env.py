@@ -8,28 +8,29 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from textenv.envs.hooks import Books
+from textenv.envs.hooks import EnvHooks
 from textenv.envs.observation_source import remember_source
 from textenv.envs.rendering import RENDER_FPS, RENDER_MODES
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.utils.checks import check_seed
+from textenv.utils.deprecation import warn_renamed
 from textenv.utils.names import shown
 
 SHARED_ATTRIBUTES = frozenset(
-    {name for name in dir(Books) if not name.startswith("_")}
+    {name for name in dir(EnvHooks) if not name.startswith("_")}
     | {"prompts", "tokenizer", "max_new_tokens", "max_length", "legality", "stop_strings", "device"}
     | {"samples_per_prompt", "shuffle", "episode_statistics", "host_mirror"}
-    | {"stream_seed", "ticket_count", "scored_by", "refuse_while_scored"}
+    | {"scored_by", "refuse_while_scored"}
 )
-"""What reward terms, policies and users may ask of a single environment as of a vectorized one."""
+"""Attributes of the one-row vectorized environment that a single environment has, too."""
 
 
 class TextEnv(gym.Env[dict[str, Any], Any]):
-    """One text written token by token.
+    """One episode of text generation at a time, token by token.
 
     Takes the arguments of ``TextVectorEnv`` except ``num_envs``, ``autoreset`` and ``arrays``.
-    Observations are numpy arrays, info holds numpy scalars. ``reset`` without a seed goes on to the next
-    ticket. What reward terms and policies ask (``Books``) is answered by the one-row environment underneath.
+    Observations are numpy arrays, info holds numpy scalars. ``reset`` without a seed starts the
+    next episode of the stream. The methods of ``EnvHooks`` are those of the one-row environment underneath.
 
     Example:
         >>> from textenv.prompts.prompt_set import PromptSet
@@ -46,7 +47,7 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
 
     def __init__(self, **kwargs: Any) -> None:
         self.rows = TextVectorEnv(1, autoreset="disabled", arrays="numpy", **kwargs)
-        """The environment underneath; reward terms and policies talk to it."""
+        """The one-row environment underneath, which reward terms and policies use."""
         self.observation_space = self.rows.single_observation_space
         self.action_space = self.rows.single_action_space
         self.render_mode = self.rows.render_mode
@@ -107,9 +108,14 @@ class TextEnv(gym.Env[dict[str, Any], Any]):
         return obs, float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._info
 
     def pay(self, name: str, values: Any) -> None:
-        """Book the reward of a term for the last step, see ``TextVectorEnv.pay``."""
-        self.rows.pay(name, values)
-        ended = self.rows.finished_snapshot
+        """Old name of ``add_reward``."""
+        warn_renamed("pay", "add_reward")
+        self.add_reward(name, values)
+
+    def add_reward(self, name: str, values: Any) -> None:
+        """Add a reward term for the last step, see ``EnvHooks.add_reward``."""
+        self.rows.add_reward(name, values)
+        ended = self.rows.finished_episodes
         if ended is not None and "episode" in self._info:
             self._info["episode"]["r"] = ended.returns.cpu().numpy()[0]
 

@@ -1,4 +1,4 @@
-"""Which tokens may be chosen at step t of an episode: one rule, applied by every log-prob in the library."""
+"""Which tokens are legal at step t of an episode: one rule, applied wherever log-probs are computed."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ if TYPE_CHECKING:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """V, one more than the largest token id; it exceeds ``len(tokenizer)`` where the vocabulary has holes."""
+    """V, one more than the largest token id; more than ``len(tokenizer)`` if token ids have gaps."""
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
 
 
 @lru_cache(maxsize=256)
 def _ids(tokens: tuple[int, ...], device: torch.device) -> Tensor:
-    """Token ids as a tensor; cached, because a copy to the device at every step would stall it."""
-    with torch.inference_mode(False):  # whoever asks first, the tensor also serves those who train
+    """Token ids as a tensor; cached, because a copy to the device in every step would make it wait."""
+    with torch.inference_mode(False):  # the cached tensor is used in training, too
         return torch.tensor(tokens, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Legality:
-    """Legal at step t is a token id below ``vocab_size`` that is not suppressed and does not stop too early.
+class TokenConstraints:
+    """The rule which tokens are legal at step t.
 
-    The rule is a function of (t, constants) alone, so decoding, old, new and reference log-probs all see
-    the same distribution. top-k and top-p are not legality: they depend on the policy. The environment itself
-    takes every token of its action space: an illegal one is written down like any other and ends nothing.
+    Legal are token ids below ``vocab_size`` that are not suppressed, and stop tokens only from step
+    ``min_new_tokens`` on. The rule depends only on t and constants, so decoding and old, new and reference
+    log-probs use the same distribution. top-k and top-p depend on the policy and are not part of it. The
+    environment itself accepts every token of its action space: an illegal one is appended like any other and
+    does not end the episode.
     """
 
     vocab_size: int
-    """V, the vocabulary of the task's tokenizer; a model may have more (padded) logits, which are cut off."""
+    """V, the vocabulary of the task's tokenizer; a model may have more (padded) logits, which are dropped."""
     min_new_tokens: int = 0
     """Stop tokens are illegal at steps t < min_new_tokens of a turn."""
     stop_token_ids: tuple[int, ...] = ()
@@ -64,15 +66,14 @@ class Legality:
         return not self.suppressed_tokens and not (self.min_new_tokens and self.stop_token_ids)
 
     def apply(self, logits: Tensor, t: Tensor) -> Tensor:
-        """Cut the logits to V and set illegal ones to minus infinity.
+        """Drop logits beyond V and set illegal ones to minus infinity.
 
         Args:
             logits: (..., W) with W >= V; not modified.
-            t: (...,) int64, the number of tokens already chosen in the turn: in the response, where nobody
-                else writes.
+            t: (...,) int64, number of tokens chosen so far in the turn (in the response, if it is one turn).
 
         Returns:
-            (..., V). A view of ``logits`` where nothing had to be masked.
+            (..., V). A view of ``logits`` if no token had to be masked.
 
         Raises:
             ValueError: if W < V.
@@ -97,13 +98,13 @@ class Legality:
     def mask(self, t: Tensor) -> Tensor:
         """Which tokens are legal: steps (...,) int64 -> (..., V) bool.
 
-        >>> Legality(vocab_size=3, min_new_tokens=1, stop_token_ids=(0,)).mask(torch.tensor([0, 1])).tolist()
-        [[False, True, True], [True, True, True]]
+        >>> TokenConstraints(vocab_size=3, min_new_tokens=1, stop_token_ids=(0,)).mask(torch.tensor([0,
+        1])).tolist() [[False, True, True], [True, True, True]]
         """
         return self.apply(torch.zeros(*t.shape, self.vocab_size, device=t.device), t) == 0
 
     def to_sampling(self) -> dict[str, Any]:
-        """The rule as JSON values, as kept in ``EpisodeBatch.sampling``."""
+        """The rule as JSON values, as stored in ``EpisodeBatch.sampling``."""
         return {
             "vocab_size": self.vocab_size,
             "min_new_tokens": self.min_new_tokens,
@@ -112,8 +113,8 @@ class Legality:
         }
 
     @classmethod
-    def from_sampling(cls, sampling: Mapping[str, Any]) -> Legality | None:
-        """Rebuild the rule from ``EpisodeBatch.sampling``; None if the episodes carry none (plain texts)."""
+    def from_sampling(cls, sampling: Mapping[str, Any]) -> TokenConstraints | None:
+        """Rebuild the rule from ``EpisodeBatch.sampling``; None if it has none (plain texts)."""
         if "vocab_size" not in sampling:
             return None
         return cls(
@@ -122,3 +123,7 @@ class Legality:
             stop_token_ids=tuple(sampling.get("stop_token_ids", ())),
             suppressed_tokens=tuple(sampling.get("suppressed_tokens", ())),
         )
+
+
+Legality = TokenConstraints
+"""Another name of ``TokenConstraints``."""

@@ -1,4 +1,4 @@
-"""What happened in the last step, for those who pay for it: reward terms and rollouts.
+"""The most recent step of all rows: which rows acted, which episodes ended, and the rewards added so far.
 
 Shape letters: N rows, F rows that finished in the step, S rows that acted in it.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from textenv.envs.rows import Rows
-from textenv.envs.step_buffer import Finished, Ledger, counts, to_episodes
+from textenv.envs.step_buffer import FinishedEpisodes, StepBuffer, counts, to_episodes
 from textenv.episodes.batch import EpisodeBatch
 
 if TYPE_CHECKING:
@@ -22,33 +22,34 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class LastStep:
-    """One step of all rows, until the next one takes its place. Batches are built for those who ask."""
+class Transition:
+    """One step of all rows, valid until the next step. Batches are built when they are asked for."""
 
     prompts: PromptSet
     sampling: dict[str, Any]
-    """How actions are drawn, for ``EpisodeBatch.sampling``."""
+    """For ``EpisodeBatch.sampling``."""
     acting: Tensor
-    """(N,) bool: rows that wrote a token."""
+    """(N,) bool: rows that got a token."""
     terminated: Tensor
     """(N,) bool."""
     truncated: Tensor
     """(N,) bool."""
     recorded: Mapping[str, Tensor] = field(default_factory=dict)
-    """name -> (N,): what the policy knew about its tokens."""
-    finished: Finished | None = None
+    """name -> (N,): values that the policy recorded for its tokens."""
+    finished: FinishedEpisodes | None = None
     """The rows whose episode ended."""
     replaced: Tensor | None = None
-    """(R,) int64: those of them that hold a new episode already."""
-    shown_returns: np.ndarray | None = None
-    """(N,) the copy of ``finished.returns`` in ``info["episode"]``, where that can't be the tensor itself."""
-    _paid: Tensor | None = None
+    """(R,) int64: those of them in which a new episode has started."""
+    info_returns: np.ndarray | None = None
+    """(N,) numpy copy of ``finished.returns`` in ``info["episode"]``, if info cannot hold the tensor
+    itself."""
+    _reward: Tensor | None = None
     _finished_batch: EpisodeBatch | None = None
     _stepped_batch: EpisodeBatch | None = None
 
     @property
     def acting_rows(self) -> Tensor:
-        """(S,) int64: rows that wrote a token."""
+        """(S,) int64: rows that got a token."""
         return self.acting.nonzero().squeeze(-1)
 
     @property
@@ -59,9 +60,11 @@ class LastStep:
         return self.finished.rows
 
     @property
-    def paid(self) -> Tensor:
-        """(N,) float: everything that was counted in this step."""
-        return torch.zeros(len(self.acting), device=self.acting.device) if self._paid is None else self._paid
+    def reward(self) -> Tensor:
+        """(N,) float: sum of the terms that were added for this step."""
+        if self._reward is None:
+            return torch.zeros(len(self.acting), device=self.acting.device)
+        return self._reward
 
     def finished_batch(self) -> EpisodeBatch | None:
         """The F episodes that ended, in row order, without rewards."""
@@ -72,19 +75,19 @@ class LastStep:
         return self._finished_batch
 
     def finished_batch_with_rewards(self) -> EpisodeBatch | None:
-        """The same with everything that was paid so far."""
+        """The F episodes that ended, with the rewards that were added so far."""
         if self.finished is None:
             return None
         return to_episodes([self.finished], self.prompts, self.sampling)
 
     def stepped_batch(self, rows: Rows) -> EpisodeBatch:
-        """The S episodes that moved, finished or not, up to the token just written."""
+        """The S episodes that got a token, finished or not, up to this token."""
         if self._stepped_batch is None:
             index = self.acting_rows
-            texts = rows.take(index)
+            snapshot = rows.take(index)
             if self.finished is not None:
-                texts.replace(torch.searchsorted(index, self.finished.rows), self.finished.texts)
-            self._stepped_batch = texts.to_batch(
+                snapshot.replace(torch.searchsorted(index, self.finished.rows), self.finished.snapshot)
+            self._stepped_batch = snapshot.to_batch(
                 self.prompts,
                 self.sampling,
                 terminated=self.terminated[index],
@@ -92,15 +95,15 @@ class LastStep:
             )
         return self._stepped_batch
 
-    def pay(self, name: str, values: Tensor, rows: Rows, ledger: Ledger) -> None:
-        """Book what term ``name`` pays: (N,) float, of which the acting rows' part counts."""
+    def add_reward(self, name: str, values: Tensor, rows: Rows, buffer: StepBuffer) -> None:
+        """Add (N,) float ``values`` to term ``name`` for this step; only rows that acted count."""
         values = values * self.acting
         if counts(name):
-            self._paid = self.paid + values
+            self._reward = self.reward + values
         if self.finished is not None:
-            self.finished.pay(name, values)
-            if self.shown_returns is not None:
-                self.shown_returns[...] = self.finished.returns.cpu().numpy()
+            self.finished.add_reward(name, values)
+            if self.info_returns is not None:
+                self.info_returns[...] = self.finished.returns.cpu().numpy()
         if self.replaced is not None:
             values = values.index_fill(0, self.replaced, 0.0)
-        ledger.pay(name, values, (rows.steps - 1).clamp_min(0))
+        buffer.add_reward(name, values, (rows.steps - 1).clamp_min(0))

@@ -1,8 +1,8 @@
 """`TextVectorEnv`: text generation as a vectorized Gymnasium environment; transitions happen here only.
 
-A row is one episode in progress. Its state is a handful of device tensors; one ``step`` appends one token to
-every active row. With ``autoreset="same_step"`` a finished row gets the next prompt at once, which is
-continuous batching. Shape letters: N rows, L tokens of the observation, V vocabulary.
+A row is one running episode. Its state is a few device tensors; one ``step`` appends one token to every
+active row. With ``autoreset="same_step"`` a finished row gets the next prompt in the same step (continuous
+batching). Shape letters: N rows, L tokens of the observation, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch import Tensor
 from textenv.envs.autoreset import AUTORESET_MODES, autoreset_name
 from textenv.envs.final_rows import final_entries
 from textenv.envs.guards import Guarded, one_thread
-from textenv.envs.hooks import Books
+from textenv.envs.hooks import EnvHooks
 from textenv.envs.host_mirror import HostMirror
 from textenv.envs.observation_source import remember_source
 from textenv.envs.rendering import RENDER_FPS, RENDER_MODES, render_picture, render_row
 from textenv.envs.reset_options import split_options
 from textenv.envs.rows import Rows
-from textenv.envs.scheduler import Dealer, noise_keys
-from textenv.envs.step_buffer import Finished
+from textenv.envs.scheduler import EpisodeScheduler, noise_keys
+from textenv.envs.step_buffer import FinishedEpisodes
 from textenv.envs.stop_strings import StopStrings
-from textenv.envs.termination import Endings
-from textenv.envs.token_constraints import Legality, vocabulary_size
+from textenv.envs.termination import TerminationRule
+from textenv.envs.token_constraints import TokenConstraints, vocabulary_size
 from textenv.prompts.prompt_set import PromptSet
 from textenv.utils.checks import (
     as_token_ids,
@@ -50,32 +50,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
-    """N texts written in parallel, one token a step.
+class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
+    """N episodes of text generation in parallel, one token per step.
 
     Observation: ``{"input_ids": (N, L) int64, "attention_mask": (N, L) int8, "prompt_length": (N,) int64}``,
-    right-padded. Action: (N,) token ids in [0, V). The environment itself pays 0; rewards come from reward
-    wrappers (see ``Books`` for what they ask). An episode terminates at a stop token or stop string and is
+    right-padded. Action: (N,) token ids in [0, V). The environment's own reward is 0; reward wrappers
+    add rewards through ``EnvHooks``. An episode terminates at a stop token or stop string and is
     truncated after ``max_new_tokens`` tokens.
 
     Args:
-        num_envs: N, rows played in parallel.
-        prompts: the prompts to deal.
+        num_envs: N, number of rows.
+        prompts: the prompts of the episodes.
         tokenizer: its vocabulary is the action space; its EOS ends an episode.
         max_new_tokens: token budget of a response.
         stop_token_ids: tokens that end an episode, by default the tokenizer's EOS.
         stop_strings: strings that end an episode when the response completes them.
         min_new_tokens: nothing ends an episode before this many tokens were chosen.
         suppressed_tokens: tokens that are never legal (see ``legality``).
-        samples_per_prompt: consecutive tickets that share a prompt.
-        shuffle: deal prompts in a fresh random order every epoch, or in their own order.
+        samples_per_prompt: consecutive episodes that share a prompt.
+        shuffle: go through the prompts in a new random order every epoch, or in their own order.
         autoreset: "same_step", "next_step" or "disabled", or a ``gymnasium.vector.AutoresetMode``.
-        device: where the state lives.
-        arrays: "torch" tensors on ``device``, or "numpy" for clients that can't take tensors.
+        device: of the state.
+        arrays: "torch" tensors on ``device``, or "numpy" for clients that do not accept tensors.
         render_mode: None, "ansi" (``render`` returns strings), "rgb_array" (pictures) or "human" (every reset
             and step prints).
         episode_statistics: put return, length and time into ``info["episode"]`` when an episode ends.
-            Switch it off below Gymnasium's own ``RecordEpisodeStatistics``, which claims the same key.
+            Switch it off below Gymnasium's own ``RecordEpisodeStatistics``, which uses the same key.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -149,13 +149,13 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
             "render_fps": RENDER_FPS,
             "autoreset_mode": self.autoreset_mode,
         }
-        self.legality = Legality(
+        self.legality = TokenConstraints(
             vocab_size=vocab_size,
             min_new_tokens=min_new_tokens,
             stop_token_ids=check_token_ids("stop_token_ids", stop_token_ids, vocab_size),
             suppressed_tokens=check_token_ids("suppressed_tokens", suppressed_tokens, vocab_size),
         )
-        """Which tokens a policy may choose; the environment itself takes any token of its action space."""
+        """Which tokens a policy may choose; the environment itself accepts any token of its action space."""
         self.stop_strings = StopStrings(stop_strings, tokenizer)
 
         self.single_observation_space = spaces.Dict(
@@ -170,18 +170,20 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
 
         # On the CPU: it decides what comes next before anything runs on the device.
-        self._dealer = Dealer(num_envs, len(prompts), samples_per_prompt=samples_per_prompt, shuffle=shuffle)
+        self._scheduler = EpisodeScheduler(
+            num_envs, len(prompts), samples_per_prompt=samples_per_prompt, shuffle=shuffle
+        )
         self.host_mirror = HostMirror(num_envs)
         """CPU copy of the rows' state, so that policies need not read from the device."""
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._pad = 0 if pad is None or not 0 <= pad < vocab_size else pad
         self._rows = Rows(num_envs, self.max_length, max_new_tokens, self._pad, self.device)
-        self._endings = Endings(self.legality, self.stop_strings, max_new_tokens, self.device)
+        self._termination = TerminationRule(self.legality, self.stop_strings, max_new_tokens, self.device)
         self._ready = False
         self._waiting = np.zeros(0, dtype=np.int64)
-        self._open_books()
+        self._init_hooks()
 
-    # -- Gymnasium's face -----
+    # -- Gymnasium's interface -----
 
     @one_thread
     def reset(
@@ -190,10 +192,10 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         """Start new episodes.
 
         Args:
-            seed: row i deals tickets 0, 1, ... of stream ``seed + i`` (or of ``seed[i]``). None goes on
-                counting.
+            seed: row i plays episodes 0, 1, ... of stream ``seed + i`` (or of ``seed[i]``). None continues
+                the streams.
             options: ``{"reset_mask": (N,) bool}`` resets only those rows; ``{"episodes": n}`` plays exactly
-                the next n tickets of stream ``seed``, drawn from one queue by all rows (also "first_ticket",
+                the next n episodes of stream ``seed``, from one queue for all rows (also "first_ticket",
                 "rank", "world_size").
 
         Returns:
@@ -212,27 +214,27 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         row_seeds(seed, self.num_envs)
         if is_integer(seed):
             super().reset(seed=int(seed))  # type: ignore[arg-type]
-        elif seed is None and self._dealer.seed is None:
+        elif seed is None and self._scheduler.seed is None:
             seed = int(self.np_random.integers(2**31))
 
         rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
-        self._dealer.start(seed, rows)
+        self._scheduler.start(seed, rows)
         if mask is None:
             if queue:
-                self._dealer.open_queue(**queue)
+                self._scheduler.open_queue(**queue)
             else:
-                self._dealer.close_queue()
+                self._scheduler.close_queue()
             self._rows.clear()
             self.host_mirror.clear()
-            self._ledger.clear()
+            self._buffer.clear()
             self._waiting = rows[:0]
         else:
             self._rows.active[torch.from_numpy(mask).to(self.device)] = False
             self.host_mirror.deactivate(mask)
             self._waiting = np.setdiff1d(self._waiting, rows)
         self._ready = True
-        self._begin_page()
-        self._deal(rows)
+        self._begin_step()
+        self._start_episodes(rows)
         if self.render_mode == "human":
             self.render()
         return self.host_mirror.publish(self._observe(), self._info())
@@ -245,8 +247,8 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
             actions: (N,) integers in [0, V); those of inactive rows are ignored.
 
         Returns:
-            Observation, rewards (N,) (zero: wrappers pay), terminated (N,), truncated (N,), info. When an
-            episode ended, info also holds "episode" {"r", "l", "t"} with "_episode", and in same-step mode
+            Observation, rewards (N,) (zero: wrappers add them), terminated (N,), truncated (N,), info. When
+            an episode ended, info also holds "episode" {"r", "l", "t"} with "_episode", and in same-step mode
             "final_obs" and "final_info", valid where "_final_obs" (see ``final_entries``).
 
         Raises:
@@ -260,19 +262,19 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
             raise ResetNeeded("step() was called before reset(); call envs.reset(seed=...) first")
         chosen = as_token_ids(actions, self.num_envs, self.device)
         rows, acting = self._rows, self._rows.active.clone()
-        terminated, truncated, ended_rows = self._endings.judge(chosen, rows)
+        terminated, truncated, ended_rows = self._termination.check(chosen, rows)
         rows.append(chosen, acting)
         self.host_mirror.step(ended_rows)
-        self._turn_page(acting, terminated, truncated)
+        self._end_step(acting, terminated, truncated)
 
         waiting, self._waiting = self._waiting, self._waiting[:0]
         ended = self._finish(terminated | truncated, ended_rows) if len(ended_rows) else {}
         if self.render_mode == "human":
-            self.render()  # before the next prompts take the place of what was just finished
+            self.render()  # before the next prompts overwrite the finished episodes
         if len(ended_rows) and self.autoreset == "same_step":
-            self._last.replaced = self._deal(ended_rows)
+            self._transition.replaced = self._start_episodes(ended_rows)
         if len(waiting):
-            self._deal(waiting)
+            self._start_episodes(waiting)
         obs, info = self.host_mirror.publish(self._observe(), {**self._info(), **ended})
         rewards = self._out(torch.zeros(self.num_envs, device=self.device))
         return obs, rewards, self._out(terminated), self._out(truncated), info
@@ -288,8 +290,8 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         if self.render_mode is None:
             raise ValueError(f"render needs render_mode, expected one of {RENDER_MODES} in make, got None")
         show: Any = render_picture if self.render_mode == "rgb_array" else render_row
-        paid = [self._ledger.totals(row) for row in range(self.num_envs)]
-        frames = tuple(show(self.tokenizer, self._rows, row, terms) for row, terms in enumerate(paid))
+        totals = [self._buffer.totals(row) for row in range(self.num_envs)]
+        frames = tuple(show(self.tokenizer, self._rows, row, terms) for row, terms in enumerate(totals))
         if self.render_mode != "human":
             return frames
         print("\n".join(frames), flush=True)
@@ -298,53 +300,35 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
     def close_extras(self, **kwargs: Any) -> None:
         """Free the device's memory."""
         self.refuse_while_scored("close")
-        del self._rows, self._endings
-        self._close_books()
+        del self._rows, self._termination
+        self._close_hooks()
 
     def action_masks(self) -> Any:
         """Which tokens are legal now: (N, V) bool, under the name that sb3-contrib asks for."""
         self._admit("action_masks")
         return self._out(self.legality.mask(self._rows.steps))
 
-    @property
-    def stream_seed(self) -> int | None:
-        """The seed of the ticket stream, None before the first reset."""
-        return self._dealer.seed
-
-    @property
-    def ticket_count(self) -> int:
-        """The next ticket of the queue: all that a resumed run needs (``options["first_ticket"]``)."""
-        return self._dealer.count
-
-    @property
-    def tickets_left(self) -> int:
-        """Tickets of this rollout that have not been dealt yet."""
-        return 0 if self._dealer.queue is None else self._dealer.queue.left
-
-    @property
-    def tickets_dealt(self) -> int:
-        """Tickets of this rollout that were dealt."""
-        return 0 if self._dealer.queue is None else self._dealer.queue.dealt
-
-    # -- inside -----
+    # -- internal -----
 
     def _finish(self, done: Tensor, rows: np.ndarray) -> dict[str, Any]:
-        """Retire the ``rows`` that are ``done`` (N,), and return what info says about their episodes."""
-        last, index = self._last, to_device(rows, self.device)
-        last.finished = Finished.take(index, self._rows, last.terminated, last.truncated, self._ledger)
+        """End the episodes of ``rows``, those that are ``done`` (N,), and return their entries of info."""
+        last, index = self._transition, to_device(rows, self.device)
+        last.finished = FinishedEpisodes.take(
+            index, self._rows, last.terminated, last.truncated, self._buffer
+        )
         self._rows.active &= ~done
         ended: dict[str, Any] = {}
         ended_rows = self._out(done)
         if self.episode_statistics:
             elapsed = self.host_mirror.elapsed(rows)
             statistics = {
-                # The tensor itself: wrappers pay for this step after it was handed out.
+                # The tensor itself: wrappers add rewards to it after this step has returned.
                 "r": self._out(last.finished.returns),
                 "l": self._out(self._rows.steps * done),
                 "t": elapsed if self.arrays == "numpy" else to_device(elapsed, self.device),
             }
             if self.arrays == "numpy":
-                last.shown_returns = statistics["r"]
+                last.info_returns = statistics["r"]
             ended = {"episode": statistics, "_episode": ended_rows}
         if self.autoreset == "same_step":
             ended |= final_entries(self._observe(), {**self._info(), **ended}, ended_rows)
@@ -352,23 +336,23 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
             self._waiting = rows
         return ended
 
-    def _deal(self, rows: np.ndarray) -> Tensor:
-        """Give each of ``rows`` its next ticket, and return which got one; the others are parked."""
-        hand = self._dealer.deal(rows)
-        index = to_device(hand.rows, self.device)
-        if len(hand.rows):
-            ids, attention_mask, lengths = self.prompts.rows(hand.prompts, self._pad)
+    def _start_episodes(self, rows: np.ndarray) -> Tensor:
+        """Start the next episode in each of ``rows``; returns those that got one (others are inactive)."""
+        assigned = self._scheduler.assign(rows)
+        index = to_device(assigned.rows, self.device)
+        if len(assigned.rows):
+            ids, attention_mask, lengths = self.prompts.rows(assigned.prompts, self._pad)
             state: dict[str, np.ndarray | Tensor] = {
                 "ids": ids,
                 "attention_mask": attention_mask,
                 "prompt_lengths": lengths,
-                "tickets": hand.tickets,
-                "prompt_index": hand.prompts,
-                "keys": noise_keys(hand.noise, self.max_new_tokens + 1),
+                "episode_ids": assigned.episode_ids,
+                "prompt_index": assigned.prompts,
+                "keys": noise_keys(assigned.noise, self.max_new_tokens + 1),
             }
             self._rows.place(index, **{name: to_device(value, self.device) for name, value in state.items()})
-            self.host_mirror.start(hand.rows, lengths.numpy())
-            self._ledger.forget(index)
+            self.host_mirror.start(assigned.rows, lengths.numpy())
+            self._buffer.reset_rows(index)
         return index
 
     def _observe(self) -> dict[str, Any]:
@@ -381,7 +365,7 @@ class TextVectorEnv(Guarded, Books, VectorEnv[dict[str, Any], Any, Any]):
         rows = self._rows
         return {
             "key": self._out(rows.key()),
-            "episode_id": self._out(rows.tickets.clone()),
+            "episode_id": self._out(rows.episode_ids.clone()),
             "prompt_index": self._out(rows.prompt_index.clone()),
             "active": self._out(rows.active.clone()),
         }

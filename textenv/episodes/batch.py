@@ -21,6 +21,7 @@ from textenv.episodes.storage import errors_name, load_fields, save_fields
 from textenv.episodes.texts import split_texts
 from textenv.prompts.pairs import encode_pairs
 from textenv.utils.checks import as_rewards, check_at_least
+from textenv.utils.deprecation import warn_renamed
 from textenv.utils.indexing import row_index
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class EpisodeBatch:
     """B finished (or partial) episodes of at most L tokens, prompt then response.
 
     Only ``input_ids``, ``attention_mask``, ``prompt_lengths`` and ``action_mask`` are required; the rest
-    gets a neutral default (zero rewards, terminated, tickets 0..B-1).
+    gets a neutral default (zero rewards, terminated, ids 0..B-1).
 
     Raises:
         ValueError: if a field's shape does not fit, column 0 is an action, or a reward (or a term of it)
@@ -65,7 +66,7 @@ class EpisodeBatch:
     truncated: Tensor = None  # type: ignore[assignment]
     """(B,) bool: ended by the token budget."""
     episode_id: Tensor = None  # type: ignore[assignment]
-    """(B,) int64: the ticket."""
+    """(B,) int64: number of the episode in its stream."""
     prompt_index: Tensor = None  # type: ignore[assignment]
     """(B,) int64: index of the prompt in the prompt set, -1 if there is none."""
     reward_terms: dict[str, Tensor] = field(default_factory=dict)
@@ -109,8 +110,7 @@ class EpisodeBatch:
         """Check all of the data, and return self.
 
         Raises:
-            ValueError: if column 0 is an action, a reward (or a term of it) stands where no action is, an
-                action lies on padding or in the prompt, an attention mask has a gap, or a prompt is too long.
+            ValueError: naming the field and the row; see ``textenv.episodes.checks.check_whole``.
         """
         check_whole(self.as_dict())
         return self
@@ -179,7 +179,7 @@ class EpisodeBatch:
         Args:
             prompts: B lists of ids, none empty.
             responses: B lists of ids.
-            rewards: (B,) paid at the last action of each episode.
+            rewards: (B,), at the last action of each episode.
             pad_token_id: what padding is filled with.
             fields_: further fields of the batch.
 
@@ -228,7 +228,7 @@ class EpisodeBatch:
             prompts: B strings; an empty one becomes BOS (or EOS where the tokenizer has no BOS).
             completions: B strings.
             tokenizer: a transformers tokenizer.
-            rewards: (B,) paid at the last action.
+            rewards: (B,), at the last action of each episode.
             append_eos: end every completion by EOS, as a generated one would, unless its text does.
             max_length: longest episode in tokens; a longer one loses its end and is marked truncated.
             fields_: further fields of the batch.
@@ -249,12 +249,12 @@ class EpisodeBatch:
         """Place (B,) numbers at the last action of each episode: (B,) -> (B, L), zero elsewhere.
 
         Raises:
-            ValueError: if an episode without any action is to be paid something.
+            ValueError: if an episode without actions has a value other than 0.
         """
         placed = torch.zeros(self.input_ids.shape, dtype=per_episode.dtype, device=self.device)
         empty = ~self.action_mask.any(-1)
         if bool((empty & (per_episode != 0)).any()):
-            raise ValueError(f"episode {int(empty.nonzero()[0])} has no action to pay a reward at")
+            raise ValueError(f"episode {int(empty.nonzero()[0])} has no action that could get a reward")
         return placed.scatter_(1, self.last_action.unsqueeze(-1), per_episode.unsqueeze(-1).to(placed))
 
     def _map(self, transform: Any, extras: dict[str, list[Any]]) -> EpisodeBatch:
@@ -287,13 +287,10 @@ class EpisodeBatch:
 
     @staticmethod
     def concat(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
-        """Put batches below each other, padded to the longest.
-
-        A tensor field, reward term or extra column must be in all batches or in none, and so must each
-        sampling entry.
+        """Concatenate batches that have the same fields, reward terms, extras and sampling.
 
         Raises:
-            ValueError: if there is no batch, or the batches do not have the same fields or sampling.
+            ValueError: if there is no batch, or the batches differ in these.
         """
         if not batches:
             raise ValueError("concat needs at least one batch, got none")
@@ -323,24 +320,26 @@ class EpisodeBatch:
         extras = {name: [value for batch in batches for value in batch.extras[name]] for name in first.extras}
         return first._map(join, extras)
 
-    def sorted_by_ticket(self) -> EpisodeBatch:
+    def sorted_by_id(self) -> EpisodeBatch:
         """Rows in the order of ``episode_id``."""
         return self.select(torch.argsort(self.episode_id, stable=True))
+
+    def sorted_by_ticket(self) -> EpisodeBatch:
+        """Old name of ``sorted_by_id``."""
+        warn_renamed("sorted_by_ticket", "sorted_by_id")
+        return self.sorted_by_id()
 
     def token_budget_batches(
         self, max_tokens: int, *, sort: bool = True
     ) -> Iterator[tuple[Tensor, EpisodeBatch]]:
-        """Split into micro-batches of at most ``max_tokens`` padded tokens (at least one row each).
+        """Split into micro-batches of at most ``max_tokens`` padded tokens, but at least one row.
 
         Args:
-            max_tokens: budget in tokens, rows times the longest length.
+            max_tokens: budget, rows times the longest length.
             sort: group rows of similar length, which leaves little padding.
 
         Yields:
-            (index (b,) int64 on the CPU, the sub-batch): ``batch.select(index)`` is the sub-batch.
-
-        Raises:
-            ValueError: if ``max_tokens`` is below 1.
+            (index (b,) int64 on the CPU, ``batch.select(index)``).
         """
         check_at_least("max_tokens", max_tokens, 1)
         lengths = self.lengths.cpu()
@@ -393,7 +392,7 @@ class EpisodeBatch:
         """Read what ``save`` wrote; the batch is on the CPU.
 
         Raises:
-            FileNotFoundError: if there is nothing at ``path``, or a file of the folder is missing.
+            FileNotFoundError: if ``path`` or a file of the folder is missing.
             ValueError: if the file is damaged or holds something else; the message names it (and the line).
         """
         with errors_name(path):

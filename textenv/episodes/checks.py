@@ -147,7 +147,9 @@ def check_whole(fields: Mapping[str, Any]) -> None:
     """Run all checks that read the data.
 
     Raises:
-        ValueError: see ``EpisodeBatch.validate``.
+        ValueError: if column 0 is an action, a reward (or a term of it) is not 0 where no action is, an
+            action is on padding or in the prompt, an attention mask has a gap, a prompt is empty or longer
+            than its row, an id is negative, or a reward or value is not finite.
     """
     check_actions(fields)
     for name, values in named_tensors(fields):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.generation.policy import DecodingPolicy
 from textenv.modeling.nucleus import RestrictLogits, nucleus_mask
 from textenv.modeling.split_model import split_model
@@ -60,7 +60,7 @@ class Nucleus:
         lengths: Tensor,
         acting: Tensor | None,
         *,
-        legality: Legality | None,
+        legality: TokenConstraints | None,
         temperature: float,
     ) -> RestrictLogits:
         """The restriction of the next tokens; see ``TokenRestriction.at_step``."""
@@ -79,7 +79,7 @@ class Nucleus:
         self,
         states: Callable[[nn.Module], Tensor],
         *,
-        legality: Legality | None,
+        legality: TokenConstraints | None,
         temperature: float,
     ) -> RestrictLogits:
         """The restriction of the tokens of finished episodes; see ``TokenRestriction.at_actions``."""
@@ -113,7 +113,7 @@ class Nucleus:
         mask_logits: Tensor,
         t: Tensor,
         *,
-        legality: Legality | None,
+        legality: TokenConstraints | None,
         temperature: float,
         chosen: Tensor | None = None,
     ) -> Tensor:

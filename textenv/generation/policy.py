@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from textenv.envs.host_mirror import HostMirror
 from textenv.envs.observation_source import source_of
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.generation.cached_rows import RowMemo
 from textenv.generation.decoder import DecodeOutput, Decoder
 from textenv.generation.prefill_cache import Coming
@@ -99,7 +99,7 @@ class DecodingPolicy:
         self.restriction = restriction
         self.cached = cached
         self.cuda_graphs = cuda_graphs
-        self.legality: Legality | None = None
+        self.legality: TokenConstraints | None = None
         self._upcoming: Coming | None = None
         self._host_mirror: HostMirror | None = None
         self._decoder: Decoder | None = None
@@ -131,7 +131,7 @@ class DecodingPolicy:
                 ``max_length``.
         """
         with watch_of(self.model).lock:
-            legality: Legality = env.legality
+            legality: TokenConstraints = env.legality
             head = getattr(self.model, "get_output_embeddings", lambda: None)()
             width = getattr(getattr(head, "weight", None), "shape", (None,))[0]
             if isinstance(head, nn.Linear) and width is not None and width < legality.vocab_size:

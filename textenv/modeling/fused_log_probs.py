@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 
 
 def linear_log_probs(
@@ -23,7 +23,7 @@ def linear_log_probs(
     t: Tensor,
     *,
     temperature: float = 1.0,
-    legality: Legality | None = None,
+    legality: TokenConstraints | None = None,
     max_bytes: int = 1 << 29,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -72,7 +72,7 @@ class _LinearLogProbs(torch.autograd.Function):
         tokens: Tensor,
         t: Tensor,
         temperature: float,
-        rule: Legality | None,
+        rule: TokenConstraints | None,
         vocabulary: int,
         chunk: int,
         with_entropy: bool,
@@ -157,7 +157,7 @@ def _logits(
     bias: Tensor | None,
     t: Tensor,
     temperature: float,
-    rule: Legality | None,
+    rule: TokenConstraints | None,
     vocabulary: int,
 ) -> Tensor:
     """Legal logits divided by the temperature, float32 or float64: (a, d) -> (a, V)."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.fused_log_probs import linear_log_probs
 from textenv.modeling.nucleus import RestrictLogits, TokenRestriction
@@ -54,7 +54,7 @@ def token_log_probs(
     episodes: EpisodeBatch,
     *,
     temperature: float = 1.0,
-    legality: Legality | None = None,
+    legality: TokenConstraints | None = None,
     max_bytes: int = MAX_BYTES,
     with_entropy: bool = False,
     with_hidden: bool = False,
@@ -265,7 +265,7 @@ def _score(
     tokens: Tensor,
     t: Tensor,
     temperature: float,
-    legality: Legality | None,
+    legality: TokenConstraints | None,
     max_bytes: int,
     with_entropy: bool,
     logits_processor: LogitsProcessor | None = None,

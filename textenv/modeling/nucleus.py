@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 
 _TOP_P_CANDIDATES = 256
 
@@ -57,7 +57,7 @@ class TokenRestriction(Protocol):
         lengths: Tensor,
         acting: Tensor | None,
         *,
-        legality: Legality | None,
+        legality: TokenConstraints | None,
         temperature: float,
     ) -> RestrictLogits:
         """The rule for the next tokens of the rows that act.
@@ -76,7 +76,7 @@ class TokenRestriction(Protocol):
         self,
         states: Callable[[nn.Module], Tensor],
         *,
-        legality: Legality | None,
+        legality: TokenConstraints | None,
         temperature: float,
     ) -> RestrictLogits:
         """The rule for all actions of finished episodes.

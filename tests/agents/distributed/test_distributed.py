@@ -22,7 +22,7 @@ from textenv.agents.distributed import process_group
 from textenv.agents.distributed.batch_sharding import check_shares, gather_episodes, parts_of, rows_of, spread
 from textenv.agents.optim.launcher import asked_for, zero_stage
 from textenv.agents.settings.base import OnlineConfig
-from textenv.envs.scheduler import Dealer, TicketQueue
+from textenv.envs.scheduler import EpisodeQueue, EpisodeScheduler
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.preferences import PreferenceBatch
 from textenv.modeling.log_probs import length_groups, undivided
@@ -361,17 +361,17 @@ class TestShares:
     @pytest.mark.parametrize(("first", "episodes", "group"), [(0, 24, 3), (6, 20, 3), (4, 9, 2), (5, 10, 1)])
     def test_groups_stay_together(self, first: int, episodes: int, group: int) -> None:
         queues = [
-            TicketQueue(seed=0, first=first, episodes=episodes, rank=rank, world_size=3, group=group)
+            EpisodeQueue(seed=0, first=first, episodes=episodes, rank=rank, world_size=3, group=group)
             for rank in range(3)
         ]
-        dealt = [queue.tickets.tolist() for queue in queues]
-        assert sorted(chain.from_iterable(dealt)) == list(range(first, first + episodes))
-        assert sum(len({ticket // group for ticket in tickets}) for tickets in dealt) == len(
-            {ticket // group for ticket in range(first, first + episodes)}
+        assigned_ids = [queue.episode_ids.tolist() for queue in queues]
+        assert sorted(chain.from_iterable(assigned_ids)) == list(range(first, first + episodes))
+        assert sum(len({episode_id // group for episode_id in ids}) for ids in assigned_ids) == len(
+            {episode_id // group for episode_id in range(first, first + episodes)}
         )
 
     def test_an_environment_deals_whole_groups(self) -> None:
-        dealer = Dealer(2, 5, samples_per_prompt=4)
-        dealer.open_queue(16, rank=1, world_size=2)
-        assert dealer.queue is not None
-        assert dealer.queue.tickets.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
+        scheduler = EpisodeScheduler(2, 5, samples_per_prompt=4)
+        scheduler.open_queue(16, rank=1, world_size=2)
+        assert scheduler.queue is not None
+        assert scheduler.queue.episode_ids.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]

@@ -27,7 +27,7 @@ from textenv.agents.losses.policy_gradient import entropy_loss, ppo_policy_loss,
 from textenv.agents.optim.optimizer import clip_gradients, make_optimizer, make_schedule
 from textenv.agents.policies.heads import ILQLHeads, ValueHead
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.envs.token_constraints import Legality
+from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 
 CRITICS = ["shared", "separate"]
@@ -202,7 +202,9 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(family: str, critic: 
 
 def test_legality_comes_from_the_episodes() -> None:
     policy = make_policy()
-    rule = Legality(vocab_size=VOCAB - 5, min_new_tokens=2, stop_token_ids=(1,), suppressed_tokens=(7,))
+    rule = TokenConstraints(
+        vocab_size=VOCAB - 5, min_new_tokens=2, stop_token_ids=(1,), suppressed_tokens=(7,)
+    )
     batch = EpisodeBatch.from_ids([[3, 4]], [[5, 6, 8]])
     free = policy.log_prob(batch).clone()
     bound = EpisodeBatch.from_ids([[3, 4]], [[5, 6, 8]], sampling=rule.to_sampling())

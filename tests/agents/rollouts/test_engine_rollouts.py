@@ -68,7 +68,7 @@ def test_the_environment_judges_and_the_log_probs_are_the_policys() -> None:
     said = [row[mask].tolist() for row, mask in zip(episodes.input_ids, episodes.action_mask, strict=True)]
     replay = Replay(
         seed=0,
-        tickets=np.arange(12),
+        episode_ids=np.arange(12),
         responses=said,
         log_probs=[[0.0] * len(tokens) for tokens in said],
         max_new_tokens=5,
@@ -160,15 +160,15 @@ class Short(TransformersEngine):
 
 
 def test_responses_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"the response to ticket \d+ is over after 1 tokens"):
+    with pytest.raises(ValueError, match=r"the response of episode \d+ ends after 1 tokens"):
         ppo(make_vec(3), Short()).collect()
-    ticket: dict[str, Any] = {"seed": 0, "tickets": np.arange(1), "max_new_tokens": 5, "sampling": {}}
-    with pytest.raises(ValueError, match="a response with log-probs for each of 1 tickets, got 0"):
-        Replay(responses=[], log_probs=[], **ticket)
-    with pytest.raises(ValueError, match="ticket 0 must have a log-prob for each of its 2 tokens, got 1"):
-        Replay(responses=[[1, 2]], log_probs=[[0.0]], **ticket)
-    replay = Replay(responses=[[1, EOS]], log_probs=[[-1.0, -2.0]], **ticket)
-    with pytest.raises(ValueError, match="a draw of a ticket that has no response here"):
+    fixed: dict[str, Any] = {"seed": 0, "episode_ids": np.arange(1), "max_new_tokens": 5, "sampling": {}}
+    with pytest.raises(ValueError, match="a response with log-probs for each of 1 episodes, got 0"):
+        Replay(responses=[], log_probs=[], **fixed)
+    with pytest.raises(ValueError, match="episode 0 must have a log-prob for each of its 2 tokens, got 1"):
+        Replay(responses=[[1, 2]], log_probs=[[0.0]], **fixed)
+    replay = Replay(responses=[[1, EOS]], log_probs=[[-1.0, -2.0]], **fixed)
+    with pytest.raises(ValueError, match="a token of an episode that has no response here"):
         collect(vector_env(2), replay, 2, seed=0, first_ticket=0)
     found = collect(vector_env(2), replay, 1, seed=0, first_ticket=0)
     assert found.input_ids[found.action_mask].tolist() == [1, EOS]
