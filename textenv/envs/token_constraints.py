@@ -98,8 +98,9 @@ class TokenConstraints:
     def mask(self, t: Tensor) -> Tensor:
         """Which tokens are legal: steps (...,) int64 -> (..., V) bool.
 
-        >>> TokenConstraints(vocab_size=3, min_new_tokens=1, stop_token_ids=(0,)).mask(torch.tensor([0,
-        1])).tolist() [[False, True, True], [True, True, True]]
+        >>> rule = TokenConstraints(vocab_size=3, min_new_tokens=1, stop_token_ids=(0,))
+        >>> rule.mask(torch.tensor([0, 1])).tolist()
+        [[False, True, True], [True, True, True]]
         """
         return self.apply(torch.zeros(*t.shape, self.vocab_size, device=t.device), t) == 0
 
