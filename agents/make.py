@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from textenv.agents.base.agent import Agent
-from textenv.agents.base.registry import agent_names, get_agent
+from textenv.agents.base.registry import get_agent, list_agents
 from textenv.utils.names import nearest
 
 
@@ -51,15 +51,6 @@ def load_agent(path: str | os.PathLike[str], **kwargs: Any) -> Agent:
         ValueError: if no agent is registered under the name in the folder.
     """
     return Agent.load(path, **kwargs)
-
-
-def list_agents() -> dict[str, str]:
-    """Name -> first line of the documentation, for every agent."""
-    lines = {}
-    for name in agent_names():
-        documentation = inspect.getdoc(get_agent(name)) or ""
-        lines[name] = documentation.splitlines()[0] if documentation else ""
-    return lines
 
 
 def check_arguments(name: str | type[Agent], given: Iterable[str]) -> list[str]:

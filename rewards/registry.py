@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
+from textenv.rewards.catalog import BUILTIN, MODULES
 from textenv.rewards.functions import FunctionOptions, FunctionReward
 from textenv.rewards.term import RewardTerm
 from textenv.utils.names import nearest, shown
@@ -19,7 +20,6 @@ REWARDS: dict[str, Callable[..., Any]] = {}
 """Name -> a `RewardTerm` class, or a plain function of texts."""
 OPTIONS: dict[str, dict[str, Any]] = {}
 """Name -> the options ``messages`` and ``special_tokens`` that it was registered with."""
-_BUILTIN_MODULES = ("kl", "metrics", "remote", "reward_model", "shaping", "text")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OF_TASK = "task"
 """Stands for the task's own rewards in an environment's list; no reward can have this name."""
@@ -98,8 +98,13 @@ def reward_names() -> list[str]:
 
 
 def describe() -> dict[str, str]:
-    """Every registered name with the first line of its documentation."""
-    return {name: (inspect.getdoc(REWARDS[name]) or "").split("\n")[0] for name in reward_names()}
+    """Every registered name with one line: that of the catalog, or the first of its documentation."""
+    return {
+        name: BUILTIN[name]
+        if name in BUILTIN and REWARDS[name].__module__.startswith("textenv.rewards.")
+        else (inspect.getdoc(REWARDS[name]) or "").split("\n")[0]
+        for name in reward_names()
+    }
 
 
 def make_reward(spec: Any, *, allow_imports: bool = False) -> RewardTerm:
@@ -223,7 +228,7 @@ def spec_of(term: RewardTerm) -> list[Any] | None:
 
 
 def _load_builtins() -> None:
-    for module in _BUILTIN_MODULES:
+    for module in MODULES:
         import_module(f"textenv.rewards.{module}")
 
 

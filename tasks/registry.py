@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
+from textenv.tasks.catalog import BUILTIN, MODULES
 from textenv.tasks.task import Task, TaskData
 from textenv.utils.names import check_name, nearest, shown
 
-_BUILT_IN = ("random_walks", "reviews", "prompts", "probes")
 _TASKS: dict[str, Task] = {}
 
 AgentSettings = Mapping[str, Mapping[str, Any]]
@@ -77,7 +77,7 @@ def register_task(
         taken = _TASKS.get(name)
         if taken is not None and _origin(taken.builder) != _origin(function):
             raise ValueError(f"task {name!r} is already registered by {'.'.join(_origin(taken.builder))}")
-        line = description if description is not None else _first_line(function)
+        line = description if description is not None else BUILTIN.get(name) or _first_line(function)
         task = Task(name=name, description=line, builder=function, agent_settings=settings or {})
         for agent in task.agent_settings:
             task.settings(agent)  # which checks the keys
@@ -119,7 +119,7 @@ def describe() -> dict[str, str]:
 
 
 def _load_built_in() -> None:
-    for module in _BUILT_IN:
+    for module in MODULES:
         importlib.import_module(f"textenv.tasks.{module}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, TypeVar
@@ -63,6 +64,32 @@ SETTINGS: dict[str, str] = {
 }
 """Name -> ``"module:class"`` of their settings in ``textenv.agents.settings``, read without the agent."""
 
+LINES: dict[str, str] = {
+    "a2c": "A2C: policy gradient with a critic, one step per batch, no probability ratio.",
+    "best-of-n": "Best-of-n sampling: n samples per prompt, the best by reward; nothing is trained.",
+    "cpo": "Contrastive preference optimization from pairs: DPO without a reference, and likelihood.",
+    "dpo": "Direct preference optimization from pairs: losses sigmoid, cdpo, robust, ipo, hinge.",
+    "filtered-bc": "Behaviour cloning of the episodes with the highest returns (filtered BC).",
+    "grpo": "GRPO: returns standardised per group, clipped ratios; DAPO, Dr. GRPO and GSPO by settings.",
+    "ilql": "Implicit Language Q-Learning from logged episodes with rewards.",
+    "kto": "Kahneman-Tversky optimization from single responses, desirable or not (or from pairs).",
+    "monte-carlo": "Q and V regressed on Monte Carlo returns of logged episodes; logits shifted by Q - V.",
+    "nlpo": "PPO on the nucleus of a mask policy, an older copy of the policy.",
+    "online-dpo": "Online DPO: the best and the worst sample of each prompt are a preference pair.",
+    "orpo": "Odds-ratio preference optimization from pairs: likelihood and odds ratio, no reference.",
+    "ppo": "PPO with a value head, GAE and a KL penalty.",
+    "reinforce": "REINFORCE: log-prob of each token times (return to go - baseline); no critic.",
+    "reinforce++": "REINFORCE++: return to go with a KL penalty per token, whitened, clipped ratios.",
+    "reward-model": "Reward modelling: Bradley-Terry with soft labels and margins, or regression on ratings.",
+    "rft": "Rejection fine-tuning (ReST): supervised fine-tuning on the policy's best samples.",
+    "rloo": "RLOO: each episode's return (with KL penalty) minus the mean of the others on its prompt.",
+    "rwr": "Reward-weighted regression: cloning of logged episodes, each weighted by exp(return).",
+    "sb3": "Stable-Baselines3's PPO, with its cost counted as for the other agents.",
+    "sft": "Supervised fine-tuning: likelihood of the completions (behaviour cloning of all episodes).",
+    "simpo": "Simple preference optimization from pairs: length-averaged log-probs, a margin, no reference.",
+}
+"""Name -> one line about the agents that come with the library, shown without importing them."""
+
 AGENTS: dict[str, type[Any]] = {}
 """Name -> class of the agents that were registered."""
 
@@ -100,6 +127,12 @@ def register_agent(name: str) -> Callable[[AgentClass], AgentClass]:
 def agent_names() -> list[str]:
     """Names of all agents, sorted."""
     return sorted({*BUILTIN, *AGENTS})
+
+
+def list_agents() -> dict[str, str]:
+    """Name -> one line, for every agent; of a registered one it is the first line of its documentation."""
+    own = {name: _first_line(cls) for name, cls in AGENTS.items() if name not in LINES}
+    return dict(sorted({**LINES, **own}.items()))
 
 
 def get_agent(name: str | type[Any]) -> type[Any]:
@@ -140,3 +173,8 @@ def name_of(cls: type[Any]) -> str:
     if isinstance(name, str) and AGENTS.get(name) is cls:
         return name
     raise ValueError(f'{cls.__name__} is not registered; decorate it with @register_agent("name") to save it')
+
+
+def _first_line(cls: type[Any]) -> str:
+    lines = (inspect.getdoc(cls) or "").splitlines()
+    return lines[0] if lines else ""

@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textenv.agents.base.registry import agent_names, get_config_class
+from textenv.agents.base.registry import agent_names, get_config_class, list_agents
 from textenv.agents.base.user_code import import_rewards
 from textenv.agents.checkpointing.needs import check_policy_options
-from textenv.agents.cli import catalog
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.flags import Flags
 from textenv.agents.cli.interrupts import advising, how_to_resume
@@ -59,7 +58,7 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
     of_task = task_settings(task_of(argv), name)
     # The task's settings are the defaults that --help and --print_config show.
     made = {"settings": config_class.with_defaults({}, unsaid(of_task.settings, named_settings(argv)))}
-    about = catalog.agent(name)
+    about = list_agents()[name]
     parser = make_parser(prog, about, TrainOptions, nested=nested, made=made, positional=places)
     values = parse(parser, argv, only_given=("settings",))
     given_settings = values.pop("settings")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 
-from textenv.agents.cli import catalog
+from textenv.agents.base.registry import list_agents
 from textenv.agents.cli.errors import UsageError
+from textenv.rewards.catalog import BUILTIN as reward_lines
+from textenv.tasks.catalog import BUILTIN as task_lines
 from textenv.utils.names import nearest
 
 
 def run(what: str, argv: Sequence[str]) -> int:
     """List, or show the documentation of the one that ``argv`` names."""
-    lines = {"tasks": catalog.tasks, "agents": catalog.agents, "rewards": catalog.rewards}[what]()
+    lines = _lines(what)
     if "--help" in argv or "-h" in argv:
         print(f"usage: textenv {what} [NAME]\n\nList the {what}, or show the documentation of one.")
         return 0
@@ -28,6 +31,15 @@ def run(what: str, argv: Sequence[str]) -> int:
         raise UsageError(f"unknown {what.removesuffix('s')} {name!r}; {nearest(name, lines)}")
     print(_documentation(what, name))
     return 0
+
+
+def _lines(what: str) -> dict[str, str]:
+    """Name -> one line. The registries of tasks and rewards need torch, so they are not loaded for this."""
+    if what == "agents":
+        return list_agents()
+    builtin = task_lines if what == "tasks" else reward_lines
+    registry = sys.modules.get(f"textenv.{what}.registry")  # loaded if the user's code registered something
+    return builtin | (registry.describe() if registry is not None else {})
 
 
 def _print_list(lines: dict[str, str]) -> None:

@@ -1,0 +1,17 @@
+"""The tasks that come with the library, one line each: `textenv tasks` loads none of them."""
+
+from __future__ import annotations
+
+MODULES = ("random_walks", "reviews", "prompts", "probes")
+"""Modules of this package that register them."""
+BUILTIN: dict[str, str] = {
+    "probe-constant": "Always write one letter: the simplest bandit; an agent that fails it learns nothing.",
+    "probe-copy": "Write the prompt's second letter: does the policy see its prompt, and get its own reward?",
+    "probe-count": "Count from 1 to the prompt's number, then stop: credit over a sequence.",
+    "probe-end": "Stop at once: EOS must be an action that is rewarded and trained like any other.",
+    "probe-longest": "Never stop: the best episodes are truncated by the budget and must keep their reward.",
+    "prompts": "Your own prompts: a file, data set, hub id or list; other columns are passed to the rewards.",
+    "random-walks": "Shortest paths on a graph of 21 nodes written as letters; optimum 1, trains on a CPU.",
+    "reviews": "Continue the first words of a film review positively; 10,605 snippets with human ratings.",
+}
+"""Name -> one line about the task."""
