@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from textenv.agents.base.agent import Agent
+from textenv.agents.base.arguments import refuse_dataset
 from textenv.agents.base.groups import check_groups, group_rows
 from textenv.agents.base.registry import register_agent
 from textenv.agents.evaluation.evaluator import Evaluation
 from textenv.agents.losses.best_of_n import best_of_k, best_of_n_kl
-from textenv.agents.settings.effects import refuse_dataset
 from textenv.agents.settings.samples import BestOfNConfig
 from textenv.episodes.batch import EpisodeBatch
 from textenv.utils.names import nearest

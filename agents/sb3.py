@@ -16,13 +16,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from textenv.agents.base.agent import Agent
+from textenv.agents.base.arguments import refuse_dataset
 from textenv.agents.base.metrics import Timer
 from textenv.agents.base.registry import register_agent
 from textenv.agents.distributed import process_group
 from textenv.agents.evaluation.task_scores import kl_wrappers
 from textenv.agents.integrations.sb3 import sb3_agent
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.agents.settings.effects import FROM_EPISODES, Idle, refuse_dataset
+from textenv.agents.settings.effects import FROM_EPISODES, Idle
 from textenv.agents.settings.sb3 import SB3Config
 from textenv.rewards.kl import KLPenalty
 from textenv.rewards.wrappers import wrap_reward

@@ -12,8 +12,6 @@ from tests.test_project import FILES, ROOT, label, module_name
 MODULES = {module_name(path): label(path) for path in FILES}
 """Module -> its file."""
 UPWARD = {
-    ("agents/reports/run_data.py", "agents/pipeline/config.py"),
-    ("agents/settings/effects.py", "agents/base/agent.py"),
 }
 """(file, imported file) that still point up; none may be added."""
 CYCLES = 1

@@ -17,8 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from textenv.agents.base import renamed, saving
-from textenv.agents.base.arguments import check_config, check_options, check_policy_kwargs, check_sources
+from textenv.agents.base import arguments, renamed, saving
 from textenv.agents.base.callbacks import make_callbacks
 from textenv.agents.base.iteration import SPENT, end_iteration
 from textenv.agents.base.logging import open_loggers
@@ -42,7 +41,7 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.rollouts.collector import Collector
 from textenv.agents.rollouts.factory import make_collector
 from textenv.agents.settings.base import AgentConfig
-from textenv.agents.settings.effects import Idle, refuse_in, refuse_in_run
+from textenv.agents.settings.effects import Idle
 from textenv.agents.settings.engine_rollouts import EngineRollouts
 from textenv.agents.settings.ray_rollouts import RayRollouts
 from textenv.utils.host_memory import keep_freed_memory
@@ -104,10 +103,10 @@ class Agent:
     ) -> None:
         process_group.start()
         config = self.config_class() if config is None else config
-        check_config(config, self.config_class)
-        check_sources(self, envs, eval_envs, dataset, rollouts)
-        check_options(tokenizer, callbacks, metric_fn)
-        check_policy_kwargs(policy_kwargs, self.policy_class)
+        arguments.check_config(config, self.config_class)
+        arguments.check_sources(self, envs, eval_envs, dataset, rollouts)
+        arguments.check_options(tokenizer, callbacks, metric_fn)
+        arguments.check_policy_kwargs(policy_kwargs, self.policy_class)
         self.collector: Collector = make_collector(rollouts)
         self.envs, self.eval_envs = envs, eval_envs
         spare = next((e.unwrapped for e in (envs, eval_envs) if e is not None), None)
@@ -148,7 +147,7 @@ class Agent:
             total_steps=self.planned_steps(),
             warmup_steps=config.warmup_steps,
         )
-        refuse_in(self)
+        arguments.check_effects(self)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -292,7 +291,7 @@ class Agent:
 
     def learn(self) -> TrainResult[Self]:
         """Train to the end of the budget (from where a loaded agent stood)."""
-        refuse_in_run(self)
+        arguments.check_effects_in_run(self)
         started = time.perf_counter()
         self.history = earlier_rows(self.run_dir, self.iteration) if self.resumed else []
         self.evaluation = None

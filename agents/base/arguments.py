@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from textenv.agents.settings.effects import Idle, refuse
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.utils.checks import check_dict
 from textenv.utils.names import nearest, shown
@@ -97,3 +98,41 @@ def check_policy_kwargs(policy_kwargs: Any, policy_class: type[Any] | None) -> N
             raise TypeError(f"policy_kwargs can't hold {name!r}: {BY_AGENT[name]}")
         if name not in known:
             raise TypeError(f"policy_kwargs: unknown argument {name!r}; {nearest(name, known - {*BY_AGENT})}")
+
+
+def check_effects(agent: Any) -> None:
+    """Refuse settings without effect in an agent's environment, data and model, unless they are saved ones.
+
+    Raises:
+        ValueError: see ``refuse``.
+    """
+    refuse(agent.config, agent.config.refused(agent.idle()))
+
+
+def refuse_dataset(agent: Any, why: str) -> None:
+    """Refuse a data set that an online agent does not learn from, unless its settings are saved ones.
+
+    Args:
+        agent: the agent.
+        why: the end of the sentence that begins "dataset has no effect".
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if agent.dataset is not None and not agent.config.saved:
+        raise ValueError(f"dataset has no effect {why}; got {len(agent.dataset)} rows")
+
+
+def check_effects_in_run(agent: Any) -> None:
+    """Refuse settings of evaluations and checkpoints that a run can't make, unless they are saved ones.
+
+    Raises:
+        ValueError: see ``refuse``.
+    """
+    config, found = agent.config, Idle()
+    if agent.eval_envs is None:
+        found |= config.changed("eval_every", because="without anything to evaluate on (eval_envs=)")
+    if agent.run_dir is None:
+        names = ("checkpoint_every", "keep_checkpoints")
+        found |= config.changed(*names, because="without run_dir=, where checkpoints would be")
+    refuse(config, config.refused(found))

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textenv.agents.base.arguments import refuse_dataset
 from textenv.agents.base.online import OnlineAgent
-from textenv.agents.settings.effects import FROM_EPISODES, refuse_dataset
+from textenv.agents.settings.effects import FROM_EPISODES
 from textenv.agents.settings.groups import GroupBaselineConfig, check_whole_groups
 from textenv.episodes.batch import EpisodeBatch
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from textenv.agents.base.arguments import refuse_dataset
 from textenv.agents.base.extra_losses import ExtraLoss, KLLoss, PretrainingLoss
 from textenv.agents.base.old_hooks import accept_old_hooks
 from textenv.agents.base.online import OnlineAgent
@@ -31,8 +32,8 @@ from textenv.agents.losses.running import RunningStd
 from textenv.agents.optim.backend import Stats
 from textenv.agents.optim.weight_average import WeightAverage
 from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
-from textenv.agents.settings.effects import Idle, idle_beside_kl, refuse_dataset
-from textenv.agents.settings.policy_gradient import PolicyGradientConfig
+from textenv.agents.settings.effects import Idle
+from textenv.agents.settings.policy_gradient import PolicyGradientConfig, idle_beside_kl
 from textenv.data.encoding import raise_at
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.kl import KLPenalty

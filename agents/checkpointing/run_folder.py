@@ -27,6 +27,8 @@ LOCK = ".lock"
 """The file that the process that trains in a folder holds."""
 MARKER = "checkpoint.json"
 """The file that makes a folder a checkpoint; it is written last."""
+STAGES = ("sft", "reward-model", "judge", "rl")
+"""The folders of a pipeline's stages in its run folder, in their order."""
 _PACKAGES = ("textenv", "torch", "transformers", "gymnasium", "datasets", "numpy")
 _LEFT_OVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>writing|older|pruned)-[0-9a-f]{8}")
 """Names of what a killed process leaves: half-written, being replaced, being removed."""

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from textenv.agents.checkpointing.run_folder import STAGES
 from textenv.agents.settings.actor_critic import PPOConfig
 from textenv.agents.settings.base import Config
 from textenv.agents.settings.offline import SFTConfig
 from textenv.agents.settings.policy_options import PolicyOptions
 from textenv.agents.settings.preferences import RewardModelConfig
 from textenv.data.sources import HELD_OUT_SHARE
-
-STAGES = ("sft", "reward-model", "judge", "rl")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,12 +23,12 @@ from typing import Any
 from textenv.agents.base.callbacks import Callback
 from textenv.agents.checkpointing.fresh_start import fresh_start
 from textenv.agents.checkpointing.needs import check_writable
-from textenv.agents.checkpointing.run_folder import RunFolder
+from textenv.agents.checkpointing.run_folder import STAGES, RunFolder
 from textenv.agents.distributed import process_group
 from textenv.agents.distributed.devices import device_kwargs
 from textenv.agents.evaluation.before_after import BeforeAfter, compare
 from textenv.agents.pipeline.checks import check_needs
-from textenv.agents.pipeline.config import STAGES, DataConfig, PipelineConfig
+from textenv.agents.pipeline.config import DataConfig, PipelineConfig
 from textenv.agents.pipeline.hacking_watch import BEST, RewardHackingWatch
 from textenv.agents.pipeline.inputs import StageInputs
 from textenv.agents.pipeline.stages import Stage, StageError, StageFolders, write

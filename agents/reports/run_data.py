@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from textenv.agents.checkpointing.run_folder import RunFolder
+from textenv.agents.checkpointing.run_folder import STAGES, RunFolder
 from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.loggers.unpaid import is_unpaid, without_unpaid
-from textenv.agents.pipeline.config import STAGES
 from textenv.agents.reports.tokens import TokenView, load_views
 from textenv.utils.json_files import read_object
 from textenv.utils.redaction import masked, masked_command

@@ -7,7 +7,7 @@ from typing import Literal
 
 from textenv.agents.losses.names import RatioLevel
 from textenv.agents.settings.base import OnlineConfig
-from textenv.agents.settings.effects import Idle, idle_in_policy_gradient, unused_by
+from textenv.agents.settings.effects import Idle, unused_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class PolicyGradientConfig(OnlineConfig):
 
     def idle(self) -> Idle:
         """Settings without effect."""
-        return super().idle() | idle_in_policy_gradient(self)
+        return super().idle() | _idle(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,3 +150,38 @@ class ReinforcePlusPlusConfig(PolicyGradientConfig):
     def idle(self) -> Idle:
         """Settings without effect."""
         return super().idle() | unused_by(self.advantage, self)
+
+
+def idle_beside_kl(config: PolicyGradientConfig) -> Idle:
+    """Settings of a KL penalty in the reward that the environment has one of its own for."""
+    if not config.kl_coef or config.kl_placement == "loss":
+        return {}
+    names = ("kl_coef", "kl_controller", "kl_target", "kl_horizon")
+    return config.changed(*names, because="where the environment has a KL reward")
+
+
+def _idle(config: PolicyGradientConfig) -> Idle:
+    """Settings without effect among those that policy-gradient agents share."""
+    changed, found = config.changed, Idle()
+    if not config.whiten_advantages:
+        found |= changed("whiten_min_std", because="without whiten_advantages")
+    if config.importance_correction == "none":
+        found |= changed("importance_clip", because="without importance_correction")
+    if not config.ptx_coef:
+        found |= changed("ptx_batch_size", because="with ptx_coef=0")
+    if config.ema_decay == 0:
+        found |= {"ema_decay": "at 0, where the average is the weights"}
+    if not config.kl_coef:
+        names = ("kl_placement", "kl_controller", "kl_target", "kl_horizon")
+        found |= changed(*names, because="with kl_coef=0")
+    elif config.kl_controller == "fixed":
+        found |= changed("kl_target", "kl_horizon", because="with kl_controller='fixed'")
+    if config.epochs * config.minibatches == 1:
+        # The ratio to the policy that played is 1 there, whatever its bounds.
+        why = "with one optimizer step an iteration (epochs=1, minibatches=1)"
+        found |= changed("stop_at_kl", "clip_range_high", "dual_clip", because=why)
+        if config.clip_range is not None and config.ratio_level == "token":
+            found |= changed("clip_range", because=why)
+    if config.clip_range is None:
+        found |= changed("clip_range_high", "dual_clip", "ratio_level", because="without clip_range")
+    return found
