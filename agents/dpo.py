@@ -160,7 +160,9 @@ class PreferenceAgent(OfflineAgent):
         if self.has_reference and ref_log_probs is None:
             with self.reference.sharing():
                 policy_log_probs = self.policy(batch.episodes).log_probs
-                ref_log_probs = response_log_probs(self.reference.score(batch.episodes).log_probs, batch.mask)
+                ref_log_probs = response_log_probs(
+                    self.reference.forward_model(batch.episodes).log_probs, batch.mask
+                )
         else:
             policy_log_probs = self.policy(batch.episodes).log_probs
         counts = batch.mask.sum(-1)

@@ -26,7 +26,7 @@ from textenv.agents.losses.ilql import (
 from textenv.agents.optim.backend import Stats
 from textenv.agents.policies.heads import HeadKind, ILQLHeads, head_dtype
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
+from textenv.agents.policies.outputs import PolicyOutput
 from textenv.agents.settings.effects import Idle, unlike
 from textenv.agents.settings.offline import ILQLConfig
 from textenv.episodes.batch import EpisodeBatch

@@ -18,7 +18,7 @@ from textenv.agents.losses.aggregation import get_aggregation
 from textenv.agents.losses.policy_gradient import kl_loss, sft_loss
 from textenv.agents.optim.backend import Stats
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
+from textenv.agents.policies.outputs import PolicyOutput
 from textenv.agents.settings.policy_gradient import PolicyGradientConfig
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.kl import adapted_coefficient

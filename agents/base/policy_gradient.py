@@ -31,7 +31,7 @@ from textenv.agents.losses.policy_gradient import Reduction
 from textenv.agents.losses.running import RunningStd
 from textenv.agents.optim.backend import Stats
 from textenv.agents.optim.weight_average import WeightAverage
-from textenv.agents.policies.teacher_forced import Evaluation as PolicyOutput
+from textenv.agents.policies.outputs import PolicyOutput
 from textenv.agents.settings.effects import Idle
 from textenv.agents.settings.policy_gradient import PolicyGradientConfig, idle_beside_kl
 from textenv.data.encoding import raise_at

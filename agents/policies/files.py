@@ -16,26 +16,24 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from textenv.agents.policies.adapter_files import load_adapters, restore_adapters, save_adapters
-from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.model_setup import dropout_restored, load_causal_lm
+from textenv.agents.policies.outputs import ReferencePolicy
 from textenv.agents.policies.saved_model import save_ends, save_model
+from textenv.agents.policies.teacher_forced import TeacherForced
 from textenv.agents.policies.tokenizer_files import save_tokenizer
 from textenv.modeling.pretrained import load_pretrained
 from textenv.modeling.saved_runs import model_folder
 from textenv.utils.files import updated_folder
 from textenv.utils.json_files import read_object
 
-if TYPE_CHECKING:
-    from textenv.agents.policies.language_policy import LanguagePolicy
-
-    Policy = TypeVar("Policy", bound=LanguagePolicy)
+Policy = TypeVar("Policy", bound=TeacherForced)
 
 FORMAT = 2
 FILES = (
@@ -59,30 +57,51 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 """Fields of ``policy.json`` and their types."""
 
 
-def save_policy(policy: LanguagePolicy, path: str | os.PathLike[str], *, reference: bool = False) -> None:
-    """Write the policy into the folder ``path``; see ``LanguagePolicy.save``."""
-    with updated_folder(path, stale=FILES, last="policy.json") as folder, dropout_restored(policy.dropout):
-        save_model(policy, folder)
-        adapters = None if policy.peft is None else save_adapters(policy.peft, folder)
-        if policy.tokenizer is not None:
-            save_tokenizer(policy.tokenizer, folder)
-            save_ends(policy, folder)
-        heads = head_tensors(policy)
+def save_policy(
+    path: str | os.PathLike[str],
+    *,
+    kind: str,
+    model: nn.Module,
+    peft: Any,
+    tokenizer: Any,
+    settings: Mapping[str, Any],
+    heads: Mapping[str, Tensor],
+    dropout: Any,
+    reference: ReferencePolicy | None = None,
+) -> None:
+    """Write the parts of a policy into the folder ``path``; see ``LanguagePolicy.save``.
+
+    Args:
+        path: the folder.
+        kind: name of the policy's class.
+        model: the causal LM.
+        peft: the adapters' view of it, None without adapters.
+        tokenizer: saved with the model; None saves none.
+        settings: constructor arguments, as JSON values.
+        heads: tensors that are not the language model's, by name.
+        dropout: the model's dropout probabilities, as ``disable_dropout`` gave them.
+        reference: the reference policy whose own weights are saved, None saves none.
+    """
+    with updated_folder(path, stale=FILES, last="policy.json") as folder, dropout_restored(dropout):
+        save_model(model, peft, folder)
+        adapters = None if peft is None else save_adapters(peft, folder)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, folder)
+            save_ends(model, tokenizer, folder)
         if heads:
             save_file(_plain(heads), folder / "heads.safetensors")
-        kept = policy.reference() if reference else None
-        if kept is not None and (tensors := kept.state_dict()):
+        if reference is not None and (tensors := reference.state_dict()):
             save_file(_plain(tensors), folder / "reference.safetensors")
-        settings = {
+        written = {
             "format": FORMAT,
-            "class": type(policy).__name__,
-            "settings": settings_of(policy),
+            "class": kind,
+            "settings": dict(settings),
             "heads": sorted(heads),
             "adapters": adapters is not None,
             "adapter_state": adapters,
-            "reference": None if kept is None else kept.mode,
+            "reference": None if reference is None else reference.mode,
         }
-        (folder / "policy.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / "policy.json").write_text(json.dumps(written, indent=2) + "\n")
 
 
 def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any) -> Policy:
@@ -119,7 +138,7 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
     return policy
 
 
-def _check_class(cls: type[LanguagePolicy], folder: Path, saved: Mapping[str, Any]) -> None:
+def _check_class(cls: type[TeacherForced], folder: Path, saved: Mapping[str, Any]) -> None:
     """Refuse a class that lacks settings which the saved policy's own class added."""
     takes = inspect.signature(cls.__init__).parameters
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values()):
@@ -132,7 +151,7 @@ def _check_class(cls: type[LanguagePolicy], folder: Path, saved: Mapping[str, An
         )
 
 
-def restore_policy(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None:
+def restore_policy(policy: TeacherForced, path: str | os.PathLike[str]) -> None:
     """Give a policy the weights that ``save_policy`` wrote; it was made as the saved one had been.
 
     Raises:
@@ -157,7 +176,7 @@ def restore_policy(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None
     policy.invalidate()
 
 
-def _load_beside(policy: LanguagePolicy, folder: Path, saved: dict[str, Any]) -> None:
+def _load_beside(policy: TeacherForced, folder: Path, saved: dict[str, Any]) -> None:
     """Heads and reference, which lie beside the model."""
     if saved["heads"]:
         load_heads(policy, folder)
@@ -167,28 +186,7 @@ def _load_beside(policy: LanguagePolicy, folder: Path, saved: dict[str, Any]) ->
             reference.load_state_dict(load_file(folder / "reference.safetensors"))
 
 
-def settings_of(policy: LanguagePolicy) -> dict[str, Any]:
-    """Constructor arguments as JSON values, without the model and a value head that was given as a module."""
-    shared = "shared" if isinstance(policy.value_head, ValueHead) else False
-    decoding = policy.decoding
-    return {
-        "temperature": decoding.temperature,
-        "top_k": decoding.top_k,
-        "top_p": decoding.top_p,
-        "greedy": decoding.greedy,
-        "value_head": "separate" if policy.critic is not None else shared,
-        "head_kind": policy.head_kind,
-        "train_layers": policy.train_layers,
-        "gradient_checkpointing": policy.gradient_checkpointing,
-        "autocast": policy.autocast,
-        "dtype": str(next(policy.model.parameters()).dtype).removeprefix("torch."),
-        "max_tokens": policy.max_tokens,
-        "seed": policy.seed,
-        **policy.extra_settings(),
-    }
-
-
-def head_tensors(policy: LanguagePolicy) -> dict[str, Tensor]:
+def head_tensors(policy: TeacherForced) -> dict[str, Tensor]:
     """Parameters and buffers of the policy that are not the language model's, by name."""
     own = {id(tensor) for tensor in [*policy.model.parameters(), *policy.model.buffers()]}
     named = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
@@ -200,7 +198,7 @@ def head_tensors(policy: LanguagePolicy) -> dict[str, Tensor]:
     }
 
 
-def load_heads(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None:
+def load_heads(policy: TeacherForced, path: str | os.PathLike[str]) -> None:
     """Give the policy's heads the weights saved in the folder ``path``.
 
     Raises:
@@ -219,6 +217,6 @@ def load_heads(policy: LanguagePolicy, path: str | os.PathLike[str]) -> None:
     policy.invalidate()
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors with memory of their own, as safetensors wants them."""
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}

@@ -16,6 +16,7 @@ from torch import nn
 
 from textenv.agents.policies.adapters import add_lora, as_peft, check_adapters, unwrapped
 from textenv.agents.policies.critics import SeparateCritic
+from textenv.agents.policies.files import head_tensors, load_policy, save_policy
 from textenv.agents.policies.heads import HeadKind, ValueHead, checked_head, head_dtype
 from textenv.agents.policies.model_setup import (
     checkpoint_activations,
@@ -24,8 +25,8 @@ from textenv.agents.policies.model_setup import (
     load_causal_lm,
     train_top_layers,
 )
-from textenv.agents.policies.outputs import Memo
-from textenv.agents.policies.references import Reference, ReferenceMode, lightest_mode
+from textenv.agents.policies.outputs import Memo, ReferenceMode
+from textenv.agents.policies.references import Reference, lightest_mode
 from textenv.agents.policies.teacher_forced import Autocast, TeacherForced
 from textenv.agents.policies.tied_adapters import tie_adapters
 from textenv.envs.token_constraints import TokenConstraints, vocabulary_size
@@ -91,6 +92,7 @@ class LanguagePolicy(TeacherForced):
 
     peft: PeftModel | None
     """The adapters' view of the model, if there are adapters."""
+    _reference: Reference | None
 
     def __init__(
         self,
@@ -255,11 +257,6 @@ class LanguagePolicy(TeacherForced):
         """Moves whenever weights may have changed."""
         return self.decoding.weights_version
 
-    def invalidate(self) -> None:
-        """Forget all that was computed: weights changed in a way that cannot be seen (``.data`` edits)."""
-        self.decoding.invalidate()
-        self._memo.forget()
-
     # -- reference -------------------------------------------------------------------------------------------
 
     def reference(self, mode: ReferenceMode | None = None) -> Reference:
@@ -293,6 +290,26 @@ class LanguagePolicy(TeacherForced):
         """JSON values of the constructor arguments that a subclass adds; ``save`` keeps them."""
         return {}
 
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments as JSON values, without the model and a value head given as a module."""
+        shared = "shared" if isinstance(self.value_head, ValueHead) else False
+        decoding = self.decoding
+        return {
+            "temperature": decoding.temperature,
+            "top_k": decoding.top_k,
+            "top_p": decoding.top_p,
+            "greedy": decoding.greedy,
+            "value_head": "separate" if self.critic is not None else shared,
+            "head_kind": self.head_kind,
+            "train_layers": self.train_layers,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "autocast": self.autocast,
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            **self.extra_settings(),
+        }
+
     def save(self, path: str | os.PathLike[str], *, reference: bool = False) -> None:
         """Write a folder that plain ``AutoModelForCausalLM.from_pretrained`` loads.
 
@@ -300,13 +317,19 @@ class LanguagePolicy(TeacherForced):
             path: folder.
             reference: also the reference's own weights, so that training can go on.
         """
-        from textenv.agents.policies.files import save_policy
-
-        save_policy(self, path, reference=reference)
+        save_policy(
+            path,
+            kind=type(self).__name__,
+            model=self.model,
+            peft=self.peft,
+            tokenizer=self.tokenizer,
+            settings=self.settings(),
+            heads=head_tensors(self),
+            dropout=self.dropout,
+            reference=self.reference() if reference else None,
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> Self:
         """Rebuild a policy from ``save``'s folder; ``options`` come before what was saved."""
-        from textenv.agents.policies.files import load_policy
-
         return load_policy(cls, path, **options)

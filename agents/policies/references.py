@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +18,13 @@ from torch import Tensor, nn
 from textenv.agents.distributed.batch_sharding import share_of
 from textenv.agents.policies.adapters import adapter_parameters, adapters_change_nothing, base_is_start
 from textenv.agents.policies.model_setup import frozen_blocks, transformer_blocks
-from textenv.agents.policies.outputs import Memo
-from textenv.agents.policies.teacher_forced import Evaluation, in_parts, joined_evaluation
+from textenv.agents.policies.outputs import Memo, PolicyOutput, ReferenceMode, in_parts, joined_output
+from textenv.agents.policies.teacher_forced import TeacherForced
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.log_probs import TokenLogProbs
 from textenv.modeling.model_checks import check_finite
 from textenv.modeling.split_model import split_model
 from textenv.modeling.weight_version import ModelWatch, watch_of
-
-if TYPE_CHECKING:
-    from textenv.agents.policies.language_policy import LanguagePolicy
-
-ReferenceMode = Literal["copy", "adapters-off", "shared-trunk"]
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -42,7 +37,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-def lightest_mode(policy: LanguagePolicy) -> ReferenceMode:
+def lightest_mode(policy: TeacherForced) -> ReferenceMode:
     """Adapters off while they change nothing, else the shared trunk if layers are frozen, else a copy."""
     if policy.peft is not None and adapters_change_nothing(policy.model):
         return "adapters-off"
@@ -64,7 +59,7 @@ class Reference:
         ValueError: if the mode is unknown, or the policy has no adapters or no frozen trunk for it.
     """
 
-    def __init__(self, policy: LanguagePolicy, mode: ReferenceMode) -> None:
+    def __init__(self, policy: TeacherForced, mode: ReferenceMode) -> None:
         if mode not in get_args(ReferenceMode):
             raise ValueError(f"reference mode must be one of {list(get_args(ReferenceMode))}, got {mode!r}")
         self.policy = policy
@@ -116,17 +111,17 @@ class Reference:
         with watch_of(self.policy.model).lock, self.policy.peft.disable_adapter():
             yield self.policy.model
 
-    def score(self, episodes: EpisodeBatch, *, entropy: bool = False) -> TokenLogProbs:
+    def forward_model(self, episodes: EpisodeBatch, *, entropy: bool = False) -> TokenLogProbs:
         """One pass; on the policy's trunk if the policy has just run on the same episodes in ``sharing``."""
         with torch.no_grad(), self.active() as model:
-            return self.policy.score(model, episodes, entropy=entropy)
+            return self.policy.forward_model(model, episodes, entropy=entropy)
 
-    def evaluate(self, episodes: EpisodeBatch, *, entropy: bool = False) -> Evaluation:
+    def evaluate(self, episodes: EpisodeBatch, *, entropy: bool = False) -> PolicyOutput:
         """Log-probs and, if asked, entropies, in parts as ``LanguagePolicy.evaluate`` does; no gradient."""
 
-        def run(part: EpisodeBatch) -> Evaluation:
-            found = self.score(part, entropy=entropy)
-            return Evaluation(found.log_probs, entropy=found.entropy)
+        def run(part: EpisodeBatch) -> PolicyOutput:
+            found = self.forward_model(part, entropy=entropy)
+            return PolicyOutput(found.log_probs, entropy=found.entropy)
 
         state = self._state()
         known = self._memo.get(episodes, state)
@@ -135,7 +130,7 @@ class Reference:
         share = share_of(episodes)
         if share is not None:
             own = self.evaluate(share.own, entropy=entropy)
-            return self._memo.put(episodes, state, joined_evaluation(share, own, episodes))
+            return self._memo.put(episodes, state, joined_output(share, own, episodes))
         return self._memo.put(episodes, state, in_parts(episodes, self.policy.max_tokens, run))
 
     def log_prob(self, episodes: EpisodeBatch) -> Tensor:

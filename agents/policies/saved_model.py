@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from textenv.modeling.pretrained import load_pretrained
 from textenv.modeling.split_model import eval_mode, vocabulary_size
 from textenv.tasks.stop_tokens import generation_ends, stop_tokens
 from textenv.utils.quiet import without_bars
-
-if TYPE_CHECKING:
-    from textenv.agents.policies.language_policy import LanguagePolicy
 
 PROBE_TOKENS = 8
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -37,22 +34,27 @@ class SavedModelDiffers(RuntimeError):
     """What plain transformers loads from a folder is not the policy that was saved there."""
 
 
-def save_model(policy: LanguagePolicy, folder: Path) -> None:
-    """Write the causal LM, adapters merged in, and check that plain transformers loads the policy from it.
+def save_model(model: nn.Module, peft: Any, folder: Path) -> None:
+    """Write the causal LM, adapters merged in, and check that plain transformers loads the same model.
+
+    Args:
+        model: a policy's causal LM.
+        peft: the adapters' view of it, None without adapters.
+        folder: where to write.
 
     Raises:
         TypeError: for a model that transformers can't write.
         SavedModelDiffers: if the folder holds another model than the policy.
     """
-    if not hasattr(policy.model, "save_pretrained"):
-        raise TypeError(f"only a model of transformers can be saved, got {type(policy.model).__name__}")
-    written: Any = policy.model if policy.peft is None else merged_copy(policy.peft)
+    if not hasattr(model, "save_pretrained"):
+        raise TypeError(f"only a model of transformers can be saved, got {type(model).__name__}")
+    written: Any = model if peft is None else merged_copy(peft)
     with without_bars():
         written.save_pretrained(folder)
-    check_saved(policy, written, folder)
+    check_saved(model, written, folder)
 
 
-def save_ends(policy: LanguagePolicy, folder: Path) -> None:
+def save_ends(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """Let plain ``generate`` stop where the policy's texts end, by the saved generation config.
 
     To the ends that the model names come the tokenizer's EOS and, with a chat template, the token that ends
@@ -60,11 +62,11 @@ def save_ends(policy: LanguagePolicy, folder: Path) -> None:
     Without a tokenizer nothing changes, nor does the policy's own model.
     """
     path = folder / "generation_config.json"
-    if policy.tokenizer is None or not path.is_file():
+    if tokenizer is None or not path.is_file():
         return
-    chat = bool(getattr(policy.tokenizer, "chat_template", None))
-    size = vocabulary_size(policy.model, 1 << 62)
-    ends = [*generation_ends(policy.model), *stop_tokens(policy.tokenizer, chat=chat)]
+    chat = bool(getattr(tokenizer, "chat_template", None))
+    size = vocabulary_size(model, 1 << 62)
+    ends = [*generation_ends(model), *stop_tokens(tokenizer, chat=chat)]
     ends = [end for end in dict.fromkeys(ends) if end < size]
     written = json.loads(path.read_text())
     before = written.get("eos_token_id")
@@ -74,11 +76,11 @@ def save_ends(policy: LanguagePolicy, folder: Path) -> None:
 
 
 @torch.no_grad()
-def check_saved(policy: LanguagePolicy, written: nn.Module, folder: Path) -> None:
-    """Compare what plain transformers loads from ``folder`` with the policy.
+def check_saved(model: nn.Module, written: nn.Module, folder: Path) -> None:
+    """Compare what plain transformers loads from ``folder`` with the model.
 
     Args:
-        policy: the policy.
+        model: the policy's causal LM.
         written: the model as it was to be written: the policy's own, or a copy with its adapters merged in.
         folder: where it was written.
 
@@ -87,23 +89,23 @@ def check_saved(policy: LanguagePolicy, written: nn.Module, folder: Path) -> Non
     """
     reloaded = _plain_load(written, folder)
     _compare_tensors(written, reloaded)
-    if not _can_run(policy.model):
+    if not _can_run(model):
         return
-    ids = probe_ids(policy)
-    live = _logits(policy.model, ids)
-    if written is not policy.model:
+    ids = probe_ids(model)
+    live = _logits(model, ids)
+    if written is not model:
         _compare_logits(live, _logits(written, ids), "the merged model")
     _compare_logits(live, _logits(reloaded, ids), "the saved model")
 
 
-def probe_ids(policy: LanguagePolicy) -> Tensor:
+def probe_ids(model: nn.Module) -> Tensor:
     """A few tokens all over the vocabulary, and some of those whose rows train on their own: (1, n)."""
-    count = min(PROBE_TOKENS, usable_positions(policy.model) or PROBE_TOKENS)
-    size = vocabulary_size(policy.model, 2)
+    count = min(PROBE_TOKENS, usable_positions(model) or PROBE_TOKENS)
+    size = vocabulary_size(model, 2)
     ids = torch.linspace(0, size - 1, count).long()
     rows = [
         token
-        for module in policy.model.modules()
+        for module in model.modules()
         for indices in dict(getattr(module, "token_indices", None) or {}).values()
         for token in indices
     ]

@@ -8,16 +8,23 @@ Shape letters: B episodes, L tokens, d width.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from textenv.agents.distributed.batch_sharding import Share, share_of
+from textenv.agents.distributed.batch_sharding import share_of
 from textenv.agents.policies.critics import SeparateCritic, final_states
-from textenv.agents.policies.outputs import Memo
+from textenv.agents.policies.outputs import (
+    Memo,
+    PolicyOutput,
+    ReferenceMode,
+    ReferencePolicy,
+    in_parts,
+    joined_output,
+)
 from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.generation.policy import DecodingPolicy
@@ -26,62 +33,7 @@ from textenv.modeling.nucleus import TokenRestriction
 from textenv.modeling.packing import check_packing
 from textenv.modeling.weight_version import float_settings, watch_of
 
-if TYPE_CHECKING:
-    from textenv.agents.policies.references import Reference, ReferenceMode
-
 Autocast = Literal["float32", "bfloat16", "float16"]
-
-
-class Evaluation(NamedTuple):
-    """About B episodes; (B, L) are 0 off the action mask, None = not asked for."""
-
-    log_probs: Tensor
-    """(B, L) log-prob of each action."""
-    values: Tensor | None = None
-    """(B, L) V of the state before each action."""
-    entropy: Tensor | None = None
-    """(B, L) entropy in nats of the distribution that each action was drawn from."""
-    final_values: Tensor | None = None
-    """(B,) V after the last token."""
-    ref_log_probs: Tensor | None = None
-    """(B, L) log-prob of each action under the reference."""
-    hidden: Tensor | None = None
-    """(B, L, d) input of the LM head; column p is the state after token p."""
-
-    def has(self, wanted: set[str]) -> bool:
-        """Whether all these fields are there."""
-        return all(getattr(self, name) is not None for name in wanted)
-
-
-def in_parts(
-    episodes: EpisodeBatch, max_tokens: int, run: Callable[[EpisodeBatch], Evaluation]
-) -> Evaluation:
-    """Run on length-sorted parts of at most ``max_tokens`` padded tokens and put the rows back in order.
-
-    A batch that fits runs as it is, so that a training step on it is the same computation.
-    """
-    rows, length = episodes.input_ids.shape
-    if rows * length <= max_tokens:
-        return run(episodes)
-    whole: dict[str, Tensor] = {}
-    for index, part in episodes.token_budget_batches(max_tokens):
-        for name, found in run(part)._asdict().items():
-            if found is None:
-                continue
-            if name not in whole:
-                whole[name] = found.new_zeros(rows, length) if found.dim() == 2 else found.new_zeros(rows)
-            place = index.to(found.device)
-            if found.dim() == 2:
-                whole[name][place, : found.shape[1]] = found
-            else:
-                whole[name][place] = found
-    return Evaluation(**whole)
-
-
-def joined_evaluation(share: Share, own: Evaluation, whole: EpisodeBatch) -> Evaluation:
-    """What all processes found about their rows, about the whole batch."""
-    known = {name: value for name, value in own._asdict().items() if value is not None}
-    return Evaluation(**share.assemble(known, whole))
 
 
 def filters(sampling: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +47,10 @@ class TeacherForced(nn.Module):
 
     model: nn.Module
     """The causal LM (with adapter layers inside it, if there are adapters)."""
+    peft: Any
+    """The adapters' view of the model, None without adapters."""
+    compile_backend: str | None
+    """Backend of ``torch.compile`` for teacher-forced passes, None without compiling."""
     value_head: nn.Module | None
     """(..., d) -> (...,) on the policy's trunk."""
     critic: SeparateCritic | None
@@ -108,13 +64,18 @@ class TeacherForced(nn.Module):
     _packing: bool = False
     _restriction: TokenRestriction | None = None
     """Rule under which the policy's own passes compute log-probs at the moment."""
-    _reference: Reference | None
+    _reference: ReferencePolicy | None
     _memo: Memo
     _warned: bool
 
-    def reference(self, mode: ReferenceMode | None = None) -> Reference:
+    def reference(self, mode: ReferenceMode | None = None) -> ReferencePolicy:
         """The frozen policy to measure KL against."""
         raise NotImplementedError
+
+    def invalidate(self) -> None:
+        """Drop all that was computed: weights changed in a way that cannot be detected (``.data`` edits)."""
+        self.decoding.invalidate()
+        self._memo.forget()
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +115,7 @@ class TeacherForced(nn.Module):
 
     def forward(
         self, episodes: EpisodeBatch, *, values: bool = False, entropy: bool = False, hidden: bool = False
-    ) -> Evaluation:
+    ) -> PolicyOutput:
         """Differentiable pass over a minibatch: one backbone forward for all that is asked for.
 
         Args:
@@ -193,7 +154,7 @@ class TeacherForced(nn.Module):
         entropy: bool = False,
         final_values: bool = False,
         reference: bool = False,
-    ) -> Evaluation:
+    ) -> PolicyOutput:
         """One pass without gradient, in length-sorted parts of at most ``max_tokens`` padded tokens.
 
         Of a batch that all processes hold (``agents.distributed.batch_sharding``) each passes over its
@@ -218,7 +179,7 @@ class TeacherForced(nn.Module):
 
     def _evaluate(
         self, episodes: EpisodeBatch, values: bool, entropy: bool, final_values: bool, reference: bool
-    ) -> Evaluation:
+    ) -> PolicyOutput:
         """``evaluate``, by the one thread that may."""
         asked = {
             "values": values,
@@ -236,16 +197,16 @@ class TeacherForced(nn.Module):
             own = self.evaluate(
                 share.own, values=values, entropy=entropy, final_values=final_values, reference=reference
             )
-            return self._memo.put(episodes, state, joined_evaluation(share, own, episodes))
+            return self._memo.put(episodes, state, joined_output(share, own, episodes))
         other = self.reference() if reference else None
         shared = other is not None and other.mode == "shared-trunk"
 
-        def run(part: EpisodeBatch) -> Evaluation:
+        def run(part: EpisodeBatch) -> PolicyOutput:
             if other is None or not shared:
                 return self._pass(part, values=values, entropy=entropy, final_values=final_values)
             with other.sharing():
                 ours = self._pass(part, values=values, entropy=entropy, final_values=final_values)
-                return ours._replace(ref_log_probs=other.score(part).log_probs)
+                return ours._replace(ref_log_probs=other.forward_model(part).log_probs)
 
         expected = not shared and self._memo.expects(episodes)
         if expected:
@@ -281,7 +242,7 @@ class TeacherForced(nn.Module):
         assert found is not None
         return found
 
-    def score(
+    def forward_model(
         self, model: nn.Module, episodes: EpisodeBatch, *, entropy: bool = False, **options: Any
     ) -> TokenLogProbs:
         """Teacher-forced pass of any causal LM under this policy's temperature, legality and precision."""
@@ -296,6 +257,11 @@ class TeacherForced(nn.Module):
                 packing=self.packing,
                 **options,
             )
+
+    def score(self, model: nn.Module, episodes: EpisodeBatch, **options: Any) -> TokenLogProbs:
+        """Deprecated: ``forward_model``."""
+        warnings.warn("score is now called forward_model", DeprecationWarning, stacklevel=2)
+        return self.forward_model(model, episodes, **options)
 
     def warn_of_filters(self, sampling: Mapping[str, Any] | None = None) -> bool:
         """Warn, once, if actions come from a filtered distribution (log-probs are those of the whole one).
@@ -326,13 +292,13 @@ class TeacherForced(nn.Module):
         final_values: bool = False,
         hidden: bool = False,
         processed: bool = True,
-    ) -> Evaluation:
+    ) -> PolicyOutput:
         """A teacher-forced pass; ``processed``: under the distribution that the logits processor makes."""
         if (values or final_values) and not self._has_critic:
             raise ValueError("values need a critic: make the policy with value_head=True, got none")
         head = self.value_head
         states = hidden or (final_values and head is not None)
-        found = self.score(
+        found = self.forward_model(
             self.model,
             episodes,
             entropy=entropy,
@@ -348,7 +314,7 @@ class TeacherForced(nn.Module):
         if self.critic is not None and (values or final_values):
             with self._precision():
                 state_values, final = self.critic(episodes, packing=self.packing)
-        return Evaluation(
+        return PolicyOutput(
             log_probs=found.log_probs,
             values=state_values if values else None,
             entropy=found.entropy,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv import scoring as scorer
-from textenv.agents.policies.files import head_tensors, settings_of
+from textenv.agents.policies.files import head_tensors
 from textenv.agents.policies.heads import ValueHead
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
@@ -159,7 +159,7 @@ def policy_recipe(policy: LanguagePolicy, rewards: list[Any] | None = None) -> P
     processor = policy.decoding.logits_processor
     if processor is not None and getattr(processor, "__self__", None) is not policy:
         raise ValueError("actors can't copy a policy whose logits processor is not its own method")
-    settings = settings_of(policy)
+    settings = policy.settings()
     arguments = {
         name: value
         for name, value in settings.items()

@@ -50,7 +50,7 @@ def takes(function: Callable[..., Any], keyword: str) -> bool:
     )
 
 
-def unlike(config: Settings, names: Iterable[str], own: Mapping[str, Any], because: str) -> Idle:
+def unlike(config: Settings, names: Iterable[str], made_with: Mapping[str, Any], because: str) -> Idle:
     """Settings of a policy that was given ready-made, where they differ from what it was made with."""
     return {
         name: why

@@ -193,7 +193,7 @@ def test_calling_the_policy_gives_the_language_model_itself() -> None:
 def test_a_small_byte_budget_changes_nothing() -> None:
     policy = policy_with(3.0)
     episodes = DATA.select(slice(0, 8))
-    parts = policy.score(policy.model, episodes, logits_processor=policy.shift, max_bytes=4 * 7 * 5)
+    parts = policy.forward_model(policy.model, episodes, logits_processor=policy.shift, max_bytes=4 * 7 * 5)
     assert relative_error([parts.log_probs], [policy.log_prob(episodes)]) < 1e-5
 
 

@@ -164,7 +164,7 @@ def check(policy: LanguagePolicy, change: Callable[[Any], None]) -> None:
     )
     after = policy.evaluate(EPISODES).log_probs
     assert not torch.allclose(after.double(), before, atol=1e-3)
-    fresh = policy.score(policy.model, EPISODES).log_probs
+    fresh = policy.forward_model(policy.model, EPISODES).log_probs
     assert torch.equal(after, fresh) and policy.weights_version > version
 
 
@@ -182,7 +182,7 @@ def test_the_same_adapters_named_again_are_no_change() -> None:
     policy = make_policy(adapters=True)
     state = watch_of(policy.model).state()
     with peft(policy).disable_adapter():
-        policy.score(policy.model, EPISODES)
+        policy.forward_model(policy.model, EPISODES)
     policy.model.train()
     policy.model.eval()
     assert watch_of(policy.model).state() == state

@@ -520,5 +520,5 @@ def test_a_later_save_leaves_no_file_of_an_earlier_one(tmp_path: Path) -> None:
 
 
 def test_the_probe_has_rows_that_train_on_their_own() -> None:
-    ids = probe_ids(LanguagePolicy(TIED, lora=on(trainable_token_indices=[7, 11])))
+    ids = probe_ids(LanguagePolicy(TIED, lora=on(trainable_token_indices=[7, 11])).model)
     assert ids.shape == (1, 8) and {7, 11} <= set(ids[0].tolist())
