@@ -253,13 +253,13 @@ def test_a_precomputed_reference_changes_nothing_but_the_forwards(
 
         agent.policy.forward = counted
         if agent.reference is not None:
-            score = agent.reference.score
+            score = agent.reference.forward_model
 
             def scored(*args: Any, score: Any = score, calls: Any = calls, **kwargs: Any) -> Any:
                 calls["reference"] += 1
                 return score(*args, **kwargs)
 
-            agent.reference.score = scored
+            agent.reference.forward_model = scored
         history = agent.learn().history
         rows.append([{k: v for k, v in row.items() if not k.startswith("time/")} for row in history])
         forwards.append(calls)

@@ -221,7 +221,7 @@ def test_a_reference_sees_its_own_weights_change() -> None:
         nn.utils.vector_to_parameters(
             1.5 * nn.utils.parameters_to_vector(model.parameters()), model.parameters()
         )
-        right = policy.score(model, EPISODES).log_probs
+        right = policy.forward_model(model, EPISODES).log_probs
     assert torch.equal(reference.log_prob(EPISODES), right) and not torch.equal(right, before)
 
 
