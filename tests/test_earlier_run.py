@@ -3,13 +3,14 @@
 ``fixtures/run_of_0_1_0/NAME`` is what ``train(**given(NAME), run_dir=NAME, loggers=["jsonl"])`` wrote,
 without the report and its plots. PPO was given by name and has all that a checkpoint can hold: a critic, a
 reference, a moving average, the states of an adaptive KL and of a reward. DPO was given as a class and has
-adapters. Only public names are used here.
+adapters.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 import textenv
 from textenv import agents
-from textenv.agents import Agent, read_metrics
+from textenv.agents import Agent, RunFolder, read_metrics
+from textenv.agents.reports.run_data import read_run
 from textenv.tasks import letter_tokenizer, make_vec_env
 
 FOLDER = Path(__file__).parent / "fixtures" / "run_of_0_1_0"
@@ -124,6 +126,14 @@ def test_the_class_in_run_json_is_public(name: str) -> None:
     info = json.loads((FOLDER / name / "run.json").read_text())
     assert info["agent"] == {"ppo": "ppo", "dpo": "textenv.agents.preferences.agents:DPO"}[name]
     assert getattr(agents, info["agent"].rpartition(":")[2].upper()) is AGENTS[name]
+
+
+def test_the_class_in_run_json_is_read_by_its_present_place() -> None:
+    for read in (RunFolder(FOLDER / "dpo").read_info(), read_run(FOLDER / "dpo").info):
+        module, _, attribute = read["agent"].partition(":")
+        assert module == "textenv.agents.dpo"
+        assert getattr(import_module(module), attribute) is agents.DPO
+    assert RunFolder(FOLDER / "ppo").read_info()["agent"] == "ppo"
 
 
 def test_the_run_goes_on(name: str, run_dir: Path, tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ MARKER = "checkpoint.json"
 """The file that makes a folder a checkpoint; it is written last."""
 STAGES = ("sft", "reward-model", "judge", "rl")
 """The folders of a pipeline's stages in its run folder, in their order."""
+_FORMER_MODULES = {
+    "textenv.agents.preferences.agents": "textenv.agents.dpo",
+    "textenv.agents.reward_models.agent": "textenv.agents.reward_model",
+    "textenv.agents.sb3_learner": "textenv.agents.sb3",
+}
+"""Modules of agent classes in version 0.1.0 -> where the classes are now."""
 _PACKAGES = ("textenv", "torch", "transformers", "gymnasium", "datasets", "numpy")
 _LEFT_OVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>writing|older|pruned)-[0-9a-f]{8}")
 """Names of what a killed process leaves: half-written, being replaced, being removed."""
@@ -205,13 +211,17 @@ class RunFolder:
             temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
     def read_info(self) -> dict[str, Any]:
-        """Read ``run.json``.
+        """Read ``run.json``; the class of an agent is named by the module that holds it now.
 
         Raises:
             FileNotFoundError: if there is none.
             ValueError: if it is damaged.
         """
-        return read_object(self.info_path)
+        info = read_object(self.info_path)
+        module, colon, name = str(info.get("agent", "")).partition(":")
+        if colon:
+            info["agent"] = f"{_FORMER_MODULES.get(module, module)}:{name}"
+        return info
 
 
 def _sync_folder(folder: Path) -> None:

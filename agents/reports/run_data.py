@@ -85,7 +85,9 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
     if not (folder.info_path.is_file() or folder.metrics_path.is_file() or pipeline.is_file()):
         raise ValueError(f"{path} holds neither run.json nor metrics.jsonl nor pipeline.json: it is no run's")
     run = RunData(path=path)
-    run.info = masked(_object(folder.info_path) or {})  # older runs were written as they were given
+    run.info = masked(
+        folder.read_info() if folder.info_path.is_file() else {}
+    )  # older runs were written as they were given
     if isinstance(run.info.get("command"), list):
         run.info["command"] = masked_command([str(token) for token in run.info["command"]])
     if pipeline.is_file():
