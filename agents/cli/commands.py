@@ -19,9 +19,10 @@ from textenv.agents.cli.flags import Flags
 from textenv.agents.cli.interrupts import advising, how_to_resume
 from textenv.agents.cli.named import in_files, named_settings, task_of
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, PlayOptions, TrainOptions
-from textenv.agents.cli.output import check_there, print_numbers, write_file
+from textenv.agents.cli.output import check_there, print_numbers
 from textenv.agents.cli.parser import build, make_parser, parse
-from textenv.utils.json_files import read_object
+from textenv.utils.files import write_text
+from textenv.utils.json_files import read_object, write_json
 from textenv.utils.names import nearest
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def evaluate(argv: list[str], flags: Flags) -> int:
         rich.print(found.table())
         print_numbers(found.metrics, "evaluation")
     if options.out is not None:
-        write_file(options.out, json.dumps(found.to_dict(), indent=2) + "\n")
+        write_json(options.out, found.to_dict())
     return 0
 
 
@@ -221,7 +222,7 @@ def generate(argv: list[str], flags: Flags) -> int:
         )
     ]
     if options.out is not None:
-        write_file(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return 0
     for row in rows:
         print(f"{printable(str(row['prompt']))} >>> {printable(str(row['completion']))}")
@@ -357,10 +358,10 @@ def _settings(agent: str, given: Mapping[str, Any], of_task: TaskSettings) -> Ag
     try:
         return of_task.fill(agent, given)
     except (TypeError, ValueError) as error:
-        told = UsageError(f"settings.{error}")
+        usage_error = UsageError(f"settings.{error}")
         for note in getattr(error, "__notes__", []):
-            told.add_note(note)
-        raise told from error
+            usage_error.add_note(note)
+        raise usage_error from error
 
 
 def _quiet() -> None:

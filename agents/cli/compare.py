@@ -85,7 +85,7 @@ def compare(argv: Sequence[str], flags: Flags) -> int:
             imports=flags.imports,
             may_import=flags.may_import,
             trust_remote_code=flags.trust_remote_code,
-            tell=lambda line: print(line, flush=True),
+            log=lambda line: print(line, flush=True),
         )
     found = write_outputs(config, folder, plot_format=options.plot_format)
 

@@ -73,7 +73,7 @@ def how_to_resume(run_dir: Path | str, *, named: bool, resume: Any) -> str:
     return f"no checkpoint was saved yet (see settings.checkpoint_every), so {same} begins anew in {run_dir}"
 
 
-def told(stop: BaseException) -> str:
+def stop_message(stop: BaseException) -> str:
     """One line about an interrupt, with the notes it was given."""
     what = "terminated" if isinstance(stop, Terminated) else "interrupted"
     return "; ".join([what, *getattr(stop, "__notes__", [])])

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 failed, 2 the command line or a configuration file is not as it should be, 130 interrupted by
     Ctrl-C, 143 ended by SIGTERM.
     """
-    from textenv.agents.cli.interrupts import STOPS, terminable, told
+    from textenv.agents.cli.interrupts import STOPS, stop_message, terminable
     from textenv.agents.cli.wording import set_options
     from textenv.modeling.pretrained import trusting
     from textenv.utils.quiet import quiet_libraries
@@ -63,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         return int(leaving.code or 0)
     except STOPS as stop:
-        print(f"textenv: {told(stop)}", file=sys.stderr)
+        print(f"textenv: {stop_message(stop)}", file=sys.stderr)
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         return 1
     except Exception as error:
-        if traceback or not _is_told(error):
+        if traceback or not _is_user_error(error):
             raise
         print(f"textenv: error: {_line(error)}", file=sys.stderr)
         return 2 if type(error).__name__ == "UsageError" else 1
@@ -130,7 +130,7 @@ def _print_help() -> None:
         )
 
 
-def _is_told(error: Exception) -> bool:
+def _is_user_error(error: Exception) -> bool:
     """Whether an error is about what the user gave rather than about code."""
     # Tokenizers raise a bare Exception, about texts; safetensors an error of its own, about damaged files.
     of_files = type(error) is Exception or type(error).__name__ == "SafetensorError"

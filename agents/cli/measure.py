@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from textenv.agents.checkpointing.needs import WrongKindError
 from textenv.agents.cli.errors import UsageError
 from textenv.agents.cli.options import EvaluateOptions
-from textenv.agents.cli.output import check_there, print_numbers, write_file
+from textenv.agents.cli.output import check_there, print_numbers
+from textenv.utils.json_files import write_json
 
 
 def measure_reward_model(source: str, options: EvaluateOptions) -> int:
@@ -39,5 +38,5 @@ def measure_reward_model(source: str, options: EvaluateOptions) -> int:
         rich.print(found.table())
     print_numbers(found.metrics, f"evaluation on {options.dataset}")
     if options.out is not None:
-        write_file(options.out, json.dumps(found.to_dict(), indent=2) + "\n")
+        write_json(options.out, found.to_dict())
     return 0

@@ -25,11 +25,3 @@ def print_numbers(row: Mapping[str, float], title: str) -> None:
     numbers = without_unpaid(row).items()
     shown = [[name, value] for name, value in numbers if not name.startswith(("time/", "throughput/"))]
     rich.print(text_table([title, "value"], shown))
-
-
-def write_file(path: str, text: str) -> None:
-    """Write a file that appears whole."""
-    from textenv.utils.files import atomic_file
-
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

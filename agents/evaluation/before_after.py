@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,31 +20,32 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.registry import make_reward
 from textenv.scoring import reward_wrappers
-from textenv.utils.files import atomic_file
+from textenv.utils.files import write_text
+from textenv.utils.json_files import json_values, write_json
 from textenv.utils.terminal import text_table
 
-SHOWN = {
+LABELS = {
     "reward": "reward (trained on)",
     "judge": "judge (never trained on)",
-    "kl": "KL from before, nats a text",
+    "kl": "KL from before (nats per text)",
     "repetition": "repeated trigrams",
     "distinct_2": "distinct bigrams",
-    "length": "tokens a text",
-    "eos_rate": "share that ends by itself",
+    "length": "tokens per text",
+    "eos_rate": "share that ends with EOS",
 }
 """Figures of a comparison and how a table calls them."""
 
 
 @dataclass(kw_only=True)
 class BeforeAfter:
-    """What changed."""
+    """Figures of two policies on the same prompts."""
 
     before: dict[str, float]
-    """Figure -> value before, see ``SHOWN``."""
+    """Figure -> value before, see ``LABELS``."""
     after: dict[str, float]
     """The same after."""
-    people: dict[str, float] = field(default_factory=dict)
-    """The same of people's own texts, where there are any."""
+    human_reference: dict[str, float] = field(default_factory=dict)
+    """The same of texts that humans wrote; empty without any."""
     judge_gain: float = math.nan
     """Mean difference of the judge's scores, after less before, on the same prompts and noise."""
     judge_gain_error: float = math.nan
@@ -51,13 +53,19 @@ class BeforeAfter:
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Prompt, what followed before and after, and their scores."""
 
+    @property
+    def people(self) -> dict[str, float]:
+        """Deprecated: ``human_reference``."""
+        warnings.warn("people is now called human_reference", DeprecationWarning, stacklevel=2)
+        return self.human_reference
+
     def table(self) -> Table:
-        """Figures before, after, and of people, for ``rich.print``."""
+        """Figures before, after and of human texts, for ``rich.print``."""
         rows = [
-            [title, *(side.get(name, math.nan) for side in (self.before, self.after, self.people))]
-            for name, title in SHOWN.items()
+            [title, *(side.get(name, math.nan) for side in (self.before, self.after, self.human_reference))]
+            for name, title in LABELS.items()
         ]
-        return text_table(["", "before", "after", "people"], rows, title="before and after")
+        return text_table(["", "before", "after", "human"], rows, title="before and after")
 
     def sample_table(self, count: int = 6) -> Table:
         """The first prompts with both texts, for ``rich.print``."""
@@ -70,15 +78,14 @@ class BeforeAfter:
         found = {
             "before": self.before,
             "after": self.after,
-            "people": self.people,
+            "people": self.human_reference,
             "judge_gain": self.judge_gain,
             "judge_gain_error": self.judge_gain_error,
             **extra,
         }
-        with atomic_file(run_dir / "results.json") as path:
-            path.write_text(json.dumps(_explicit(found), indent=2, allow_nan=False) + "\n")
-        with atomic_file(run_dir / "tables" / "samples.jsonl") as path:
-            path.write_text("".join(json.dumps(_explicit(row)) + "\n" for row in self.samples))
+        write_json(run_dir / "results.json", found)
+        rows = "".join(json.dumps(json_values(row)) + "\n" for row in self.samples)
+        write_text(run_dir / "tables" / "samples.jsonl", rows)
 
     @staticmethod
     def repetition(episodes: EpisodeBatch) -> float:
@@ -95,6 +102,7 @@ def compare(
     judge: Any = None,
     episodes: int = 256,
     seed: int = 77_777,
+    human_reference: EpisodeBatch | None = None,
     people: EpisodeBatch | None = None,
 ) -> BeforeAfter:
     """Let two policies write on the same prompts with the same noise, and measure both.
@@ -106,8 +114,12 @@ def compare(
         judge: a reward spec, or None.
         episodes: texts of each.
         seed: of prompts and noise.
-        people: people's own texts in the policy's tokens.
+        human_reference: texts that humans wrote, in the policy's tokens.
+        people: deprecated name of ``human_reference``.
     """
+    if people is not None:
+        warnings.warn("people is now called human_reference", DeprecationWarning, stacklevel=2)
+        human_reference = people
     base = envs.unwrapped
     term = None if judge is None else make_reward(judge)
     if term is not None:
@@ -135,7 +147,9 @@ def compare(
     return BeforeAfter(
         before=found[0],
         after=found[1],
-        people={} if people is None else _of_people(people, envs, term, episodes),
+        human_reference={}
+        if human_reference is None
+        else _human_figures(human_reference, envs, term, episodes),
         judge_gain=float(gain.mean()),
         judge_gain_error=float(gain.std() / len(gain) ** 0.5),
         samples=_samples(batches, judged, base.tokenizer),
@@ -150,9 +164,9 @@ def _judged(term: Any, episodes: EpisodeBatch) -> Tensor:
     return (scores.sum(-1) if scores.dim() == 2 else scores).double()
 
 
-def _of_people(people: EpisodeBatch, envs: Any, term: Any, count: int) -> dict[str, float]:
-    """The figures of ``count`` of people's own texts, evenly spaced, for data sets may be sorted."""
-    batch = people.select(torch.linspace(0, len(people) - 1, min(count, len(people))).round().long())
+def _human_figures(texts: EpisodeBatch, envs: Any, term: Any, count: int) -> dict[str, float]:
+    """The figures of ``count`` human texts, evenly spaced because data sets may be sorted."""
+    batch = texts.select(torch.linspace(0, len(texts) - 1, min(count, len(texts))).round().long())
     wrappers = reward_wrappers(envs)
     named = [wrapper for wrapper in wrappers if wrapper.name == "reward-model"] or wrappers
     rewards = [_judged(wrapper.term, batch) for wrapper in named]
@@ -191,14 +205,3 @@ def _samples(
         for i, prompt in enumerate(first.prompt_texts(tokenizer))
         if len(second) > i
     ]
-
-
-def _explicit(value: Any) -> Any:
-    """JSON has no NaN: None stands for it."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _explicit(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_explicit(item) for item in value]
-    return value

@@ -31,6 +31,7 @@ from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.functions import copied
 from textenv.rollout import collect
+from textenv.utils.json_files import json_values
 from textenv.utils.terminal import number, text_table
 
 EVAL_SEED = 20_001
@@ -91,7 +92,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Metrics, samples and time as JSON values; non-finite numbers are None."""
         return {
-            "metrics": {name: _finite(value) for name, value in self.metrics.items()},
+            "metrics": json_values(self.metrics),
             "samples": self.samples,
             "seconds": self.seconds,
         }
@@ -224,10 +225,6 @@ def user_metrics(
         else:
             means[name] = _real(label, name, values)
     return means, by_episode
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _real(label: str, name: str, value: Any) -> float:

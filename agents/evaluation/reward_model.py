@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from textenv.agents.evaluation.correlation import pearson, spearman
+from textenv.utils.json_files import json_values
 from textenv.utils.terminal import text_table
 
 BINS = 10
@@ -71,8 +72,8 @@ class RewardEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values; numbers that are not finite are None."""
-        bins = [{name: _finite(value) for name, value in vars(row).items()} for row in self.reliability]
-        metrics = {name: _finite(value) for name, value in self.metrics.items()}
+        bins = [json_values(vars(row)) for row in self.reliability]
+        metrics = json_values(self.metrics)
         return {"metrics": metrics, "reliability": bins, "samples": self.samples, "seconds": self.seconds}
 
 
@@ -179,7 +180,3 @@ def rating_metrics(scores: Tensor, ratings: Tensor) -> dict[str, float]:
         "rmse": float(((x - y) ** 2).mean() ** 0.5),
         "rated": float(len(x)),
     }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

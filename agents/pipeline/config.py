@@ -18,7 +18,7 @@ from textenv.data.sources import HELD_OUT_SHARE
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """Data of one's own, each a file, folder or hub id as ``textenv.data.load_columns`` reads it."""
+    """The user's data, each a file, folder or hub id as ``textenv.data.load_columns`` reads it."""
 
     prompts: str | None = None
     """Prompts of the stage rl, where no task is named; None takes those of pairs, sft or ratings, the first
@@ -59,9 +59,9 @@ class PipelineConfig(Config):
     model: str | None = None
     """Hub id or folder of the language model to begin with, or smollm2; None is the task's own small one."""
     device: str | None = None
-    """Where all stages compute, such as cuda or cpu; None is the GPU if there is one."""
+    """Device of all stages, such as cuda or cpu; None is the GPU if there is one."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Data of one's own."""
+    """The user's data."""
     policy: str | None = None
     """Folder or hub id of a fine-tuned policy: the first stage is skipped."""
     reward_model: str | None = None
@@ -69,7 +69,7 @@ class PipelineConfig(Config):
     judge_model: str | None = None
     """Folder or hub id of a trained judge: its training is skipped."""
     stages: tuple[str, ...] = STAGES
-    """Stages to run; what earlier ones made must be there, and later ones are left out."""
+    """Stages to run; earlier ones must be finished, later ones are left out."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """Settings of supervised fine-tuning."""
     sft_policy: PolicyOptions = field(default_factory=PolicyOptions)
@@ -77,29 +77,29 @@ class PipelineConfig(Config):
     reward: RewardModelConfig = field(default_factory=RewardModelConfig)
     """Settings of the reward model."""
     judge: RewardModelConfig = field(default_factory=lambda: RewardModelConfig(seed=1))
-    """Settings of the judge: another seed, other data."""
+    """Settings of the judge, which has another seed and other data."""
     rl: PPOConfig = field(default_factory=PPOConfig)
     """Settings of PPO."""
     rl_policy: PolicyOptions = field(default_factory=PolicyOptions)
-    """How the fine-tuned model becomes PPO's policy; with lora the adapters are new ones."""
+    """How the fine-tuned model becomes the policy of PPO; with lora, new adapters are made."""
     max_text_tokens: int = 128
-    """Longest text of next-token pretraining in tokens; longer ones lose their end."""
+    """Longest text of next-token pretraining, in tokens; longer texts are cut at the end."""
     rewards: tuple[Any, ...] = ()
-    """Rewards beside the reward model's score, as ``make_reward`` reads them."""
+    """Rewards in addition to the reward model's score, as ``make_reward`` reads them."""
     num_envs: int = 32
-    """Texts that are generated at a time."""
+    """Texts generated in parallel."""
     max_new_tokens: int | None = None
     """Token budget of a response; None is the task's."""
     kl_limit: float = 10.0
-    """Nats a sequence; beyond it the watch warns, and no policy counts as the best by the judge."""
+    """KL limit in nats per text: above it the watch warns, and the policy is not kept as the best."""
     repetition_limit: float | None = None
-    """Highest share of repeated trigrams; None is twice that of people's own texts, if the task has any."""
+    """Highest share of repeated trigrams; None is twice that of the task's human texts, if it has any."""
     stop_when_hacked: bool = False
-    """End the training when reward and judge part ways or a limit is passed, rather than only warn."""
+    """Stop the training when reward and judge diverge or a limit is exceeded; false only warns."""
     final_episodes: int = 256
-    """Episodes of the comparison of before and after."""
+    """Episodes of the final comparison before/after ``rl``."""
     final_seed: int = 77_777
-    """Seed of their prompts and noise, another one than that of the evaluations in training."""
+    """Seed of its prompts and sampling noise; evaluations during training use another one."""
 
     def validate(self) -> None:
         """Check the ranges and the stages' names."""

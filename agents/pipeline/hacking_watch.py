@@ -37,11 +37,11 @@ class RewardHackingWatch(Callback):
     Optimising a proxy of what is wanted raises both at first and later the proxy alone (Gao et al. 2023,
     "Scaling laws for reward model overoptimization"). Evaluations replay the same prompts with the same
     noise, so each episode's slope over the last ``window`` evaluations is one paired observation; proxy and
-    judge part ways if the mean slope of the proxy is above 0 and that of the judge below 0, both by a
+    judge diverge if the mean slope of the proxy is above 0 and that of the judge below 0, both by a
     one-sided t-test at level ``alpha``.
 
     Every evaluation gains the metrics ``judge/mean``, ``judge/std``, ``watch/proxy_slope`` and
-    ``watch/judge_slope`` (reward units an evaluation), ``watch/parted`` and ``watch/over_limit`` (0 or 1),
+    ``watch/judge_slope`` (reward units per evaluation), ``watch/parted`` and ``watch/over_limit`` (0 or 1),
     and its samples a column ``metric/judge``. Put the watch before callbacks that read these.
 
     Args:
@@ -51,7 +51,7 @@ class RewardHackingWatch(Callback):
         window: evaluations that the slopes are fitted to, at least 3.
         alpha: level of the tests.
         limits: metric of the evaluation -> highest value that is fine, such as ``{"objective/kl": 10.0}``.
-        action: what to do on parting or at a limit: "warn", or also "stop" the training.
+        action: what to do when they diverge or a limit is exceeded: "warn", or also "stop" the training.
         keep_best: keep the agent with the best judge within the limits in ``best-by-judge`` of the run's
             folder.
         baseline: evaluate once before the training, so that slopes start at the policy it starts from.
@@ -133,7 +133,7 @@ class RewardHackingWatch(Callback):
         if slopes.get("watch/parted"):
             self._warn(
                 "parted",
-                f"reward and judge part ways at iteration {agent.iteration}: over the last "
+                f"reward and judge diverge at iteration {agent.iteration}: over the last "
                 f"{len(self.proxies)} evaluations the reward moved by {slopes['watch/proxy_slope']:+.3g} and "
                 f"the judge by {slopes['watch/judge_slope']:+.3g} an evaluation (judge now "
                 f"{metrics['judge/mean']:.3g}); the policy may be exploiting the reward",
@@ -194,11 +194,11 @@ class RewardHackingWatch(Callback):
         if len(self.proxies) < 3:
             return {}
         proxy, judge = slopes(self.proxies), slopes(self.judgements)
-        parted = rises(proxy, self.alpha) and rises(-judge, self.alpha)
+        diverged = rises(proxy, self.alpha) and rises(-judge, self.alpha)
         return {
             "watch/proxy_slope": float(proxy.mean()),
             "watch/judge_slope": float(judge.mean()),
-            "watch/parted": float(parted),
+            "watch/parted": float(diverged),
         }
 
     def _over(self, metrics: Mapping[str, float]) -> list[str]:

@@ -6,13 +6,12 @@ run_dir/
         stage.json          what the stage was made from; when it is finished also its figures
         model/              what the stage made
         metrics.jsonl, checkpoints/, ...
-    results.json            before and after, with people's own texts beside them
+    results.json            before and after, and figures of human texts
     tables/samples.jsonl    the same prompts before and after
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ from textenv.agents.pipeline.checks import check_needs
 from textenv.agents.pipeline.config import DataConfig, PipelineConfig
 from textenv.agents.pipeline.hacking_watch import BEST, RewardHackingWatch
 from textenv.agents.pipeline.inputs import StageInputs
-from textenv.agents.pipeline.stages import Stage, StageError, StageFolders, write
+from textenv.agents.pipeline.stages import Stage, StageError, StageFolders
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO
 from textenv.agents.reports.recorder import RunReport, report_at_end
@@ -40,7 +39,7 @@ from textenv.agents.settings.policy_options import PolicyOptions
 from textenv.agents.sft import SFT
 from textenv.data.sources import HELD_OUT_SHARE
 from textenv.modeling.pretrained import trusting
-from textenv.utils.files import atomic_file
+from textenv.utils.json_files import write_json
 from textenv.utils.redaction import masked
 
 __all__ = [
@@ -54,7 +53,7 @@ __all__ = [
 ]
 
 LEAST_REPETITION = 0.005
-"""Share of repeated trigrams that is never held against a policy: short texts of people have next to none."""
+"""Smallest limit for the share of repeated trigrams: short human texts have almost none."""
 
 
 @dataclass(kw_only=True)
@@ -153,7 +152,7 @@ class Pipeline:
         todo = [name for name, stage in plan.items() if folders.finished(stage) is None]
         check_needs(self.inputs, todo, self.run_dir, self.loggers, ends="rl" in plan)
         with fresh_start(self.run_dir):
-            write(self.run_dir / "pipeline.json", masked(cfg.to_dict()))
+            write_json(self.run_dir / "pipeline.json", masked(cfg.to_dict()))
             return self.run_stages(plan)
 
     def run_stages(self, plan: Mapping[str, Stage]) -> PipelineResult:
@@ -181,7 +180,7 @@ class Pipeline:
             judge=None if judge is None else reward_spec(judge),
             episodes=cfg.final_episodes,
             seed=cfg.final_seed,
-            people=self.inputs.human_reference(),
+            human_reference=self.inputs.human_reference(),
         )
         result.comparison.save(self.run_dir, stages=self.figures)
         if cfg.rl.report:
@@ -229,8 +228,7 @@ class Pipeline:
         if agent.eval_dataset is None:
             return {}
         found = agent.evaluate()
-        with atomic_file(folder / "evaluation.json") as path:
-            path.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        write_json(folder / "evaluation.json", found.to_dict())
         return found.metrics
 
     def reinforce(self, folder: Path, policy: str, reward: str, judge: str | None) -> dict[str, float]:
@@ -240,10 +238,10 @@ class Pipeline:
         eval_envs = self.inputs.envs([reward_spec(reward)], split="validation")
         callbacks: list[Callback] = []
         if judge is not None:
-            people = self.inputs.human_reference()
+            human = self.inputs.human_reference()
             repetition = cfg.repetition_limit
-            if repetition is None and people is not None:
-                repetition = 2 * max(LEAST_REPETITION, BeforeAfter.repetition(people))
+            if repetition is None and human is not None:
+                repetition = 2 * max(LEAST_REPETITION, BeforeAfter.repetition(human))
             limits = {"objective/kl": cfg.kl_limit}
             if repetition is not None:
                 limits["text/repetition"] = repetition

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from textenv.agents.pipeline.config import PipelineConfig
 from textenv.agents.settings.base import Config
-from textenv.utils.files import atomic_file
-from textenv.utils.json_files import read_object
+from textenv.utils.json_files import read_object, write_json
 from textenv.utils.redaction import masked
 
 STAGE_FILE = "stage.json"
@@ -95,7 +94,7 @@ class StageFolders:
         file = self.run_dir / stage.name / STAGE_FILE
         if file.is_file() and self._read(file)["hash"] != key:
             shutil.rmtree(file.parent)
-        write(file, {"hash": key, "made_from": masked(written), "finished": False})
+        write_json(file, {"hash": key, "made_from": masked(written), "finished": False})
 
     def end(self, stage: Stage, figures: Mapping[str, Any]) -> None:
         """Note that a stage is finished, with its figures."""
@@ -106,7 +105,7 @@ class StageFolders:
             "finished": True,
             "figures": dict(figures),
         }
-        write(self.run_dir / stage.name / STAGE_FILE, content)
+        write_json(self.run_dir / stage.name / STAGE_FILE, content)
 
     @staticmethod
     def _read(file: Path) -> dict[str, Any]:
@@ -151,9 +150,3 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     ]
     listed += [name for name in ("task", "inputs", "after") if one[name] != other[name]]
     return listed
-
-
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON; the file appears whole."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")

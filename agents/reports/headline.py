@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from textenv.agents.evaluation.before_after import SHOWN
+from textenv.agents.evaluation.before_after import LABELS
 from textenv.agents.reports.run_data import RunData, without_kl
 from textenv.utils.terminal import number
 
@@ -57,8 +57,8 @@ class Figure:
     """None if it is not known."""
     better: int = 0
     """1 if more is better, -1 if less is, 0 if neither."""
-    people: float | None = None
-    """The same of people's own texts."""
+    human: float | None = None
+    """The same of human texts."""
 
     @property
     def change(self) -> float | None:
@@ -82,9 +82,9 @@ def figures(run: RunData) -> tuple[list[Figure], str]:
                 _known(sides[0].get(name)),
                 _known(sides[1].get(name)),
                 _JUDGED.get(name, 0),
-                people=_known(sides[2].get(name)),
+                human=_known(sides[2].get(name)),
             )
-            for name, title in SHOWN.items()
+            for name, title in LABELS.items()
         ]
         return [row for row in rows if row.after is not None], (
             "Before: the fine-tuned policy. After: the policy after reinforcement learning. "
@@ -145,10 +145,10 @@ def warnings_of(run: RunData) -> list[str]:
             f"The run failed in iteration {failure.get('iteration')} for its {failure.get('term')}; "
             "the episodes are in the folder failures."
         )
-    parted = [row["step"] for row in run.rows if row.get("eval/watch/parted") == 1]
-    if parted:
+    diverged = [row["step"] for row in run.rows if row.get("eval/watch/parted") == 1]
+    if diverged:
         found.append(
-            f"Reward and judge part ways at {_steps(parted)}: the reward rose and the held-out judge fell. "
+            f"Reward and judge diverge at {_steps(diverged)}: the reward rose and the held-out judge fell. "
             "The policy may be exploiting the reward."
         )
     over = [row["step"] for row in run.rows if row.get("eval/watch/over_limit") == 1]

@@ -12,8 +12,6 @@ run_dir/episodes/last.json         the same of the latest iteration that was sav
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from textenv.agents.base.callbacks import Callback, RunningAgent
 from textenv.agents.distributed import process_group
-from textenv.utils.files import atomic_file
+from textenv.utils.json_files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +60,9 @@ class RunReport(Callback):
         """Keep the scores and some episodes of the first iteration."""
         if self._wanted(agent) and agent.iteration == 1 and agent.last_batch is not None:
             episodes = agent.last_batch.episodes
-            write_json(self._place(agent, "evaluations/rollout.json"), {"scores": scores_of(episodes)})
+            write_json(
+                self._place(agent, "evaluations/rollout.json"), {"scores": scores_of(episodes)}, indent=None
+            )
             self._keep_episodes(agent, "first")
 
     def on_checkpoint(self, agent: RunningAgent, path: Path) -> None:
@@ -126,7 +126,7 @@ def save_evaluation(evaluation: Any, path: Path, iteration: int) -> None:
     episodes = getattr(evaluation, "episodes", None)  # reward models are evaluated on data, not by playing
     if episodes is not None:
         content["scores"] = scores_of(episodes)
-    write_json(path, content)
+    write_json(path, content, indent=None)
 
 
 def scores_of(episodes: EpisodeBatch) -> dict[str, list[Any]]:
@@ -138,19 +138,3 @@ def scores(episodes: EpisodeBatch) -> Tensor:
     """What the texts were paid, without the penalties for departing from the reference: (B,)."""
     penalties = [term for name, term in episodes.reward_terms.items() if name.split("#")[0] == "kl"]
     return episodes.returns - sum((term.sum(-1) for term in penalties), episodes.returns * 0.0)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON, the file whole; numbers that are not finite are null."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

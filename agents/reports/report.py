@@ -92,7 +92,7 @@ class Sample:
     numbers: tuple[tuple[str, float | None, float | None], ...]
     """(name, before, after) of each score."""
 
-    def told(self, side: Literal["before", "after"]) -> str:
+    def scores(self, side: Literal["before", "after"]) -> str:
         """The scores of a side in words."""
         values = [(name, before if side == "before" else after) for name, before, after in self.numbers]
         return " · ".join(f"{name} {shown_number(value)}" for name, value in values if value is not None)
@@ -164,15 +164,15 @@ def _cells(view: tokens.TokenView, scale: dict[str, float]) -> list[tuple[str, s
     """(text, classes, what hovering tells, whether the line ends here) of each token."""
     cells = []
     for i, (token, own) in enumerate(zip(view.tokens, view.own, strict=True)):
-        classes, told = ["t"] if own else ["p"], [f"token {i}: {visible(token)!r}"]
+        classes, hint = ["t"] if own else ["p"], [f"token {i}: {visible(token)!r}"]
         for index, (name, span) in enumerate(scale.items()):
             value = view.quantities[name][i] if name in view.quantities else None
             if value is None:
                 continue
-            told.append(f"{name} {shown_number(value)}")
+            hint.append(f"{name} {shown_number(value)}")
             step = tokens.level(value, span)
             if step:
                 classes.append(f"q{index}{'p' if step > 0 else 'n'}{abs(step)}")
         text = token.replace("\n", "↵") if token else tokens.PARTIAL
-        cells.append((text, " ".join(classes), "\n".join(told), token.endswith("\n")))
+        cells.append((text, " ".join(classes), "\n".join(hint), token.endswith("\n")))
     return cells

@@ -180,8 +180,8 @@ def draw_curves(run: RunData, curves: Curves, folder: Path) -> Plot | None:
     if not found or (curves.name in CONSTANTS and all(len(set(values)) == 1 for _, _, values in found)):
         return None
     over = "optimizer step" if _is_offline(run) else "iteration"
-    told = [_told(label, steps, values) for label, steps, values in found]
-    alt = f"{curves.title} over {over}s. {' '.join(told)}"
+    summaries = [_summary(label, steps, values) for label, steps, values in found]
+    alt = f"{curves.title} over {over}s. {' '.join(summaries)}"
     with drawing(
         folder / f"{curves.name}.png",
         title=curves.title,
@@ -319,7 +319,7 @@ def _is_offline(run: RunData) -> bool:
     return not any(name.startswith("time/rollout") for name in run.names())
 
 
-def _told(label: str, steps: Sequence[float], values: Sequence[float]) -> str:
+def _summary(label: str, steps: Sequence[float], values: Sequence[float]) -> str:
     """A line in words."""
     finite = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
     (first, start), (last, end) = finite[0], finite[-1]

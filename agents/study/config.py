@@ -218,10 +218,10 @@ class StudyConfig(Config):
                     for task in self.tasks:
                         agent.config(0, coef, self.source(task))
                 except (TypeError, ValueError) as error:
-                    told = type(error)(f"agents.{label}.settings: {error}")
+                    named = type(error)(f"agents.{label}.settings: {error}")
                     for note in getattr(error, "__notes__", []):
-                        told.add_note(note)
-                    raise told from error
+                        named.add_note(note)
+                    raise named from error
 
     def source(self, label: str) -> str | None:
         """The task whose settings of agents count under a task's label; None if none do, or it is unknown."""

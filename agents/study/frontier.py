@@ -22,8 +22,8 @@ def scores_at_kl(results: Results, label: str, budget: float) -> dict[Key, float
         budget: nats.
     """
     chosen: dict[Key, float] = {}
-    for key, course in courses(results, label).items():
-        within = [point for point in course if point.get("kl", math.inf) <= budget]
+    for key, trajectory in trajectories(results, label).items():
+        within = [point for point in trajectory if point.get("kl", math.inf) <= budget]
         if within:
             best = max(within, key=lambda point: point["reward"])
             chosen[key] = results.score(best, key[0])
@@ -37,10 +37,10 @@ def frontier(results: Results, label: str, task: str, grid: list[float]) -> list
     return [float(np.mean(values)) if values else math.nan for values in by_budget]
 
 
-def courses(results: Results, label: str) -> dict[Key, list[dict[str, float]]]:
+def trajectories(results: Results, label: str) -> dict[Key, list[dict[str, float]]]:
     """(task, seed) -> the figures of all evaluations of an agent, with all coefficients."""
     found: dict[Key, list[dict[str, float]]] = {}
     for run in results.done.values():
         if run.spec.label == label:
-            found.setdefault((run.spec.task, run.spec.seed), []).extend(results.course(run))
+            found.setdefault((run.spec.task, run.spec.seed), []).extend(results.trajectory(run))
     return found

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,9 +14,7 @@ from textenv.agents.reports.page import render
 from textenv.agents.reports.plots import Plot, PlotFormat, check_plot_format, saving_as
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.pictures import axis, pictures
-from textenv.agents.study.plan import write_json
 from textenv.agents.study.results import Results
-from textenv.agents.study.statistics import Interval
 from textenv.agents.study.tables import (
     arm_rows,
     cost_table,
@@ -29,7 +26,8 @@ from textenv.agents.study.tables import (
     titled,
 )
 from textenv.agents.study.verdict import Comparison, comparisons, ranking, verdict
-from textenv.utils.files import atomic_file
+from textenv.utils.files import write_text
+from textenv.utils.json_files import write_json
 from textenv.utils.redaction import masked
 
 REPORT = "report.html"
@@ -78,12 +76,12 @@ def write_outputs(
         "Pairs of agents": pair_table(pairs),
     }
     tables = {name: table for name, table in tables.items() if table[1]}
-    _write(folder / "results.csv", run_csv(results))
+    write_text(folder / "results.csv", run_csv(results))
     captioned = [
         latex(*table, caption=titled(config.title, name), label=f"{config.title} {name.partition(' (')[0]}")
         for name, table in tables.items()
     ]
-    _write(folder / "table.tex", "\n".join(captioned))
+    write_text(folder / "table.tex", "\n".join(captioned))
     summary = {
         "title": config.title,
         "verdict": words,
@@ -95,11 +93,11 @@ def write_outputs(
         "best_of": {task: results.best_of(task) for task in config.tasks},
         "runs": [{**run.spec.to_dict(), "status": run.status, **run.figures} for run in results.runs],
     }
-    write_json(folder / "results.json", _explicit(summary))
+    write_json(folder / "results.json", summary)
     with saving_as(plot_format):
         plots = pictures(results, folder / "plots")
     facts = _facts(config, results)
-    _write(folder / "report.md", markdown_page(config, words, tables, plots, facts))
+    write_text(folder / "report.md", markdown_page(config, words, tables, plots, facts))
     report = render(
         "study.html",
         folder / REPORT,
@@ -183,21 +181,3 @@ def _facts(config: StudyConfig, results: Results) -> list[tuple[str, str]]:
 
 def _counted(results: Results, status: str) -> int:
     return sum(run.status == status for run in results.runs)
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _explicit(value: Any) -> Any:
-    """JSON values; NaN is None, intervals are dictionaries."""
-    if isinstance(value, Interval):
-        return _explicit(value._asdict())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _explicit(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_explicit(item) for item in value]
-    return value

@@ -10,7 +10,7 @@ import numpy as np
 
 from textenv.agents.reports.plots import PALETTE, Plot, drawing, line
 from textenv.agents.study.config import START
-from textenv.agents.study.frontier import courses, frontier
+from textenv.agents.study.frontier import frontier, trajectories
 from textenv.agents.study.results import Results, Run
 from textenv.agents.study.statistics import interval, performance_profile
 
@@ -101,16 +101,16 @@ def curve_plots(results: Results, folder: Path, task: str) -> Iterator[Plot]:
 
 def frontier_plot(results: Results, path: Path, task: str) -> Plot | None:
     """Score within each KL budget, mean over seeds; the evaluations as dots; best-of-n as crosses."""
-    found = {label: courses(results, label) for label in results.config.agents}
+    found = {label: trajectories(results, label) for label in results.config.agents}
     points = {
-        label: [point for key, course in runs.items() if key[0] == task for point in course]
+        label: [point for key, trajectory in runs.items() if key[0] == task for point in trajectory]
         for label, runs in found.items()
     }
-    points = {label: [p for p in course if "kl" in p] for label, course in points.items()}
-    points = {label: course for label, course in points.items() if course}
+    points = {label: [p for p in trajectory if "kl" in p] for label, trajectory in points.items()}
+    points = {label: trajectory for label, trajectory in points.items() if trajectory}
     if not points:
         return None
-    highest = max(point["kl"] for course in points.values() for point in course)
+    highest = max(point["kl"] for trajectory in points.values() for point in trajectory)
     grid = np.linspace(0.0, max(highest, 1e-6), POINTS).tolist()
     with drawing(
         path,
@@ -121,10 +121,10 @@ def frontier_plot(results: Results, path: Path, task: str) -> Plot | None:
         caption="Lines: mean over seeds of the evaluation within that KL that the reward likes best. "
         "Dots: all evaluations. Crosses: best of n texts of the start, at the bound of their KL.",
     ) as (axes, plot):
-        for i, (label, course) in enumerate(points.items()):
-            y = [results.score(point, task) for point in course]
+        for i, (label, trajectory) in enumerate(points.items()):
+            y = [results.score(point, task) for point in trajectory]
             colour = PALETTE[i % len(PALETTE)]
-            axes.scatter([p["kl"] for p in course], y, s=7, alpha=0.35, color=colour, linewidths=0)
+            axes.scatter([p["kl"] for p in trajectory], y, s=7, alpha=0.35, color=colour, linewidths=0)
             line(axes, grid, frontier(results, label, task, grid), label=label, index=i, marks=False)
         anchors = results.best_of(task)
         if anchors:
@@ -166,8 +166,8 @@ def axis(results: Results) -> str:
 
 
 def _curve(results: Results, run: Run, cost: str) -> tuple[list[float], list[float]]:
-    course = [point for point in results.course(run) if cost in point]
-    return [p[cost] for p in course], [results.score(p, run.spec.task) for p in course]
+    trajectory = [point for point in results.trajectory(run) if cost in point]
+    return [p[cost] for p in trajectory], [results.score(p, run.spec.task) for p in trajectory]
 
 
 def _file(task: str) -> str:

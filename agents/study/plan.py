@@ -12,7 +12,6 @@ from textenv.agents.base.registry import get_agent
 from textenv.agents.settings.base import Config
 from textenv.agents.study.cells import agent_setup, task_setup
 from textenv.agents.study.config import START, AgentSetup, StudyConfig
-from textenv.utils.files import atomic_file
 from textenv.utils.json_files import read_object
 from textenv.utils.redaction import masked
 
@@ -170,9 +169,3 @@ def _in_iterations(settings: dict[str, Any]) -> dict[str, Any]:
     if not total or not size:
         return settings
     return {**settings, "total_episodes": None, "iterations": total // size}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON values; the file appears whole."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -34,7 +34,7 @@ class Run:
     """Why it failed."""
     figures: dict[str, float] = field(default_factory=dict)
     """The figures at its end."""
-    course: list[dict[str, float]] = field(default_factory=list)
+    trajectory: list[dict[str, float]] = field(default_factory=list)
     """The figures of every evaluation, the last at its end."""
     best_of: dict[int, dict[str, float]] = field(default_factory=dict)
     """Of an anchor: n -> what the best of n texts are worth, and its KL."""
@@ -124,13 +124,13 @@ class Results:
         tasks = [task for task in self.config.tasks if any(key[0] == task for key in keys)]
         return [np.array([scores[key] for key in keys if key[0] == task]) for task in tasks]
 
-    def course(self, run: Run) -> list[dict[str, float]]:
+    def trajectory(self, run: Run) -> list[dict[str, float]]:
         """The figures of a run from its start on: the start's own come first, at no cost."""
         anchor = self.done.get(RunSpec(label=START, task=run.spec.task, seed=run.spec.seed))
         costs = ("seconds", "env_tokens", "gradient_tokens", "reward_calls", "episodes", "optimizer_steps")
         begin = [] if anchor is None else [{**anchor.figures, **dict.fromkeys(costs, 0.0)}]
         setup = agent_setup(self.config, run.spec.label, run.spec.task)
-        return [*(begin if setup.start and setup.model is None else []), *run.course]
+        return [*(begin if setup.start and setup.model is None else []), *run.trajectory]
 
     def best_of(self, task: str) -> dict[int, dict[str, float]]:
         """What the best of n texts of the start are worth on a task, for each n: means over seeds."""
@@ -175,6 +175,6 @@ def _read(spec: RunSpec, folder: Path) -> Run:
         spec=spec,
         status="done",
         figures=numbers,
-        course=figures(spec.folder(folder)),
+        trajectory=figures(spec.folder(folder)),
         best_of={int(n): values for n, values in best_of.items()},
     )

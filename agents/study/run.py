@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.study.cells import agent_setup, task_setup
 from textenv.agents.study.config import StudyConfig, TaskSetup
 from textenv.agents.study.observer import JUDGE, KL, SECONDS, Observer, judged
-from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, identity, write_json
+from textenv.agents.study.plan import IDENTITY, RESULT, RunSpec, identity
 from textenv.agents.study.specs import ready, ready_list
 from textenv.agents.study.start import start_model, task_data
 from textenv.agents.train_setup.task_start import own_model
@@ -31,6 +29,7 @@ from textenv.rewards.registry import make_reward
 from textenv.rollout import collect
 from textenv.tasks.make import make_vec_env
 from textenv.tasks.stop_tokens import generation_ends
+from textenv.utils.json_files import write_json
 from textenv.utils.redaction import masked_text
 
 FIGURES = {
@@ -92,7 +91,7 @@ def perform(study: Study, spec: RunSpec) -> dict[str, Any]:
     if result["status"] == "done" and not study.config.keep_models:
         for name in ("checkpoints", "best"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    write_json(folder / RESULT, _explicit(result))
+    write_json(folder / RESULT, result)
     return result
 
 
@@ -212,12 +211,3 @@ def _policy_kwargs(study: Study, task: TaskSetup, *, frozen: bool = False) -> di
         for name in ("lora", "train_layers", "gradient_checkpointing"):
             kwargs.pop(name, None)
     return kwargs
-
-
-def _explicit(value: Any) -> Any:
-    """JSON has no NaN: None stands for it."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _explicit(item) for key, item in value.items()}
-    return value

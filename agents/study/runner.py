@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -27,12 +28,11 @@ from textenv.agents.study.plan import (
     identity,
     plan,
     without_idle,
-    write_json,
 )
 from textenv.agents.study.run import Study, perform
 from textenv.modeling.pretrained import trusting
 from textenv.utils.extras import import_extra
-from textenv.utils.json_files import read_object
+from textenv.utils.json_files import read_object, write_json
 from textenv.utils.redaction import masked
 
 STUDY = "study.json"
@@ -52,7 +52,8 @@ def run_study(
     imports: Sequence[str] = (),
     may_import: Callable[[str], bool] = lambda place: False,
     trust_remote_code: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is missing of a study; runs that failed are tried again.
 
@@ -64,7 +65,8 @@ def run_study(
         imports: modules and files that other processes import first, for agents and tasks of one's own.
         may_import: whether a reward that is named as ``module:function`` may be imported.
         trust_remote_code: run code that comes with a model.
-        tell: called with one line after every run.
+        log: called with one line after every run.
+        tell: deprecated name of ``log``.
 
     Returns:
         The results of all runs, in the order of ``plan``: see ``perform``.
@@ -75,6 +77,9 @@ def run_study(
             every cell is checked before the first run, and the error names the one.
         ImportError: without scipy and tabulate, which its tables need.
     """
+    if tell is not None:
+        warnings.warn("tell is now called log", DeprecationWarning, stacklevel=2)
+        log = tell
     for module in ("scipy.stats", "tabulate"):
         import_extra(module, extra="study", what="a comparison study")
     if jobs < 1:
@@ -92,12 +97,12 @@ def run_study(
         missing = [spec for spec in specs if not _is_done(study, spec)]
         failed = sum(spec.result(study.folder) is not None for spec in missing)
         if len(missing) < len(specs):
-            tell(f"{len(specs) - len(missing)} of {len(specs)} runs are done already and kept")
+            log(f"{len(specs) - len(missing)} of {len(specs)} runs are done already and kept")
         if failed:
-            tell(f"{failed} of {len(specs)} runs failed before and are run again")
+            log(f"{failed} of {len(specs)} runs failed before and are run again")
         runs = _one_by_one(study, missing) if jobs == 1 else _side_by_side(study, missing, jobs, imports)
         for count, (spec, result) in enumerate(runs, start=len(specs) - len(missing) + 1):
-            tell(f"[{count}/{len(specs)}] {spec.name}: {_outcome(result)}")
+            log(f"[{count}/{len(specs)}] {spec.name}: {_outcome(result)}")
     found = [spec.result(study.folder) for spec in specs]
     return [result for result in found if result is not None]
 
@@ -120,8 +125,8 @@ def _side_by_side(
                 spec = waiting.pop(0)
                 (spec.folder(study.folder) / RESULT).unlink(missing_ok=True)  # of an earlier attempt
                 # The object, not its values: which of them were given is a part of it.
-                told = (study.config, str(study.folder), study.trust_remote_code, spec.to_dict())
-                process = context.Process(target=_child, args=(*told, list(imports)))
+                arguments = (study.config, str(study.folder), study.trust_remote_code, spec.to_dict())
+                process = context.Process(target=_child, args=(*arguments, list(imports)))
                 process.start()
                 running[process.sentinel] = process, spec
             for sentinel in wait(list(running)):

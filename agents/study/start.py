@@ -10,12 +10,12 @@ from filelock import FileLock
 from textenv.agents.distributed.devices import device_kwargs
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.study.config import TaskSetup
-from textenv.agents.study.plan import given, write_json
+from textenv.agents.study.plan import given
 from textenv.agents.train_setup.environments import training_data
 from textenv.agents.train_setup.task_start import make_start, own_model
 from textenv.tasks.task import TaskData
 from textenv.utils.files import atomic_folder
-from textenv.utils.json_files import read_object
+from textenv.utils.json_files import read_object, write_json
 from textenv.utils.redaction import masked
 
 MARKER = "start.json"

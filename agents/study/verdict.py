@@ -189,11 +189,11 @@ def _unfinished(results: Results) -> list[str]:
 
 
 def _names(pairs: list[Comparison], first: str) -> str:
-    told = []
+    parts = []
     for pair in pairs:
         other = pair.worse if pair.better == first else pair.better
-        told.append(f"{other} (adjusted p {pair.adjusted_p:.2g})")
-    return ", ".join(told)
+        parts.append(f"{other} (adjusted p {pair.adjusted_p:.2g})")
+    return ", ".join(parts)
 
 
 def _count(number: int, noun: str) -> str:

@@ -130,3 +130,9 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file of UTF-8 text; it appears whole, and missing folders are made."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

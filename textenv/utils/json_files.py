@@ -1,13 +1,43 @@
-"""JSON files that a run wrote, read back: a damaged one is an error that names the file and what is wrong."""
+"""JSON files: written whole, and read back; a damaged file is an error that names it and what is wrong."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from textenv.utils.files import write_text
+
+
+def json_values(value: Any) -> Any:
+    """A value that JSON can hold: NaN and infinities become None, keys texts, named tuples objects.
+
+    >>> json_values({"loss": float("nan"), 2: (1.5, "a")})
+    {'loss': None, '2': [1.5, 'a']}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if hasattr(value, "_asdict"):
+        return json_values(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): json_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(item) for item in value]
+    return value
+
+
+def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = 2) -> None:
+    """Write ``json_values(content)``; the file appears whole, and missing folders are made.
+
+    Raises:
+        TypeError: if JSON has no form for a value.
+    """
+    text = json.dumps(json_values(content), indent=indent, allow_nan=False)
+    write_text(path, f"{text}\n")
 
 
 def read_object(

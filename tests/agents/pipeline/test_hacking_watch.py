@@ -83,7 +83,7 @@ def test_rising_is_a_matter_of_evidence() -> None:
 def test_it_warns_once_where_reward_and_judge_part() -> None:
     judge = Judge()
     watch = RewardHackingWatch(judge, baseline=False)
-    with pytest.warns(UserWarning, match="reward and judge part ways at iteration 3"):
+    with pytest.warns(UserWarning, match="reward and judge diverge at iteration 3"):
         agent = play(watch, judge, [(0, 0), (0.1, 0.2), (0.5, 0.1), (1.0, -0.3), (1.5, -0.6)])
     metrics = agent.last.metrics
     assert metrics["watch/parted"] == 1 and metrics["watch/proxy_slope"] > 0 > metrics["watch/judge_slope"]
@@ -154,7 +154,7 @@ def test_a_resumed_watch_goes_on(tmp_path: Path) -> None:
     second = RewardHackingWatch(other, baseline=False)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     other.seed = judge.seed
-    with pytest.warns(UserWarning, match="part ways"):
+    with pytest.warns(UserWarning, match="diverge"):
         play(second, other, [(1.0, -0.3)])
     assert len(second.history) == 4
 

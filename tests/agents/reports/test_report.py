@@ -279,7 +279,7 @@ def test_warnings_tell_of_hacking_limits_failures_and_interruption(tmp_path: Pat
     run.failures = [{"iteration": 2, "term": "loss"}]
     said = headline.warnings_of(run)
     assert len(said) == 5
-    assert "part ways at step 2" in said[1]
+    assert "diverge at step 2" in said[1]
     assert "2 of 5" in said[-1]
     assert headline.warnings_of(RunData(path=tmp_path, rows=rows[:1])) == []
 
@@ -416,7 +416,7 @@ def test_a_pipeline_has_one_report_on_all_its_stages(run_dir: Path, tmp_path: Pa
     page = check_page(write_report(folder))
     text = " ".join(page.texts)
     for said in (
-        "people",
+        "human",
         "2.0 standard errors",
         "Reinforcement learning",
         "rl.kl_coef",
@@ -427,7 +427,7 @@ def test_a_pipeline_has_one_report_on_all_its_stages(run_dir: Path, tmp_path: Pa
     assert [a["href"] for a in page.of("a")] == ["rl/report.html"]
     assert (folder / "plots" / "rl" / "reward.png").is_file()
     rows, _ = headline.figures(read_run(folder))
-    assert [(row.before, row.after, row.people) for row in rows[:2]] == [(0.1, 0.4, 0.3), (0.2, 0.1, 0.25)]
+    assert [(row.before, row.after, row.human) for row in rows[:2]] == [(0.1, 0.4, 0.3), (0.2, 0.1, 0.25)]
     assert [row.tone for row in rows] == ["good", "bad", ""]
 
 

@@ -85,9 +85,12 @@ def test_the_start_is_made_once_for_a_seed_and_differs_between_seeds(done: Any) 
 def test_a_finished_study_is_left_alone_and_grows(done: Any, tmp_path: Path) -> None:
     folder, results = done
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*") if "runs" in path.parts}
-    told: list[str] = []
-    assert run_study(tiny(), folder, tell=told.append) == results
-    assert told == ["6 of 6 runs are done already and kept"]
+    lines: list[str] = []
+    assert run_study(tiny(), folder, log=lines.append) == results
+    assert lines == ["6 of 6 runs are done already and kept"]
+    with pytest.warns(DeprecationWarning, match="tell is now called log"):
+        run_study(tiny(), folder, tell=lines.append)
+    assert lines[1:] == lines[:1]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(
         StudyError, match=r"other settings \(agent.settings.iterations: 3, now 4\).*overwrite"
@@ -147,14 +150,14 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(
     found = write_outputs(config, tmp_path / "study")
     assert any(line.startswith("1 run failed") for line in found.verdict)
     monkeypatch.setattr(module, "train", train)
-    told: list[str] = []
-    again = run_study(config, tmp_path / "study", tell=told.append)
+    lines: list[str] = []
+    again = run_study(config, tmp_path / "study", log=lines.append)
     assert [one["status"] for one in again] == ["done"] * 3
-    assert told[:2] == [
+    assert lines[:2] == [
         "2 of 3 runs are done already and kept",
         "1 of 3 runs failed before and are run again",
     ]
-    assert [line.split(":")[0] for line in told[2:]] == ["[3/3] clone on probe-end, seed 0"]
+    assert [line.split(":")[0] for line in lines[2:]] == ["[3/3] clone on probe-end, seed 0"]
 
 
 PAIRS = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
