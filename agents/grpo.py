@@ -110,6 +110,7 @@ class GRPO(PolicyGradientAgent):
             negative_entropy = entropy_loss(new.entropy, mask, denominator=tokens)
             loss = loss + cfg.entropy_coef * negative_entropy
             stats["policy/entropy"] = -negative_entropy.detach()
+        # The KL (k3) times kl_coef is the first of the extra losses, unless kl_placement="reward".
         return self.add_extra_losses(loss, stats, new, batch, totals)
 
     def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:

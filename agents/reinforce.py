@@ -40,7 +40,9 @@ class Reinforce(PolicyGradientAgent):
             ValueError: if actors generate ahead, because they generate each episode once.
         """
         if self.config.baseline == "greedy" and self.collector.ahead:
-            raise ValueError("baseline='greedy' plays tickets twice, which rollouts in mode 'async' do not")
+            raise ValueError(
+                "baseline='greedy' generates each episode twice, rollouts in mode 'async' do it once"
+            )
         super().setup()
 
     def score(self, episodes: EpisodeBatch) -> None:

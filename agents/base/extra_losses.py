@@ -38,9 +38,7 @@ class KLLoss:
     def __init__(self, config: PolicyGradientConfig) -> None:
         self.config, self.coef = config, config.kl_coef
 
-    def __call__(
-        self, new: PolicyOutput, batch: TrainingBatch, totals: Totals
-    ) -> tuple[Tensor, Stats] | None:
+    def __call__(self, new: PolicyOutput, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
         """The weighted loss of a micro-batch with ``ref_log_probs``."""
         reduce = partial(get_aggregation(self.config.aggregation), totals=totals)
         kl = kl_loss(new.log_probs, batch["ref_log_probs"], batch.mask, reduce=reduce)

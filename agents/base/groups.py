@@ -26,11 +26,11 @@ def check_groups(envs: Any, size: int, *, who: str) -> None:
     Raises:
         ValueError: naming the ``samples_per_prompt`` that the environment needs.
     """
-    dealt = envs.unwrapped.samples_per_prompt
-    if dealt % size:
+    generated = envs.unwrapped.samples_per_prompt
+    if generated % size:
         raise ValueError(
             f"{who} needs {size} episodes of each prompt, one after the other: make the environment with "
-            f"samples_per_prompt={size} (or a multiple), got {dealt}"
+            f"samples_per_prompt={size} (or a multiple), got {generated}"
         )
 
 
@@ -40,10 +40,10 @@ def checked_group_size(envs: Any, config: GroupBaselineConfig, *, who: str) -> i
     Raises:
         ValueError: if the environment generates no groups of this size, or an iteration no whole groups.
     """
-    dealt, size = envs.unwrapped.samples_per_prompt, config.samples_per_prompt
-    if size is not None or dealt == 1:
+    size = config.samples_per_prompt
+    if size is not None or envs.unwrapped.samples_per_prompt == 1:
         check_groups(envs, size or GROUP_SIZE, who=who)
-    size = size or dealt
+    size = size or envs.unwrapped.samples_per_prompt
     check_whole_groups(config.episodes_per_iteration, size)
     return size
 

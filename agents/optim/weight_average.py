@@ -26,23 +26,23 @@ class WeightAverage:
 
     def __init__(self, policy: LanguagePolicy, decay: float) -> None:
         self.policy = policy
-        self._names, self._own = [], []
+        self._names, self._trained = [], []
         for name, parameter in policy.named_parameters():
             if parameter.requires_grad:
                 self._names.append(name)
-                self._own.append(parameter)
+                self._trained.append(parameter)
         self._average = self._copies()
         self._move: Any = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average toward the current weights."""
-        self._move(self._average, [wider(parameter) for parameter in self._own], 0)
+        self._move(self._average, [wider(parameter) for parameter in self._trained], 0)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Context in which the policy has the averaged weights; its own are restored afterwards."""
-        kept = [parameter.detach().clone() for parameter in self._own]
+        kept = [parameter.detach().clone() for parameter in self._trained]
         self._put(self._average)
         try:
             yield
@@ -56,9 +56,12 @@ class WeightAverage:
             The weights in training, and the float32 averages of 16-bit weights, because the policy files
             contain them rounded.
         """
-        tensors = {f"training/{name}": own.detach() for name, own in zip(self._names, self._own, strict=True)}
-        for name, own, average in zip(self._names, self._own, self._average, strict=True):
-            if own.dtype in HALF:
+        tensors = {
+            f"training/{name}": tensor.detach()
+            for name, tensor in zip(self._names, self._trained, strict=True)
+        }
+        for name, tensor, average in zip(self._names, self._trained, self._average, strict=True):
+            if tensor.dtype in HALF:
                 tensors[f"average/{name}"] = average
         return tensors
 
@@ -72,10 +75,10 @@ class WeightAverage:
         self._put([tensors[f"training/{name}"] for name in self._names])
 
     def _copies(self) -> list[Tensor]:
-        return [wider(parameter).clone() for parameter in self._own]
+        return [wider(parameter).clone() for parameter in self._trained]
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._own, values, strict=True):
+        for parameter, value in zip(self._trained, values, strict=True):
             parameter.copy_(value)
         self.policy.invalidate()

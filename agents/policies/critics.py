@@ -1,4 +1,4 @@
-"""A critic with a trunk of its own. Shape letters: B episodes, L tokens, d width."""
+"""A separate critic model, and bootstrap values. Shape letters: B episodes, L tokens, d width."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from textenv.modeling.split_model import output_head, split_model
 
 
 class StateValues(NamedTuple):
-    """What a critic says about B episodes."""
+    """Values of a critic for B episodes."""
 
     values: Tensor
     """(B, L) V of the state before each action, 0 elsewhere."""
@@ -36,7 +36,7 @@ def bootstrap_values(final_values: Tensor | None, truncated: Tensor) -> Tensor |
 
 
 class SeparateCritic(nn.Module):
-    """V with a trunk of its own, which starts as a copy of the policy's; what is frozen there is shared.
+    """V on a separate copy of the policy's backbone; frozen parameters are shared with the policy.
 
     Args:
         model: the policy's causal LM; its LM head is not copied.

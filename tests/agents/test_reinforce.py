@@ -190,5 +190,5 @@ def test_acting_greedily_ends_with_the_block_even_after_an_error() -> None:
 def test_actors_that_play_ahead_cannot_play_tickets_twice() -> None:
     agent: Any = make("remax")
     agent.collector = make_collector(RayRollouts(mode="async"))
-    with pytest.raises(ValueError, match="plays tickets twice, which rollouts in mode 'async' do not"):
+    with pytest.raises(ValueError, match="generates each episode twice, rollouts in mode 'async' do it once"):
         agent.setup()
