@@ -25,6 +25,7 @@ from textenv.agents.make import make_agent
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.rollouts import ray_actors
+from textenv.agents.rollouts.collector import LocalCollector
 from textenv.agents.rollouts.factory import make_collector
 from textenv.agents.rollouts.ray_actors import RolloutActor, Work, env_recipe, pack, policy_recipe, unpack
 from textenv.agents.rollouts.ray_collector import RayCollector, start_rollout_actors
@@ -339,18 +340,18 @@ def test_a_killed_actor_is_replaced_and_no_ticket_is_lost_or_played_twice(
     undisturbed.learn()
     disturbed = make(actors, envs=slow(), **settings)
     seen: list[int] = []
-    play = disturbed.play
+    generate = disturbed.generate
 
     def watched(first_ticket: int) -> EpisodeBatch:
         if mode == "sync" and first_ticket == 16:
             threading.Timer(0.1, os.kill, (disturbed.collector.pids[0], signal.SIGKILL)).start()
-        episodes = play(first_ticket)
+        episodes = generate(first_ticket)
         seen.extend(episodes.episode_id.tolist())
         if mode == "async" and first_ticket == 0:  # the actors have just begun the next rollout
             os.kill(disturbed.collector.pids[0], signal.SIGKILL)
         return episodes
 
-    disturbed.play = watched
+    disturbed.generate = watched
     history = disturbed.learn().history
     assert [row["rollout/actors_replaced"] for row in history] == [0.0, 1.0, 1.0]
     assert seen == list(range(3 * 16))
@@ -556,7 +557,7 @@ def test_settings_that_do_not_go_together(actors: list[Any]) -> None:
         SFT(config(), dataset=EpisodeBatch.from_ids([[1]], [[2]]), rollouts=RayRollouts())
     with pytest.raises(TypeError, match=r"rollouts must be RayRollouts, .* got int"):
         PPO(config(), envs=make_vec(2), rollouts=2)  # type: ignore[arg-type]
-    assert make_collector(RayRollouts(num_actors=0)) is None
+    assert isinstance(make_collector(RayRollouts(num_actors=0)), LocalCollector)
 
 
 def test_rollouts_from_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
