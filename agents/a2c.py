@@ -57,7 +57,7 @@ class A2C(PolicyGradientAgent):
             values=old.values,
             final_values=final,
             groups=episodes.prompt_index,
-            scores=self.task_returns(episodes),
+            scores=self.shaped_task_returns(episodes),
             gamma=cfg.gamma,
             gae_lambda=cfg.gae_lambda,
         )

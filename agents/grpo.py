@@ -20,7 +20,7 @@ from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metr
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.distributed.batch_sharding import spread
-from textenv.agents.evaluation.task_scores import task_scores
+from textenv.agents.evaluation.task_returns import task_returns
 from textenv.agents.losses.advantages import get_advantage, group_std
 from textenv.agents.losses.importance import importance_weighted
 from textenv.agents.losses.masked import masked_sum, masked_whiten
@@ -61,7 +61,7 @@ class GRPO(PolicyGradientAgent):
 
     def flat(self, episodes: EpisodeBatch) -> Tensor:
         """Whether all task returns of the group of each episode are equal: (B,) bool."""
-        return group_std(self.task_returns(episodes), self.groups(episodes)) == 0
+        return group_std(self.shaped_task_returns(episodes), self.groups(episodes)) == 0
 
     def advantages(self, episodes: EpisodeBatch) -> TrainingBatch:
         """Old log-probs, advantages (group-relative) and returns: (B, L) each, 0 outside the action mask."""
@@ -73,7 +73,7 @@ class GRPO(PolicyGradientAgent):
             mask,
             values=None,
             groups=self.groups(episodes),
-            scores=self.task_returns(episodes),
+            scores=self.shaped_task_returns(episodes),
             gamma=cfg.gamma,
         )
         if cfg.whiten_advantages:
@@ -116,7 +116,7 @@ class GRPO(PolicyGradientAgent):
     def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout, and how much the task returns of a prompt differ."""
         row, episodes = super().rollout_metrics(batch), batch.episodes
-        row["group/std"] = float(group_std(task_scores(episodes, self.envs), self.groups(episodes)).mean())
+        row["group/std"] = float(group_std(task_returns(episodes, self.envs), self.groups(episodes)).mean())
         row["group/flat"] = float(self.flat(episodes).double().mean())
         return row
 

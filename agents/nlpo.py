@@ -22,7 +22,7 @@ from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metr
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.evaluation.kl import kl_row
-from textenv.agents.evaluation.task_scores import kl_wrappers
+from textenv.agents.evaluation.task_returns import kl_wrappers
 from textenv.agents.losses.advantages import get_advantage
 from textenv.agents.losses.importance import importance_weighted
 from textenv.agents.losses.masked import divide_by_std, masked_center, masked_sum, masked_whiten
@@ -159,7 +159,7 @@ class NLPO(PolicyGradientAgent):
             values=old.values,
             final_values=final,
             groups=episodes.prompt_index,
-            scores=self.task_returns(episodes),
+            scores=self.shaped_task_returns(episodes),
             gamma=cfg.gamma,
             gae_lambda=cfg.gae_lambda,
         )

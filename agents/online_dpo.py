@@ -15,7 +15,7 @@ from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.preferences import PairedBatch
 from textenv.agents.dpo import Responses, reward_stats
 from textenv.agents.evaluation.kl import kl_row
-from textenv.agents.evaluation.task_scores import task_scores
+from textenv.agents.evaluation.task_returns import task_returns
 from textenv.agents.losses.masked import masked_mean, masked_sum
 from textenv.agents.losses.preference import dpo_loss, response_log_probs
 from textenv.agents.optim.backend import Stats
@@ -59,12 +59,12 @@ class OnlineDPO(SampleChooser):
             **kl_row(kl, episodes=len(episodes), tokens=int(mask.sum())),
             "objective/entropy": -float(masked_mean(old.log_probs, mask)),
         }
-        task_returns = task_scores(episodes, self.envs).to(episodes.rewards.dtype)
-        best, worst = extremes(task_returns, group_rows(episodes, self.config.samples_per_prompt))
-        tied = task_returns[best] == task_returns[worst]
+        returns = task_returns(episodes, self.envs).to(episodes.rewards.dtype)
+        best, worst = extremes(returns, group_rows(episodes, self.config.samples_per_prompt))
+        tied = returns[best] == returns[worst]
         both = torch.cat([best, worst])
         reference = response_log_probs(old.ref_log_probs, mask)[both]
-        tensors = {"reference": reference, "tied": tied.repeat(2), "scores": task_returns[both]}
+        tensors = {"reference": reference, "tied": tied.repeat(2), "scores": returns[both]}
         return PairedBatch(episodes.select(both), tensors)
 
     def totals(self, batch: TrainingBatch) -> Totals:

@@ -149,7 +149,7 @@ class ReinforcePlusPlus(PolicyGradientAgent):
             mask,
             values=None,
             groups=episodes.prompt_index,
-            scores=self.task_returns(episodes),
+            scores=self.shaped_task_returns(episodes),
             gamma=cfg.gamma,
         )
         if cfg.whiten_advantages:

@@ -16,7 +16,7 @@ from textenv.agents.base.registry import register_agent
 from textenv.agents.checkpointing.state import TrainingState
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.preferences import tokens_and_rule
-from textenv.agents.evaluation.task_scores import kl_wrappers, task_scores
+from textenv.agents.evaluation.task_returns import kl_wrappers, task_returns
 from textenv.agents.losses.policy_gradient import sft_loss
 from textenv.agents.optim.backend import Stats
 from textenv.agents.settings.samples import RFTConfig
@@ -57,7 +57,7 @@ class RFT(SampleChooser):
             tokens_and_rule(episodes),
             {
                 "returns": episodes.returns,
-                "scores": task_scores(episodes, self.envs),
+                "scores": task_returns(episodes, self.envs),
                 "prompt": episodes.prompt_index,
                 "generation": generation,
             },

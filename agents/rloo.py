@@ -14,7 +14,7 @@ from textenv.agents.base.groups import checked_group_size, episodes_per_prompt
 from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
-from textenv.agents.evaluation.task_scores import task_scores
+from textenv.agents.evaluation.task_returns import task_returns
 from textenv.agents.losses.advantages import get_advantage, group_std
 from textenv.agents.losses.importance import importance_weighted
 from textenv.agents.losses.masked import masked_whiten
@@ -59,7 +59,7 @@ class RLOO(PolicyGradientAgent):
             mask,
             values=None,
             groups=self.groups(episodes),
-            scores=self.task_returns(episodes),
+            scores=self.shaped_task_returns(episodes),
             gamma=cfg.gamma,
         )
         if cfg.whiten_advantages:
@@ -96,6 +96,6 @@ class RLOO(PolicyGradientAgent):
     def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout, and how much the task returns of a prompt differ."""
         row, groups = super().rollout_metrics(batch), self.groups(batch.episodes)
-        std = group_std(task_scores(batch.episodes, self.envs), groups)
-        equal = group_std(self.task_returns(batch.episodes), groups) == 0
+        std = group_std(task_returns(batch.episodes, self.envs), groups)
+        equal = group_std(self.shaped_task_returns(batch.episodes), groups) == 0
         return row | {"group/std": float(std.mean()), "group/flat": float(equal.double().mean())}

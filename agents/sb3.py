@@ -20,7 +20,7 @@ from textenv.agents.base.arguments import refuse_dataset
 from textenv.agents.base.metrics import Timer
 from textenv.agents.base.registry import register_agent
 from textenv.agents.distributed import process_group
-from textenv.agents.evaluation.task_scores import kl_wrappers
+from textenv.agents.evaluation.task_returns import kl_wrappers
 from textenv.agents.integrations.sb3 import sb3_agent
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.settings.effects import FROM_EPISODES, Idle
@@ -74,16 +74,16 @@ class SB3(Agent):
                 f"got {cfg.minibatches}"
             )
         self.envs.unwrapped.bind(self.policy)
-        self.paid_kl = bool(kl_wrappers(self.envs))
-        if cfg.kl_coef or self.paid_kl:
+        self.env_has_kl = bool(kl_wrappers(self.envs))
+        if cfg.kl_coef or self.env_has_kl:
             self.reference = self.policy.reference()
-        if cfg.kl_coef and not self.paid_kl:
+        if cfg.kl_coef and not self.env_has_kl:
             self.envs = wrap_reward(self.envs, KLPenalty(coef=cfg.kl_coef))
 
     def idle(self) -> Idle:
         """A KL penalty where the environment pays one of its own."""
         found = super().idle()
-        if self.paid_kl and self.config.kl_coef:
+        if self.env_has_kl and self.config.kl_coef:
             found |= self.config.changed("kl_coef", because="where the environment has a KL reward")
         return found
 

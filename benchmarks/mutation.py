@@ -95,7 +95,7 @@ TESTS = (
     "rft",
     "settings_effect",
     "sft",
-    "task_scores",
+    "task_returns",
 )
 """Test files by name, without ``test_`` and ``.py``, in any folder of ``tests``."""
 

@@ -1,4 +1,4 @@
-"""A warning where the first episodes that an agent generates all return the same: nothing can be learned."""
+"""A warning if all episodes of the first iterations have the same return: nothing can be learned."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from textenv.agents.distributed import process_group
-from textenv.agents.evaluation.task_scores import task_scores
+from textenv.agents.evaluation.task_returns import task_returns
 
 if TYPE_CHECKING:
     from textenv.episodes.batch import EpisodeBatch
 
 ITERATIONS = 3
-"""How many of a run's first iterations are looked at, or all of a shorter run."""
+"""Number of first iterations that are checked; all iterations of a shorter run."""
 
 
 class EqualReturns:
-    """Looks at the returns of a run's first iterations, without what a KL penalty paid."""
+    """Checks the task returns (returns without KL penalties) of the first iterations of a run."""
 
     def __init__(self) -> None:
         self.value: float | None = None
@@ -24,21 +24,21 @@ class EqualReturns:
         self.differ = False
 
     def see(self, episodes: EpisodeBatch, envs: Any, iteration: int, planned: int) -> None:
-        """Take in the scored episodes of an iteration, counted from 1.
+        """Check the scored episodes of an iteration, counted from 1.
 
         Warns:
-            UserWarning: once, when all episodes of the first iterations have returned the same.
+            UserWarning: once, if all episodes of the first iterations have the same return.
         """
         last = min(ITERATIONS, planned)
         if self.differ or iteration > last:
             return
-        if iteration > 1 and self.value is None:  # a resumed run: the first were seen when they were made
+        if iteration > 1 and self.value is None:  # a resumed run: the first iterations were checked before
             self.differ = True
             return
-        scores = task_scores(episodes, envs)
-        first = float(scores[0]) if self.value is None else self.value
+        returns = task_returns(episodes, envs)
+        first = float(returns[0]) if self.value is None else self.value
         self.value, self.episodes = first, self.episodes + len(episodes)
-        self.differ = bool((scores != first).any())
+        self.differ = bool((returns != first).any())
         if self.differ or iteration < last or not process_group.is_main():
             return
         warnings.warn(

@@ -24,7 +24,7 @@ from textenv.agents.data.episodes import as_demonstrations
 from textenv.agents.distributed import process_group
 from textenv.agents.evaluation.evaluator import Evaluation
 from textenv.agents.evaluation.kl import kl_row
-from textenv.agents.evaluation.task_scores import kl_wrappers, paid_kl, task_scores
+from textenv.agents.evaluation.task_returns import kl_penalties, kl_wrappers, task_returns
 from textenv.agents.losses.aggregation import get_aggregation
 from textenv.agents.losses.masked import masked_mean, masked_sum
 from textenv.agents.losses.policy_gradient import Reduction
@@ -123,12 +123,12 @@ class PolicyGradientAgent(OnlineAgent):
         cfg = self.config
         if not cfg.score_scale and cfg.score_clip is None:
             return episodes.rewards
-        kl = paid_kl(episodes, self.envs)
+        kl = kl_penalties(episodes, self.envs)
         rewards = episodes.rewards - kl
         if cfg.score_scale:
             if update:
                 generated = self.generated(episodes)
-                self.score_std.update((generated.rewards - paid_kl(generated, self.envs)).sum(-1))
+                self.score_std.update((generated.rewards - kl_penalties(generated, self.envs)).sum(-1))
             rewards = rewards / self.score_std.std
         if cfg.score_clip is not None:
             total = rewards.sum(-1)
@@ -136,9 +136,9 @@ class PolicyGradientAgent(OnlineAgent):
             rewards = rewards + episodes.at_last_action(clipped - total)
         return rewards + kl
 
-    def task_returns(self, episodes: EpisodeBatch) -> Tensor:
+    def shaped_task_returns(self, episodes: EpisodeBatch) -> Tensor:
         """Returns without KL penalties, scaled and clipped as in ``shaped_rewards``: (B,) float64."""
-        returns, limit = task_scores(episodes, self.envs), self.config.score_clip
+        returns, limit = task_returns(episodes, self.envs), self.config.score_clip
         if self.config.score_scale:
             returns = returns / self.score_std.std
         return returns if limit is None else returns.clamp(-limit, limit)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import textenv
 from tests.helpers.online_helpers import TOKENIZER, make, make_envs, rollout, tiny, weights
-from textenv.agents.evaluation.task_scores import task_scores
+from textenv.agents.evaluation.task_returns import task_returns
 from textenv.agents.grpo import GRPOConfig
 from textenv.agents.losses.advantages import get_advantage, group_moments, group_std
 from textenv.agents.rloo import RLOOConfig
@@ -66,7 +66,7 @@ def test_a_group_whose_scores_are_equal_is_flat_whatever_its_kl() -> None:
     )
     episodes = with_a_kl_penalty()
     assert agent.flat(episodes).tolist() == [False] * 3 + [True] * 3
-    std = group_std(task_scores(episodes, agent.envs), agent.groups(episodes))
+    std = group_std(task_returns(episodes, agent.envs), agent.groups(episodes))
     # Scores 0.1, 0.3, 0.8 around 0.4: sqrt((0.09 + 0.01 + 0.16) / 2).
     assert std.tolist() == pytest.approx([0.13**0.5] * 3 + [0.0] * 3)
     # Returns 0.08, 0.26, 0.77 around 0.37. In the flat group the KL's part keeps its size: it is not divided.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.online_helpers import make, make_envs, rollout
-from textenv.agents.evaluation.task_scores import kl_wrappers
+from textenv.agents.evaluation.task_returns import kl_wrappers
 from textenv.agents.grpo import GRPO, GRPOConfig
 from textenv.agents.ilql import ILQL, ILQLConfig
 from textenv.agents.losses.advantages import ADVANTAGES, register_advantage
@@ -57,7 +57,7 @@ def test_scores_are_scaled_and_clipped_and_the_kl_is_left_alone(scale: bool, lim
     before = episodes.action_mask & ~episodes.at_last_action(torch.ones(16)).bool()
     assert torch.allclose(shaped[before], kl[before], rtol=1e-5, atol=1e-5)
     assert agent.score_std.count == (16 if scale else 0)
-    assert torch.allclose(agent.task_returns(episodes), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(agent.shaped_task_returns(episodes), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(agent.shaped_rewards(episodes, update=False), shaped)
     assert agent.score_std.count == (16 if scale else 0)
 

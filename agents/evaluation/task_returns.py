@@ -1,8 +1,7 @@
-"""Scores of a task: what episodes returned without the penalties for their KL divergence.
+"""Task returns: returns of episodes without KL penalties.
 
-Agents that compare the episodes of a prompt judge by them whether there is anything to learn. Returns with
-the KL in them nearly always differ, if only by the noise of its estimate. Shape letters: B episodes, L
-tokens.
+Agents that compare the episodes of a prompt use task returns, because returns with KL penalties differ at
+least by the noise of the KL estimate. Shape letters: B episodes, L tokens.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from textenv.rewards.shaping import Shaped
 
 
 def kl_wrappers(envs: Any) -> list[Any]:
-    """The reward wrappers that pay a KL penalty, innermost first."""
+    """The reward wrappers that add a KL penalty, innermost first."""
     return [w for w in scorer.reward_wrappers(envs) if isinstance(w.term, KLPenalty)]
 
 
-def paid_kl(episodes: EpisodeBatch, envs: Any) -> Tensor:
-    """What KL penalties paid: (B, L)."""
+def kl_penalties(episodes: EpisodeBatch, envs: Any) -> Tensor:
+    """Sum of the KL penalties in the rewards: (B, L)."""
     kl = torch.zeros_like(episodes.rewards)
     for wrapper in kl_wrappers(envs):
         kl = kl + episodes.reward_terms[wrapper.name]
@@ -33,16 +32,16 @@ def paid_kl(episodes: EpisodeBatch, envs: Any) -> Tensor:
 
 
 def is_penalty(term: Any) -> bool:
-    """Whether a reward term pays for the KL and nothing else: a KL penalty, or a shaping term of such."""
+    """Whether a reward term is a KL penalty, or a shaping term that contains only KL penalties."""
     inner = term.terms if isinstance(term, Shaped) else []
     return isinstance(term, KLPenalty) or (bool(inner) and all(is_penalty(one) for one in inner))
 
 
-def task_scores(episodes: EpisodeBatch, envs: Any) -> Tensor:
-    """Returns without what KL penalties paid: (B,) float64.
+def task_returns(episodes: EpisodeBatch, envs: Any) -> Tensor:
+    """Returns without KL penalties: (B,) float64.
 
-    The sum of the other terms, not a difference: what is equal comes out equal, without rounding. Where a
-    wrapper from elsewhere changes the rewards of a step, terms do not sum to them, and it is the difference.
+    Computed as the sum of the other reward terms, so that equal task returns are exactly equal. If another
+    wrapper changes rewards, terms do not sum to the return; then the penalties are subtracted from it.
 
     Args:
         episodes: B scored episodes.
@@ -55,8 +54,8 @@ def task_scores(episodes: EpisodeBatch, envs: Any) -> Tensor:
         return episodes.returns.double()
     if scorer.foreign_reward_wrappers(envs):
         return episodes.returns.double() - sum(terms[name].double().sum(-1) for name in penalties)
-    scores = episodes.returns.new_zeros(len(episodes)).double()
+    returns = episodes.returns.new_zeros(len(episodes)).double()
     for name, values in terms.items():
         if name not in penalties and not name.startswith(RAW):
-            scores = scores + values.double().sum(-1)
-    return scores
+            returns = returns + values.double().sum(-1)
+    return returns

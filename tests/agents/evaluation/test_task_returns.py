@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers.online_helpers import make_envs
 from textenv import scoring
-from textenv.agents.evaluation.task_scores import is_penalty, kl_wrappers, paid_kl, task_scores
+from textenv.agents.evaluation.task_returns import is_penalty, kl_penalties, kl_wrappers, task_returns
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.kl import KLPenalty
 from textenv.rewards.registry import make_reward
@@ -37,30 +37,30 @@ def envs_with(*rewards: Any) -> Any:
 
 def test_without_a_penalty_scores_are_the_returns() -> None:
     episodes = paid(length=[1.0, 0.5, 0.25])
-    assert task_scores(episodes, envs_with("length")).tolist() == [1.0, 0.5, 0.25]
+    assert task_returns(episodes, envs_with("length")).tolist() == [1.0, 0.5, 0.25]
 
 
 def test_equal_scores_stay_equal_although_the_rewards_were_rounded() -> None:
     episodes = paid(length=[0.1, 0.1, 0.1], other=[0.3, 0.3, 0.3], kl=[-0.0123, -0.0457, -0.0003])
     envs = envs_with("length", KL)
-    found = task_scores(episodes, envs)
+    found = task_returns(episodes, envs)
     assert found.dtype == torch.float64
     assert found.unique().tolist() == pytest.approx([0.4])
     # The difference would not do: a sum of float32 numbers less one of them is another number.
-    assert len((episodes.rewards - paid_kl(episodes, envs)).sum(-1).unique()) > 1
+    assert len((episodes.rewards - kl_penalties(episodes, envs)).sum(-1).unique()) > 1
     assert len(kl_wrappers(envs)) == 1
 
 
 def test_episodes_that_no_penalty_was_paid_for() -> None:
     episodes = paid(length=[1.0, 0.5, 0.25])
-    assert task_scores(episodes, envs_with("length", KL)).tolist() == [1.0, 0.5, 0.25]
+    assert task_returns(episodes, envs_with("length", KL)).tolist() == [1.0, 0.5, 0.25]
 
 
 def test_beside_a_wrapper_from_elsewhere_it_is_the_difference() -> None:
     envs = gym.wrappers.vector.TransformReward(envs_with("length", KL), lambda reward: 2 * reward)
     episodes = paid(length=[1.0, 0.5, 0.25], kl=[-0.25, -0.5, -0.125])
     episodes.rewards = 2 * episodes.reward_terms["length"] + episodes.reward_terms["kl"]
-    assert task_scores(episodes, envs).tolist() == pytest.approx([2.0, 1.0, 0.5])
+    assert task_returns(episodes, envs).tolist() == pytest.approx([2.0, 1.0, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_a_shaped_penalty_is_no_score() -> None:
     envs = envs_with("length", ["weighted", {"of": KL, "weight": 2}])
     episodes = paid(length=[0.1, 0.1, 0.1], weighted=[-0.02, -0.04, -0.06])
     assert "weighted" in {wrapper.name for wrapper in scoring.reward_wrappers(envs)}
-    assert len(task_scores(episodes, envs).unique()) == 1
+    assert len(task_returns(episodes, envs).unique()) == 1
