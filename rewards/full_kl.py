@@ -15,7 +15,7 @@ from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.kl import kl_full
 from textenv.modeling.log_probs import MAX_BYTES
-from textenv.modeling.split_model import SplitModel, eval_mode, split_model, vocabulary_size
+from textenv.modeling.split_model import SplitModel, eval_mode, model_vocab_size, split_model
 
 
 def model_of(source: Any) -> AbstractContextManager[nn.Module]:
@@ -69,7 +69,7 @@ def full_kl(
     for source in (policy, reference):
         with model_of(source) as model, eval_mode(list(model.modules())):
             states.append(_states(split_model(model), episodes)[row, column - 1])
-            width = max(width, vocabulary_size(model, 1))
+            width = max(width, model_vocab_size(model, 1))
     chunk = max(1, max_bytes // (4 * width))
     for start in range(0, len(row), chunk):
         part = slice(start, start + chunk)

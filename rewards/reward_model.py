@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from textenv.envs.token_constraints import vocabulary_size
+from textenv.envs.token_constraints import tokenizer_vocab_size
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.conversations import prompt_messages, template_options
 from textenv.modeling.pretrained import load_pretrained
@@ -145,7 +145,7 @@ class RewardModel(RewardTerm):
             self.model.to(env.device)
         self._retokenize = self._must_retokenize()
         size = self._reader.vocab_size
-        needed = vocabulary_size(env.tokenizer)
+        needed = tokenizer_vocab_size(env.tokenizer)
         if not self._retokenize and size is not None and size < needed:
             raise ValueError(
                 f"reward-model: the model has {size} tokens, fewer than the policy's tokenizer ({needed}); "

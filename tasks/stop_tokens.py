@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from textenv.envs.token_constraints import vocabulary_size
+from textenv.envs.token_constraints import tokenizer_vocab_size
 from textenv.prompts.messages import around, turn_end
 from textenv.tasks.adapter_source import base_of, find_adapter
 from textenv.tasks.fetch_model import resolve_model
@@ -29,7 +29,7 @@ def stop_tokens(
     ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if chat and (end := template_end(tokenizer)) is not None:
         ends.append(end)
-    size = vocabulary_size(tokenizer)
+    size = tokenizer_vocab_size(tokenizer)
     ends += [end for end in model_ends or () if 0 <= end < size]
     return list(dict.fromkeys(ends))
 

@@ -81,7 +81,7 @@ def check_model(field: str, source: str, tokenizer: Any = None, *, scores: bool 
     """
     from transformers import AutoConfig
 
-    from textenv.envs.token_constraints import vocabulary_size
+    from textenv.envs.token_constraints import tokenizer_vocab_size
 
     name = os.fspath(model_folder(source, scores=scores)) if Path(source).is_dir() else resolve_model(source)
     folder = Path(name)
@@ -97,10 +97,10 @@ def check_model(field: str, source: str, tokenizer: Any = None, *, scores: bool 
     if not scores and classifies:
         raise WrongKindError(f"{field} must be a causal language model, got a {kinds[0]} in {source!r}")
     size = getattr(config, "vocab_size", None)
-    if tokenizer is not None and isinstance(size, int) and size < vocabulary_size(tokenizer):
+    if tokenizer is not None and isinstance(size, int) and size < tokenizer_vocab_size(tokenizer):
         raise ValueError(
             f"{field} {source!r} has a vocabulary of {size} tokens, "
-            f"fewer than the tokenizer's {vocabulary_size(tokenizer)}"
+            f"fewer than the tokenizer's {tokenizer_vocab_size(tokenizer)}"
         )
 
 

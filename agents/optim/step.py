@@ -13,7 +13,7 @@ from textenv.agents.distributed import process_group
 from textenv.agents.distributed.batch_sharding import parts_of
 from textenv.agents.optim.backend import Backend, LossFunction, Stats
 from textenv.episodes.batch import EpisodeBatch
-from textenv.modeling.log_probs import undivided
+from textenv.modeling.log_probs import single_length_group
 
 
 class NonFinite(Exception):
@@ -62,7 +62,7 @@ def optimizer_step(
     sums: Stats = {}
     failed: tuple[dict[str, float], EpisodeBatch] | None = None
     for part, counts in parts_of(batch, max_tokens, in_step=backend.lockstep):
-        with undivided() if backend.lockstep else nullcontext():
+        with single_length_group() if backend.lockstep else nullcontext():
             loss, stats = loss_fn(part, totals)
         stats = {"loss": loss.detach(), **stats}
         if not counts:

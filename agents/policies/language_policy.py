@@ -29,7 +29,7 @@ from textenv.agents.policies.outputs import Memo, ReferenceMode
 from textenv.agents.policies.references import Reference, lightest_mode
 from textenv.agents.policies.teacher_forced import Autocast, TeacherForced
 from textenv.agents.policies.tied_adapters import tie_adapters
-from textenv.envs.token_constraints import TokenConstraints, vocabulary_size
+from textenv.envs.token_constraints import TokenConstraints, tokenizer_vocab_size
 from textenv.generation.policy import DecodingPolicy, LogitsProcessor
 from textenv.modeling.compile import compile_trunk
 from textenv.modeling.model_checks import check_causal_lm
@@ -193,7 +193,7 @@ class LanguagePolicy(TeacherForced):
     def vocab_size(self) -> int:
         """V: the tokenizer's vocabulary, or without a tokenizer the model's."""
         if self.tokenizer is not None:
-            return vocabulary_size(self.tokenizer)
+            return tokenizer_vocab_size(self.tokenizer)
         return int(self._hf.config.get_text_config().vocab_size)
 
     def add_critic(self, kind: CriticKind = "shared") -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from textenv.agents.policies.model_setup import disable_dropout, dropout_restored
 from textenv.agents.policies.tokenizer_files import save_tokenizer
-from textenv.envs.token_constraints import vocabulary_size
+from textenv.envs.token_constraints import tokenizer_vocab_size
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.pretrained import load_pretrained, make_pretrained
 from textenv.modeling.saved_runs import model_folder
@@ -266,10 +266,10 @@ class Scorer(nn.Module):
             return None
         clash = self.append_eos and tokenizer.pad_token_id == tokenizer.eos_token_id
         size = self.model.get_input_embeddings().num_embeddings
-        if size < vocabulary_size(tokenizer):
+        if size < tokenizer_vocab_size(tokenizer):
             raise ValueError(
                 f"the model has a vocabulary of {size}, expected at least the tokenizer's of "
-                f"{vocabulary_size(tokenizer)}; each token needs an embedding"
+                f"{tokenizer_vocab_size(tokenizer)}; each token needs an embedding"
             )
         if tokenizer.pad_token is None or clash:
             tokenizer = copy.deepcopy(tokenizer)

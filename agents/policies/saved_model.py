@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from textenv.agents.policies.adapters import merged_copy
 from textenv.modeling.model_checks import usable_positions
 from textenv.modeling.pretrained import load_pretrained
-from textenv.modeling.split_model import eval_mode, vocabulary_size
+from textenv.modeling.split_model import eval_mode, model_vocab_size
 from textenv.tasks.stop_tokens import generation_ends, stop_tokens
 from textenv.utils.quiet import without_bars
 
@@ -65,7 +65,7 @@ def save_ends(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     if tokenizer is None or not path.is_file():
         return
     chat = bool(getattr(tokenizer, "chat_template", None))
-    size = vocabulary_size(model, 1 << 62)
+    size = model_vocab_size(model, 1 << 62)
     ends = [*generation_ends(model), *stop_tokens(tokenizer, chat=chat)]
     ends = [end for end in dict.fromkeys(ends) if end < size]
     written = json.loads(path.read_text())
@@ -101,7 +101,7 @@ def check_saved(model: nn.Module, written: nn.Module, folder: Path) -> None:
 def probe_ids(model: nn.Module) -> Tensor:
     """A few tokens all over the vocabulary, and some of those whose rows train on their own: (1, n)."""
     count = min(PROBE_TOKENS, usable_positions(model) or PROBE_TOKENS)
-    size = vocabulary_size(model, 2)
+    size = model_vocab_size(model, 2)
     ids = torch.linspace(0, size - 1, count).long()
     rows = [
         token

@@ -26,7 +26,7 @@ from textenv.agents.settings.engine_rollouts import EngineRollouts
 from textenv.envs.scheduler import noise_base, prompt_index
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.generation.replay import Replay
-from textenv.modeling.split_model import vocabulary_size
+from textenv.modeling.split_model import model_vocab_size
 from textenv.rollout import collect
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def engine_sampling(policy: LanguagePolicy, base: TextVectorEnv, seeds: tuple[in
     """How the policy acts in the environment, in an engine's words."""
     decoding, legality = policy.decoding, base.legality
     allowed = None
-    if legality.suppressed_tokens or vocabulary_size(policy.model, 0) != legality.vocab_size:
+    if legality.suppressed_tokens or model_vocab_size(policy.model, 0) != legality.vocab_size:
         allowed = tuple(sorted(set(range(legality.vocab_size)) - set(legality.suppressed_tokens)))
     return EngineSampling(
         temperature=decoding.temperature,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.env_helpers import TOKENIZER, byte_level_tokenizer, sentencepiece_like_tokenizer
 from textenv.envs.stop_strings import StopStrings
-from textenv.envs.token_constraints import vocabulary_size
+from textenv.envs.token_constraints import tokenizer_vocab_size
 from textenv.tasks.letters import letter_tokenizer
 
 BYTES = byte_level_tokenizer()
@@ -141,6 +141,6 @@ def test_a_vocabulary_with_holes() -> None:
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 5})))
     assert len(tokenizer) == 2
-    assert vocabulary_size(tokenizer) == 6
+    assert tokenizer_vocab_size(tokenizer) == 6
     table = StopStrings(["b"], tokenizer).may_complete
     assert torch.equal(table.nonzero().squeeze(-1), torch.tensor([5]))

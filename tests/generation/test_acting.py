@@ -306,7 +306,7 @@ def test_the_step_needs_the_prompts_length() -> None:
     policy, obs = DecodingPolicy(gpt2()), Rows().observe()
     policy.attach(environment(min_new_tokens=2, stop_token_ids=(2,)))
     del obs["prompt_length"]
-    with pytest.raises(ValueError, match="no prompt_length"):
+    with pytest.raises(ValueError, match="obs must have prompt_length"):
         policy.act(obs)
 
 
@@ -369,7 +369,7 @@ def test_attaching_again_keeps_the_decoder_and_free_drops_it(monkeypatch: pytest
 def test_no_warning_where_the_cache_works() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "the observation is not as an environment of this process gave it")
+        warnings.filterwarnings("ignore", "the observation does not come from an environment of this process")
         agree(gpt2(), Rows(episodes=5))
 
 

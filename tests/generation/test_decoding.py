@@ -259,13 +259,13 @@ def test_texts_that_come_next_are_computed_ahead_and_equal_ones_once() -> None:
     counts = torch.tensor([5, 5, 7, 3, 8, 1])
     queue = list(range(4, 6))
 
-    def coming(count: int) -> tuple[Tensor, Tensor]:
+    def upcoming(count: int) -> tuple[Tensor, Tensor]:
         assert count >= 2
         return texts[queue], counts[queue]
 
     def prefill(rows: list[int], wanted: list[int]) -> None:
         width = int(counts[wanted].max())
-        decoder.prefill(torch.tensor(rows), texts[wanted][:, :width], counts[wanted], coming=coming)
+        decoder.prefill(torch.tensor(rows), texts[wanted][:, :width], counts[wanted], upcoming=upcoming)
 
     def check(wanted: list[int]) -> None:
         columns = counts[wanted]

@@ -28,7 +28,7 @@ from textenv.envs.token_constraints import TokenConstraints
 from textenv.episodes.batch import EpisodeBatch
 from textenv.generation.policy import DecodingPolicy
 from textenv.modeling.fused_log_probs import linear_log_probs
-from textenv.modeling.log_probs import length_groups, token_log_probs, undivided
+from textenv.modeling.log_probs import length_groups, single_length_group, token_log_probs
 from textenv.modeling.split_model import split_model
 
 V = 37
@@ -450,7 +450,7 @@ def test_no_token_is_forwarded_that_no_action_depends_on(packing: bool) -> None:
 
 
 def test_undivided_rows_are_one_group() -> None:
-    with undivided():
+    with single_length_group():
         assert [(rows.tolist(), width) for rows, width in length_groups(torch.tensor([2, 9, 2]), 0)] == [
             ([0, 1, 2], 9)
         ]

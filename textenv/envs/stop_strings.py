@@ -82,9 +82,9 @@ class StopStrings:
         return text
 
     def _table(self, last: set[str]) -> Tensor:
-        from textenv.envs.token_constraints import vocabulary_size
+        from textenv.envs.token_constraints import tokenizer_vocab_size
 
-        size = vocabulary_size(self._tokenizer)
+        size = tokenizer_vocab_size(self._tokenizer)
         # Read behind another token, for the same reason.
         context = next((i for i in range(size) if self._decode([i]).isalnum()), 0)
         texts = self._tokenizer.batch_decode(

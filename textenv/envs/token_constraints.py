@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+def tokenizer_vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """V, one more than the largest token id; more than ``len(tokenizer)`` if token ids have gaps."""
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
 

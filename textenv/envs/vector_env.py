@@ -31,7 +31,7 @@ from textenv.envs.scheduler import EpisodeScheduler, noise_keys
 from textenv.envs.step_buffer import FinishedEpisodes
 from textenv.envs.stop_strings import StopStrings
 from textenv.envs.termination import TerminationRule
-from textenv.envs.token_constraints import TokenConstraints, vocabulary_size
+from textenv.envs.token_constraints import TokenConstraints, tokenizer_vocab_size
 from textenv.prompts.prompt_set import PromptSet
 from textenv.utils.checks import (
     as_token_ids,
@@ -124,7 +124,7 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
             raise ValueError(
                 f"min_new_tokens must be <= max_new_tokens ({max_new_tokens}), got {min_new_tokens}"
             )
-        vocab_size = vocabulary_size(tokenizer)
+        vocab_size = tokenizer_vocab_size(tokenizer)
         prompts.check_token_ids(vocab_size)
         if stop_token_ids is None:
             stop_token_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

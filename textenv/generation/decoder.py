@@ -1,7 +1,8 @@
-"""One token for every live row: a decoder over a slot cache, exact against the model's plain forward.
+"""Prefill and decode over the KV cache: one token per step for every live row.
 
-Rows are the caller's (environment rows); slots are rows of the cache. Live slots are always a contiguous
-prefix, so a step costs as much as there are live rows, and it attends over the longest of them only. Shape
+Logits equal those of the model's plain forward pass. Rows are the caller's (environment rows); slots are rows
+of the cache. Live slots are always a contiguous prefix, so the cost of a step depends on the number and the
+longest of the live rows only. Shape
 letters: n rows or live slots, P prompt tokens, W logits of the model, d width of the LM head's input.
 """
 
@@ -17,21 +18,21 @@ from torch import Tensor, nn
 
 from textenv.generation.cuda_graphs import DecodeGraphs
 from textenv.generation.kv_cache import SlotCache
-from textenv.generation.prefill_cache import Coming, PromptStock
+from textenv.generation.prefill_cache import PrefillCache, UpcomingPrompts
 from textenv.generation.self_check import verify_decoder
 from textenv.modeling.attention_masks import SlotMasks, UnsupportedModelError, attention_windows, causal_masks
 from textenv.modeling.split_model import catch_head_input, eval_mode, output_head, split_model
 from textenv.utils.devices import to_device
 
 _PREFILL_TOKENS = 16_384
-"""Longest padded prefill batch, in tokens; bounds its memory."""
+"""Largest padded prefill batch, in tokens; bounds its memory."""
 
 
 class DecodeOutput(NamedTuple):
-    """What one decode step gives, in the order of the rows asked for. Valid until the next step."""
+    """Result of one decode step, in the order of the given rows. Valid until the next step."""
 
     logits: Tensor
-    """(n, W) next-token logits, exactly as the model's forward makes them."""
+    """(n, W) next-token logits of the model."""
     hidden: Tensor
     """(n, d) input of the LM head."""
 
@@ -39,22 +40,22 @@ class DecodeOutput(NamedTuple):
 class Decoder:
     """Caches keys and values of up to ``slots`` rows and appends one token per step to all live ones.
 
-    The model runs in eval mode without gradients; its training flags are restored after every call. The cache
-    belongs to the weights it was filled with: call ``invalidate`` when they change.
+    The model runs in eval mode without gradients; its training flags are restored after every call. Call
+    ``invalidate`` when the weights change.
 
-    Grouped queries with a mask: transformers 5.23 packs them for a single token, so keys are not expanded;
-    5.0 expands them at every step (right, but slower).
+    Grouped-query attention with a mask: transformers 5.23 packs the queries of a single token, so keys are
+    not expanded; 5.0 expands them at every step (same result, slower).
 
     Args:
         model: a transformers causal LM.
-        slots: rows 0..slots-1 may be live.
+        slots: number of rows, 0..slots-1.
         max_length: longest row in tokens.
-        cuda_graphs: replay decode steps as CUDA graphs; None = where the model is on CUDA. A replay calls no
-            hooks: with forward hooks on the model itself there is none, for hooks inside it say False.
-        verify: compare a few steps with the plain forward (once per model and kind of check).
+        cuda_graphs: replay decode steps as CUDA graphs; None = if the model is on CUDA. A replay calls no
+            hooks: graphs are not used with forward hooks on the model itself; pass False for hooks inside it.
+        verify: compare a few steps with the plain forward pass (once per model and kind of check).
 
     Raises:
-        UnsupportedModelError: if the model's layers need a state of another kind, or the self-check fails.
+        UnsupportedModelError: if the model's layers need another kind of state, or the self-check fails.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -84,7 +85,7 @@ class Decoder:
         text = config.get_text_config()
         head = output_head(model)
         if head is None:
-            raise UnsupportedModelError(f"{type(model).__name__} names no LM head")
+            raise UnsupportedModelError(f"{type(model).__name__} has no LM head (get_output_embeddings)")
         self.model = model
         self.slots = slots
         self.max_length = max_length
@@ -92,7 +93,7 @@ class Decoder:
         attention = getattr(text, "_attn_implementation", None)
         if attention not in (None, "eager", "sdpa"):
             raise UnsupportedModelError(
-                f"{attention} attention takes no mask of its own for each row; load the model with "
+                f"{attention} attention does not support one mask per row; load the model with "
                 "attn_implementation='sdpa' (or 'eager')"
             )
         self._head, self._split = head, split_model(model)
@@ -113,8 +114,8 @@ class Decoder:
             self._graphs = DecodeGraphs(model, self.compute, slots=slots, capacity=self.capacity)
         if verify:
             verify_decoder(model, self.capacity, Decoder)
-        # A CPU reads memory that is contiguous almost twice as fast, so there the buffers are as wide as the
-        # longest row needs; CUDA graphs need addresses that stay.
+        # A CPU reads contiguous memory almost twice as fast, so there the buffers are only as wide as the
+        # longest row needs; CUDA graphs need constant addresses.
         self._elastic = self.device.type == "cpu"
         columns = min(self._bucket, self.capacity) if self._elastic else self.capacity
         self._cache = SlotCache(self._layers, slots, columns)
@@ -122,25 +123,25 @@ class Decoder:
         self._all_slots = torch.arange(slots, device=self.device)
         self._positions = torch.zeros(slots, dtype=torch.int64, device=self.device)
         self._lengths = np.zeros(slots, dtype=np.int64)
-        self._stock = PromptStock(self._stock_up)
+        self._prefilled = PrefillCache(self._prefill_ahead)
         self._row_of_slot = np.full(slots, -1, dtype=np.int64)
         self._slot_of_row = np.full(slots, -1, dtype=np.int64)
         self._live = 0
         self._rows: Tensor | None = None
 
-    # -- who is where ----------------------------------------------------------------------------------------
+    # -- rows and slots --------------------------------------------------------------------------------------
 
     @property
     def rows(self) -> Tensor:
-        """(n,) int64 on the CPU: the live rows in slot order, with which ``decode`` is cheapest."""
+        """(n,) int64 on the CPU: the live rows in slot order, for which ``decode`` is cheapest."""
         if self._rows is None:
             self._rows = torch.from_numpy(self._row_of_slot[: self._live].copy())
         return self._rows
 
     @property
     def cache_updates(self) -> list[int]:
-        """How often each layer updated the cache so far."""
-        return list(self._cache.route.updates)
+        """Number of cache updates of each layer so far."""
+        return list(self._cache.target.updates)
 
     @property
     def live(self) -> np.ndarray:
@@ -156,7 +157,7 @@ class Decoder:
         return indices
 
     def _claim(self, rows: np.ndarray) -> np.ndarray:
-        """Slots of rows, with new ones at the end of the live prefix for rows that have none."""
+        """Slots of rows; rows without a slot get one at the end of the live prefix."""
         new = rows[self._slot_of_row[rows] < 0]
         if len(new):
             slots = np.arange(self._live, self._live + len(new))
@@ -166,7 +167,7 @@ class Decoder:
         return self._slot_of_row[rows]
 
     def release(self, rows: Tensor) -> None:
-        """Forget rows (n,) int64 (those that are live); the last live slots move into the holes."""
+        """Free the slots of those rows (n,) int64 that are live; the last live slots move into the gaps."""
         indices = self._host_rows(rows)
         holes = self._slot_of_row[indices]
         holes = holes[holes >= 0]
@@ -188,20 +189,19 @@ class Decoder:
             self._masks.copy(source_, target_)
         self._row_of_slot[tail] = -1
         self._lengths[tail] = 0
-        # A dead slot may still be computed by a CUDA graph of a larger bucket: keep its position inside the
-        # buffers.
+        # A CUDA graph of a larger bucket may still compute a free slot: keep its position inside the buffers.
         self._positions[live : self._live] = 0
         self._live = live
         self._rows = None
 
     def invalidate(self) -> None:
-        """Forget every row; call it when the model's weights changed."""
+        """Free all slots; call it when the model's weights have changed."""
         self._slot_of_row[:], self._row_of_slot[:], self._lengths[:] = -1, -1, 0
         self._positions.zero_()
         self._live = 0
         self._rows = None
         self._modules = list(self.model.modules())
-        self._stock.clear()
+        self._prefilled.clear()
         if self._graphs is not None:
             self._graphs.refresh()
 
@@ -210,26 +210,26 @@ class Decoder:
 
     @property
     def _trunk(self) -> nn.Module | None:
-        """What runs in place of the model, where its logits are no more than the head of it."""
+        """The backbone, if the logits are just the LM head of its output; else None."""
         return self._split.direct if self._split.linear else None
 
     # -- computing -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prefill(self, rows: Tensor, tokens: Tensor, lengths: Tensor, *, coming: Coming | None = None) -> None:
-        """Cache exactly these tokens for these rows, from position 0, without the LM head's work.
+    def prefill(
+        self, rows: Tensor, tokens: Tensor, lengths: Tensor, *, upcoming: UpcomingPrompts | None = None
+    ) -> None:
+        """Cache these tokens for these rows, from position 0, without running the LM head.
 
         Args:
             rows: (n,) int64, distinct.
             tokens: (n, P) int64, right-padded with any valid id.
             lengths: (n,) int64 tokens of each row, 0..P.
-            coming: tells which texts are likely to be asked for next; they are computed in the same batch
-                (equal texts once), and asking for one later is a copy. One large prefill costs far less than
-                many of one row.
+            upcoming: returns the next prompts; they are computed in the same batch (equal ones once), and a
+                later prefill of one is a copy. One large prefill costs far less than many of one row.
 
         Raises:
-            ValueError: if a length lies outside 0..P, or reaches ``max_length`` and so leaves no column to
-                decode.
+            ValueError: if a length is outside 0..P, or leaves no column of ``max_length`` to decode.
         """
         indices = self._host_rows(rows)
         ends = lengths.cpu().numpy().astype(np.int64)
@@ -245,15 +245,17 @@ class Decoder:
         self._positions[slots_] = ends_ = self._to_device(ends)
         self._masks.restart(slots_, ends_)
         self._reserve(int(self._lengths[: self._live].max(initial=0)))
-        if coming is None:
+        if upcoming is None:
             self._fill(self._cache, slots_, tokens, ends)
         elif ends.any():
             filled = ends.nonzero()[0]
-            source = self._stock.find(tokens[to_device(filled, tokens.device)], ends[filled], coming)
-            self._cache.copy_from(self._stock.cache, source, slots_[self._to_device(filled)], int(ends.max()))
+            source = self._prefilled.find(tokens[to_device(filled, tokens.device)], ends[filled], upcoming)
+            self._cache.copy_from(
+                self._prefilled.cache, source, slots_[self._to_device(filled)], int(ends.max())
+            )
 
     def _fill(self, cache: SlotCache, slots: Tensor, tokens: Tensor, ends: np.ndarray) -> None:
-        """Run the backbone over right-padded texts, the longest first, and keep their keys and values."""
+        """Run the backbone over right-padded rows, the longest first, and store their keys and values."""
         order = np.argsort(-ends, kind="stable")
         order = order[ends[order] > 0]
         with eval_mode(self._modules):
@@ -309,19 +311,19 @@ class Decoder:
         return output
 
     def _reserve(self, length: int) -> int:
-        """Make room for rows of ``length`` tokens; returns how many columns attention has to look at."""
+        """Make room for rows of ``length`` tokens; returns the number of columns that attention must read."""
         width = min(-(-max(length, 1) // self._bucket) * self._bucket, self.capacity)
         if self._elastic and (width > self._cache.columns or 2 * width <= self._cache.columns):
             self._cache.resize(width, self._live)
         return width
 
     def compute(self, tokens: Tensor, live: int, width: int) -> DecodeOutput:
-        """The tensor work of one step over the first ``live`` slots: repeating it changes nothing.
+        """The tensor operations of one step over the first ``live`` slots; running it twice changes nothing.
 
         Args:
             tokens: (live,) int64 on the model's device, in slot order.
-            live: how many slots take part.
-            width: columns that attention looks at, more than the longest of them has.
+            live: number of slots.
+            width: columns that attention reads; more than the longest of them has.
         """
         slots, positions = self._all_slots[:live], self._positions[:live]
         self._masks.advance(slots, positions)
@@ -344,8 +346,8 @@ class Decoder:
         extra = {"position_ids": positions} if body in self._take_positions else {}
         return body(input_ids=input_ids, attention_mask=masks, past_key_values=cache, use_cache=True, **extra)
 
-    def _stock_up(self, tokens: Tensor, ends: np.ndarray) -> SlotCache:
-        """Keys and values of texts (m, P) that no row asked for yet."""
+    def _prefill_ahead(self, tokens: Tensor, ends: np.ndarray) -> SlotCache:
+        """Keys and values of prompts (m, P) in a cache of their own."""
         cache = SlotCache(self._layers, len(ends), tokens.shape[1])
         self._fill(cache, torch.arange(len(ends), device=self.device), tokens, ends)
         return cache

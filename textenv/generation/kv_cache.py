@@ -1,8 +1,8 @@
-"""A key-value cache whose rows (slots) have lengths of their own: episodes of any age share one batch.
+"""A key-value cache with one length per row (slot), so that episodes of any age share a batch.
 
-Every layer keeps full-length keys and values; which of them a query may see is the mask's business
-(``masks.py``). Shape letters: S slots, n live slots (always the first n), H key-value heads, P prompt tokens,
-D head width.
+Every layer stores keys and values of all columns; the attention mask hides the unused ones
+(``textenv.modeling.attention_masks``). Shape letters: S slots, n live slots (always the first n), H key-value
+heads, P prompt tokens, D head width.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 
-class Route:
-    """Where the next forward pass writes its keys and values; shared by all layers of one cache."""
+class WriteTarget:
+    """Slots and columns that the next forward pass writes; shared by all layers of one cache."""
 
     def __init__(self, layers: int) -> None:
         self.slots: Tensor = torch.empty(0, dtype=torch.int64)
@@ -24,9 +24,9 @@ class Route:
         self.positions: Tensor | None = None
         """(n,) int64: the column each row writes (decode); None writes columns 0..P-1 (prefill)."""
         self.width = 0
-        """How many columns attention looks at (decode)."""
+        """Number of columns that attention reads (decode)."""
         self.updates = [0] * layers
-        """How often each layer was updated, for the self-check."""
+        """Number of updates of each layer, for the self-check."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -35,12 +35,12 @@ class SlotLayer(CacheLayerMixin):
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, index: int, slots: int, columns: int, route: Route) -> None:
+    def __init__(self, index: int, slots: int, columns: int, target: WriteTarget) -> None:
         super().__init__()
         self.index = index
         self.slots = slots
         self.columns = columns
-        self.route = route
+        self.target = target
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers, zeroed: a NaN in a masked column would make NaN logits."""
@@ -55,23 +55,23 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values, and return those that the batch attends to.
+        """Write the new keys and values, and return those that queries attend to.
 
         Args:
             key_states: (n, H, 1, D) when decoding, (n, H, P, D) when prefilling.
-            value_states: the same of the values.
-            args: what a model passes to other caches; unused.
-            kwargs: likewise.
+            value_states: the values, of the same shape.
+            args: unused; models pass them to other kinds of cache.
+            kwargs: unused.
 
         Returns:
-            Views of the first n slots and ``route.width`` columns (decode), or the arguments themselves
-            (prefill: a row that starts at position 0 sees nothing but its own tokens).
+            Views of the first n slots and ``target.width`` columns (decode), or the arguments themselves
+            (prefill: a row that starts at position 0 attends only to its new tokens).
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        route = self.route
-        route.updates[self.index] += 1
-        slots, positions = route.slots, route.positions
+        target = self.target
+        target.updates[self.index] += 1
+        slots, positions = target.slots, target.positions
         assert self.keys is not None and self.values is not None
         if positions is None:
             length = key_states.shape[2]
@@ -81,11 +81,11 @@ class SlotLayer(CacheLayerMixin):
         self.keys[slots, :, positions] = key_states[:, :, 0]
         self.values[slots, :, positions] = value_states[:, :, 0]
         live = key_states.shape[0]
-        return self.keys[:live, :, : route.width], self.values[:live, :, : route.width]
+        return self.keys[:live, :, : target.width], self.values[:live, :, : target.width]
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         """Columns and first column of the mask."""
-        return self.route.width, 0
+        return self.target.width, 0
 
     def get_seq_length(self) -> int:
         """Always 0: rows differ in length, so positions are passed explicitly."""
@@ -96,24 +96,25 @@ class SlotLayer(CacheLayerMixin):
         return self.columns
 
     def get_max_cache_shape(self) -> int:
-        """The name of ``get_max_length`` in transformers 5.0."""
+        """Name of ``get_max_length`` in transformers 5.0."""
         return self.columns
 
 
 class SlotCache(Cache):
     """A transformers cache of ``slots`` rows of up to ``columns`` tokens.
 
-    Say where a forward pass goes with ``prefill`` or ``decode``, then pass the cache as ``past_key_values``.
+    Call ``prefill`` or ``decode`` to set what the next forward pass writes, then pass the cache as
+    ``past_key_values``.
     """
 
     def __init__(self, layers: int, slots: int, columns: int) -> None:
-        self.route = Route(layers)
+        self.target = WriteTarget(layers)
         self.columns = columns
-        self._slot_layers = [SlotLayer(i, slots, columns, self.route) for i in range(layers)]
+        self._slot_layers = [SlotLayer(i, slots, columns, self.target) for i in range(layers)]
         super().__init__(layers=list(self._slot_layers))
 
     def resize(self, columns: int, live: int) -> None:
-        """Change the number of columns and keep what fits of the first ``live`` slots."""
+        """Change the number of columns; the first ``live`` slots keep their content as far as it fits."""
         kept = min(columns, self.columns)
         self.columns = columns
         for layer in self._slot_layers:
@@ -125,12 +126,12 @@ class SlotCache(Cache):
                     new[:live, :, :kept] = old[:live, :, :kept]
 
     def prefill(self, slots: Tensor) -> None:
-        """Let the next forward write its P columns to 0..P-1 of ``slots`` (n,) int64."""
-        self.route.slots, self.route.positions = slots, None
+        """The next forward pass writes columns 0..P-1 of ``slots`` (n,) int64."""
+        self.target.slots, self.target.positions = slots, None
 
     def decode(self, slots: Tensor, positions: Tensor, width: int) -> None:
-        """Let the next forward write column ``positions`` (n,) and attend to the first ``width`` columns."""
-        self.route.slots, self.route.positions, self.route.width = slots, positions, width
+        """The next forward pass writes columns ``positions`` (n,) and reads the first ``width`` columns."""
+        self.target.slots, self.target.positions, self.target.width = slots, positions, width
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first ``length`` columns of the slots ``source`` (m,) to the slots ``target`` (m,)."""
@@ -142,10 +143,10 @@ class SlotCache(Cache):
 
     def copy_from(self, other: SlotCache, source: Tensor, target: Tensor, length: int) -> None:
         """Copy ``length`` columns of ``other``'s slots ``source`` (m,) to the slots ``target`` (m,)."""
-        for mine, theirs in zip(self._slot_layers, other._slot_layers, strict=True):
-            assert theirs.keys is not None and theirs.values is not None
-            if not mine.is_initialized:
-                mine.lazy_initialization(theirs.keys, theirs.values)
-            for buffer, stored in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+        for layer, origin in zip(self._slot_layers, other._slot_layers, strict=True):
+            assert origin.keys is not None and origin.values is not None
+            if not layer.is_initialized:
+                layer.lazy_initialization(origin.keys, origin.values)
+            for buffer, stored in ((layer.keys, origin.keys), (layer.values, origin.values)):
                 assert buffer is not None
                 buffer[:, :, :length].index_copy_(0, target, stored[:, :, :length].index_select(0, source))

@@ -1,9 +1,9 @@
-"""Choosing the next token of every environment row: the decoder as a memo, then legality, filters and a draw.
+"""Choose the next token of every environment row: decode, apply token constraints and filters, sample.
 
-``DecodingPolicy.act`` is a function of (weights, observation, key). The key-value cache only remembers work:
-a row's memo holds if the tokens it cached are a prefix of the observation and no weights changed, else that
-row is prefilled again. Shape letters: N environment rows, n rows that act, L columns, V vocabulary, W logits,
-d hidden width.
+``DecodingPolicy.act`` is a function of (weights, observation, key). The KV cache changes only the speed: a
+row's cache is used if its tokens are a prefix of the observation and the weights have not changed; otherwise
+the row is prefilled again. Shape letters: N environment rows, n rows that act, L columns, V vocabulary, W
+logits, d hidden width.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from textenv.envs.host_mirror import HostMirror
 from textenv.envs.observation_source import source_of
 from textenv.envs.token_constraints import TokenConstraints
-from textenv.generation.cached_rows import RowMemo
+from textenv.generation.cached_rows import CachedRows
 from textenv.generation.decoder import DecodeOutput, Decoder
-from textenv.generation.prefill_cache import Coming
+from textenv.generation.prefill_cache import UpcomingPrompts
 from textenv.generation.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
 from textenv.generation.uncached import uncached_logits
 from textenv.modeling.attention_masks import UnsupportedModelError
@@ -39,26 +39,24 @@ LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
 class DecodingPolicy:
     """Samples tokens from a causal LM for the rows of a text environment.
 
-    Every change of the model that torch shows is noticed (see ``ModelWatch``): optimizer steps, loading,
-    edits in place, parameters and modules replaced or moved, adapters switched, scaled or merged. For
-    in-place edits through ``.data`` call ``invalidate``. Acting in several threads is safe: they take turns.
+    Changes of the weights are detected (see ``ModelWatch``): optimizer steps, loading, edits in place,
+    replaced or moved parameters and modules, adapters that are switched, scaled or merged. Call
+    ``invalidate`` after in-place edits through ``.data``. Several threads may act; they take turns.
 
     Args:
-        model: a transformers causal LM; it decodes in eval mode and gets its training mode back.
+        model: a transformers causal LM; it decodes in eval mode, and its training mode is restored.
         temperature: logits are divided by it.
-        top_k: sample among the k likeliest tokens, 0 for all.
-        top_p: sample from the nucleus of this mass.
-        greedy: take the likeliest token instead of sampling.
+        top_k: sample among the k most likely tokens, 0 for all.
+        top_p: sample from the nucleus of this probability mass.
+        greedy: take the most likely token instead of sampling.
         logits_processor: changes the legal logits before temperature and filters.
         value_head: hidden (n, d) -> values (n,), evaluated at every step.
         restriction: excludes further tokens in each state (see ``textenv.generation.nucleus``).
-        cached: False recomputes every step from scratch: slow, and the reference that the cache is tested
-            against.
+        cached: False recomputes every step from scratch (slow; the reference for tests of the cache).
         cuda_graphs: see ``Decoder``.
 
     Raises:
-        ValueError: for a sampling parameter out of its range, or a model that is no causal LM with finite
-            weights.
+        ValueError: for a setting out of range, or a model that is not a causal LM with finite weights.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -100,7 +98,7 @@ class DecodingPolicy:
         self.cached = cached
         self.cuda_graphs = cuda_graphs
         self.legality: TokenConstraints | None = None
-        self._upcoming: Coming | None = None
+        self._upcoming: UpcomingPrompts | None = None
         self._host_mirror: HostMirror | None = None
         self._decoder: Decoder | None = None
         self._warned = False
@@ -108,7 +106,7 @@ class DecodingPolicy:
         self._base, self._layout = watch_of(model).state()
         self._version = 0
         self._seen: tuple[int, int] | None = None
-        self._memo = RowMemo(0, 0)
+        self._cached_rows = CachedRows(0, 0)
         self._every_row = np.arange(0)
         register = getattr(model, "register_load_state_dict_post_hook", None)
         if register is not None:
@@ -117,14 +115,14 @@ class DecodingPolicy:
     # -- set-up ----------------------------------------------------------------------------------------------
 
     def attach(self, env: Any) -> None:
-        """Learn an environment's size and legality; another size forgets what was cached.
+        """Use an environment's size and token constraints; another size than before drops the cache.
 
-        ``act`` does it for observations that come straight from an environment of this process.
+        ``act`` calls it for observations of environments in this process.
 
         Args:
-            env: the unwrapped environment: ``legality``, ``max_length``, and ``num_envs`` unless it is a
-                single one; if it has them, ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` lets
-                prompts be prefilled ahead, and ``host_mirror`` spares a look at the device at every token.
+            env: the unwrapped environment with ``legality``, ``max_length`` and, unless it is a single one,
+                ``num_envs``. Optional: ``upcoming_prompts(count) -> (ids (m, P), lengths (m,))`` allows
+                prefill ahead of need, and ``host_mirror`` avoids reading from the device at every token.
 
         Raises:
             ValueError: if the model has fewer logits than the tokenizer has tokens, or fewer positions than
@@ -165,22 +163,22 @@ class DecodingPolicy:
                 self.cached = False
         self._shape = (rows, length)
         self._length = length
-        self._memo = RowMemo(rows, length)
+        self._cached_rows = CachedRows(rows, length)
         self._every_row = np.arange(rows)
 
     @property
     def weights_version(self) -> int:
-        """Moves whenever the weights may have changed; equal versions mean equal weights."""
+        """A number that changes whenever the weights may have changed; equal versions mean equal weights."""
         return self._version + watch_of(self.model).state()[0] - self._base
 
     def invalidate(self) -> None:
-        """Say that weights changed in a way the policy cannot see (custom optimizers, ``.data`` edits)."""
+        """Drop the cache after a change of weights that is not detected (edits through ``.data``)."""
         self._version += 1
         if self.restriction is not None:
             self.restriction.invalidate()
 
     def sampling(self) -> dict[str, Any]:
-        """How actions are sampled, as kept in ``EpisodeBatch.sampling``."""
+        """The sampling settings, as stored in ``EpisodeBatch.sampling``."""
         rules = {} if self.restriction is None else self.restriction.sampling()
         return {
             "temperature": self.temperature,
@@ -193,7 +191,7 @@ class DecodingPolicy:
 
     def _forget_if_changed(self) -> None:
         version, layout = watch_of(self.model).state()
-        if layout != self._layout:  # buffers, masks and graphs of the decoder are for what is no more
+        if layout != self._layout:  # the decoder's buffers, masks and graphs no longer fit
             self.free()
             self._layout = layout
         if (version, self._version) != self._seen:
@@ -201,17 +199,17 @@ class DecodingPolicy:
             self._forget()
 
     def _forget(self) -> None:
-        self._memo.forget()
+        self._cached_rows.forget()
         if self._decoder is not None:
             self._decoder.invalidate()
 
     def free(self) -> None:
-        """Give the cache's memory back; the next ``act`` allocates it again."""
+        """Free the cache's memory; the next ``act`` allocates it again."""
         self._decoder, self._shape = None, None
 
     @contextmanager
     def without_values(self) -> Iterator[None]:
-        """Within the block ``act`` tells no values, for those who ask about whole episodes afterwards."""
+        """Within the block ``act`` returns no values, for callers that evaluate whole episodes afterwards."""
         head, self.value_head = self.value_head, None
         try:
             yield
@@ -227,29 +225,31 @@ class DecodingPolicy:
         """Choose a token for every row.
 
         Args:
-            obs: ``input_ids`` (N, L), ``attention_mask`` (N, L) and, if the rule or a processor needs t,
-                ``prompt_length`` (N,), where the present turn begins; tensors or numpy arrays. A single
-                environment's (L,) works too.
-            key: (N,) int64 noise keys; None draws from torch's global generator.
-            active: (N,) bool, rows that act; None = all. Others are forgotten, cost nothing and get token 0.
+            obs: ``input_ids`` (N, L), ``attention_mask`` (N, L) and, if token constraints or a processor need
+                t, ``prompt_length`` (N,), the start of the current turn; tensors or numpy arrays. (L,) of a
+                single environment is accepted, too.
+            key: (N,) int64 noise keys; None uses torch's global generator.
+            active: (N,) bool, rows that act; None = all. Other rows leave the cache, cost nothing and get
+                token 0.
 
         Returns:
             actions (N,) int64 and ``{"log_prob": (N,)}``, with ``"value": (N,)`` if there is a value head; 0
-            at rows that do not act. Numpy in, numpy out. ``log_prob`` is under the distribution sampled from.
+            in rows that do not act. Numpy arrays give numpy arrays. Log-probs are those of the filtered
+            logits.
         """
         with watch_of(self.model).lock:
             return self._act(obs, key, active)
 
     def _act(self, obs: Mapping[str, Any], key: Any, active: Any) -> tuple[Any, dict[str, Any]]:
-        """``act``, by the one thread that may."""
+        """``act`` while the lock is held."""
         env = source_of(obs)
         if env is not None and env.host_mirror is not self._host_mirror:
             self.attach(env)
         if env is None and self.legality is None and "prompt_length" in obs and not self._warned:
             self._warned = True
             warnings.warn(
-                "the observation is not as an environment of this process gave it, so which tokens are legal "
-                "is not known and all are; call attach(env) before acting",
+                "the observation does not come from an environment of this process, so all tokens are legal; "
+                "call attach(env) before acting",
                 stacklevel=3,
             )
         as_numpy = not isinstance(obs["input_ids"], Tensor)
@@ -294,13 +294,13 @@ class DecodingPolicy:
     def next_logits(
         self, ids: Tensor, lengths: Tensor, acting: Tensor | None, known: HostMirror | None = None
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """What the model says about the next token of the rows that act.
+        """Next-token logits of the rows that act.
 
         Args:
             ids: (N, L) int64, right-padded.
             lengths: (N,) int64.
             acting: (N,) bool, None = all.
-            known: what the host knows of just this observation, if it does.
+            known: the CPU mirror of this observation, if there is one.
 
         Returns:
             Rows in the order of the logits (None = 0..N-1), logits (n, W), and the LM head's input (n, d).
@@ -316,15 +316,15 @@ class DecodingPolicy:
             raise
 
     def _nothing(self, ids: Tensor, as_numpy: bool) -> tuple[Any, dict[str, Any]]:
-        """What ``act`` returns when no row acts."""
+        """The result of ``act`` if no row acts."""
         names = ("log_prob",) if self.value_head is None else ("log_prob", "value")
         actions, zeros = ids.new_zeros(len(ids)), torch.zeros(len(ids), device=ids.device)
         if as_numpy:
             return actions.numpy(), {name: zeros.numpy() for name in names}
         return actions, dict.fromkeys(names, zeros)
 
-    def _coming(self, count: int) -> tuple[Tensor, Tensor]:
-        """Prompts of the next tickets as the decoder caches them, without the last token."""
+    def _next_texts(self, count: int) -> tuple[Tensor, Tensor]:
+        """Prompts of the next episodes without the last token, as the decoder caches them."""
         assert self._upcoming is not None
         tokens, lengths = self._upcoming(count)
         return tokens, (lengths - 1).clamp_max(self._length - 1)
@@ -346,7 +346,7 @@ class DecodingPolicy:
         """Tokens (n,) and their log-probs (n,) from the model's logits (n, W)."""
         if t is None:
             if self.logits_processor is not None or (self.legality and self.legality.min_new_tokens):
-                raise ValueError("the observation has no prompt_length, which the step t is counted from")
+                raise ValueError("obs must have prompt_length, from which the step t is computed")
             t = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         if self.legality is not None:
             logits = self.legality.apply(logits, t)
@@ -372,23 +372,23 @@ class DecodingPolicy:
         acting: Tensor | None,
         known: HostMirror | None,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """The same by the cache."""
-        facts = self._memo.compare(ids, lengths, acting, known)
-        acts = facts.acts
-        if acts.any() and facts.lengths[acts].min() < 1:
+        """``next_logits`` with the KV cache."""
+        status = self._cached_rows.compare(ids, lengths, acting, known)
+        acts = status.active
+        if acts.any() and status.lengths[acts].min() < 1:
             raise ValueError(
-                f"every observation must hold at least one token, got lengths {facts.lengths[acts].tolist()}"
+                f"every observation must hold at least one token, got lengths {status.lengths[acts].tolist()}"
             )
-        parked = decoder.live & ~acts
-        if parked.any():
-            decoder.release(torch.from_numpy(parked.nonzero()[0]))
-        # A fresh row of one token has nothing cached and nothing to cache, yet it needs a slot.
-        refill = ((facts.stale | ~decoder.live) & acts).nonzero()[0]
+        inactive = decoder.live & ~acts
+        if inactive.any():
+            decoder.release(torch.from_numpy(inactive.nonzero()[0]))
+        # A new row of one token has nothing to cache, but it needs a slot.
+        refill = ((status.stale | ~decoder.live) & acts).nonzero()[0]
         if len(refill):
-            ends = facts.lengths[refill] - 1
+            ends = status.lengths[refill] - 1
             texts = ids[to_device(refill, ids.device), : max(int(ends.max()), 1)]
-            coming = None if self._upcoming is None else self._coming
-            decoder.prefill(torch.from_numpy(refill), texts, torch.from_numpy(ends), coming=coming)
+            upcoming = None if self._upcoming is None else self._next_texts
+            decoder.prefill(torch.from_numpy(refill), texts, torch.from_numpy(ends), upcoming=upcoming)
         last = ids.gather(1, (lengths - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
         rows = decoder.rows
         in_order = len(rows) == len(ids) and np.array_equal(rows.numpy(), self._every_row)
@@ -396,5 +396,5 @@ class DecodingPolicy:
             output = decoder.decode(rows, last if in_order else last[to_device(rows, ids.device)])
         else:
             output = DecodeOutput(*(torch.empty(0, 0, device=decoder.device) for _ in range(2)))
-        self._memo.keep(ids, lengths, acting, facts, known)
+        self._cached_rows.keep(ids, lengths, acting, status, known)
         return None if in_order else rows, *output

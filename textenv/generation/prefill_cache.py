@@ -1,8 +1,8 @@
-"""Prompts whose keys and values wait for the row that will need them.
+"""Keys and values of prompts that were prefilled before a row needs them.
 
-The order of prompts is known before rows are free, and one large prefill costs far less than many of one row;
-equal prompts (several samples of one) are computed once. Texts are found by their tokens, so a wrong guess
-about what comes next wastes work and nothing else. Shape letters: m texts, P tokens.
+The order of prompts is known in advance, and one large prefill costs far less than many of one row; equal
+prompts (several samples of one) are computed once. Prompts are looked up by their tokens, so a wrong
+prediction costs time and changes no result. Shape letters: m prompts, P tokens.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from torch import Tensor
 from textenv.generation.kv_cache import SlotCache
 from textenv.utils.devices import to_device
 
-Coming = Callable[[int], tuple[Tensor, Tensor]]
-"""count -> (tokens (m, P) int64 right-padded, lengths (m,) int64) of at most ``count`` texts likely to come
-next."""
+UpcomingPrompts = Callable[[int], tuple[Tensor, Tensor]]
+"""count -> (tokens (m, P) int64 right-padded, lengths (m,) int64) of at most ``count`` next prompts."""
 
 _AHEAD = 32
-"""Texts computed ahead of need: enough to fill matrix products, few enough to be used before weights
-change."""
+"""Number of prompts computed ahead: enough for efficient matrix products, few enough to be used before the
+weights change."""
 
 
-class PromptStock:
-    """The texts of one batched prefill, by their tokens; the next batch replaces them.
+class PrefillCache:
+    """The prompts of one batched prefill, by their tokens; the next batch replaces them.
 
     Args:
-        compute: (tokens (m, P), lengths (m,)) -> a cache with these texts in slots 0..m-1.
+        compute: (tokens (m, P), lengths (m,)) -> a cache with these prompts in slots 0..m-1.
     """
 
     def __init__(self, compute: Callable[[Tensor, np.ndarray], SlotCache]) -> None:
@@ -38,17 +37,17 @@ class PromptStock:
 
     @property
     def cache(self) -> SlotCache:
-        """What the slots that ``find`` gave are slots of."""
+        """The cache that the slots of ``find`` belong to."""
         if self._cache is None:
-            raise RuntimeError("the stock is empty: call find first")
+            raise RuntimeError("the prefill cache is empty: call find first")
         return self._cache
 
     def clear(self) -> None:
-        """Forget every text and give their memory back."""
+        """Drop all prompts and free their memory."""
         self._slots, self._cache = {}, None
 
-    def find(self, tokens: Tensor, lengths: np.ndarray, coming: Coming) -> Tensor:
-        """Slots of texts (m, P) of ``lengths`` (m,) >= 1; a missing one is computed with all that comes next.
+    def find(self, tokens: Tensor, lengths: np.ndarray, upcoming: UpcomingPrompts) -> Tensor:
+        """Slots of prompts (m, P) of ``lengths`` (m,) >= 1; missing ones are computed with the upcoming ones.
 
         Returns:
             (m,) int64 on the device of ``tokens``.
@@ -56,7 +55,7 @@ class PromptStock:
         wanted = _texts(tokens, lengths)
         if any(text not in self._slots for text in wanted):
             self.clear()  # before the new batch is computed, so that the two are never in memory together
-            more, more_lengths = coming(_AHEAD)
+            more, more_lengths = upcoming(_AHEAD)
             ends = np.concatenate([lengths, more_lengths.numpy().astype(np.int64)])
             width = int(ends.max())
             together = tokens.new_zeros(len(ends), width)

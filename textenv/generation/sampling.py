@@ -1,9 +1,9 @@
-"""Drawing tokens from logits: top-k, top-p, greedy, and draws that depend on a counter-based key alone.
+"""Sample tokens from logits: top-k, top-p, greedy, and sampling with counter-based keys.
 
-A draw is a function of (logits row, key) and of nothing else, so it does not depend on which rows share the
-batch. On the CPU it inverts the cumulative distribution in two levels (blocks, then inside one block), which
-needs a single pass over the vocabulary; elsewhere it takes the argmax of logits plus Gumbel noise hashed from
-(key, token). The two give different draws from the same distribution. Shape letters: N rows, V vocabulary.
+A sample is a function of (logits row, key) only, so it does not depend on the other rows of the batch. On the
+CPU it inverts the cumulative distribution in two levels (blocks, then inside one block), with a single pass
+over the vocabulary; on other devices it is the argmax of logits plus Gumbel noise hashed from (key, token).
+The two give different samples from the same distribution. Shape letters: N rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ _BLOCK = 256
 
 
 def sample(logits: Tensor, key: Tensor | None = None) -> Tensor:
-    """Draw one token a row.
+    """Sample one token per row.
 
     Args:
-        logits: (N, V) legal logits, already divided by the temperature; minus infinity is never drawn.
-        key: (N,) int64 noise keys. None draws from torch's global generator, which is not reproducible row by
-            row.
+        logits: (N, V) legal logits, already divided by the temperature; minus infinity is never sampled.
+        key: (N,) int64 noise keys. None uses torch's global generator, which is not reproducible per row.
 
     Returns:
         (N,) int64.
@@ -40,7 +39,7 @@ def sample(logits: Tensor, key: Tensor | None = None) -> Tensor:
 
 
 def sample_with_log_prob(logits: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Draw one token a row and give its log-probability under the same logits.
+    """Sample one token per row and return its log-probability under the same logits.
 
     Args:
         logits: (N, V) as for ``sample``.
@@ -58,12 +57,12 @@ def sample_with_log_prob(logits: Tensor, key: Tensor | None = None) -> tuple[Ten
         return tokens, log_prob_of(logits, tokens)
     probs = torch.softmax(logits, dim=-1)
     tokens = _inverse_cdf(probs.detach(), uniform(mix64(key + 1)))
-    # A drawn token has a probability far from float underflow, so the logarithm is as exact as the softmax.
+    # A sampled token's probability is far from float underflow, so the logarithm is as exact as the softmax.
     return tokens, probs.gather(1, tokens.unsqueeze(-1)).squeeze(-1).log_()
 
 
 def greedy_with_log_prob(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest token of each row and its log-probability: (N, V) -> (N,) int64, (N,)."""
+    """The most likely token of each row and its log-probability: (N, V) -> (N,) int64, (N,)."""
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     tokens = logits.argmax(-1)
@@ -76,18 +75,19 @@ def log_prob_of(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def filter_top_k_top_p(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Set everything outside the top k tokens, then outside the nucleus of mass p, to minus infinity.
+    """Set logits outside the top k tokens, then outside the nucleus of mass p, to minus infinity.
 
-    The nucleus (Holtzman et al. 2020) is the smallest set of likeliest tokens with mass >= p after the
-    top-k filter. Tokens tied with the last one kept are kept too, so no sort's order shows in the result.
+    The nucleus (Holtzman et al. 2020) is the smallest set of most likely tokens with mass >= p after the
+    top-k filter. Tokens tied with the last kept one are kept, too, so the result does not depend on a sort's
+    order.
 
     Args:
         logits: (N, V); not modified.
-        top_k: how many tokens to keep, 0 for all.
+        top_k: number of tokens to keep, 0 for all.
         top_p: mass to keep, in (0, 1].
 
     Raises:
-        TypeError: if ``top_k`` is no integer or ``top_p`` no number.
+        TypeError: if ``top_k`` is not an integer or ``top_p`` not a number.
         ValueError: if ``top_k`` is negative or ``top_p`` lies outside (0, 1].
 
     Example:
@@ -115,7 +115,7 @@ def _inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
     below it, so a token of probability zero is never chosen.
     """
     vocabulary = probs.shape[-1]
-    # NumPy: what follows is two dozen operations on small arrays, which torch dispatches five times slower.
+    # NumPy: two dozen operations on small arrays follow, which torch dispatches five times slower.
     scaled = u.numpy()
     if vocabulary <= 4 * _BLOCK:
         cumulative = np.cumsum(probs.numpy(), axis=1, dtype=np.float64)
@@ -137,7 +137,7 @@ def _inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
 def _search(cumulative: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First index whose cumulative mass exceeds ``target``, and ``target`` minus the mass before it.
 
-    The target is kept below the total, so the index exists and has a mass of its own.
+    The target is kept below the total, so the index exists and has a positive mass.
     """
     total = cumulative[:, -1]
     target = np.minimum(target, np.nextafter(total, 0.0))

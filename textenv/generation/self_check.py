@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from textenv.modeling.attention_masks import UnsupportedModelError
 from textenv.modeling.model_checks import usable_positions
-from textenv.modeling.split_model import eval_mode, logits_agree, vocabulary_size
+from textenv.modeling.split_model import eval_mode, logits_agree, model_vocab_size
 from textenv.modeling.weight_version import watch_of
 
 _SHORT_CHECK = 12
@@ -114,7 +114,7 @@ def _check(model: nn.Module, length: int, make: Callable[..., SupportsDecode]) -
     device = next(model.parameters()).device
     sizes = (max(length, 6), 6, 3)
     decoder = make(model, 2, sizes[0], cuda_graphs=False, verify=False)
-    ids = torch.arange(3 * sizes[0], device=device).view(3, -1) * 7919 % vocabulary_size(model, 2)
+    ids = torch.arange(3 * sizes[0], device=device).view(3, -1) * 7919 % model_vocab_size(model, 2)
     with eval_mode(list(model.modules())):
         expected = [
             model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits[0]

@@ -1,7 +1,7 @@
-"""Next-token logits without a cache: the plain forward over every acting row, at every step.
+"""Next-token logits without a cache: the plain forward pass over every acting row, at every step.
 
-The reference that cached decoding is tested against, and what models decode by that no slot cache fits. Shape
-letters: N environment rows, n rows that act, L columns, W logits, d hidden width.
+It is the reference for tests of cached decoding, and the fallback for models that the cache does not support.
+Shape letters: N environment rows, n rows that act, L columns, W logits, d hidden width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TOKENS = 16_384
 def uncached_logits(
     model: nn.Module, ids: Tensor, lengths: Tensor, acting: Tensor | None
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """What the model says about the next token of the rows that act.
+    """Next-token logits of the rows that act.
 
     Args:
         model: a transformers causal LM.
@@ -27,7 +27,7 @@ def uncached_logits(
         acting: (N,) bool, None = all.
 
     Returns:
-        Rows in the order of the logits (None = 0..N-1), logits (n, W), and the LM head's input (n, d) where
+        Rows in the order of the logits (None = 0..N-1), logits (n, W), and the LM head's input (n, d) if
         the model exposes it.
     """
     split = split_model(model)

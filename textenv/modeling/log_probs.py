@@ -1,10 +1,10 @@
-"""Log-probabilities of the actions of finished episodes: teacher-forced, differentiable, thrifty.
+"""Teacher-forced log-probabilities of the actions of finished episodes, with gradients and bounded memory.
 
-The LM head runs at action positions only (the hidden state at column p-1 scores token p), in chunks by a byte
-budget, and the log-probability is the token's logit minus the logsumexp: nothing of shape (B, L, V) is ever
-made. Episodes of unlike length are forwarded in a few groups so that little padding is computed, or packed
-several to a row. Shape letters: B episodes, L tokens, A actions of the batch, V vocabulary, W logits of the
-model, d width of the LM head's input.
+The LM head runs at action positions only (the hidden state at column p-1 scores token p), in chunks of a byte
+budget, and the log-probability is the token's logit minus the logsumexp: no tensor of shape (B, L, V) is
+created. Episodes are forwarded in a few groups of similar length, so that little padding is computed, or
+several are packed into one row. Shape letters: B episodes, L tokens, A actions of the batch, V vocabulary, W
+logits of the model, d width of the LM head's input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.fused_log_probs import linear_log_probs
 from textenv.modeling.nucleus import RestrictLogits, TokenRestriction
 from textenv.modeling.packing import packed_states
-from textenv.modeling.split_model import SplitModel, split_model, vocabulary_size
+from textenv.modeling.split_model import SplitModel, model_vocab_size, split_model
 from textenv.utils.checks import check_positive
 
 LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,21 +32,20 @@ LogitsProcessor = Callable[[Tensor, Tensor, Tensor], Tensor]
 MAX_BYTES = 1 << 29
 """Default budget for one chunk of logits, in bytes."""
 _GROUP_TOKENS = {"cpu": 48, "cuda": 4096}
-"""What one more forward and backward pass costs, in tokens: below it, padding is cheaper than another
-group."""
+"""Cost of one more forward and backward pass, in tokens: below it, padding is cheaper than another group."""
 
 
 class TokenLogProbs(NamedTuple):
-    """What the teacher-forced forward says about a batch; (B, L) are 0 where ``action_mask`` is False."""
+    """Result of a teacher-forced pass; tensors (B, L) are 0 where ``action_mask`` is False."""
 
     log_probs: Tensor
     """(B, L) log-probability of each action."""
     entropy: Tensor | None
-    """(B, L) entropy in nats of the distribution each action was drawn from."""
+    """(B, L) entropy of the distribution of each action, in nats."""
     hidden: Tensor | None
     """(B, L, d) input of the LM head; column p is the state after token p. 0 on padding."""
     values: Tensor | None
-    """(B, L) ``value_head`` of the state before each action, that is of column p-1."""
+    """(B, L) ``value_head`` of the state before each action (column p-1)."""
 
 
 def token_log_probs(
@@ -65,26 +64,26 @@ def token_log_probs(
 ) -> TokenLogProbs:
     """Log-probs of the actions under ``model``, in the order and shape of the episodes.
 
-    Computed in float32, or in float64 for a float64 model. Several chunks of logits are computed again in the
-    backward pass, a single one is not.
+    Computed in float32, or in float64 for a float64 model. If there are several chunks of logits, they are
+    recomputed in the backward pass.
 
     Args:
-        model: a transformers causal LM, used in whichever mode (train or eval) it is in.
+        model: a transformers causal LM; its mode (train or eval) is not changed.
         episodes: B episodes; moved to the model's device, and the result is there.
         temperature: logits are divided by it.
-        legality: which tokens are legal at which step; None = all logits of the model.
+        legality: which tokens are legal at each step; None = all.
         max_bytes: budget for one chunk of logits.
-        with_entropy: also the entropy at each action.
-        with_hidden: also the LM head's inputs.
-        value_head: hidden (A, d) -> (A,); also its values.
+        with_entropy: compute the entropy at each action, too.
+        with_hidden: return the LM head's inputs, too.
+        value_head: hidden (A, d) -> (A,); return its values, too.
         logits_processor: (legal logits (a, V), hidden (a, d), t (a,)) -> logits (a, V) changes the logits
-            before the temperature divides them, as it does when a ``DecodingPolicy`` acts.
+            before they are divided by the temperature, as in ``DecodingPolicy.act``.
         restriction: excludes further tokens in each state, except the ones that were chosen.
         packing: forward several episodes in one row, in a model that passes ``check_packing``.
 
     Raises:
         ValueError: if the temperature is not positive, ``max_bytes`` is below 1, the model has fewer logits
-            than the rule's vocabulary, or a hidden state is asked of a model that cannot be split.
+            than the vocabulary of ``legality``, or a hidden state is needed and the model cannot be split.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -139,19 +138,19 @@ def token_log_probs(
         restrict,
     )
 
-    def spread(values: Tensor) -> Tensor:
+    def to_columns(values: Tensor) -> Tensor:
         return torch.zeros(size, dtype=values.dtype, device=device).index_put(place, values)
 
     return TokenLogProbs(
-        spread(log_probs),
-        None if entropy is None else spread(entropy),
+        to_columns(log_probs),
+        None if entropy is None else to_columns(entropy),
         _in_order(states) if with_hidden else None,
-        None if value_head is None else spread(value_head(hidden).reshape(len(hidden))),
+        None if value_head is None else to_columns(value_head(hidden).reshape(len(hidden))),
     )
 
 
 def _needed(episodes: EpisodeBatch) -> Tensor:
-    """Tokens of each episode that log-probs depend on: those before its last action, (B,) int64."""
+    """Number of tokens before the last action of each episode, on which log-probs depend: (B,) int64."""
     columns = torch.arange(episodes.input_ids.shape[1], device=episodes.device)
     return torch.where(episodes.action_mask, columns, 0).amax(-1)
 
@@ -159,14 +158,14 @@ def _needed(episodes: EpisodeBatch) -> Tensor:
 def _forward(
     split: SplitModel, episodes: EpisodeBatch, needed: Tensor, packing: bool, *, whole: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]]:
-    """Run the backbone over parts of the episodes, each as far as its first ``needed`` (B,) tokens.
+    """Run the backbone over parts of the episodes, up to the first ``needed`` (B,) tokens of each.
 
-    States count where actions are emitted, and with ``whole`` everywhere.
+    States are valid before actions, and everywhere if ``whole``.
 
     Yields:
         Indices of the part's episodes (b,); rows among them and columns of their actions (a,); states (rows,
-        columns, d), or logits where the model cannot be split; and where in the states the part's token at
-        (row, column) is.
+        columns, d), or logits where the model cannot be split; and a function from (row, column)
+        of the part to the place of its state.
     """
     if packing:
         columns = torch.arange(episodes.input_ids.shape[1], device=episodes.device)
@@ -182,7 +181,7 @@ def _forward(
     for index, width in length_groups(needed, _GROUP_TOKENS.get(episodes.device.type, 1024)):
         ids = episodes.input_ids[index, :width]
         row, column = episodes.action_mask[index].nonzero(as_tuple=True)
-        # Causal attention never looks at the padding on the right, so no mask has to hide it.
+        # Causal attention does not read the padding on the right, so no mask is needed.
         if split.output is None:
             states = split.logits(ids, torch.ones_like(ids))
         else:
@@ -193,7 +192,7 @@ def _forward(
 
 @torch.no_grad()
 def _states_at_actions(model: nn.Module, episodes: EpisodeBatch, needed: Tensor, packing: bool) -> Tensor:
-    """Another model's input of the LM head where actions are emitted, in the order of the parts: (A, d)."""
+    """Another model's inputs of the LM head before each action, in the order of the parts: (A, d)."""
     found = []
     for _, row, column, hidden, at in _forward(split_model(model), episodes, needed, packing):
         found.append(hidden[at(row, column - 1)])
@@ -201,32 +200,33 @@ def _states_at_actions(model: nn.Module, episodes: EpisodeBatch, needed: Tensor,
 
 
 def _in_order(states: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Join groups of rows, each (its indices, (b, L, d)), in the order of the indices."""
+    """Concatenate groups of rows, each (its indices, (b, L, d)), in the order of the indices."""
     order = torch.cat([index for index, _ in states])
     return torch.cat([state for _, state in states])[order.argsort()]
 
 
-_undivided = False
+_single_group = False
 
 
 @contextmanager
-def undivided() -> Iterator[None]:
-    """Within the block rows of unlike length are one group.
+def single_length_group() -> Iterator[None]:
+    """Disable grouping by length.
 
-    For passes that several processes make in step: however their rows differ, they must make as many.
+    Under sharded training all ranks must run the same number of forward passes, whatever the lengths of their
+    rows.
     """
-    global _undivided
-    before, _undivided = _undivided, True
+    global _single_group
+    before, _single_group = _single_group, True
     try:
         yield
     finally:
-        _undivided = before
+        _single_group = before
 
 
 def length_groups(lengths: Tensor, overhead: int) -> Iterator[tuple[Tensor, int]]:
-    """Split rows into groups of like length so that padded tokens plus ``overhead`` a group are fewest.
+    """Split rows into groups of similar length: fewest padded tokens plus ``overhead`` per group.
 
-    Within ``undivided`` all rows are one group.
+    Within ``single_length_group`` all rows form one group.
 
     Args:
         lengths: (B,) int64, tokens of each row.
@@ -239,7 +239,7 @@ def length_groups(lengths: Tensor, overhead: int) -> Iterator[tuple[Tensor, int]
         >>> [(rows.tolist(), width) for rows, width in length_groups(torch.tensor([9, 2, 2, 9]), 4)]
         [([0, 3], 9), ([1, 2], 2)]
     """
-    if _undivided:
+    if _single_group:
         yield torch.arange(len(lengths), device=lengths.device), max(int(lengths.amax()), 1)
         return
     order = torch.argsort(lengths, descending=True, stable=True)
@@ -255,7 +255,7 @@ def length_groups(lengths: Tensor, overhead: int) -> Iterator[tuple[Tensor, int]
     while stops[-1]:
         stops.append(int(cut[stops[-1]]))
     for start, stop in zip(stops[:0:-1], stops[-2::-1], strict=True):
-        # Rows of a group in their own order: the plain case of one group is then the batch as it stands.
+        # Rows of a group keep their order, so a single group is the batch itself.
         yield order[start:stop].sort().values, max(int(sizes[start]), 1)
 
 
@@ -305,8 +305,8 @@ def _score(
         expected = torch.softmax(logits, -1) * logits.masked_fill(logits.isneginf(), 0.0)
         return log_prob, log_total - expected.sum(-1)
 
-    # An upper bound of W: the head's output is not known before it has run.
-    width = max(vocabulary_size(split.model, 1), 1)
+    # An upper bound of W, which is known only after the head has run.
+    width = max(model_vocab_size(split.model, 1), 1)
     chunk = max(1, max_bytes // (4 * width))
     pieces = hidden.split(chunk), tokens.split(chunk), t.split(chunk), range(0, len(hidden), chunk)
     parts = list(zip(*pieces, strict=True))
@@ -321,13 +321,13 @@ def _score(
 def _checkpointed(
     function: Callable[..., tuple[Tensor, Tensor]], *args: Tensor | int
 ) -> tuple[Tensor, Tensor]:
-    """Run without keeping the logits; the backward pass computes them again."""
+    """Run without storing the logits; the backward pass recomputes them."""
     result: Any = checkpoint(function, *args, use_reentrant=False)
     return result
 
 
 def _is_plain(head: nn.Linear, hidden: Tensor) -> bool:
-    """Whether the head's weight is an ordinary tensor that a matrix product can read as it is."""
+    """Whether the head is an ordinary linear layer, so that a fused kernel may read its weight."""
     return (
         type(head.weight) in (nn.Parameter, Tensor)
         and head.weight.dtype == hidden.dtype

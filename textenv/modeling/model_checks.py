@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textenv.modeling.split_model import eval_mode, output_head, text_config, vocabulary_size
+from textenv.modeling.split_model import eval_mode, model_vocab_size, output_head, text_config
 from textenv.modeling.weight_version import watch_of
 
 _PROBE = 6
@@ -62,7 +62,7 @@ def check_decoder(config: Any, what: str, name: str) -> None:
 
 def _probe_texts(model: nn.Module) -> Tensor | None:
     """(4, T): a text twice, with another last token, and with all tokens after the first changed."""
-    size = vocabulary_size(model, 2)
+    size = model_vocab_size(model, 2)
     getter = getattr(model, "get_input_embeddings", lambda: None)
     size = min(size, int(getattr(getter(), "num_embeddings", size)))
     length = min(_PROBE, usable_positions(model) or _PROBE)
@@ -100,7 +100,7 @@ def _check_logits(model: nn.Module, what: str, texts: Tensor) -> None:
         raise ValueError(
             f"{what} must give logits, got {name} without an LM head; load it by AutoModelForCausalLM"
         )
-    size = vocabulary_size(model, logits.shape[-1])
+    size = model_vocab_size(model, logits.shape[-1])
     if logits.shape[:-1] != texts.shape or (output_head(model) is None and logits.shape[-1] != size):
         raise ValueError(
             f"{what} must give a logit for each token of its vocabulary at each position, "
@@ -227,7 +227,7 @@ def check_size(model: nn.Module, what: str, *, vocab_size: int, length: int) -> 
         ValueError: if it has fewer.
     """
     width = getattr(getattr(output_head(model), "weight", None), "shape", (0,))[0]
-    width = width or vocabulary_size(model, vocab_size)
+    width = width or model_vocab_size(model, vocab_size)
     if width < vocab_size:
         raise ValueError(
             f"{what} gives {width} logits, expected at least the tokenizer's vocabulary of {vocab_size}; "
@@ -248,7 +248,7 @@ def check_holds(model: nn.Module, token: int, length: int) -> None:
         ValueError: if it has fewer tokens or positions.
     """
     getter = getattr(model, "get_input_embeddings", lambda: None)
-    size = int(getattr(getter(), "num_embeddings", vocabulary_size(model, token + 1)))
+    size = int(getattr(getter(), "num_embeddings", model_vocab_size(model, token + 1)))
     if token >= size:
         raise ValueError(
             f"the model has a vocabulary of {size}, but the data hold token {token}; resize the model's "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.modeling.attention_masks import UnsupportedModelError, attention_windows, packed_masks
-from textenv.modeling.split_model import SplitModel, eval_mode, logits_agree, text_config, vocabulary_size
+from textenv.modeling.split_model import SplitModel, eval_mode, logits_agree, model_vocab_size, text_config
 from textenv.modeling.weight_version import watch_of
 
 _WIDENINGS = (1, 2, 4)
@@ -148,7 +148,7 @@ def _disagreement(model: nn.Module) -> str | None:
     # Two tokens beyond a window that fits, so that it bites.
     length = min(window + 2 if window <= 1024 else 0, positions // 2) or min(6, positions // 2)
     sizes = (length, max(length - 1, 1))
-    ids = torch.arange(2 * length, device=device).view(2, length) * 7919 % vocabulary_size(model, 2)
+    ids = torch.arange(2 * length, device=device).view(2, length) * 7919 % model_vocab_size(model, 2)
     mask = torch.arange(length, device=device) < torch.tensor(sizes, device=device).unsqueeze(-1)
     rows, starts = torch.zeros(2, dtype=torch.int64), torch.tensor([0, length])
     both = Packing(rows.to(device), starts.to(device), 1, sum(sizes))

@@ -1,9 +1,9 @@
-"""The last block of a causal LM at the positions whose states are read, and nowhere else.
+"""Skip the last layer's output projection and MLP at positions whose hidden states are not needed.
 
-Above the last block's attention nothing mixes positions. So its output projection and its feed-forward layer
-need not run on prompts and padding, whose states nobody reads: three quarters of the block's work on them.
-Forward hooks on these modules gather the positions and put the results back; what is not read stays what it
-was before the block. Shape letters: B rows, L tokens, n positions, d width.
+After the last attention positions no longer interact, so prompt and padding positions can be skipped; this
+saves about 75 % of that layer's work on them. Forward hooks on these modules gather the positions and scatter
+the results; other positions keep their state from before the layer. Shape letters: B rows, L tokens, n
+positions, d width.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 
 _NAMES = ("mlp", "attn.c_proj", "self_attn.o_proj", "self_attn.dense", "attention.dense")
-"""Modules that work on each position by itself, as transformers' architectures call them in a block."""
+"""Names in transformers' architectures of a block's modules that process each position separately."""
 _WORTHWHILE = 0.9
-"""With a larger share of positions that are read, gathering them costs more than it saves."""
+"""Largest share of positions for which gathering costs less than it saves."""
 
 
 def position_wise_modules(model: nn.Module, count: int) -> tuple[str, ...]:
-    """Names of the last block's modules that may run at some positions only; () if there are none.
+    """Names of the last block's modules that can run at selected positions; () if there are none.
 
     Args:
         model: a causal LM.
-        count: blocks that it has by its config.
+        count: number of its blocks, from the config.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -38,20 +38,22 @@ def position_wise_modules(model: nn.Module, count: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def only_at(modules: Sequence[nn.Module], positions: Tensor, size: tuple[int, int]) -> Iterator[None]:
-    """While the block runs, these modules compute at some positions; elsewhere their output is 0.
+def selected_positions(
+    modules: Sequence[nn.Module], positions: Tensor, size: tuple[int, int]
+) -> Iterator[None]:
+    """Within the block these modules compute at selected positions only; elsewhere their output is 0.
 
     Args:
-        modules: each takes one tensor (B, L, d) and works on each position by itself.
+        modules: each takes one tensor (B, L, d) and processes each position separately.
         positions: (n,) int64, distinct, in 0..B L - 1.
         size: (B, L).
 
     Raises:
-        ValueError: if a module is given something else, or makes something else of it.
+        ValueError: if a module has other inputs or outputs.
 
     Example:
         >>> layer, x = nn.Linear(3, 2), torch.randn(1, 4, 3)
-        >>> with only_at([layer], torch.tensor([0, 2]), (1, 4)):
+        >>> with selected_positions([layer], torch.tensor([0, 2]), (1, 4)):
         ...     some = layer(x)
         >>> bool((some[0, [0, 2]] == layer(x)[0, [0, 2]]).all()), some[0, [1, 3]].tolist()
         (True, [[0.0, 0.0], [0.0, 0.0]])
@@ -78,19 +80,18 @@ def only_at(modules: Sequence[nn.Module], positions: Tensor, size: tuple[int, in
             handle.remove()
 
 
-def worthwhile(read: int, size: tuple[int, int]) -> bool:
-    """Whether running at so many positions of (B, L) is cheaper than running at all."""
+def is_worthwhile(read: int, size: tuple[int, int]) -> bool:
+    """Whether running at ``read`` of the positions (B, L) is cheaper than running at all of them."""
     return read <= _WORTHWHILE * size[0] * size[1]
 
 
-def recomputed(model: nn.Module, names: Sequence[str]) -> bool:
-    """Whether the backward pass will run some of these modules again, when hooks of the forward are gone.
+def runs_under_checkpointing(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether gradient checkpointing will run these modules again in the backward pass, without hooks.
 
-    Checkpointing runs a module again with all that it holds. So it is enough to ask the holders of these
-    modules, which is cheap enough to see a switch at any pass.
+    Checkpointing runs a module again with everything inside it, so the modules' parents are checked, too.
 
     Args:
-        model: holds the modules.
+        model: contains the modules.
         names: of the modules, as in ``named_modules``.
     """
     paths = {"", *(path for name in names for path in accumulate(name.split("."), "{}.{}".format))}

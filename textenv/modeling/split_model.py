@@ -17,7 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from textenv.modeling.selected_positions import only_at, position_wise_modules, recomputed, worthwhile
+from textenv.modeling.selected_positions import (
+    is_worthwhile,
+    position_wise_modules,
+    runs_under_checkpointing,
+    selected_positions,
+)
 from textenv.modeling.weight_version import watch_of
 
 CompiledTrunk = Callable[[Tensor, Any, Tensor | None], Tensor]
@@ -152,12 +157,12 @@ class SplitModel:
 
     def _reading(self, read: Tensor | None, size: torch.Size) -> AbstractContextManager[None]:
         """Spare the last block what is not read, where that pays and the forward runs once."""
-        if read is None or not self.position_wise or not worthwhile(len(read), (size[0], size[1])):
+        if read is None or not self.position_wise or not is_worthwhile(len(read), (size[0], size[1])):
             return nullcontext()
-        if recomputed(self.model, self.position_wise):
+        if runs_under_checkpointing(self.model, self.position_wise):
             return nullcontext()
         modules = [self.model.get_submodule(name) for name in self.position_wise]
-        return only_at(modules, read, (size[0], size[1]))
+        return selected_positions(modules, read, (size[0], size[1]))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of selected positions, with all that the model does after its LM head: (A, d) -> (A, W).
@@ -238,7 +243,7 @@ def _base_model(model: nn.Module) -> nn.Module | None:
 def _check(model: nn.Module, output: nn.Module) -> _Found:
     """Try the split on a few tokens."""
     device = next(model.parameters()).device
-    ids = torch.arange(6, device=device).view(2, 3) % vocabulary_size(model, 6)
+    ids = torch.arange(6, device=device).view(2, 3) % model_vocab_size(model, 6)
     ones = torch.ones_like(ids)
     with eval_mode(list(model.modules())):
         with catch_head_input(output) as caught:
@@ -293,6 +298,6 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def vocabulary_size(model: nn.Module, default: int) -> int:
+def model_vocab_size(model: nn.Module, default: int) -> int:
     """Vocabulary of a model by its config, ``default`` if that names none."""
     return int(getattr(text_config(model), "vocab_size", default))

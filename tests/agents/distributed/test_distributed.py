@@ -25,7 +25,7 @@ from textenv.agents.settings.base import OnlineConfig
 from textenv.envs.scheduler import EpisodeQueue, EpisodeScheduler
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.preferences import PreferenceBatch
-from textenv.modeling.log_probs import length_groups, undivided
+from textenv.modeling.log_probs import length_groups, single_length_group
 
 pytestmark = pytest.mark.timeout(600)
 Found = tuple[Path, list[dict[str, Any]]]
@@ -339,7 +339,7 @@ class TestShares:
 
     def test_a_pass_in_step_with_others_is_not_divided(self) -> None:
         lengths = torch.tensor([9, 2, 2, 9])
-        with undivided():
+        with single_length_group():
             ((rows, width),) = length_groups(lengths, 4)
         assert rows.tolist() == [0, 1, 2, 3] and width == 9
         assert len(list(length_groups(lengths, 4))) == 2
