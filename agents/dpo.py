@@ -16,7 +16,7 @@ from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.data.episodes import is_tokens, text_records
 from textenv.agents.data.preferences import PairedBatch, as_labelled, as_pairs, makes_pairs, mismatched
-from textenv.agents.distributed.batch_sharding import spread
+from textenv.agents.distributed.data_parallel import shard_rows
 from textenv.agents.losses.preference import (
     cpo_loss,
     dpo_loss,
@@ -142,7 +142,7 @@ class PreferenceAgent(OfflineAgent):
         cfg = self.config
         precompute = isinstance(cfg, ReferenceConfig) and cfg.precompute_reference
         if precompute and "reference" not in self.dataset.tensors:
-            episodes = spread(self.dataset.episodes)
+            episodes = shard_rows(self.dataset.episodes)
             with self.backend.summon_full_params():
                 found = self.reference.log_prob(episodes.to(self.policy.device)).to(episodes.device)
             self.dataset.tensors["reference"] = response_log_probs(found, episodes.action_mask)
@@ -283,7 +283,7 @@ class KTO(PreferenceAgent):
         assert isinstance(batch, PairedBatch)
         batch = batch.to(self.policy.device)
         labelled, other = batch.first(), batch.second()
-        spread(other.episodes)
+        shard_rows(other.episodes)
         reference = other.tensors.get("reference")
         with self.backend.summon_full_params():
             if reference is None:

@@ -19,7 +19,7 @@ from textenv.agents.base.groups import checked_group_size, episodes_per_prompt
 from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
-from textenv.agents.distributed.batch_sharding import spread
+from textenv.agents.distributed.data_parallel import shard_rows
 from textenv.agents.evaluation.task_returns import task_returns
 from textenv.agents.losses.advantages import get_advantage, group_std
 from textenv.agents.losses.importance import importance_weighted
@@ -138,7 +138,7 @@ class GRPO(PolicyGradientAgent):
         self.everything = episodes
         # Whole groups in the order of their episode ids; groups with equal returns only fill up the rest.
         kept = torch.argsort(self.flat(episodes).byte(), stable=True)[:wanted]
-        return episodes.select(kept.sort().values)
+        return shard_rows(episodes.select(kept.sort().values))
 
     def score(self, episodes: EpisodeBatch) -> None:
         """Compute rewards, unless ``collect`` did, and update adaptive terms from all generated episodes."""
@@ -158,7 +158,7 @@ class GRPO(PolicyGradientAgent):
         if not adaptive or episodes is None or len(episodes) == selected:
             return None
         assert self.reference is not None
-        episodes = spread(episodes.to(self.policy.device))
+        episodes = shard_rows(episodes.to(self.policy.device))
         difference = self.policy.log_prob(episodes) - self.reference.log_prob(episodes)
         return float(masked_sum(difference, episodes.action_mask)) / len(episodes), len(episodes)
 

@@ -65,7 +65,7 @@ class SB3(Agent):
         """
         refuse_dataset(self, FROM_EPISODES)
         cfg = self.config
-        if not process_group.alone():
+        if process_group.world_size() > 1:
             raise ValueError(f"agent 'sb3' needs one process: {self.cannot['several processes']}")
         self.rollout_tokens = cfg.n_steps * self.envs.num_envs
         if self.rollout_tokens % cfg.minibatches or self.rollout_tokens // cfg.minibatches < 2:

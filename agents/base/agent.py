@@ -122,9 +122,9 @@ class Agent:
         torch.manual_seed(config.seed)
         self.policy: LanguagePolicy = self.make_policy(model)
         check_trains(self.policy)
-        if not process_group.alone():
+        if process_group.world_size() > 1:
             self.policy.to(process_group.device())
-            process_group.equalize(self.policy)
+            process_group.broadcast_parameters(self.policy)
         self.policy.autocast = config.autocast
         self.policy.max_tokens = config.max_tokens_per_microbatch
         self.reference: Any = None

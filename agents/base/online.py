@@ -11,7 +11,7 @@ from textenv.agents.base.equal_returns import EqualReturns
 from textenv.agents.base.metrics import Timer, mean_row
 from textenv.agents.checkpointing.failure import save_failure
 from textenv.agents.data.batch import TrainingBatch, epoch_order
-from textenv.agents.distributed.batch_sharding import check_shares, score_share, spread
+from textenv.agents.distributed.data_parallel import check_minibatches, score_episodes
 from textenv.agents.rollouts.collector import RolloutRequest
 from textenv.agents.settings.base import OnlineConfig
 from textenv.episodes.batch import EpisodeBatch
@@ -38,7 +38,7 @@ class OnlineAgent(Agent):
     def train_loop(self) -> None:
         """Collect, score, update, report; until the budget is spent or a callback stops the run."""
         total = self.planned_iterations()
-        check_shares(self.config)
+        check_minibatches(self.config.episodes_per_iteration, self.config.minibatches)
         warn_of_missing_ends(self.envs, self.policy)
         equal_returns = EqualReturns()
         with closing(self.collector):
@@ -51,7 +51,7 @@ class OnlineAgent(Agent):
                     with timer.measure("score"):
                         self.score(episodes)
                         equal_returns.see(episodes, self.envs, self.iteration, total)
-                        self.last_batch = batch = self.advantages(spread(episodes))
+                        self.last_batch = batch = self.advantages(episodes)
                 with timer.measure("update"):
                     metrics = self.rollout_metrics(batch) | self.update(batch)
                     self.after_update(batch)
@@ -103,7 +103,7 @@ class OnlineAgent(Agent):
         wrappers = scorer.reward_wrappers(self.envs)
         try:
             if not episodes.reward_terms:
-                score_share(episodes, wrappers)
+                score_episodes(episodes, wrappers)
         except scorer.RewardError as error:
             where = save_failure(self.run_dir, self.iteration, "reward", {}, episodes)
             error.add_note(f"in iteration {self.iteration}; the episodes are in {where}")

@@ -105,7 +105,7 @@ class PolicyGradientAgent(OnlineAgent):
         made with gradient and reused by that step.
         """
         episodes = super().collect()
-        if self.config.minibatches == 1 and not self.config.entropy_coef and process_group.alone():
+        if self.config.minibatches == 1 and not self.config.entropy_coef and process_group.world_size() == 1:
             self.policy.expect_step(episodes)
         return episodes
 

@@ -60,7 +60,7 @@ def save(agent: Any, path: str | os.PathLike[str]) -> None:
         RunFolderError: if it can't be written; what was at ``path`` is still there.
         FileExistsError: if ``path`` holds something else than an agent.
     """
-    with process_group.joined("saving"), agent.backend.unsharded_state():
+    with process_group.collective("saving"), agent.backend.unsharded_state():
         if process_group.is_main():
             files.save_state(path, agent.training_state(), agent.save_policy)
 
@@ -68,7 +68,7 @@ def save(agent: Any, path: str | os.PathLike[str]) -> None:
 def save_checkpoint(agent: Any, run_dir: Path) -> Path:
     """Write a checkpoint of this iteration into the folder of the run, and remove the oldest ones."""
     run, keep = RunFolder(run_dir), agent.config.keep_checkpoints
-    with process_group.joined("saving a checkpoint"), agent.backend.unsharded_state():
+    with process_group.collective("saving a checkpoint"), agent.backend.unsharded_state():
         if process_group.is_main():
             files.save_checkpoint(run, agent.training_state(), agent.save_policy, keep=keep)
     return run.checkpoint_dir(agent.iteration)

@@ -36,7 +36,7 @@ def save_failure(
     Every process calls it, and the main one writes.
     """
     folder = None
-    with process_group.joined("saving what went wrong"):
+    with process_group.collective("saving what went wrong"):
         if process_group.is_main():
             folder = _write(run_dir, iteration, term, values, episodes)
     folder = process_group.broadcast(folder)

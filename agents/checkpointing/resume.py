@@ -65,7 +65,7 @@ def find_checkpoint(
     if missing == "error" and not folder.path.is_dir():
         raise FileNotFoundError(f"{folder.path} is not there, expected the folder of a run")
     choice: tuple[Path | None, list[str]] = None, []
-    with process_group.joined("resuming"):
+    with process_group.collective("resuming"):
         if process_group.is_main():
             choice = _choose(identity, folder, missing, keep)
     found, problems = process_group.broadcast(choice)

@@ -14,7 +14,7 @@ from textenv.agents.distributed import process_group
 
 def default_device() -> str:
     """The GPU of this process if the machine has one, else "cpu"."""
-    if not process_group.alone():
+    if process_group.world_size() > 1:
         return str(process_group.device())
     return "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -1,4 +1,4 @@
-"""Several processes as one: a few primitives, each of which does nothing in a process that is alone.
+"""Communication between processes: a few primitives, each of which does nothing in a single process.
 
 ``accelerate launch`` (or ``torchrun``) starts W processes that run the same script. They hold the same batch
 and the same weights and take the same decisions; what is expensive (playing, scoring, forward and backward
@@ -80,11 +80,6 @@ def place() -> Place:
     return Place(rank=rank(), world_size=world_size())
 
 
-def alone() -> bool:
-    """Whether this is the only process."""
-    return world_size() == 1
-
-
 def is_main() -> bool:
     """Whether this process is the one that logs and writes: process 0."""
     return rank() == 0
@@ -92,13 +87,13 @@ def is_main() -> bool:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if not alone():
+    if world_size() > 1:
         gather(None)
 
 
 def device() -> torch.device:
     """Where this process computes: its own GPU if there is one."""
-    if torch.cuda.is_available() and not alone():
+    if torch.cuda.is_available() and world_size() > 1:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
@@ -108,7 +103,7 @@ def device() -> torch.device:
 
 def gather(value: T) -> list[T]:
     """Every process's value, in the order of their numbers."""
-    if alone():
+    if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=_host)
@@ -117,30 +112,30 @@ def gather(value: T) -> list[T]:
 
 def broadcast(value: T) -> T:
     """Process 0's value."""
-    if alone():
+    if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0, group=_host)
     return box[0]
 
 
-def first(value: T | None) -> T | None:
+def first_not_none(value: T | None) -> T | None:
     """The first value that is not None, in the order of the processes; None if no process has one."""
     return next((found for found in gather(value) if found is not None), None)
 
 
-def total(*numbers: float) -> list[float]:
+def all_reduce_sum(*numbers: float) -> list[float]:
     """Sums over the processes, the same in each to the last bit."""
-    if alone():
+    if world_size() == 1:
         return list(numbers)
     sums = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(sums, group=_host)
     return sums.tolist()
 
 
-def largest(*numbers: float) -> list[float]:
+def all_reduce_max(*numbers: float) -> list[float]:
     """Maxima over the processes."""
-    if alone():
+    if world_size() == 1:
         return list(numbers)
     values = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(values, op=dist.ReduceOp.MAX, group=_host)
@@ -148,13 +143,13 @@ def largest(*numbers: float) -> list[float]:
 
 
 @contextmanager
-def joined(what: str) -> Iterator[None]:
+def collective(what: str) -> Iterator[None]:
     """Around what a process does by itself: if one process fails in it, all raise, and none waits for ever.
 
     Raises:
         PeerError: at the end of the block, if another process failed in it.
     """
-    if alone():
+    if world_size() == 1:
         yield
         return
     try:
@@ -171,7 +166,7 @@ def joined(what: str) -> Iterator[None]:
 
 
 @torch.no_grad()
-def reduce_gradients(parameters: Sequence[nn.Parameter], bad: bool = False) -> bool:
+def all_reduce_gradients(parameters: Sequence[nn.Parameter], bad: bool = False) -> bool:
     """Sum the gradients over the processes, in place.
 
     A parameter that has a gradient in some processes only (an expert that was not asked) counts as zero in
@@ -184,7 +179,7 @@ def reduce_gradients(parameters: Sequence[nn.Parameter], bad: bool = False) -> b
     Returns:
         Whether any process did; then the gradients are as they were.
     """
-    if alone():
+    if world_size() == 1:
         return bad
     own = [p for p in parameters if not is_sharded(p)]
     flags = torch.tensor([bad, *(p.grad is not None for p in own)], dtype=torch.uint8)
@@ -195,13 +190,13 @@ def reduce_gradients(parameters: Sequence[nn.Parameter], bad: bool = False) -> b
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    reduce_sum([p.grad for p in used if p.grad is not None])
+    all_reduce_tensors([p.grad for p in used if p.grad is not None])
     return False
 
 
-def reduce_sum(tensors: Iterable[Tensor]) -> None:
+def all_reduce_tensors(tensors: Iterable[Tensor]) -> None:
     """Sum tensors over the processes, in place, in flat buckets of one type each."""
-    if alone():
+    if world_size() == 1:
         return
     bucket: list[Tensor] = []
     size = 0
@@ -218,16 +213,16 @@ def reduce_sum(tensors: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
-def equalize(module: nn.Module) -> None:
+def broadcast_parameters(module: nn.Module) -> None:
     """Give every process process 0's parameters and buffers."""
-    if not alone():
+    if world_size() > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor.data, src=0)
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds only a part of the tensor."""
-    if alone():
+    if world_size() == 1:
         return False
     from torch.distributed.tensor import DTensor
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from textenv.agents.distributed import process_group
-from textenv.agents.distributed.batch_sharding import by_itself, gather_episodes, share_of, spread
+from textenv.agents.distributed.data_parallel import gather_episodes, local_only, local_rows, shard_rows
 from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.metrics.registry import Generated
 from textenv.agents.evaluation.metrics.suite import MetricSpec, check_metrics, measure
@@ -149,7 +149,7 @@ def evaluate(
     if not isinstance(base, TextVectorEnv):
         raise TypeError(f"evaluate needs a native vector environment, got {type(base).__name__}")
     with _random_state_kept(base.device), _bound(policy, base):
-        with process_group.joined("an evaluation"):
+        with process_group.collective("an evaluation"):
             own = collect(envs, policy, episodes, seed=seed, update_terms=False, **process_group.place())
         batch = gather_episodes(own)
         batch = batch if keep is None else keep(batch)
@@ -160,7 +160,7 @@ def evaluate(
         prompts, completions = [prompt for prompt, _ in texts], [completion for _, completion in texts]
         columns: dict[str, list[float | None]] = {}
         if metric_fn is not None or metrics:
-            with process_group.joined("metrics"), by_itself():
+            with process_group.collective("metrics"), local_only():
                 found: tuple[dict[str, float], dict[str, Any]] = {}, {}
                 if process_group.is_main():
                     given = Generated(
@@ -260,13 +260,13 @@ def _episode_metrics(batch: EpisodeBatch) -> dict[str, float]:
 @torch.no_grad()
 def _kl_metrics(policy: Any, reference: Any, batch: EpisodeBatch, max_tokens: int) -> dict[str, float]:
     """k1 estimate of the KL over the response: per episode, and per token over all tokens."""
-    share = share_of(spread(batch))
+    local = local_rows(shard_rows(batch))
     total = 0.0
-    for _, part in (batch if share is None else share.own).token_budget_batches(max_tokens):
+    for _, part in (batch if local is None else local.own).token_budget_batches(max_tokens):
         difference = policy.log_prob(part) - reference.log_prob(part)
         total += float(difference[part.action_mask].double().sum())
-    if share is not None:
-        (total,) = process_group.total(total)
+    if local is not None:
+        (total,) = process_group.all_reduce_sum(total)
     return kl_row(total, episodes=len(batch), tokens=int(batch.action_mask.sum()))
 
 

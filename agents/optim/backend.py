@@ -75,7 +75,7 @@ class Backend:
         Returns:
             Whether any process has.
         """
-        return process_group.reduce_gradients(self.parameters, failed)
+        return process_group.all_reduce_gradients(self.parameters, failed)
 
     def step(self) -> Tensor | None:
         """Clip the gradients and move the weights.

@@ -126,7 +126,7 @@ class ZeroBackend(Backend):
 
     def reduce(self, failed: bool) -> bool:
         """Whether any process has a loss that is not finite; the engine has summed the gradients already."""
-        return process_group.reduce_gradients((), failed)
+        return process_group.all_reduce_gradients((), failed)
 
     def step(self) -> Tensor:
         """Clip the gradients and move the weights.

@@ -17,7 +17,7 @@ def asked_for() -> bool:
     Raises:
         ValueError: if it asks for the first FSDP, which is not used here.
     """
-    if process_group.alone():
+    if process_group.world_size() == 1:
         return False
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
@@ -32,7 +32,10 @@ def zero_stage() -> int:
     Raises:
         ValueError: for another stage, or for offloading, which is not used here.
     """
-    if process_group.alone() or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+    if (
+        process_group.world_size() == 1
+        or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true"
+    ):
         return 0
     from accelerate import DeepSpeedPlugin
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.distributed import process_group
-from textenv.agents.distributed.batch_sharding import parts_of
+from textenv.agents.distributed.data_parallel import microbatches
 from textenv.agents.optim.backend import Backend, LossFunction, Stats
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.log_probs import single_length_group
@@ -61,7 +61,7 @@ def optimizer_step(
     loss_fn = backend.wrap(loss_fn)
     sums: Stats = {}
     failed: tuple[dict[str, float], EpisodeBatch] | None = None
-    for part, counts in parts_of(batch, max_tokens, in_step=backend.lockstep):
+    for part, counts in microbatches(batch, max_tokens, lockstep=backend.lockstep):
         with single_length_group() if backend.lockstep else nullcontext():
             loss, stats = loss_fn(part, totals)
         stats = {"loss": loss.detach(), **stats}
@@ -71,12 +71,12 @@ def optimizer_step(
             sums[name] = sums[name] + value if name in sums else value
         if failed is None and not bool(torch.isfinite(loss)):
             failed = {k: float(v) for k, v in stats.items()}, part.episodes
-            if process_group.alone():
+            if process_group.world_size() == 1:
                 break
         backend.backward(loss)
     if backend.reduce(failed is not None):
         backend.zero_grad()
-        first = process_group.first(None if failed is None else (failed[0], failed[1].to("cpu")))
+        first = process_group.first_not_none(None if failed is None else (failed[0], failed[1].to("cpu")))
         assert first is not None
         raise NonFinite("loss", *first)
     try:
@@ -94,5 +94,5 @@ def optimizer_step(
 def _sums(stats: Stats, **same: Tensor) -> dict[str, float]:
     """Statistics summed over the processes, and values equal in all, in one transfer from the device."""
     values = torch.stack([value.double() for value in [*stats.values(), *same.values()]]).tolist()
-    summed = process_group.total(*values[: len(stats)])
+    summed = process_group.all_reduce_sum(*values[: len(stats)])
     return dict(zip([*stats, *same], [*summed, *values[len(stats) :]], strict=True))

@@ -93,7 +93,7 @@ def run_pipeline(
             be. All this is found before the first stage begins.
     """
     process_group.start()
-    if not process_group.alone():
+    if process_group.world_size() > 1:
         raise StageError(
             f"a pipeline needs one process, got {process_group.world_size()}; its stages can be trained in "
             "several, one by one: textenv sft, textenv reward-model, textenv train"

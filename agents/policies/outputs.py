@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from textenv.agents.distributed.batch_sharding import Share
+from textenv.agents.distributed.data_parallel import LocalRows
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.log_probs import TokenLogProbs
 
@@ -87,10 +87,10 @@ def in_parts(
     return PolicyOutput(**whole)
 
 
-def joined_output(share: Share, own: PolicyOutput, whole: EpisodeBatch) -> PolicyOutput:
+def joined_output(local: LocalRows, own: PolicyOutput, whole: EpisodeBatch) -> PolicyOutput:
     """The output for the whole batch, from the outputs of all processes for their rows."""
     known = {name: value for name, value in own._asdict().items() if value is not None}
-    return PolicyOutput(**share.assemble(known, whole))
+    return PolicyOutput(**local.assemble(known, whole))
 
 
 class Memo:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from textenv.agents.distributed.batch_sharding import share_of
+from textenv.agents.distributed.data_parallel import local_rows
 from textenv.agents.policies.adapters import adapter_parameters, adapters_change_nothing, base_is_start
 from textenv.agents.policies.model_setup import frozen_blocks, transformer_blocks
 from textenv.agents.policies.outputs import Memo, PolicyOutput, ReferenceMode, in_parts, joined_output
@@ -127,10 +127,10 @@ class Reference:
         known = self._memo.get(episodes, state)
         if known is not None and known.has({"entropy"} if entropy else set()):
             return known
-        share = share_of(episodes)
-        if share is not None:
-            own = self.evaluate(share.own, entropy=entropy)
-            return self._memo.put(episodes, state, joined_output(share, own, episodes))
+        local = local_rows(episodes)
+        if local is not None:
+            own = self.evaluate(local.own, entropy=entropy)
+            return self._memo.put(episodes, state, joined_output(local, own, episodes))
         return self._memo.put(episodes, state, in_parts(episodes, self.policy.max_tokens, run))
 
     def log_prob(self, episodes: EpisodeBatch) -> Tensor:

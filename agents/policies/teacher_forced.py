@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from textenv.agents.distributed.batch_sharding import share_of
+from textenv.agents.distributed.data_parallel import local_rows
 from textenv.agents.policies.critics import SeparateCritic, final_states
 from textenv.agents.policies.outputs import (
     Memo,
@@ -157,7 +157,7 @@ class TeacherForced(nn.Module):
     ) -> PolicyOutput:
         """One pass without gradient, in length-sorted parts of at most ``max_tokens`` padded tokens.
 
-        Of a batch that all processes hold (``agents.distributed.batch_sharding``) each passes over its
+        Of a batch that all processes hold (``agents.distributed.data_parallel``) each passes over its
         own rows.
 
         The last evaluation is remembered: asked again about the same episodes before any weight has moved, it
@@ -192,12 +192,12 @@ class TeacherForced(nn.Module):
         known = self._memo.get(episodes, state)
         if known is not None and known.has(wanted):
             return known
-        share = share_of(episodes)
-        if share is not None:
+        local = local_rows(episodes)
+        if local is not None:
             own = self.evaluate(
-                share.own, values=values, entropy=entropy, final_values=final_values, reference=reference
+                local.own, values=values, entropy=entropy, final_values=final_values, reference=reference
             )
-            return self._memo.put(episodes, state, joined_output(share, own, episodes))
+            return self._memo.put(episodes, state, joined_output(local, own, episodes))
         other = self.reference() if reference else None
         shared = other is not None and other.mode == "shared-trunk"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from textenv.agents.distributed import process_group
-from textenv.agents.distributed.batch_sharding import gather_episodes
+from textenv.agents.distributed.data_parallel import gather_episodes
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rollout import collect
 
@@ -66,7 +66,7 @@ class LocalCollector:
     def collect(self, request: RolloutRequest) -> EpisodeBatch:
         """The requested episodes, without rewards and without values."""
         policy = request.policy
-        with process_group.joined("a rollout"), policy.decoding.without_values():
+        with process_group.collective("a rollout"), policy.decoding.without_values():
             own = collect(
                 request.envs,
                 policy,

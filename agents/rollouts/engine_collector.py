@@ -143,7 +143,7 @@ def check_playable(request: RolloutRequest) -> None:
     from textenv.tasks.make import MadeTextVectorEnv
 
     base, policy = request.envs.unwrapped, request.policy
-    if not process_group.alone():
+    if process_group.world_size() > 1:
         raise ValueError(f"rollouts by an engine need one learning process, got {process_group.world_size()}")
     if type(base) not in (TextVectorEnv, MadeTextVectorEnv):
         raise ValueError(

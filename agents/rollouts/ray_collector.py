@@ -151,7 +151,7 @@ class RayCollector:
         """Start the actors, and put what they make environment and policy of into the object store."""
         settings, size = self.settings, request.episodes
         count = len(self._given) if self._given is not None else settings.num_actors
-        if not process_group.alone():
+        if process_group.world_size() > 1:
             raise ValueError(
                 f"rollouts by actors need one learning process, got {process_group.world_size()}"
             )

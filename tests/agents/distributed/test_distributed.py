@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -19,9 +21,15 @@ from tests.agents.distributed import distributed_worker as worker
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.data.ratings import RewardBatch
 from textenv.agents.distributed import process_group
-from textenv.agents.distributed.batch_sharding import check_shares, gather_episodes, parts_of, rows_of, spread
+from textenv.agents.distributed.batch_sharding import rows_of_rank
+from textenv.agents.distributed.data_parallel import (
+    check_minibatches,
+    gather_episodes,
+    local_rows,
+    microbatches,
+    shard_rows,
+)
 from textenv.agents.optim.launcher import asked_for, zero_stage
-from textenv.agents.settings.base import OnlineConfig
 from textenv.envs.scheduler import EpisodeQueue, EpisodeScheduler
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.preferences import PreferenceBatch
@@ -187,7 +195,7 @@ class TestSharded:
             assert "adapters can't be trained on sharded weights" in result["refused"]["adapters"]["said"]
 
     def test_the_first_fsdp_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(process_group, "alone", lambda: False)
+        monkeypatch.setattr(process_group, "world_size", lambda: 2)
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
         monkeypatch.setenv("FSDP_VERSION", "1")
         with pytest.raises(ValueError, match="fsdp_version must be 2, got 1"):
@@ -243,7 +251,7 @@ class TestZero:
     def test_what_is_not_used_here_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
     ) -> None:
-        monkeypatch.setattr(process_group, "alone", lambda: False)
+        monkeypatch.setattr(process_group, "world_size", lambda: 2)
         monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
         assert zero_stage() == 2
         monkeypatch.setenv(name, value)
@@ -309,7 +317,7 @@ class TestAlone:
         parameter = nn.Parameter(torch.ones(2))
         parameter.grad = torch.full((2,), 3.0)
         assert (
-            process_group.alone()
+            process_group.world_size() == 1
             and process_group.is_main()
             and process_group.place()
             == {
@@ -317,16 +325,34 @@ class TestAlone:
                 "world_size": 1,
             }
         )
-        assert not process_group.reduce_gradients([parameter])
+        assert not process_group.all_reduce_gradients([parameter])
         assert parameter.grad.tolist() == [3.0, 3.0]
-        assert process_group.gather("x") == ["x"] and process_group.total(1.5) == [1.5]
+        assert process_group.gather("x") == ["x"] and process_group.all_reduce_sum(1.5) == [1.5]
         episodes = EpisodeBatch.from_ids([[1]] * 3, [[2], [3, 4], [5]])
-        assert gather_episodes(episodes) is episodes and spread(episodes) is episodes
-        parts = list(parts_of(TrainingBatch(episodes), 100))
+        assert gather_episodes(episodes) is episodes and shard_rows(episodes) is episodes
+        assert local_rows(episodes) is None
+        parts = list(microbatches(TrainingBatch(episodes), 100))
         assert [counts for _, counts in parts] == [True] and parts[0][0].episodes is episodes
 
+    def test_a_single_process_imports_no_code_for_several(self) -> None:
+        """One iteration of PPO with an evaluation and a checkpoint."""
+        code = """
+import sys, tempfile
+import textenv
+with tempfile.TemporaryDirectory() as folder:
+    textenv.train(
+        "ppo", task="probe-end", iterations=1, episodes_per_iteration=8, epochs=1, minibatches=2, num_envs=4,
+        eval_episodes=4, loggers=(), report=False, start=False, run_dir=folder,
+    )
+sharding = ("distributed.batch_sharding", "optim.fsdp", "optim.deepspeed", "rollouts.ray_collector")
+print([name for name in sharding if f"textenv.agents.{name}" in sys.modules])
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == "[]"
+
     def test_an_error_passes_through(self) -> None:
-        with pytest.raises(KeyError, match="gone"), process_group.joined("a test"):
+        with pytest.raises(KeyError, match="gone"), process_group.collective("a test"):
             raise KeyError("gone")
 
 
@@ -334,8 +360,8 @@ class TestShares:
     def test_rows_are_dealt_by_length(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(process_group, "world_size", lambda: 2)
         lengths = torch.tensor([3, 9, 1, 7, 5])
-        assert rows_of(0, lengths).tolist() == [1, 4, 2]  # 9 + 5 + 1 tokens
-        assert rows_of(1, lengths).tolist() == [3, 0]  # 7 + 3
+        assert rows_of_rank(0, lengths).tolist() == [1, 4, 2]  # 9 + 5 + 1 tokens
+        assert rows_of_rank(1, lengths).tolist() == [3, 0]  # 7 + 3
 
     def test_a_pass_in_step_with_others_is_not_divided(self) -> None:
         lengths = torch.tensor([9, 2, 2, 9])
@@ -346,9 +372,9 @@ class TestShares:
 
     def test_minibatches_need_a_row_for_every_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(process_group, "world_size", lambda: 4)
-        check_shares(OnlineConfig(episodes_per_iteration=16, minibatches=4))
+        check_minibatches(16, 4)
         with pytest.raises(ValueError, match=r"4 processes need .* >= 4, got 16 / 8"):
-            check_shares(OnlineConfig(episodes_per_iteration=16, minibatches=8))
+            check_minibatches(16, 8)
 
     def test_an_item_of_a_reward_model_is_as_long_as_its_texts(self) -> None:
         pairs = PreferenceBatch(
