@@ -48,19 +48,19 @@ from textenv.utils.host_memory import keep_freed_memory
 
 
 class Agent:
-    """An agent: a policy, how it learns, and where.
+    """Base class of agents: a policy, its training, and the environment or data that it learns from.
 
     Args:
         model: a ``LanguagePolicy``, or what one is made of: hub id, folder, config, or module.
-        envs: vector environment that it plays in (online agents).
-        dataset: what it learns from (offline agents).
+        envs: vector environment for the training episodes (online agents).
+        dataset: training data (offline agents).
         eval_envs: a separate environment for periodic evaluation.
         config: settings, an instance of ``config_class``.
         tokenizer: by default the environment's.
         policy_kwargs: further arguments of the policy made around ``model``: ``lora``, ``device``, ...
         callbacks: objects with hooks, or functions ``(agent, metrics)``; ``RunReport()`` writes a report.
         loggers: names ("rich", "wandb", "tensorboard") or objects, beside the JSON lines in ``run_dir``.
-        run_dir: folder of this run, None keeps nothing.
+        run_dir: folder of this run; None writes no files.
         metric_fn: further evaluation metrics, ``(prompts, completions, **columns) -> {name: float or list}``.
         rollouts: what generates an online agent's episodes; None is the agent's own process.
 
@@ -72,11 +72,11 @@ class Agent:
     config_class: ClassVar[type[AgentConfig]]
     """The class of its settings."""
     online: ClassVar[bool]
-    """Whether it generates the episodes that it learns from."""
+    """Whether the agent generates the episodes that it learns from."""
     from_preferences: ClassVar[bool] = False
-    """Whether a task's preferences are what it learns from, rather than its demonstrations."""
+    """Whether the agent learns from a task's preferences instead of its demonstrations."""
     cannot: ClassVar[Mapping[str, str]] = {}
-    """What it cannot promise, as an agent around another library may: what -> why."""
+    """Guarantees that the agent cannot give, for example because it wraps another library: name -> reason."""
     policy_class: ClassVar[type[LanguagePolicy]] = LanguagePolicy
     """The class of its policy."""
 
@@ -161,7 +161,7 @@ class Agent:
 
     @classmethod
     def group_size(cls, config: Any, *, evaluation: bool = False) -> int:
-        """Episodes on each prompt that an environment should deal it, in training or in evaluation."""
+        """Number of episodes per prompt that the agent needs, in training or in evaluation."""
         return 1
 
     def configure(self, config: Any) -> None:
@@ -179,14 +179,14 @@ class Agent:
         return dataset
 
     def setup(self) -> None:
-        """Make what else it needs (references, reward terms) before the optimizer is made."""
+        """Make references, reward terms and the like, before the optimizer is made."""
 
     def trainable(self) -> torch.nn.Module:
-        """The module whose parameters the optimizer moves."""
+        """The module whose parameters are trained."""
         return self.policy
 
     def idle(self) -> Idle:
-        """Settings without effect in its environment, on its data or model; see ``Config.idle``."""
+        """Settings without effect given the environment, data or model; see ``Config.idle``."""
         return {}
 
     def planned_iterations(self) -> int:
@@ -264,7 +264,7 @@ class Agent:
     def resume(
         self, run_dir: str | os.PathLike[str] | None = None, *, missing: Literal["error", "start"] = "error"
     ) -> TrainResult[Self]:
-        """Go on with an interrupted run from its newest whole checkpoint, as if nothing had happened.
+        """Continue an interrupted run from its newest whole checkpoint, exactly as without the interruption.
 
         The agent must be made as the run's was: same model, settings, environment or data, and callbacks.
         Rows of ``metrics.jsonl`` after the checkpoint are dropped.
@@ -290,7 +290,7 @@ class Agent:
         return saving.restore(self, run_dir, missing=missing)
 
     def learn(self) -> TrainResult[Self]:
-        """Train to the end of the budget (from where a loaded agent stood)."""
+        """Train to the end of the budget; a loaded agent continues where it was saved."""
         arguments.check_effects_in_run(self)
         started = time.perf_counter()
         self.history = earlier_rows(self.run_dir, self.iteration) if self.resumed else []
@@ -333,17 +333,17 @@ class Agent:
         return name_of(cls)
 
     def counters(self) -> dict[str, int]:
-        """Where the run stands."""
+        """Counters of the run: iteration, optimizer steps, episodes, cost."""
         names = ("iteration", "optimizer_steps", "episodes_seen", *SPENT)
         return {name: getattr(self, name) for name in names}
 
     def set_counters(self, counters: Mapping[str, int]) -> None:
-        """Stand where a saved run stood."""
+        """Restore the counters of a saved run."""
         for name, value in counters.items():
             setattr(self, name, int(value))
 
     def training_state(self) -> TrainingState:
-        """All that an exact resume needs beside the policy's files. An agent adds what it has of its own."""
+        """All that an exact resume needs beside the policy's files. A subclass adds its own state."""
         return saving.training_state(self)
 
     def load_training_state(self, state: TrainingState) -> None:
@@ -355,7 +355,7 @@ class Agent:
         return self.policy.act(obs, key, **options)[0]
 
     def evaluate(self, envs: Any = None, episodes: int | None = None, **options: Any) -> Evaluation:
-        """Play ``episodes`` on ``envs`` (default ``eval_envs``, then ``envs``); nothing learns."""
+        """Generate ``episodes`` on ``envs`` (default ``eval_envs``, then ``envs``) and measure them."""
         envs = envs if envs is not None else self.eval_envs if self.eval_envs is not None else self.envs
         if envs is None:
             raise ValueError("evaluate needs envs=, got None and the agent has no eval_envs")
@@ -364,17 +364,17 @@ class Agent:
             return evaluate(self.policy, envs, episodes or self.config.eval_episodes, **options)
 
     def first_evaluation(self) -> Evaluation:
-        """The evaluation before anything is learned: made once, however many callbacks ask for it."""
+        """The evaluation before training; made once, even if several callbacks need it."""
         if self.before is None:
             self.before = self.evaluate()
         return self.before
 
     def save_policy(self, path: Path) -> None:
-        """Write the part of a checkpoint that ``LanguagePolicy.load`` and plain transformers read."""
+        """Write the policy's files: ``LanguagePolicy.load`` and plain transformers read them."""
         self.policy.save(path, reference=self.reference is not None)
 
     def restore_policy(self, path: Path) -> None:
-        """Give the policy, made as the saved one had been, what ``save_policy`` wrote."""
+        """Load the files of ``save_policy`` into the policy, which was made like the saved one."""
         if isinstance(self.policy, LanguagePolicy):
             restore_policy(self.policy, path)
         else:

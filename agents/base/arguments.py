@@ -1,4 +1,4 @@
-"""What an agent is made of, checked before a model is loaded: environments, tokenizer, callbacks."""
+"""Checks of an agent's arguments, made before a model is loaded: environments, tokenizer, callbacks."""
 
 from __future__ import annotations
 

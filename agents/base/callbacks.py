@@ -59,18 +59,18 @@ class RunningAgent(Protocol):
 
 
 class Callback:
-    """Base of callbacks; every hook does nothing until it is overridden.
+    """Base class of callbacks; each hook does nothing unless it is overridden.
 
     In an iteration the order is: collect and update, ``wants_evaluation``, ``on_evaluation`` (if it is time
-    to evaluate), ``on_iteration``, logging, ``on_checkpoint`` (if it is time to save). So a checkpoint holds
-    the callbacks' state after the iteration that it belongs to.
+    to evaluate), ``on_iteration``, logging, ``on_checkpoint`` (if it is time to save). A checkpoint therefore
+    holds the callbacks' state at the end of its iteration.
     """
 
     def on_start(self, agent: RunningAgent) -> None:
         """Called once before the first iteration (again after a resume)."""
 
     def wants_evaluation(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
-        """Called at the end of every iteration; True evaluates now, whatever ``eval_every`` says."""
+        """Called at the end of every iteration; True evaluates now, independently of ``eval_every``."""
         return False
 
     def on_iteration(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool | None:
@@ -86,10 +86,10 @@ class Callback:
         """Called after a checkpoint was written to the folder ``path``."""
 
     def on_end(self, agent: RunningAgent, result: TrainResult[Any]) -> None:
-        """Called once when ``learn`` has come to its end (not if it raised)."""
+        """Called once at the end of ``learn``, unless it raised an error."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know, as JSON values."""
+        """The state that a resumed run needs, as JSON values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ class _Function(Callback):
 
 
 class Callbacks(list[Callback]):
-    """The callbacks of a run as one, called in their order."""
+    """The callbacks of a run, called in order."""
 
     def on_start(self, agent: RunningAgent) -> None:
         """Tell every callback."""
@@ -115,11 +115,11 @@ class Callbacks(list[Callback]):
             callback.on_start(agent)
 
     def wants_evaluation(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
-        """Ask every callback; whether any of them wants to evaluate now."""
+        """Whether any callback wants an evaluation now; all are called."""
         return any([callback.wants_evaluation(agent, metrics) for callback in self])
 
     def on_iteration(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
-        """Tell every callback; whether any of them ends the training.
+        """Whether any callback ends the training; all are called.
 
         Raises:
             TypeError: if a callback returns something other than True, False or None.
@@ -150,7 +150,7 @@ class Callbacks(list[Callback]):
             callback.on_end(agent, result)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The states of the callbacks that have any, in order: JSON values, with the name of each."""
+        """Names and states (JSON values) of the callbacks that have a state, in order."""
         states = [(_name(callback), callback.state_dict()) for callback in self]
         return [{"callback": name, "state": state} for name, state in states if state]
 
@@ -158,7 +158,7 @@ class Callbacks(list[Callback]):
         """Restore what ``state_dict`` gave.
 
         Raises:
-            ValueError: if the run has other callbacks with a state than the one that was saved.
+            ValueError: if the callbacks with a state are not those of the saved run.
         """
         states = list(states)
         stateful = [callback for callback in self if callback.state_dict()]
@@ -170,7 +170,7 @@ class Callbacks(list[Callback]):
 
 
 def make_callbacks(items: Iterable[Callback | Callable[..., bool | None]] = ()) -> Callbacks:
-    """The callbacks of a run; a plain function ``(agent, metrics)`` is called after every iteration.
+    """The callbacks of a run; a function ``(agent, metrics)`` becomes an ``on_iteration`` hook.
 
     Raises:
         TypeError: if an item is neither.
@@ -187,17 +187,16 @@ def make_callbacks(items: Iterable[Callback | Callable[..., bool | None]] = ()) 
 
 
 class EarlyStop(Callback):
-    """Ends the training when a metric has stopped getting better, or has got good enough.
+    """Ends the training when a metric no longer improves, or reaches a threshold.
 
-    Iterations whose row does not have the metric (between two evaluations, say) are passed over. A NaN counts
-    as no better.
+    Iterations without the metric (for example between two evaluations) are ignored. A NaN is no improvement.
 
     Args:
         metric: name in the logged row, such as ``"eval/return/mean"``.
-        patience: rows with the metric in a row that may be no better than the best.
-        min_delta: a row is better if it beats the best by more than this.
+        patience: the training ends after this many values in a row without an improvement.
+        min_delta: a value improves on the best if the difference is larger than this.
         mode: "max" if more is better, "min" if less is.
-        threshold: the training ends as soon as the metric is at least this good; None for no such goal.
+        threshold: the training ends as soon as the metric reaches this value; None for no threshold.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -237,7 +236,7 @@ class EarlyStop(Callback):
         return self.waited >= self.patience
 
     def on_end(self, agent: RunningAgent, result: TrainResult[Any]) -> None:
-        """Warn if no row had the metric: its name is misspelt, or nothing was evaluated."""
+        """Warn if the metric never appeared: its name is misspelt, or nothing was evaluated."""
         known = {name for row in result.history for name in row}
         if not self._seen and self.metric not in known:  # a resumed run may have seen it before
             warnings.warn(
@@ -246,7 +245,7 @@ class EarlyStop(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value so far and how long it has stood."""
+        """Best value so far, and the number of values since then."""
         return {"best": None if self.best == -math.inf else self.sign * self.best, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ class EqualReturns:
         self.episodes = 0
         self.differ = False
 
-    def see(self, episodes: EpisodeBatch, envs: Any, iteration: int, planned: int) -> None:
+    def check(self, episodes: EpisodeBatch, envs: Any, iteration: int, planned: int) -> None:
         """Check the scored episodes of an iteration, counted from 1.
 
         Warns:

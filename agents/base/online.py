@@ -24,8 +24,8 @@ class OnlineAgent(Agent):
     online = True
     config: OnlineConfig
     next_ticket = 0
-    """Where the next iteration begins in the stream of prompts: the first ticket that none has learned from.
-    ``episodes_seen`` counts what was generated, which may be more: a ticket may be played twice."""
+    """``episode_id`` of the first episode of the next iteration. It can be lower than ``episodes_seen``:
+    an agent may generate an episode twice."""
 
     def planned_iterations(self) -> int:
         """Times of collecting and learning in the whole run."""
@@ -50,7 +50,7 @@ class OnlineAgent(Agent):
                         episodes = self.collect()
                     with timer.measure("score"):
                         self.score(episodes)
-                        equal_returns.see(episodes, self.envs, self.iteration, total)
+                        equal_returns.check(episodes, self.envs, self.iteration, total)
                         self.last_batch = batch = self.advantages(episodes)
                 with timer.measure("update"):
                     metrics = self.rollout_metrics(batch) | self.update(batch)
@@ -76,7 +76,7 @@ class OnlineAgent(Agent):
         return episodes
 
     def rollout_request(self, first_ticket: int) -> RolloutRequest:
-        """What the collector is asked for: the episodes of one iteration, starting at ``first_ticket``."""
+        """The request to the collector: the episodes of one iteration, starting at ``first_ticket``."""
         cfg = self.config
         return RolloutRequest(
             policy=self.policy,
@@ -154,7 +154,7 @@ class OnlineAgent(Agent):
         return row | self.collector.metrics
 
     def counters(self) -> dict[str, int]:
-        """Where the run stands, and in the stream of prompts."""
+        """Counters of the run, and ``next_ticket``."""
         return {**super().counters(), "next_ticket": self.next_ticket}
 
     def set_counters(self, counters: Mapping[str, int]) -> None:

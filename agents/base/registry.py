@@ -97,7 +97,7 @@ AGENTS: dict[str, type[Any]] = {}
 def register_agent(name: str) -> Callable[[AgentClass], AgentClass]:
     """Decorator: register an agent class under ``name``, and set its class attribute ``name``.
 
-    The class has ``config_class`` and ``online``, as ``textenv.agents.Agent`` says. Registering the same
+    The class has ``config_class`` and ``online``, see ``textenv.agents.Agent``. Registering the same
     class again (a module reloaded, a notebook cell run twice) replaces it.
 
     Raises:

@@ -31,7 +31,7 @@ class TrainResult(Generic[AgentT]):
     run_dir: Path | None = None
     """Where metrics and checkpoints are, if a folder was given."""
     evaluated_on: str | None = None
-    """What ``evaluation`` was made on, in words; None after ``agent.learn``, where ``eval_envs`` say it."""
+    """Description of the evaluation data; None after ``agent.learn``, which evaluates on ``eval_envs``."""
 
     @property
     def model_dir(self) -> Path | None:

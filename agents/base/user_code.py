@@ -1,4 +1,4 @@
-"""The user's own code, named as ``module:name`` or ``file.py:name``; imported only where the user said so."""
+"""Import the user's code, named as ``module:name`` or ``file.py:name``, only where the user allowed it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textenv.utils.names import nearest
 
 
 def import_module_or_file(name: str) -> ModuleType:
-    """Import a module, also from the working folder, or a ``.py`` file.
+    """Import a module, which may lie in the working folder, or a ``.py`` file.
 
     Raises:
         ImportError: if it is not there, has a mistake of syntax, or ends the program; other errors in the
@@ -67,14 +67,14 @@ def import_attribute(place: str) -> Any:
 
 
 def import_rewards(spec: Any, allowed: Callable[[str], bool]) -> Any:
-    """A reward spec whose ``module:function`` names, nested ones too, are imported and registered.
+    """Import and register the ``module:function`` names in a reward spec, nested ones included.
 
     Args:
         spec: a spec or a list of specs, as YAML gives it.
-        allowed: whether the user meant this name to be imported.
+        allowed: whether the user allowed the import of this name.
 
     Returns:
-        The same with registered names in their places.
+        The spec with registered names instead.
 
     Raises:
         ValueError: if a name is not allowed.
@@ -89,7 +89,7 @@ def import_rewards(spec: Any, allowed: Callable[[str], bool]) -> Any:
         return spec
     if not allowed(spec):
         raise ValueError(
-            f"reward {spec!r} names code to import and stands in a file; say --allow_imports if you trust "
+            f"reward {spec!r} names code to import and comes from a file; use --allow_imports if you trust "
             "the file, or give the reward on the command line"
         )
     from textenv.rewards.registry import REWARDS, register_reward
@@ -118,7 +118,7 @@ def _is_place(text: str) -> bool:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Name the user's file in errors that say nothing of it; other errors in it pass through."""
+    """Add the user's file to errors that do not name it; other errors in it pass through."""
     try:
         yield
     except SyntaxError as error:

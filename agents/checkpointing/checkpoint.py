@@ -167,7 +167,7 @@ def read_trainer(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _explained(path: Path, run: RunFolder | None = None) -> Iterator[None]:
-    """Say what could not be written, why, and what is still there."""
+    """Report what could not be written, why, and which earlier checkpoint is whole."""
     try:
         yield
     except FileExistsError:

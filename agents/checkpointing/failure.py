@@ -1,4 +1,4 @@
-"""When training goes wrong: say where, and keep the evidence."""
+"""The error for losses, gradients and rewards that are not finite, and the files that document it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NonFiniteError(RuntimeError):
 def save_failure(
     run_dir: Path | None, iteration: int, term: str, values: Mapping[str, float], episodes: EpisodeBatch
 ) -> Path:
-    """Write the offending episodes and what is known about them; returns the folder.
+    """Write the episodes of the failed step and its statistics; returns the folder.
 
     Every process calls it, and the main one writes.
     """

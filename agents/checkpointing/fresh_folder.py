@@ -20,7 +20,7 @@ def fresh_folder(name: str, parent: str = "runs") -> Iterator[str]:
     something.
 
     Args:
-        name: what it begins with, such as the agent's name.
+        name: prefix of the folder's name, such as the agent's name.
         parent: where it is; made if it is not there.
     """
     process_group.start()

@@ -1,4 +1,4 @@
-"""A start that fails leaves nothing in the run's folder, so the corrected command finds it as it was."""
+"""Clean the run's folder after a failed start, so that the corrected command can use it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ MADE_BY_RUNS = (
     "stage.json",
     "pipeline.json",
 )
-"""What runs and pipelines write in their folder before there is anything to keep."""
+"""Files that runs and pipelines write before there is a result to keep."""
 
 
 @contextmanager
 def fresh_start(run_dir: str | os.PathLike[str]) -> Iterator[None]:
-    """If the block raises before the run has anything to keep, remove what it made in the folder.
+    """If the block raises before the run has a result, remove the files that it made in the folder.
 
-    Metrics, checkpoints and finished stages are kept, and the episodes of what went wrong (``failures``).
-    What was in the folder before, and files of others, stay.
+    Metrics, checkpoints and finished stages are results, and ``failures`` are kept, too. Files that were in
+    the folder before, and files of other programs, stay.
 
     Args:
         run_dir: the run's folder; it and its parents need not be there.
@@ -57,7 +57,7 @@ def starting(run_dir: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a run's folder holds anything that a user would miss."""
+    """Whether a run's folder holds results: metrics, checkpoints, finished stages."""
     run = RunFolder(folder)
     metrics = run.metrics_path
     if metrics.is_file() and metrics.stat().st_size:

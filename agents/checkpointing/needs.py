@@ -1,4 +1,4 @@
-"""Checks of what long work needs, before it begins: folders, devices, packages, models by their configs."""
+"""Checks before a long run: folders, devices, packages, and models by their configs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from textenv.agents.settings.policy_options import PolicyOptions
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-"""Files of a model's folder that hold weights, or say where they are."""
+"""Weight files of a model's folder, and their index files."""
 
 
 class WrongKindError(ValueError):
@@ -66,13 +66,13 @@ def check_policy_options(field: str, options: PolicyOptions) -> None:
 
 
 def check_model(field: str, source: str, tokenizer: Any = None, *, scores: bool = False) -> None:
-    """Refuse what is no model, or a model of another kind, without loading its weights.
+    """Refuse a path that is no model, or a model of another kind, without loading weights.
 
     Args:
         field: the setting, for errors.
         source: hub id or folder.
-        tokenizer: whose tokens it must have; None asks for none.
-        scores: whether it must be a sequence classifier rather than write texts.
+        tokenizer: whose vocabulary the model must cover; None skips the check.
+        scores: whether it must be a sequence classifier instead of a causal LM.
 
     Raises:
         OSError: if there is no such model.
@@ -106,7 +106,7 @@ def check_model(field: str, source: str, tokenizer: Any = None, *, scores: bool 
 
 @contextmanager
 def needed_by(what: str) -> Iterator[None]:
-    """Note on errors what needs what was found wrong."""
+    """Add a note to errors: which part of the run needs the checked item."""
     try:
         yield
     except Exception as error:
@@ -116,7 +116,7 @@ def needed_by(what: str) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the warnings about data, which come again when the data are used."""
+    """Suppress warnings about data: they are repeated when the data are used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

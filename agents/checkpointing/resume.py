@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: the newest whole checkpoint, put into an agent made as the run's was."""
+"""Find the checkpoint from which an interrupted run continues, and check that it belongs to this run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FREE_TO_CHANGE = frozenset(
         "report",
     }
 )
-"""Settings that a resumed run may change: how long it runs, what it reports, what fits into memory."""
+"""Settings that a resumed run may change: its length, its reports, and its use of memory."""
 
 
 def find_checkpoint(
@@ -47,7 +47,7 @@ def find_checkpoint(
 
     Args:
         run_dir: folder of the run.
-        identity: of the agent that goes on with the run.
+        identity: of the agent that continues the run.
         missing: where there is no whole checkpoint: "error", or "start" to return None.
         keep: number of the latest checkpoints that stay.
 
@@ -78,7 +78,7 @@ def find_checkpoint(
 def _choose(
     identity: RunIdentity, folder: RunFolder, missing: str, keep: int
 ) -> tuple[Path | None, list[str]]:
-    """The checkpoint, and what is wrong with damaged ones that are newer; these are renamed."""
+    """The checkpoint, and the problems of newer damaged ones, which are renamed."""
     with folder.running():
         found, problems = latest_whole(folder.path)
         if found is None and missing == "error":
@@ -100,7 +100,7 @@ def settings_to_resume(
     config: AgentConfig | Mapping[str, Any] | None,
     changes: Mapping[str, Any],
 ) -> AgentConfig | None:
-    """Settings to go on with a run by: those given now, and the newest checkpoint's for the rest.
+    """Settings of a resumed run: those given now; the others are the newest checkpoint's.
 
     Args:
         config_class: class of the agent's settings.
@@ -130,7 +130,7 @@ def settings_to_resume(
         return None
     given = {**given_settings(config), **changes}
     for pair in (("iterations", "total_episodes"), ("steps", "epochs")):
-        # Two ways to say one thing: the one given now replaces the other.
+        # Two settings for the same quantity: the one given now replaces the other.
         if not all(hasattr(saved, name) for name in pair):
             continue
         for name, other in (pair, pair[::-1]):
@@ -140,7 +140,7 @@ def settings_to_resume(
 
 
 def check_same_run(identity: RunIdentity, trainer: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on with another agent, other settings or other data than the checkpoint's.
+    """Refuse a resume with another agent, other settings or other data than the checkpoint's.
 
     Raises:
         ValueError: naming what differs.

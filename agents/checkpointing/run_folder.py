@@ -1,4 +1,4 @@
-"""The folder of a run: what is where, checkpoints that appear whole, and facts about the run."""
+"""The folder of a run: its paths, atomic checkpoints, and ``run.json``."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class RunFolder:
         return [(step, folder) for step, folder in self.step_folders() if (folder / MARKER).exists()]
 
     def step_folders(self) -> list[tuple[int, Path]]:
-        """(step, folder) of everything that stands where a checkpoint belongs, oldest first."""
+        """(step, folder) of everything at the place of a checkpoint, whole or not, oldest first."""
         return step_folders(self.path)
 
     def latest(self) -> Path | None:
@@ -132,7 +132,7 @@ class RunFolder:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold the folder for the process that trains in it, and clear away what a killed one left.
+        """Lock the folder for the process that trains in it, and remove files that a killed process left.
 
         The lock ends with the process, however that ends.
 
@@ -173,7 +173,7 @@ class RunFolder:
                     path.unlink()
 
     def set_aside(self, step: int) -> Path:
-        """Rename the damaged checkpoint of a step, so that its place is free; returns where it is now."""
+        """Rename the damaged checkpoint of a step, to free its place; returns the new path."""
         folder = self.checkpoint_dir(step)
         aside = folder.with_name(f"damaged-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -181,7 +181,7 @@ class RunFolder:
         return aside
 
     def note_resume(self, step: int, **extra: Any) -> None:
-        """Add to ``run.json`` that the run went on after ``step``, when, by which command, and ``extra``."""
+        """Add a resume to ``run.json``: the step, time and command, and ``extra``."""
         info = self.read_info() if self.info_path.exists() else {}
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         made = {"step": step, "at": now, "command": masked_command(sys.argv), **extra}

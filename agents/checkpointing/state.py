@@ -1,4 +1,4 @@
-"""What a run must know to go on exactly: the state of an agent, without the files of its policy."""
+"""The state of an agent that an exact resume needs, without the files of its policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainingState:
     config: dict[str, Any]
     """Its settings, as JSON values."""
     counters: dict[str, int]
-    """Where the run stands: ``iteration``, ``optimizer_steps``, ..."""
+    """Counters: ``iteration``, ``optimizer_steps``, ..."""
     optimizer: dict[str, Any]
     """The optimizer's ``state_dict``; of 16-bit weights with their float32 copies, ``"master"``."""
     schedule: dict[str, Any]
@@ -47,7 +47,7 @@ class TrainingState:
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """What a resumed run must have in common with the run that it continues."""
+    """The properties that a resumed run must share with the run that it continues."""
 
     agent: str
     """Name that the agent is registered under."""

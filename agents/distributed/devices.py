@@ -1,4 +1,4 @@
-"""Which device a run computes on: the one that was asked for, else this process's GPU, else the CPU."""
+"""Choose the device of a run: the requested one, else this process's GPU, else the CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def default_device() -> str:
 
 
 def device_kwargs(device: str | None) -> dict[str, str]:
-    """The argument ``device`` for a policy or an environment; none for the CPU, where both are anyway.
+    """The argument ``device`` for a policy or an environment; empty for the CPU, their default.
 
     Args:
         device: what was asked for; None is ``default_device()``.
@@ -35,7 +35,7 @@ def on_device(
     env_kwargs: Mapping[str, Any] | None,
     policy_kwargs: Mapping[str, Any] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of environments and of the policy, with one device for both where only one or none has any.
+    """Arguments of environments and policy, with the same device for both if only one or none is given.
 
     Args:
         agent: the agent's class; where it takes no ``policy_kwargs`` nothing is added.

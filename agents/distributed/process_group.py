@@ -1,9 +1,9 @@
 """Communication between processes: a few primitives, each of which does nothing in a single process.
 
 ``accelerate launch`` (or ``torchrun``) starts W processes that run the same script. They hold the same batch
-and the same weights and take the same decisions; what is expensive (playing, scoring, forward and backward
-passes) each does for its share of the rows (``agents.distributed.batch_sharding``). Tensors of the model
-travel by accelerate's backend, NCCL between GPUs; everything else through the processors' memory, by gloo.
+and the same weights and take the same decisions. Generation, scoring, forward and backward passes are divided
+by rows (``agents.distributed.data_parallel``). Tensors of the model are sent by accelerate's backend (NCCL
+between GPUs), everything else through host memory by gloo.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others, whose responses may be longer, before it takes them for dead."""
+"""Timeout of a collective: the responses of other processes may be longer, so they finish later."""
 _BUCKET = 2**25
-"""Elements that are reduced in one go."""
+"""Elements of one reduction."""
 _host: Any = None
 
 
 class PeerError(RuntimeError):
-    """Another process failed; the message says which, and how."""
+    """Another process failed; the message names it and its error."""
 
 
 def start() -> None:
@@ -62,12 +62,12 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process, 0 <= r < W."""
+    """Rank of this process, 0 <= r < W."""
     return dist.get_rank() if _host is not None else 0
 
 
 class Place(TypedDict):
-    """Which process this is."""
+    """Rank and world size of this process."""
 
     rank: int
     """r, 0 <= r < W."""
@@ -92,7 +92,7 @@ def barrier() -> None:
 
 
 def device() -> torch.device:
-    """Where this process computes: its own GPU if there is one."""
+    """Device of this process: its own GPU if there is one, else the CPU."""
     if torch.cuda.is_available() and world_size() > 1:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -102,7 +102,7 @@ def device() -> torch.device:
 
 
 def gather(value: T) -> list[T]:
-    """Every process's value, in the order of their numbers."""
+    """The values of all processes, in the order of their ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -125,7 +125,7 @@ def first_not_none(value: T | None) -> T | None:
 
 
 def all_reduce_sum(*numbers: float) -> list[float]:
-    """Sums over the processes, the same in each to the last bit."""
+    """Sums over the processes, bitwise equal in all of them."""
     if world_size() == 1:
         return list(numbers)
     sums = torch.tensor(numbers, dtype=torch.float64)
@@ -144,7 +144,7 @@ def all_reduce_max(*numbers: float) -> list[float]:
 
 @contextmanager
 def collective(what: str) -> Iterator[None]:
-    """Around what a process does by itself: if one process fails in it, all raise, and none waits for ever.
+    """A block that each process runs on its own. If one process fails in it, all raise, so none waits.
 
     Raises:
         PeerError: at the end of the block, if another process failed in it.
@@ -221,7 +221,7 @@ def broadcast_parameters(module: nn.Module) -> None:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds only a part of the tensor."""
+    """Whether this process holds only a shard of the tensor."""
     if world_size() == 1:
         return False
     from torch.distributed.tensor import DTensor
@@ -230,5 +230,5 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def whole_tensor(tensor: Any) -> Tensor:
-    """The whole of a tensor, from all processes if this one holds a part; every process calls it."""
+    """The whole tensor, gathered from all processes if it is sharded; every process calls it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor

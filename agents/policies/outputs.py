@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from textenv.agents.distributed.data_parallel import LocalRows
 from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.log_probs import TokenLogProbs
+
+if TYPE_CHECKING:
+    from textenv.agents.distributed.batch_sharding import LocalRows
 
 ReferenceMode = Literal["copy", "adapters-off", "shared-trunk"]
 
