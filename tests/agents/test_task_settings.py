@@ -346,7 +346,7 @@ def test_equal_returns_of_the_first_iterations_are_warned_of(tiny: str) -> None:
         train(lambda completions, **_: [float(i) for i in range(len(completions))])
     watch = EqualReturns()
     episodes = _demonstrations()
-    watch.see(episodes, _Plain(), 1, 1)
+    watch.check(episodes, _Plain(), 1, 1)
     assert watch.differ and watch.episodes == 2
 
 
