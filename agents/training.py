@@ -48,7 +48,7 @@ R = TypeVar("R")
 
 
 def _with_trust(function: Callable[P, R]) -> Callable[P, R]:
-    """Let what ``policy_kwargs`` says about code that comes with models hold for all that a call loads."""
+    """Apply ``trust_remote_code`` in ``policy_kwargs`` to everything that a call loads."""
 
     @functools.wraps(function)
     def trusted(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -86,51 +86,51 @@ def train(
     seed: int | None = None,
     **config_overrides: Any,
 ) -> TrainResult:
-    """Make an environment and an agent, and let it learn.
+    """Make an environment and an agent, and train it.
 
-    A task brings prompts, tokenizer, rewards, a small model of its own and a validation split, on which the
-    agent is evaluated; everything given here comes before what the task brings. It also brings settings of
-    the agent, and a start for its own model, with which the agent learns it (``Task.settings``).
-    Without a task, give ``prompts`` and ``reward`` (online agents) or ``dataset`` (offline agents); the agent
-    is evaluated on ``eval_prompts``, or else on the prompts of its training, at the end or also after every
-    ``eval_every`` iterations. A reward model is evaluated on ``eval_dataset``, or else on its own data.
-    ``result.evaluated_on`` says on what. With ``run_dir`` and a held-out evaluation the best agent is kept in
-    ``run_dir/best``.
+    A task has prompts, a tokenizer, rewards, a small model and a validation split, on which the agent is
+    evaluated. It also has settings for each agent and a fine-tuned start for its model (``Task.settings``).
+    Arguments override what the task has.
+    Without a task, give ``prompts`` and ``reward`` (online agents) or ``dataset`` (offline agents). The agent
+    is evaluated on ``eval_prompts``, or else on its training prompts, at the end and after every
+    ``eval_every`` iterations. A reward model is evaluated on ``eval_dataset``, or else on its training data.
+    ``result.evaluated_on`` names the evaluation data. With ``run_dir`` and a held-out evaluation the best
+    agent is kept in ``run_dir/best``.
 
     Args:
         agent: name of a registered agent, or its class.
         model: hub id, folder (of a model, a checkpoint, or a run, which stands for its model), config, module
-            or ``LanguagePolicy``; None is the task's own small model.
+            or ``LanguagePolicy``; None is the task's small model.
         task: name of a registered task.
         prompts: list of texts or message lists, file, data set or hub id, instead of the task's.
         reward: a function ``(prompts, completions, **columns) -> list``, a reward's name, ``["name",
             {arguments}]``, or a list of them, in which "task" stands for the task's own; None is the task's.
-        dataset: what an offline agent learns from; None is the task's demonstrations (a reward model: its
+        dataset: training data of an offline agent; None is the task's demonstrations (for a reward model its
             preferences).
         eval_dataset: held-out data, for agents that are evaluated on data (reward models).
         eval_prompts: prompts to evaluate on, instead of the task's validation split.
         tokenizer: name, folder or object; None is the task's or the model's.
         config: settings of the agent, as an object of its settings class or by name. Those that neither it
             nor ``config_overrides`` names are the task's, or else the defaults of the class.
-        num_envs: rows that generate at a time; None is what the task says, or else 16.
-        start: whether the task's own model is made ready as the task says (fine-tuned on its demonstrations)
-            before the agent begins; the agent's reference is the model after that. A mapping changes
-            settings of the fine-tuning, ``{"steps": 50}``. A model that is given is left as it is.
-        env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``. Those that are no settings of
-            the agent may also be given as they are, such as ``max_new_tokens=16``. ``samples_per_prompt`` is
-            by default what the agent needs.
+        num_envs: texts generated in parallel; None is the task's setting, or else 16.
+        start: whether the task's small model is first fine-tuned on the task's demonstrations, as the task
+            says; the agent's reference is the fine-tuned model. A mapping changes settings of the
+            fine-tuning, ``{"steps": 50}``. A model given by ``model`` is not changed.
+        env_kwargs: further arguments of ``textenv.tasks.make.make_vec_env``. Arguments that are not settings
+            of the agent may also be given directly, such as ``max_new_tokens=16``. The default of
+            ``samples_per_prompt`` is what the agent needs.
         policy_kwargs: further arguments of the ``LanguagePolicy`` made around ``model``, such as ``lora``.
-            ``trust_remote_code`` holds for all that is loaded: tokenizer, references and reward models, too.
-            Without ``device`` the model and the environments are on this process's GPU if there is one; a
-            module stays where it is.
+            ``trust_remote_code`` applies to everything that is loaded, also tokenizer, references and reward
+            models. Without ``device`` the model and the environments use this process's GPU if there is one;
+            a module stays on its device.
         run_dir: folder for metrics, samples and checkpoints; None leaves no files.
-        resume: go on with the run in ``run_dir`` from its newest whole checkpoint; everything else is given
-            as it was at first, but for settings of the agent: those that are not given are the checkpoint's.
-            "auto" starts anew where there is none, so one command serves both.
+        resume: continue the run in ``run_dir`` from its newest complete checkpoint. Give the same arguments
+            as before; settings of the agent that are not given are those of the checkpoint. "auto" starts a
+            new run if there is no checkpoint.
         loggers: see ``textenv.agents.loggers.registry.make_loggers``.
         callbacks: see ``textenv.agents.base.callbacks.make_callbacks``.
         metric_fn: further evaluation metrics, see ``textenv.agents.evaluation.evaluate``.
-        rollouts: who plays an online agent's episodes, see ``textenv.agents.rollouts``.
+        rollouts: how an online agent's episodes are generated, see ``textenv.agents.rollouts``.
         seed: changes ``config.seed``.
         config_overrides: fields of the agent's settings, such as ``learning_rate=1e-5``, and arguments of the
             environment.
@@ -143,7 +143,7 @@ def train(
         FileNotFoundError: if ``resume`` is True and there is no whole checkpoint.
 
     Warns:
-        UserWarning: if the task says that this agent can't learn it, and why.
+        UserWarning: if the task says that this agent can't learn it, with the reason.
 
     Example:
         >>> import textenv
@@ -169,7 +169,7 @@ def train(
     folder = _run_folder(run_dir, resume)
     check_loggers(loggers, run_dir)
     process_group.start()
-    process_group.barrier()  # no process writes before all have looked
+    process_group.barrier()  # no process writes before all have checked the folder
 
     env_kwargs, policy_kwargs = on_device(cls, model, env_kwargs, policy_kwargs)
     check_sources_of(agent, cls, prompts)
@@ -299,7 +299,7 @@ def _run_folder(run_dir: str | os.PathLike[str] | None, resume: bool | str) -> R
 
 
 def _begin(learner: Any, folder: RunFolder, info: Mapping[str, Any], resume: bool | str) -> None:
-    """Load the newest checkpoint if the run is resumed, and write what the run is into its folder."""
+    """Load the newest checkpoint if the run is resumed, and write or update ``run.json``."""
     found = None
     if resume:
         found = learner.restore(folder.path, missing="start" if resume == "auto" else "error")
@@ -320,7 +320,7 @@ def _split(given: Mapping[str, Any], names: set[str]) -> tuple[dict[str, Any], d
 
 
 def _group_sizes(cls: type[Agent], config: Any) -> tuple[int, int]:
-    """Episodes on each prompt, in training and in evaluation, where the agent's ``group_size`` says so."""
+    """Episodes per prompt in training and in evaluation, by the agent's ``group_size``."""
     needed = getattr(cls, "group_size", None)
     return (1, 1) if needed is None else (needed(config), needed(config, evaluation=True))
 
@@ -328,7 +328,7 @@ def _group_sizes(cls: type[Agent], config: Any) -> tuple[int, int]:
 def _announce(
     of_task: TaskSettings, config: AgentConfig, num_envs: int, start: Any, loggers: Any, dataset: Any
 ) -> None:
-    """Say what the task brings, where the terminal is used at all, and that the agent can't learn it."""
+    """Print the task's settings if the logger "rich" is used; warn if the agent can't learn the task."""
     if not process_group.is_main():
         return
     if of_task.known and any(isinstance(name, str) and name == "rich" for name in loggers):
@@ -339,7 +339,7 @@ def _announce(
 
 
 def tokenizer_of(model: Any) -> Any:
-    """Where a model's tokenizer is to be had: the policy's own, or the name or folder it was loaded from.
+    """A model's tokenizer: the policy's, or the name or folder that the model was loaded from.
 
     Raises:
         ValueError: if the model does not say.

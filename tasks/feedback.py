@@ -1,4 +1,4 @@
-"""Human feedback: what a reward model learns from, what it is held to, and what its judge learns from."""
+"""Human feedback: training and held-out data of a reward model and of a judge."""
 
 from __future__ import annotations
 

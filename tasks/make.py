@@ -1,4 +1,4 @@
-"""The entry points of ``TextRLHF-v0``: a task, made into an environment that pays its rewards.
+"""Entry points of ``TextRLHF-v0``: make an environment with rewards from a task.
 
 ``gym.make`` calls ``make_env`` and ``gym.make_vec`` calls ``make_vec_env``.
 """
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class _Made:
-    """What an environment made from a task also knows: where its prompts come from, and its own spec."""
+    """Attributes of environments made here: the source of the prompts, and the spec."""
 
     source: EnvSource | None = None
     """Prompts, tokenizer and the task's data."""
     default_stop_tokens: bool = True
-    """Whether nobody chose which tokens end an episode."""
+    """Whether the stop tokens are the default ones."""
     _spec: EnvSpec | None = None
 
     @property
@@ -89,35 +89,35 @@ def make_vec_env(
     episode_statistics: bool = True,
     **unknown: Any,
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """Make ``num_envs`` texts that are written in parallel, with reward wrappers around them.
+    """Make a vector environment of ``num_envs`` texts, with reward wrappers around it.
 
     Arguments that are None take the task's value.
 
     Args:
-        num_envs: N, rows played in parallel.
+        num_envs: N, texts generated in parallel.
         task: a task's name; by default "prompts" if ``prompts`` are given, else "random-walks".
         task_kwargs: the task's own arguments.
         split: which part of the task's prompts.
         rewards: a reward spec or a list of them, each "name", ["name", {arguments}], a term or a function;
-            "task" stands for the task's own beside others; [] pays nothing.
+            "task" stands for the task's rewards among others; [] is no reward.
         prompts: use these instead of the task's: a list of texts or messages, a file, a hub id, whatever
             ``textenv.data.load_columns`` reads, a ``PromptSet``, or an ``EnvSource``.
-        tokenizer: a name, a folder or an object, for prompts of one's own and tasks that leave the choice.
+        tokenizer: a name, a folder or an object, for your own prompts and for tasks without a tokenizer.
         max_new_tokens: token budget of a response.
         max_prompt_tokens: longer prompts are cut.
-        max_episode_steps: Gymnasium's word for ``max_new_tokens``; if both are given they must agree.
+        max_episode_steps: Gymnasium's name of ``max_new_tokens``; if both are given they must be equal.
         truncation_side: "left" drops the beginning of a long prompt, "right" its end, "error" refuses it.
-        chat_template: render prompts by the tokenizer's chat template.
+        chat_template: render prompts with the tokenizer's chat template.
         stop_token_ids: tokens that end an episode, by default the tokenizer's EOS, the chat template's end of
             turn (for chats), and ``model_stop_token_ids``.
-        model_stop_token_ids: further ends of a model's own, ``textenv.tasks.stop_tokens.generation_ends``.
+        model_stop_token_ids: further stop tokens of a model, ``textenv.tasks.stop_tokens.generation_ends``.
         stop_strings: strings that end an episode.
         min_new_tokens: stop tokens are illegal before this many.
         suppressed_tokens: tokens that are never legal.
         samples_per_prompt: consecutive episodes that share a prompt.
-        shuffle: deal prompts in a fresh random order every epoch.
+        shuffle: new random order of the prompts in every epoch.
         autoreset: "same_step", "next_step" or "disabled", or a ``gymnasium.vector.AutoresetMode``.
-        device: where the state lives.
+        device: of the environment's state.
         arrays: "torch" or "numpy".
         render_mode: None, "ansi", "rgb_array" or "human".
         episode_statistics: put return, length and time into ``info["episode"]``.
@@ -185,10 +185,10 @@ def make_env(
     episode_statistics: bool = True,
     **unknown: Any,
 ) -> gym.Env[Any, Any]:
-    """Make one text with reward wrappers around it; see ``make_vec_env`` for the arguments.
+    """Make an environment of one text, with reward wrappers; see ``make_vec_env`` for the arguments.
 
     ``gym.make(..., max_episode_steps=n)`` never reaches this function: Gymnasium puts a TimeLimit around the
-    environment instead. Say ``max_new_tokens=n`` there.
+    environment instead. Use ``max_new_tokens=n`` there.
     """
     _refuse_unknown(unknown, make_env)
     source = make_source(

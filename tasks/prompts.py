@@ -1,4 +1,4 @@
-"""The task "prompts": prompts of one's own, from a file, a data set, the hub or a list."""
+"""The task "prompts": the user's prompts, from a file, a data set, the hub or a list."""
 
 from __future__ import annotations
 

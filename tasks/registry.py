@@ -1,4 +1,4 @@
-"""The registry of tasks: plain names for recipes, one's own as easily as the built-in ones."""
+"""Registry of tasks by name, for built-in and custom tasks."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def register_task(
     description: str | None = None,
     settings: AgentSettings | None = None,
 ) -> Any:
-    """Register a task, as a decorator or plainly: ``register_task("mine", build)``.
+    """Register a task, as a decorator or as a call: ``register_task("mine", build)``.
 
     Args:
-        name: how ``make_task`` calls it.
+        name: of the task in ``make_task``.
         builder: ``builder(split="train", **task_kwargs) -> TaskData``.
         description: one line; by default the first line of the builder's docstring.
         settings: agent -> the settings and start with which it learns this task, see ``Task.settings``.

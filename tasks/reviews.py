@@ -1,4 +1,4 @@
-"""The task "reviews": go on writing film reviews, to be rated as positive; real texts with human ratings."""
+"""The task "reviews": continue film reviews positively; real texts with human ratings."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def stop_tokens(
     tokenizer: PreTrainedTokenizerBase, *, chat: bool = False, model_ends: Iterable[int] | None = None
 ) -> list[int]:
-    """What ends an episode where nothing else is said.
+    """Default stop tokens of an environment.
 
     Args:
         tokenizer: its EOS comes first.
@@ -35,7 +35,7 @@ def stop_tokens(
 
 
 def warn_of_missing_ends(env: Any, model: Any) -> None:
-    """Warn if a model ends its texts by tokens that end no episode of an environment made without it.
+    """Warn if a model ends its texts with tokens that do not end episodes of the environment.
 
     Args:
         env: environment of the library; nothing is said of others, or where stop tokens were chosen.
@@ -79,7 +79,7 @@ def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def generation_ends(model: Any) -> list[int]:
-    """The tokens by which a model ends its texts, as its generation config (else its config) says.
+    """Tokens that end a model's texts, from its generation config or else its config.
 
     A single token that is merely the default of the model's class says nothing about a tokenizer and is left
     out.

@@ -1,4 +1,4 @@
-"""Where fetched data and trained tokenizers are kept: the user's cache folder."""
+"""The user's cache folder, for fetched data and trained tokenizers."""
 
 from __future__ import annotations
 

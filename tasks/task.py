@@ -1,4 +1,4 @@
-"""`Task` and `TaskData`: what a task is, and what it hands over when it is built."""
+"""`Task`, a named recipe for environments, and `TaskData`, what it is built into."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Task:
     def settings(self, agent_name: str) -> dict[str, Any]:
         """Settings and start with which an agent learns this task: plain data, a copy.
 
-        They are defaults wherever the agent runs on this task: in ``textenv train`` and ``textenv.train``, in
-        studies and benchmarks. What a user gives comes before them.
+        They are the defaults of the agent on this task in ``textenv train``, ``textenv.train``, studies and
+        benchmarks. The user's values take precedence.
 
         Args:
             agent_name: a registered agent's name.
@@ -57,7 +57,7 @@ class Task:
         Returns:
             ``settings``: fields of the agent's settings. ``start``: fields of ``sft``'s settings, for
             fine-tuning the task's own model on its demonstrations before the agent begins; without it the
-            agent begins with random weights. ``num_envs``: rows that generate at a time. ``cannot``: why
+            agent begins with random weights. ``num_envs``: texts generated in parallel. ``cannot``: why
             the agent can't learn here, as the end of a sentence. Each may be left out; {} if the task
             knows nothing of the agent.
 

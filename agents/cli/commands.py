@@ -1,4 +1,4 @@
-"""What the commands of ``textenv`` do, each in one function: options in, a library call, a few lines out."""
+"""The commands of ``textenv``, one function each: read the options, call the library, print the result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
-    """Train an agent; its name comes first, or stands in the YAML file as ``agent``."""
+    """Train an agent. Its name is the first argument, or ``agent`` in the YAML file."""
     if agent is None and ("--help" in argv or "-h" in argv) and argv[0].startswith("-"):
         print(f"usage: textenv train AGENT [options]\n\nagents: {', '.join(agent_names())}")
         print("\ntextenv train AGENT --help shows the options and the agent's settings.")
@@ -85,7 +85,7 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
         result = run_training(
             name,
             None if options.model is None else _local(options.model),
-            config=given_settings if options.resume else config,  # the rest is the checkpoint's
+            config=given_settings if options.resume else config,  # the checkpoint has the rest
             reward=_rewards(options.reward, flags),
             env_kwargs=options.env.kwargs(),
             policy_kwargs=policy_kwargs,
@@ -115,7 +115,7 @@ def reward_model(argv: list[str], flags: Flags) -> int:
 
 
 def pipeline(argv: list[str], flags: Flags) -> int:
-    """The three stages, one after the other."""
+    """Run supervised fine-tuning, reward model and reinforcement learning."""
     from textenv.agents.pipeline.config import PipelineConfig
 
     @dataclass(frozen=True, kw_only=True)
@@ -123,15 +123,15 @@ def pipeline(argv: list[str], flags: Flags) -> int:
         """Options of `textenv pipeline`."""
 
         run_dir: str = "runs/pipeline"
-        """Folder of the run; stages that are finished there are not run again."""
+        """Folder of the run; finished stages are reused."""
         overwrite: bool = False
-        """Make stages anew that were made from other settings."""
+        """Repeat stages that were made with other settings."""
         loggers: tuple[str, ...] = ("rich",)
         """Any of rich, wandb, tensorboard."""
 
     parser = make_parser(
         "textenv pipeline",
-        "Supervised fine-tuning, reward model and reinforcement learning, one after the other.",
+        "Supervised fine-tuning, reward model and reinforcement learning in one run.",
         PipelineOptions,
     )
     options = build(PipelineOptions, parse(parser, argv))
@@ -141,7 +141,7 @@ def pipeline(argv: list[str], flags: Flags) -> int:
     _quiet()
     own = {spec.name: getattr(options, spec.name) for spec in fields(PipelineConfig)}
     own["rewards"] = tuple(import_rewards(list(options.rewards), flags.may_import))
-    with advising("the same command goes on: finished stages are reused, the interrupted one is resumed"):
+    with advising("the same command continues: finished stages are reused, the interrupted one is resumed"):
         result = run_pipeline(
             PipelineConfig(**own), options.run_dir, loggers=options.loggers, overwrite=options.overwrite
         )
@@ -158,8 +158,8 @@ def pipeline(argv: list[str], flags: Flags) -> int:
 
 
 def evaluate(argv: list[str], flags: Flags) -> int:
-    """Play a task, or prompts and rewards, and print the measures and some samples."""
-    source, options = _play_options("evaluate", "Write texts and measure them.", EvaluateOptions, argv)
+    """Generate texts for a task, or for prompts and rewards; print metrics and samples."""
+    source, options = _play_options("evaluate", "Generate texts and evaluate them.", EvaluateOptions, argv)
     _quiet()
 
     import rich
@@ -196,8 +196,8 @@ def evaluate(argv: list[str], flags: Flags) -> int:
 
 
 def generate(argv: list[str], flags: Flags) -> int:
-    """Write texts after prompts."""
-    source, options = _play_options("generate", "Write texts after prompts.", GenerateOptions, argv)
+    """Generate texts for prompts."""
+    source, options = _play_options("generate", "Generate texts for prompts.", GenerateOptions, argv)
     own = options.task == "prompts" and (options.prompt or options.prompts)
     of_task = options.task is not None and not own
     if bool(options.prompt) + (options.prompts is not None) + of_task != 1:
@@ -213,7 +213,7 @@ def generate(argv: list[str], flags: Flags) -> int:
     base: Any = envs.unwrapped
     count = len(base.prompts) if options.limit is None else min(len(base.prompts), options.limit)
     policy.eval()
-    print(f"device: {describe(policy.device)}", file=sys.stderr)  # standard output holds the texts alone
+    print(f"device: {describe(policy.device)}", file=sys.stderr)  # standard output has only the texts
     episodes = collect(envs, policy, count * base.samples_per_prompt, seed=options.seed)
     rows = [
         {"prompt": prompt, "completion": completion, "truncated": bool(truncated)}
@@ -264,7 +264,7 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
         kind: type[LanguagePolicy] = LanguagePolicy
         if (folder / "trainer.json").is_file():
             kind = get_agent(read_trainer(folder)["agent"]).policy_class
-        for name in ("top_k", "top_p", "greedy"):  # what was saved counts, unless the user said otherwise
+        for name in ("top_k", "top_p", "greedy"):  # saved values are kept unless the user gave others
             if kwargs[name] == getattr(type(options)(), name):
                 del kwargs[name]
         return kind.load(folder, **kwargs)
@@ -277,7 +277,7 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
 
 
 def _local(model: str) -> str:
-    """The model's folder, if it is that of a run; else the name or folder as it is."""
+    """The model's folder inside of a run's folder; other names and folders are returned unchanged."""
     from textenv.modeling.saved_runs import model_folder
 
     return str(model_folder(model)) if Path(model).is_dir() else model
@@ -298,7 +298,7 @@ def _play_options(name: str, about: str, cls: Any, argv: list[str]) -> tuple[str
 
 
 def _check_out(path: str) -> None:
-    """Refuse a file that can't be written, before there is anything to write.
+    """Refuse an output file that can't be written, before texts are generated.
 
     Raises:
         UsageError: if it is no path of a file, or a folder.
@@ -329,7 +329,7 @@ def _envs(policy: LanguagePolicy, options: PlayOptions, *, rewards: Any, prompts
     if tokenizer is None and (options.task is None or make_task(options.task).takes("tokenizer")):
         tokenizer = policy.tokenizer
     of_task = options.task is not None and (options.task != "prompts" or prompts is None)
-    split = options.split or ("validation" if of_task else None)  # prompts that were given are all of them
+    split = options.split or ("validation" if of_task else None)  # all of the given prompts are used
     given = {
         "task": options.task,
         "tokenizer": tokenizer,
@@ -354,7 +354,7 @@ def _rewards(spec: Any, flags: Flags) -> list[Any] | None:
 
 
 def _settings(agent: str, given: Mapping[str, Any], of_task: TaskSettings) -> AgentConfig:
-    """The agent's settings: those given, and the task's or the class's for the rest."""
+    """The agent's settings: those given; the rest from the task, or else the defaults."""
     try:
         return of_task.fill(agent, given)
     except (TypeError, ValueError) as error:
@@ -365,7 +365,7 @@ def _settings(agent: str, given: Mapping[str, Any], of_task: TaskSettings) -> Ag
 
 
 def _quiet() -> None:
-    """Keep transformers' progress bars out of ours."""
+    """Turn off the progress bars and warnings of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""The command ``textenv compare``: a file and options in, missing runs made, tables and verdict out."""
+"""The command ``textenv compare``: read the study, make the missing runs, print tables and verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from textenv.utils.terminal import text_table
 
 PRINT = ("--print_config", "--print-config")
 LABELLED = ("agents", "tasks")
-"""Options whose names go on with a label."""
+"""Options whose names continue with a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,13 @@ class StudyOptions(StudyConfig):
     """Options of `textenv compare`."""
 
     run_dir: str | None = None
-    """The study's folder; None is runs/NAME of the file. Runs that are done there are not run again."""
+    """The study's folder; None is runs/NAME with the file's name. Finished runs are kept."""
     jobs: int = 1
-    """Runs at a time, each in a process of its own."""
+    """Runs in parallel, each in its own process."""
     overwrite: bool = False
-    """Make runs anew that were made from other settings."""
+    """Repeat runs that were made with other settings."""
     plot_format: PlotFormat = "png"
-    """Write the plots as pdf or svg, too, beside the PNG files."""
+    """Also write the plots as pdf or svg files."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -43,7 +43,7 @@ class StudyOptions(StudyConfig):
 
 
 def compare(argv: Sequence[str], flags: Flags) -> int:
-    """Run the study that a file describes and print what it shows; failed runs make the exit code 1."""
+    """Run the study of a file and print its results. The exit code is 1 if a run failed."""
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
@@ -76,7 +76,7 @@ def compare(argv: Sequence[str], flags: Flags) -> int:
     quiet()
     used = {task.policy.device or describe(default_device()) for task in config.tasks.values()}
     print(f"device: {', '.join(sorted(used))}", flush=True)
-    with advising("the same command goes on with the study"):
+    with advising("the same command continues the study"):
         results = run_study(
             config,
             folder,
@@ -158,7 +158,7 @@ def _value(text: str) -> Any:
 
 
 def _name(argv: Sequence[str]) -> str:
-    """What a study's folder is called by default: as its file."""
+    """Default name of a study's folder: its file's name."""
     files = list(config_files(argv))
     if not files:
         raise UsageError("name the study's file or its folder: textenv compare STUDY.yaml --run_dir FOLDER")

@@ -1,4 +1,4 @@
-"""Ends of a command that somebody asked for: Ctrl-C and SIGTERM, and what to say about them."""
+"""Ctrl-C and SIGTERM: raised as exceptions, with notes on how to continue the run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 
 class Terminated(BaseException):
-    """The process was asked to end by SIGTERM; like ``KeyboardInterrupt``, it is no error."""
+    """The process received SIGTERM. Like ``KeyboardInterrupt``, it is not an error."""
 
 
 STOPS = (KeyboardInterrupt, Terminated)
-"""Exceptions by which somebody ends a command."""
+"""Exceptions of a command that was stopped from outside."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within the block SIGTERM raises ``Terminated``, so files and locks are let go as after an error.
+    """Within the block SIGTERM raises ``Terminated``, so files and locks are released as after an error.
 
     Python runs handlers of signals in the main thread only; in others the block changes nothing.
     """
@@ -40,10 +40,10 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def advising(advice: Any) -> Iterator[None]:
-    """Give an interrupt that leaves the block a note on how to go on.
+    """Add a note on how to continue to an interrupt that leaves the block.
 
     Args:
-        advice: a text, or what makes one when the interrupt comes.
+        advice: the note, or a function that returns it.
     """
     try:
         yield
@@ -53,7 +53,7 @@ def advising(advice: Any) -> Iterator[None]:
 
 
 def how_to_resume(run_dir: Path | str, *, named: bool, resume: Any) -> str:
-    """What is true about going on with a run of ``textenv train`` that was ended in its course.
+    """How to continue a run of ``textenv train`` that was interrupted.
 
     Args:
         run_dir: the run's folder.
@@ -74,6 +74,6 @@ def how_to_resume(run_dir: Path | str, *, named: bool, resume: Any) -> str:
 
 
 def stop_message(stop: BaseException) -> str:
-    """One line about an interrupt, with the notes it was given."""
+    """One line about an interrupt, with its notes."""
     what = "terminated" if isinstance(stop, Terminated) else "interrupted"
     return "; ".join([what, *getattr(stop, "__notes__", [])])

@@ -1,4 +1,4 @@
-"""Types of options: what a command line may hold beside what the settings hold, and how errors name them."""
+"""Types of options: what the command line accepts for a setting's type, and how errors name it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES: dict[Any, str] = {
 
 
 def listed(hint: Any) -> Any:
-    """The type of the items where a type is a list of any length, or that or None; else None.
+    """The type of the items if a type is a list of any length (or None); else None.
 
     >>> listed(tuple[str, ...]), listed(tuple[int, ...] | None), listed(tuple[float, float])
     (<class 'str'>, <class 'int'>, None)
@@ -30,7 +30,7 @@ def listed(hint: Any) -> Any:
 
 
 def option_type(hint: Any) -> Any:
-    """The type of an option: where a list is wanted, one item will do, as a list of one.
+    """The type of an option: a list also accepts a single item.
 
     >>> option_type(tuple[str, ...])
     tuple[str, ...] | str
@@ -40,7 +40,7 @@ def option_type(hint: Any) -> Any:
 
 
 def repeatable(hint: Any) -> Any:
-    """The type of the items where an option may be given several times, each time with some; else None.
+    """The type of the items if an option may be repeated; else None.
 
     >>> repeatable(tuple[str, ...] | str), repeatable(int), repeatable(Any)
     (<class 'str'>, None, typing.Any)
@@ -51,7 +51,7 @@ def repeatable(hint: Any) -> Any:
 
 
 def holds_names(hint: Any) -> bool:
-    """Whether a value may be a dictionary, whose names then go on with dots.
+    """Whether a value may be a dictionary, whose keys are then written with dots.
 
     >>> holds_names(bool | dict[str, Any]), holds_names(str | None)
     (True, False)
@@ -60,7 +60,7 @@ def holds_names(hint: Any) -> bool:
 
 
 def takes_none(hint: Any) -> bool:
-    """Whether null is a value, and "none" no value of another meaning.
+    """Whether null is a value and the text "none" is not.
 
     >>> takes_none(float | None), takes_none(float), takes_none(Literal["none"] | None)
     (True, False, False)

@@ -1,4 +1,4 @@
-"""The commands that list what is registered: tasks, agents, rewards; each also says more about one."""
+"""The commands ``tasks``, ``agents`` and ``rewards``: list all, or show the documentation of one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The command ``textenv``: finds the command and tells errors; what commands do is in ``commands``.
+"""The program ``textenv``: choose the command and print errors. The commands are in ``commands``.
 
-Nothing heavy is imported before a command needs it, so help and lists come at once.
+Heavy modules are imported by the commands that need them, so help and lists are fast.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from textenv.agents.cli.flags import FLAGS, Flags, parse_flags
 
 COMMANDS = {
     "train": "train an agent: textenv train ppo --task random-walks",
-    "sft": "supervised fine-tuning; the same as: textenv train sft",
-    "reward-model": "train a reward model on preferences or ratings; the same as: textenv train reward-model",
-    "pipeline": "supervised fine-tuning, reward model and reinforcement learning, one after the other",
-    "evaluate": "play and measure: textenv evaluate FOLDER --task random-walks",
-    "generate": "write texts: textenv generate FOLDER --prompts prompts.jsonl",
+    "sft": "supervised fine-tuning; same as: textenv train sft",
+    "reward-model": "train a reward model on preferences or ratings; same as: textenv train reward-model",
+    "pipeline": "supervised fine-tuning, reward model and reinforcement learning in one run",
+    "evaluate": "evaluate a policy or reward model: textenv evaluate FOLDER --task random-walks",
+    "generate": "generate texts: textenv generate FOLDER --prompts prompts.jsonl",
     "report": "write the report of a run: textenv report FOLDER",
     "push": "upload a model with its card to the Hugging Face hub: textenv push FOLDER OWNER/NAME",
     "compare": "compare agents over seeds: textenv compare STUDY.yaml",
@@ -30,14 +30,14 @@ COMMANDS = {
     "rewards": "list the rewards, or one reward's documentation: textenv rewards length",
 }
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, ImportError)
-"""Told in one line; others are mistakes in code, the library's or the user's, and shown with their place."""
+"""Errors that are printed in one line. Others are errors in code and are printed with a traceback."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 done, 1 failed, 2 the command line or a configuration file is not as it should be, 130 interrupted by
-    Ctrl-C, 143 ended by SIGTERM.
+    0 success, 1 failure, 2 invalid command line or configuration file, 130 interrupted by Ctrl-C,
+    143 ended by SIGTERM.
     """
     from textenv.agents.cli.interrupts import STOPS, stop_message, terminable
     from textenv.agents.cli.wording import set_options
@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with terminable(), trusting(flags.trust_remote_code):
             if os.environ.get("RANK", "0") == "0":
                 return _run(flags)
-            # One of several processes that a launcher started: the first one speaks.
+            # Of several processes that a launcher started, only the first one prints.
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 return _run(flags)
-    except SystemExit as leaving:  # jsonargparse leaves so after --help and --print_config
+    except SystemExit as leaving:  # jsonargparse exits so after --help and --print_config
         if isinstance(leaving.code, str):  # as Python itself treats a text
             print(leaving.code, file=sys.stderr)
             return 1
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except STOPS as stop:
         print(f"textenv: {stop_message(stop)}", file=sys.stderr)
         return 130 if isinstance(stop, KeyboardInterrupt) else 143
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output was closed, for example `head`
         sys.stderr.close()
         return 1
     except Exception as error:
@@ -116,13 +116,13 @@ def _run(flags: Flags) -> int:
 
 
 def _print_help() -> None:
-    print("usage: textenv COMMAND [options]\n\nRLHF as ordinary reinforcement learning.\n\ncommands:")
+    print("usage: textenv COMMAND [options]\n\nText generation as reinforcement learning.\n\ncommands:")
     for name, text in COMMANDS.items():
         print(f"  {name:<14}{text}")
     print("\nfor every command:")
-    print(f"  {'--help':<21}its options (textenv train AGENT --help: the agent's settings, too)")
-    print(f"  {'--config FILE':<21}YAML file of options; options on the command line come before it")
-    print(f"  {'--print_config':<21}the options as YAML, to begin such a file with")
+    print(f"  {'--help':<21}its options (textenv train AGENT --help: also the agent's settings)")
+    print(f"  {'--config FILE':<21}YAML file of options; options on the command line override it")
+    print(f"  {'--print_config':<21}the options as YAML, a template for such a file")
     for name, text in FLAGS.items():
         shown, _, about = text.partition("  ") if name == "--import" else ("", "", text)
         print(
@@ -131,14 +131,14 @@ def _print_help() -> None:
 
 
 def _is_user_error(error: Exception) -> bool:
-    """Whether an error is about what the user gave rather than about code."""
+    """Whether an error is about the user's input and not about code."""
     # Tokenizers raise a bare Exception, about texts; safetensors an error of its own, about damaged files.
     of_files = type(error) is Exception or type(error).__name__ == "SafetensorError"
     return isinstance(error, USER_ERRORS) or of_files or type(error).__module__.startswith("textenv.")
 
 
 def _line(error: Exception) -> str:
-    """What an error says, on one line, control characters shown as escapes."""
+    """An error in one line; control characters are shown as escapes."""
     from textenv.agents.cli.wording import in_shell
     from textenv.utils.redaction import masked_text
     from textenv.utils.terminal import printable

@@ -1,4 +1,4 @@
-"""What a command line and its files name, read before there is a parser that could depend on it."""
+"""The task and settings that a command line and its files name, read before the parser is made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def task_of(argv: Sequence[str]) -> str | None:
 
 
 def named_settings(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings that a command line and its files name, with values that are not read yet."""
+    """Names of the settings on a command line and in its files; the values are not parsed."""
     found = in_files(argv, "settings")
     named = [name.partition(".") for name, _ in option_values(argv)]
     said = {inner: True for group, _, inner in named if group == "settings"}
@@ -29,7 +29,7 @@ def named_settings(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def in_files(argv: Sequence[str], key: str) -> Any:
-    """What configuration files say of a key; other mistakes in files are found when they are parsed."""
+    """Value of a key in the configuration files; errors in files are reported when they are parsed."""
     import yaml
 
     name = None

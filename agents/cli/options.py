@@ -1,4 +1,4 @@
-"""Options of the commands of ``textenv``, as settings classes; agents' own settings are nested in them."""
+"""Options of the commands of ``textenv`` as settings classes. An agent's settings are nested in them."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ class TrainOptions(Config):
     """Options of `textenv train`."""
 
     task: str | None = None
-    """Task that brings prompts, tokenizer, rewards and a small model; `textenv tasks` lists them."""
+    """Task with prompts, tokenizer, rewards and a small model; `textenv tasks` lists them."""
     model: str | None = None
-    """Hub id or folder of a causal language model; None is the task's own small one."""
+    """Hub id or folder of a causal language model; None is the task's small model."""
     tokenizer: str | None = None
-    """Hub id or folder; None is the model's or the task's."""
+    """Hub id or folder of the tokenizer; None is that of the model or the task."""
     prompts: str | None = None
     """File (.jsonl, .json, .csv, .parquet, .txt), folder or hub id of prompts, instead of the task's."""
     eval_prompts: str | None = None
-    """The same, for evaluation; None is the task's validation split, else the prompts of the training."""
+    """Prompts to evaluate on; None is the task's validation split, or else the training prompts."""
     dataset: str | None = None
-    """File, folder or hub id that an offline agent learns from; None is the task's."""
+    """Data of an offline agent: file, folder or hub id; None is the task's data."""
     eval_dataset: str | None = None
-    """The same, held out, for agents that are evaluated on data (reward models)."""
+    """Held-out data for agents that are evaluated on data (reward models)."""
     reward: Any = None
     """A reward or a list of them: name, [name, {argument: value}], module:function, or file.py:function."""
     num_envs: int | None = None
-    """Texts that are generated at a time; None is what the task says, or else 16."""
+    """Texts generated in parallel; None is the task's setting, or else 16."""
     start: bool | dict[str, Any] = True
-    """Make the task's own model ready as the task says before the agent begins; false begins with random
-    weights, and {steps: 50} changes settings of that fine-tuning. A model that is given is left as it is."""
+    """Fine-tune the task's small model first, as the task says; false starts from random weights, and
+    {steps: 50} changes settings of the fine-tuning. A model given by --model is not changed."""
     run_dir: str | None = None
     """Folder for metrics, samples and checkpoints; None is runs/AGENT-DATE-TIME."""
     resume: Literal["auto"] | bool = False
-    """Go on with the run in run_dir; auto starts it where there is nothing to go on with."""
+    """Continue the run in run_dir; auto starts a new run if there is none."""
     loggers: tuple[str, ...] = ("rich",)
     """Any of rich, wandb, tensorboard; metrics.jsonl is always written."""
     env: EnvOptions = field(default_factory=EnvOptions)
-    """How texts are generated."""
+    """Options of the environment."""
     policy: PolicyOptions = field(default_factory=PolicyOptions)
-    """How the model becomes a policy."""
+    """Options of the policy around the model."""
     rollouts: RayRollouts = field(default_factory=lambda: RayRollouts(num_actors=0))
-    """Play by Ray actors; online agents only."""
+    """Rollouts by Ray actors (online agents only)."""
     settings: Any = None
-    """Settings of the agent; those that are not given are the task's, or else the agent's defaults."""
+    """Settings of the agent. The rest are the task's settings, or else the agent's defaults."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -59,32 +59,32 @@ class TrainOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class PlayOptions(Config):
-    """What `textenv evaluate` and `textenv generate` share."""
+    """Options that `textenv evaluate` and `textenv generate` share."""
 
     task: str | None = None
-    """Task that brings prompts and rewards; `textenv tasks` lists them."""
+    """Task with prompts and rewards; `textenv tasks` lists them."""
     split: str | None = None
     """Part of the task's prompts; None is its validation split."""
     prompts: str | None = None
     """File, folder or hub id of prompts, instead of the task's."""
     tokenizer: str | None = None
-    """Hub id or folder; None is the model's or the task's."""
+    """Hub id or folder of the tokenizer; None is that of the model or the task."""
     num_envs: int = 16
-    """Texts that are generated at a time."""
+    """Texts generated in parallel."""
     seed: int = 0
-    """Seed of prompts and noise."""
+    """Seed of prompts and sampling noise."""
     greedy: bool = False
-    """Always take the likeliest token."""
+    """Always take the most likely token."""
     top_k: int = 0
-    """Sample from the k likeliest tokens; 0 is all."""
+    """Sample from the k most likely tokens; 0 is all tokens."""
     top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
+    """Sample from the most likely tokens that together have this probability."""
     out: str | None = None
-    """File for the result: JSON of an evaluation, JSON lines of generated texts."""
+    """File for the result: JSON (evaluate), JSON lines (generate)."""
     env: EnvOptions = field(default_factory=EnvOptions)
-    """How texts are generated."""
+    """Options of the environment."""
     policy: PolicyOptions = field(default_factory=PolicyOptions)
-    """How the model becomes a policy."""
+    """Options of the policy around the model."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -101,13 +101,13 @@ class EvaluateOptions(PlayOptions):
     episodes: int = 256
     """Texts to generate."""
     dataset: str | None = None
-    """File, folder or hub id of held-out pairs or rated texts that a reward model is measured on."""
+    """File, folder or hub id of held-out pairs or rated texts, to evaluate a reward model."""
     reference: str | None = None
-    """Hub id or folder of a model to measure the KL divergence from, and perplexities with."""
+    """Hub id or folder of the reference model, for KL divergence and perplexities."""
     metrics: tuple[Any, ...] = ()
-    """Text metrics: a list of names or [name, {option: value}], such as '[rouge, bleu, self_bleu]'."""
+    """Text metrics: names, or [name, {option: value}], such as '[rouge, bleu, self_bleu]'."""
     sweep: dict[str, Any] = field(default_factory=dict)
-    """Decode settings to compare: {setting: [values]}, as '{temperature: [0.7, 1.0], top_k: [0, 20]}'."""
+    """Decoding settings to compare: {setting: [values]}, as '{temperature: [0.7, 1.0], top_k: [0, 20]}'."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -120,9 +120,9 @@ class GenerateOptions(PlayOptions):
     """Options of `textenv generate`."""
 
     prompt: tuple[str, ...] = ()
-    """Prompts given here, as a list."""
+    """Prompts as texts."""
     limit: int | None = 16
-    """Use only the first so many prompts of a file or task; null is all."""
+    """Use only the first LIMIT prompts of a file or task; null is all."""
 
     def validate(self) -> None:
         """Check the ranges."""

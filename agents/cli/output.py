@@ -1,4 +1,4 @@
-"""What commands print and write, and their check of a model's path."""
+"""Printing of metrics, and the check of a model's path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from textenv.modeling.pretrained import is_path
 
 
 def check_there(model: str | None) -> None:
-    """Refuse a path that is not there before it is asked for on the hub."""
+    """Refuse a path that does not exist, before the hub is asked for it."""
     if model is not None and is_path(model) and not Path(model).exists():
         raise UsageError(f"{model}: no such folder")
 

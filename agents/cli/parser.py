@@ -1,7 +1,6 @@
-"""Command lines and YAML files from settings classes: one option a field, nested classes with dots.
+"""Command lines and YAML files from settings classes: one option per field, nested classes with dots.
 
-jsonargparse reads and merges both; what it does not say well (unknown keys, with the nearest one) is checked
-here before.
+jsonargparse reads and merges both. Unknown keys are checked here, so the error can name the nearest one.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _OWN = ("help", "config", "print_config")
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """Raises instead of printing its usage and leaving."""
+    """Raises an exception instead of printing the usage and exiting."""
 
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
         raise UsageError(_plain(message, _hints(self))) from ex
@@ -44,14 +43,14 @@ def make_parser(
     made: Mapping[str, Config] | None = None,
     positional: Mapping[str, str] | None = None,
 ) -> jsonargparse.ArgumentParser:
-    """A parser for a command.
+    """Make the parser of a command.
 
     Args:
-        prog: the command as it is typed.
+        prog: the command as the user types it.
         description: what it does.
         options: a field is an option; a field that is a settings class gives options with dots.
         nested: field name -> settings class, for a field of ``options`` whose class depends on the command.
-        made: field name -> settings whose values are the defaults of such a field's options.
+        made: field name -> settings with the defaults of that field's options.
         positional: argument name -> its help.
     """
     places = [f"[{name.upper()}]" for name in positional or {}]
@@ -123,7 +122,7 @@ def known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
 
 
 def check_keys(path: Path, hints: Mapping[str, Any]) -> None:
-    """Refuse a YAML file with a key that is no option or stands there twice.
+    """Refuse a YAML file with a key that is unknown or given twice.
 
     Args:
         path: the file.
@@ -171,7 +170,7 @@ def build(
     nested: Mapping[str, type[Config]] | None = None,
     prefix: str = "",
 ) -> C:
-    """Make settings, and the settings nested in them, of plain values.
+    """Make settings, and the settings nested in them, from plain values.
 
     Raises:
         UsageError: if a value is out of range; it names the field as the command line does.
@@ -198,7 +197,7 @@ def build(
 
 
 def _as_list(value: Any, hint: Any) -> Any:
-    """A list of one where one item stands for a list."""
+    """A single item as a list, where the setting is a list."""
     single = listed(hint) is not None and value is not None and not isinstance(value, list | tuple)
     return [value] if single else value
 
@@ -256,7 +255,7 @@ def _underscored(token: str) -> str:
 
 
 def _with_true(argv: list[str], parser: jsonargparse.ArgumentParser) -> list[str]:
-    """Let an option that may be true be said without a value: ``--resume`` is ``--resume=true``."""
+    """Add ``=true`` to boolean options without a value: ``--resume`` is ``--resume=true``."""
     switches = {
         f"--{action.dest}"
         for action in parser._actions
@@ -271,7 +270,7 @@ def _with_true(argv: list[str], parser: jsonargparse.ArgumentParser) -> list[str
 
 
 def config_files(argv: Sequence[str]) -> Iterator[Path]:
-    """The files that a command line names by ``--config``."""
+    """The files that ``--config`` names on a command line."""
     for i, token in enumerate(argv):
         if token.startswith("--config="):
             yield Path(token.partition("=")[2])
@@ -280,7 +279,7 @@ def config_files(argv: Sequence[str]) -> Iterator[Path]:
 
 
 def _check_value(name: str, text: str) -> None:
-    """Refuse a value on the command line that would be read as something else than what stands there.
+    """Refuse a value on the command line that YAML would read differently from how it is written.
 
     Raises:
         UsageError: naming the option.
@@ -305,7 +304,7 @@ def _hints(parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
 
 
 def _numbers(hints: Mapping[str, Any]) -> dict[str, str]:
-    """Key -> kind, of every option whose values are numbers or truth values and never text."""
+    """Key -> type, of every option whose values are numbers or booleans and never text."""
     found = {}
     for name, hint in hints.items():
         kinds = [one for one in parts(hint) if one is not type(None)]
@@ -315,7 +314,7 @@ def _numbers(hints: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _where_they_belong(key: str, names: Sequence[str], known: set[str]) -> str:
-    """The groups that have all of these settings, those of a similar name first, as the end of a sentence."""
+    """The groups that have all of these settings, as the end of an error; similar names first."""
     groups = {name.rpartition(".")[0] for name in known} - {""}
     fitting = [group for group in groups if all(f"{group}.{name}" in known for name in names)]
     fitting.sort(key=lambda group: (not key.startswith(group), group))
@@ -323,7 +322,7 @@ def _where_they_belong(key: str, names: Sequence[str], known: set[str]) -> str:
 
 
 def _keys(node: yaml.MappingNode, prefix: str, known: set[str]) -> Iterator[tuple[str, yaml.Node, int]]:
-    """Every key with dots, its value and line; the inside of a value that is one option is not looked at."""
+    """Every key with dots, with its value and line. Values of a single option are not searched."""
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         if isinstance(value, yaml.MappingNode) and name not in known and _is_group(name, known):
@@ -333,7 +332,7 @@ def _keys(node: yaml.MappingNode, prefix: str, known: set[str]) -> Iterator[tupl
 
 
 def _is_known(name: str, hints: Mapping[str, Any]) -> bool:
-    """Whether it is an option, a group of options, or the inside of an option that is a dictionary."""
+    """Whether a name is an option, a group of options, or a key inside of an option that is a dictionary."""
     path = name.split(".")
     outer = (".".join(path[:n]) for n in range(1, len(path)))
     inside = any(place in hints and holds_names(hints[place]) for place in outer)
@@ -345,7 +344,7 @@ def _is_group(name: str, known: set[str]) -> bool:
 
 
 def _nearest(name: str, known: set[str], mark: str) -> str:
-    """A word on the nearest known names; the last part of the name counts, whatever group it was put in."""
+    """The nearest known names, as the end of an error. Names are also compared without their group."""
     last = {key.rpartition(".")[2]: key for key in sorted(known, reverse=True)}
     close = [*close_names(name, known), *(last[word] for word in close_names(name.rpartition(".")[2], last))]
     if close:
@@ -354,7 +353,7 @@ def _nearest(name: str, known: set[str], mark: str) -> str:
 
 
 def _about_tokens(line: str, hints: Mapping[str, Any]) -> str:
-    """What the parser says of a token that is out of place."""
+    """The parser's error about an unexpected token, in plain words."""
     stray = re.fullmatch(r"unrecognized arguments: (.*)", line)
     if stray is not None:
         return f"{stray[1]} is no option; options are --NAME VALUE, as --help lists them"
@@ -365,7 +364,7 @@ def _about_tokens(line: str, hints: Mapping[str, Any]) -> str:
 
 
 def _plain(message: str, hints: Mapping[str, Any]) -> str:
-    """An error of the parser in one line, in the words of this library."""
+    """An error of jsonargparse in one line, in the words of this library."""
     line = " ".join(message.split())
     found = re.search(r'[Kk]ey "([\w.]+)":.*?(?:Got|Given) value: (.*)', line)
     if found is None or found[1] not in hints:

@@ -1,4 +1,4 @@
-"""Options that are given more than once, and values that say none: a command line as the parser takes it."""
+"""Repeated options and values "none" are rewritten for the parser."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def with_one_of_each(argv: Sequence[str], hints: Mapping[str, Any]) -> list[str]
 
 
 def with_null(argv: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """Write null for none where an option may have no value.
+    """Replace none by null where an option accepts null.
 
     >>> with_null(["--max_grad_norm", "None", "--task=none"], {"max_grad_norm": float | None, "task": str})
     ['--max_grad_norm', 'null', '--task=none']
@@ -81,7 +81,7 @@ def _joined(name: str, values: Sequence[str], hint: Any) -> str:
 
 
 def _items(text: str, item: Any) -> str:
-    """The items in a value, as they stand in a list of YAML."""
+    """The items of a value, written as items of a YAML list."""
     from textenv.rewards.registry import is_pair  # late: it needs torch, and few options are repeated
 
     found = _read(text)

@@ -16,11 +16,11 @@ class ReportOptions(Config):
     """Options of `textenv report`."""
 
     episodes: int = 0
-    """Episodes of the last saved iteration to print, too, coloured token by token."""
+    """Also print this many episodes of the last saved iteration, with coloured tokens."""
     quantities: tuple[str, ...] = ()
-    """What colours their tokens, such as '[reward, KL]'; empty is everything that was kept."""
+    """Quantities that colour the tokens, such as '[reward, KL]'; empty is all that were saved."""
     plot_format: PlotFormat = "png"
-    """Write the plots as pdf or svg, too, beside the PNG files."""
+    """Also write the plots as pdf or svg files."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -33,15 +33,15 @@ class PushOptions(Config):
     """Options of `textenv push`."""
 
     base_model: str | None = None
-    """Hub id of what the training began with; None is what the run says."""
+    """Hub id of the model before training; None is what run.json says."""
     license: str | None = None
-    """Identifier of the hub, such as apache-2.0."""
+    """License identifier of the hub, such as apache-2.0."""
     private: bool | None = None
-    """Whether a repository that is made is private; None is the account's default."""
+    """Whether a new repository is private; None is the account's default."""
     training_state: bool = False
-    """Upload the optimizer's state and the like, too."""
+    """Also upload the training state (optimizer, random state)."""
     out: str | None = None
-    """Write the folder here, card included, and upload nothing."""
+    """Write the folder here, with its model card, and upload nothing."""
 
 
 def run(command: str, argv: list[str]) -> int:

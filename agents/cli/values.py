@@ -1,4 +1,4 @@
-"""Values of options as they stand on a command line, before a parser reads them."""
+"""Values of options on a command line, before the parser reads them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def named_in(text: str) -> set[str]:
 
 
 def check_no_repeats(node: yaml.Node | None, place: str) -> None:
-    """Refuse a mapping that has a key twice, of which YAML would keep the last in silence.
+    """Refuse a mapping with a repeated key; YAML would silently keep the last one.
 
     Args:
         node: what ``yaml.compose`` gave.

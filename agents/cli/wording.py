@@ -1,4 +1,4 @@
-"""Errors of the library in the shell's words: Python's arguments become options."""
+"""Errors of the library for the command line: Python arguments are shown as options."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextvars import ContextVar
 
 _options: ContextVar[tuple[str, ...]] = ContextVar("options of the command", default=())
 _ALSO = {"eval_envs": "--task or --eval_prompts"}
-"""Arguments that no option is called after -> the options that they come from."""
+"""Arguments without an option of the same name -> the options that set them."""
 
 
 def set_options(names: Iterable[str]) -> None:
-    """Say which options the command has, with dots; errors from now on are put into their words."""
+    """Set the options of the command, with dots; ``in_shell`` replaces arguments by them."""
     _options.set(tuple(names))
 
 

@@ -1,4 +1,4 @@
-"""JSON lines: the record of a run on disk, one object a line; studies and plots read nothing else."""
+"""JSON lines: metrics of a run on disk, one object per line; studies and plots read them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class JSONLLogger:
     """Writes ``metrics.jsonl`` and ``tables/NAME.jsonl`` in the folder of a run, flushed line by line.
 
     A line of metrics starts with ``step``, ``episodes`` (if among the metrics) and ``time``: seconds that the
-    run has taken, which go on counting over a resume. JSON has no NaN: non-finite numbers are the strings
+    run has taken, which continue over a resume. JSON has no NaN: non-finite numbers are the strings
     "NaN", "Infinity" and "-Infinity", which ``read_metrics`` and Python's ``float`` turn back.
 
     Args:
@@ -60,7 +60,7 @@ class JSONLLogger:
         self._write(self._metrics, {**row, **metrics, "step": step})
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """Append a line a row, ``{"step": ..., column: value}``, to ``tables/NAME.jsonl`` ("/" becomes "_").
+        """Append lines of rows, ``{"step": ..., column: value}``, to ``tables/NAME.jsonl`` ("/" becomes "_").
 
         Raises:
             ValueError: if the name can't be a file name.

@@ -1,4 +1,4 @@
-"""Loggers: where the numbers and tables of a run go. A protocol, a registry, and the group a run logs to.
+"""Loggers: outputs for metrics and tables of a run. A protocol, a registry, and the group of a run's loggers.
 
 A run with a folder always writes JSON lines; "rich" (the terminal), "wandb" and "tensorboard" are added by
 name.
@@ -22,7 +22,7 @@ from textenv.utils.redaction import masked
 
 @runtime_checkable
 class Logger(Protocol):
-    """What takes the numbers of a run; any object with these three methods is one."""
+    """An output for metrics and tables; any object with these three methods is a logger."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Take one row of numbers: ``step`` counts iterations online, optimizer steps offline."""
@@ -31,12 +31,12 @@ class Logger(Protocol):
         """Take a table of JSON values, such as samples of generated text; rows are as long as ``columns``."""
 
     def close(self) -> None:
-        """Write what is pending and let go of files, processes and the terminal."""
+        """Flush, and release files, processes and the terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a logger is told when it is made."""
+    """Facts about a run for its loggers."""
 
     name: str = "run"
     """Name of the run."""
@@ -47,9 +47,9 @@ class RunInfo:
     total_steps: int | None = None
     """Steps that the run will have, for a progress bar."""
     resume_step: int | None = None
-    """Step after which a resumed run goes on; None for a fresh run."""
+    """Step after which a resumed run continues; None for a new run."""
     device: str | None = None
-    """Where the run computes."""
+    """Device of the run."""
 
 
 LoggerFactory = Callable[..., Logger]

@@ -1,4 +1,4 @@
-"""What the stages of the pipeline need, checked before the first one begins: days may lie before the last."""
+"""Checks of everything that the pipeline's stages need, before the first stage starts."""
 
 from __future__ import annotations
 

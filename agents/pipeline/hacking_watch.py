@@ -1,4 +1,4 @@
-"""Reward-hacking watch: a judge that the policy never trains on, beside the reward that it does train on."""
+"""Reward-hacking watch: compares the training reward with a judge that is not used for training."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class RewardHackingWatch(Callback):
         self._warned: set[str] = set()
 
     def on_start(self, agent: RunningAgent) -> None:
-        """Check what is needed, and look at the policy as it is."""
+        """Check the agent and evaluate the initial policy."""
         if agent.eval_envs is None:
             raise ValueError("RewardHackingWatch needs an agent with eval_envs, got None")
         if self.keep_best and agent.run_dir is None:
@@ -147,11 +147,11 @@ class RewardHackingWatch(Callback):
         return self._stop
 
     def on_end(self, agent: RunningAgent, result: TrainResult[Any]) -> None:
-        """Write the course of proxy and judge into the run's folder."""
+        """Write proxy and judge of all evaluations into the run's folder."""
         self._write(agent)
 
     def table(self) -> Table:
-        """Proxy, judge, KL, repetition and length of every evaluation, for ``rich.print``."""
+        """Proxy, judge, KL, repetition and length per evaluation, for ``rich.print``."""
         columns = list(self.history[0]) if self.history else []
         columns = [name for name in columns if not name.startswith("watch/")]
         rows = [[row.get(name, math.nan) for name in columns] for row in self.history]
@@ -171,7 +171,7 @@ class RewardHackingWatch(Callback):
     # -- internals -------------------------------------------------------------------------------------------
 
     def _proxy(self, evaluation: Evaluation) -> Tensor:
-        """(B,) what the policy is paid for its texts."""
+        """(B,) reward of the texts."""
         terms = evaluation.episodes.reward_terms
         if self.proxy is not None:
             if self.proxy not in terms:

@@ -1,4 +1,4 @@
-"""The folders of the pipeline's stages: what each was made from, whether it is reused, what differs."""
+"""Folders of the pipeline's stages: their inputs, whether they are reused, and what differs."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def reward_against_kl(run: RunData, folder: Path) -> Plot | None:
     with drawing(
         folder / "reward_kl.png",
         title="Reward against KL",
-        x="KL from the reference, nats a text",
-        y="reward a text",
+        x="KL from the reference (nats per text)",
+        y="reward per text",
         alt=alt,
         caption=note,
     ) as (axes, plot):

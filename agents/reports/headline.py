@@ -1,4 +1,4 @@
-"""What a report says first: figures before and after, warnings, and the facts of the run."""
+"""First part of a report: figures before and after, warnings, and facts of the run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ TITLES = {
     "spearman": ("Spearman correlation with ratings", 1),
     "pearson": ("Pearson correlation with ratings", 1),
     "rmse": ("root mean squared error of ratings", -1),
-    "objective/kl": ("KL from the reference, nats a text", 0),
-    "objective/entropy": ("entropy, nats a token", 0),
+    "objective/kl": ("KL from the reference, nats per text", 0),
+    "objective/entropy": ("entropy, nats per token", 0),
     "episode/length": ("length, tokens", 0),
     "episode/eos_rate": ("share that ends by itself", 0),
     "text/repetition": ("repeated trigrams", -1),
@@ -32,8 +32,8 @@ TITLES = {
 """Figures of an evaluation -> what they are called, and whether more is better (1), worse (-1) or neither."""
 LOGGED = {
     "objective/score": ("reward (without KL penalty), training", 1),
-    "objective/kl": ("KL from the reference, nats a text, training", 0),
-    "sft/nll": ("negative log-likelihood, nats a token", -1),
+    "objective/kl": ("KL from the reference, nats per text, training", 0),
+    "sft/nll": ("negative log-likelihood, nats per token", -1),
     "pairs/accuracy": ("accuracy on pairs, training", 1),
     "rewards/accuracy": ("accuracy of the implicit reward", 1),
     "loss": ("loss", -1),
@@ -50,11 +50,11 @@ class Figure:
     """A number before and after."""
 
     name: str
-    """What it is called."""
+    """Label."""
     before: float | None
-    """None if it is not known."""
+    """None if unknown."""
     after: float | None
-    """None if it is not known."""
+    """None if unknown."""
     better: int = 0
     """1 if more is better, -1 if less is, 0 if neither."""
     human: float | None = None
@@ -62,7 +62,7 @@ class Figure:
 
     @property
     def change(self) -> float | None:
-        """After less before."""
+        """After minus before."""
         return None if self.before is None or self.after is None else self.after - self.before
 
     @property
@@ -73,7 +73,7 @@ class Figure:
 
 
 def figures(run: RunData) -> tuple[list[Figure], str]:
-    """Figures before and after, the most telling first, and what "before" and "after" are."""
+    """Figures before and after, the most important first, and what "before" and "after" mean."""
     if run.results is not None:
         sides = [run.results.get(side) or {} for side in ("before", "after", "people")]
         rows = [
@@ -138,7 +138,7 @@ def cards(rows: list[Figure]) -> list[Figure]:
 
 
 def warnings_of(run: RunData) -> list[str]:
-    """What a reader must know before believing the figures."""
+    """Warnings about the figures."""
     found = []
     for failure in run.failures:
         found.append(

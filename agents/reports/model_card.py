@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: the folder that plain transformers loads, with a card that tells of it."""
+"""Models on the Hugging Face hub: the folder that plain transformers loads, and its model card."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRAINING_STATE = (
     "random.safetensors",
     "reference.safetensors",
 )
-"""Files that only training reads; they are as large as the model or larger."""
+"""Files that only training needs; they are at least as large as the model."""
 _OF_THE_RUN = ("trainer.json", "files.json", "checkpoint.json")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -1,4 +1,4 @@
-"""How plots look: light, readable small, told apart without colour vision; each is a PNG with a description.
+"""Style of plots: light, readable at a small size, safe for colour blindness; PNG files with a description.
 
 ``saving_as`` writes a PDF or SVG beside each.
 
@@ -57,7 +57,7 @@ STYLE: Any = {
 }
 """Settings of matplotlib under which plots are drawn."""
 MARGINS = {"left": 0.125, "right": 0.975, "top": 0.9, "bottom": 0.155}
-"""Where the axes stand, in parts of the picture."""
+"""Position of the axes, as fractions of the picture."""
 
 
 _vector_format: ContextVar[PlotFormat] = ContextVar("format beside the PNG", default="png")
@@ -95,9 +95,9 @@ class Plot:
     path: Path
     """The PNG file."""
     alt: str
-    """What is to be seen, for those who can't see it."""
+    """Alternative text: a description of the picture."""
     caption: str = ""
-    """What to know when reading it."""
+    """Note on how to read it."""
     width: int = 0
     """Pixels."""
     height: int = 0
@@ -105,7 +105,7 @@ class Plot:
 
     @property
     def name(self) -> str:
-        """File name without its ending."""
+        """File name without extension."""
         return self.path.stem
 
 
@@ -129,8 +129,8 @@ def drawing(
         title: heading of the plot.
         x: label of the horizontal axis, with its unit.
         y: label of the vertical axis, with its unit.
-        alt: what is to be seen; the block may still set ``plot.alt``.
-        caption: what to know when reading it.
+        alt: alternative text; the block may also set ``plot.alt``.
+        caption: note on how to read it.
         size: inches.
 
     Yields:
@@ -181,7 +181,7 @@ def line(
     high: Sequence[float] | None = None,
     marks: bool | None = None,
 ) -> None:
-    """A line in the colour and dashes of its place, with a band around it if one is given.
+    """Draw a line with the colour and dashes of its index, and optionally a band.
 
     Args:
         axes: where to draw.

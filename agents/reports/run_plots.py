@@ -43,7 +43,7 @@ CURVES = (
     Curves(
         "reward",
         "Reward",
-        "reward a text",
+        "reward per text",
         (
             ("objective/score", "training"),
             ("eval/score", "evaluation"),
@@ -53,14 +53,14 @@ CURVES = (
     Curves(
         "judge",
         "Held-out judge",
-        "score a text",
+        "score per text",
         (("eval/judge/mean", "evaluation"),),
         "Training never sees this judge. Reward up and judge down is reward hacking.",
     ),
     Curves(
         "kl",
         "KL from the reference",
-        "nats a text",
+        "nats per text",
         (("objective/kl", "training"), ("eval/objective/kl", "evaluation")),
     ),
     Curves(
@@ -72,7 +72,7 @@ CURVES = (
     Curves(
         "entropy",
         "Entropy",
-        "nats a token",
+        "nats per token",
         (("objective/entropy", "training"), ("eval/objective/entropy", "evaluation")),
         "Estimated by minus the log-probability of the sampled tokens.",
     ),
@@ -94,7 +94,7 @@ CURVES = (
         (("policy/clip_fraction", "policy"), ("value/clip_fraction", "value")),
     ),
     Curves("kl_coef", "KL coefficient", "", (("objective/kl_coef", "coefficient"),)),
-    Curves("approx_kl", "KL of an update", "nats a token", (("policy/approx_kl", "approximate KL"),)),
+    Curves("approx_kl", "KL of an update", "nats per token", (("policy/approx_kl", "approximate KL"),)),
     Curves(
         "explained_variance",
         "Explained variance of the critic",
@@ -102,7 +102,7 @@ CURVES = (
         (("value/explained_variance", "explained variance"),),
         "1: the critic knows the returns; 0: no better than their mean; below 0: worse.",
     ),
-    Curves("nll", "Negative log-likelihood", "nats a token", (("sft/nll", "training"),)),
+    Curves("nll", "Negative log-likelihood", "nats per token", (("sft/nll", "training"),)),
     Curves(
         "accuracy",
         "Accuracy on pairs",
@@ -212,7 +212,7 @@ def score_distribution(run: RunData, folder: Path) -> Plot | None:
     with drawing(
         folder / "scores.png",
         title="Rewards of the evaluated texts",
-        x="reward a text",
+        x="reward per text",
         y="share of texts",
         alt=f"Histograms of the rewards of texts before and after training. Means: {means}.",
     ) as (axes, plot):
@@ -285,7 +285,7 @@ def _terms(run: RunData) -> Iterator[Curves]:
     """Reward terms, if there are several; only then do they say more than the reward."""
     names = [name for name in run.names() if name.startswith("terms/") and not name.startswith("terms/raw/")]
     if len(names) > 1:
-        yield from _group(run, "terms", "Reward terms", "contribution a text", names)
+        yield from _group(run, "terms", "Reward terms", "contribution per text", names)
 
 
 def _others(run: RunData) -> Iterator[Curves]:

@@ -1,4 +1,4 @@
-"""Per-token views of episodes: each token coloured by what it was paid, its KL, its value, its advantage.
+"""Per-token views of episodes: each token coloured by its reward, KL, value or advantage.
 
 ``token_views`` makes them of an ``EpisodeBatch``; a report shows them as HTML, ``show`` on the terminal.
 Tokens are untrusted text: nothing in them is read as markup, and control characters appear as escapes.
@@ -45,7 +45,7 @@ class TokenView:
     """One episode, token by token."""
 
     episode_id: int
-    """The ticket."""
+    """Id of the episode."""
     tokens: list[str]
     """Text of each token, "" where it is only a part of a character that a later one completes."""
     own: list[bool]
@@ -70,7 +70,7 @@ def token_views(
     Args:
         episodes: B episodes.
         tokenizer: that their ids belong to.
-        quantities: further numbers a token, name -> (B, L), such as ``{"advantage": ..., "KL": ...}``.
+        quantities: further numbers per token, name -> (B, L), such as ``{"advantage": ..., "KL": ...}``.
         count: how many; None is all B.
 
     Raises:
@@ -177,7 +177,7 @@ def save_views(views: Sequence[TokenView], path: str | os.PathLike[str], **facts
     """Write views, and further JSON values about them, as one JSON file."""
     content = {**facts, "episodes": [asdict(view) for view in views]}
     with atomic_file(path) as temporary:
-        # Not ASCII only: the file is for people, too. Half a surrogate pair has no UTF-8, hence the handler.
+        # Not ASCII only: the file should be readable. Half a surrogate pair has no UTF-8, hence the handler.
         text = json.dumps(content, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 

@@ -1,4 +1,4 @@
-"""Arguments of an environment as settings that a file or a command line can hold."""
+"""Arguments of an environment as settings for files and command lines."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from textenv.agents.settings.base import Config
 
 @dataclass(frozen=True, kw_only=True)
 class EnvOptions(Config):
-    """How texts are generated; None is the task's own choice."""
+    """Options of the environment; None is the task's setting."""
 
     task_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the task; `textenv tasks NAME` lists them."""
     max_new_tokens: int | None = None
     """Token budget of a response."""
     min_new_tokens: int | None = None
-    """A response can't end before this many tokens."""
+    """Least tokens of a response: stop tokens are not allowed before."""
     max_prompt_tokens: int | None = None
-    """Longer prompts are cut."""
+    """Longest prompt in tokens; longer ones are cut."""
     truncation_side: Literal["left", "right", "error"] = "left"
-    """Which end of a long prompt is cut; "error" refuses it."""
+    """Side on which a long prompt is cut; "error" refuses it."""
     chat_template: bool = False
-    """Render prompts that are texts by the tokenizer's chat template (messages always are)."""
+    """Render text prompts with the tokenizer's chat template (messages always are)."""
     stop_strings: tuple[str, ...] | None = None
     """Strings that end a response."""
     samples_per_prompt: int = 1
-    """Consecutive episodes that share a prompt."""
+    """Consecutive episodes with the same prompt."""
     shuffle: bool = True
-    """Deal the prompts in a fresh random order every epoch."""
+    """New random order of the prompts in every epoch."""
 
     def validate(self) -> None:
         """Check the ranges."""

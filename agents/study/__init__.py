@@ -1,7 +1,7 @@
 """Comparison studies: agents on the same tasks, seeds and prompts, with statistics for few runs.
 
-``StudyConfig`` says what is compared, ``run_study`` runs what is missing, and ``write_outputs`` draws the
-conclusions; ``textenv compare STUDY.yaml`` does all three.
+``StudyConfig`` says what is compared, ``run_study`` makes the missing runs, and ``write_outputs`` writes
+tables, plots and conclusions; ``textenv compare STUDY.yaml`` does all three.
 """
 
 import lazy_loader

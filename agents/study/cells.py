@@ -1,4 +1,4 @@
-"""What a study's file leaves to a task: settings and start of agents, filled in for one cell or task."""
+"""The task's settings and start, filled in where a study's file gives none."""
 
 from __future__ import annotations
 

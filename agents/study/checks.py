@@ -1,4 +1,4 @@
-"""What the runs of a study need, checked before the first: a cell that can't run is found at once."""
+"""Checks of everything that the runs of a study need, before the first run."""
 
 from __future__ import annotations
 

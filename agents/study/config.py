@@ -19,23 +19,23 @@ C = TypeVar("C", bound=Config)
 START = "start"
 """The label under which the policy that all agents begin with is measured."""
 MOST_SEEDS = 10_000
-"""More runs of an agent than anybody can wait for."""
+"""Largest number of seeds."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(Config):
-    """What a run may cost; it ends with the iteration that reaches the first of these, or as its agent says.
+    """Limits of a run's cost. It stops after the iteration that reaches one of them, or at its own length.
 
     Tokens and calls are counted as in ``textenv.agents.base.agent.SPENT``; evaluations are free.
     """
 
     env_tokens: int | None = None
-    """Tokens generated to learn from."""
+    """Tokens generated for training."""
     gradient_tokens: int | None = None
-    """Tokens, prompts included, of the rows of all optimizer steps."""
+    """Tokens in all optimizer steps, with prompts."""
     reward_calls: int | None = None
-    """Episodes that the rewards were asked about."""
+    """Episodes scored by the rewards."""
     seconds: float | None = None
     """Seconds of rollout, scoring and update."""
 
@@ -56,19 +56,19 @@ class AgentSetup(Config):
     agent: str | None = None
     """Name of a registered agent; None is the label."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the agent that are not its defaults; the study sets the seed."""
+    """Settings of the agent; the seed is set by the study."""
     start: bool | None = None
-    """Begin with the task's start; false begins with the task's own small model and random weights. None is
-    true where the study gives the start, and else what the task's settings of the agent say."""
+    """Start from the task's fine-tuned model; false starts from its small model with random weights. None is
+    true if the study sets ``start`` for the task, or else what the task's settings say."""
     model: str | None = None
-    """Hub id or folder to begin with, instead of the task's start."""
+    """Hub id or folder of the initial model, instead of the task's."""
     dataset: str | None = None
-    """File, folder or hub id that an offline agent learns from; None is the task's."""
+    """Data of an offline agent: file, folder or hub id; None is the task's data."""
     kl_setting: str | None = None
-    """Setting that takes the study's KL coefficients; None is kl_coef, if the agent has it."""
+    """Setting that receives the study's KL coefficients; None is kl_coef, if the agent has it."""
 
     def validate(self) -> None:
-        """Check that start and model are not both said."""
+        """Check that start and model are not both given."""
         super().validate()
         if self.model is not None and self.start is False:
             raise ValueError(f"start must be true where a model is given, got false and {self.model!r}")
@@ -76,7 +76,7 @@ class AgentSetup(Config):
             raise ValueError(f"settings must leave the seed to the study, got {self.settings['seed']!r}")
 
     def kl_field(self) -> str | None:
-        """The setting that the study's KL coefficients go to, None if there is none."""
+        """The setting that receives the study's KL coefficients; None if there is none."""
         known = [spec.name for spec in fields(get_config_class(self.agent or ""))]
         return self.kl_setting or ("kl_coef" if "kl_coef" in known else None)
 
@@ -106,24 +106,24 @@ class TaskSetup(Config):
     task: str | None = None
     """Name of a registered task; None is the label."""
     model: str | None = None
-    """Hub id or folder of the model to begin with; None is the task's own small one, with random weights."""
+    """Hub id or folder of the initial model; None is the task's small model with random weights."""
     tokenizer: str | None = None
-    """Hub id or folder; None is the model's or the task's."""
+    """Hub id or folder of the tokenizer; None is that of the model or the task."""
     start: SFTConfig | None = None
-    """Fine-tuning of the model on the task's demonstrations before agents begin. None: a model that is given
-    is left as it is, and the task's own is made ready as the task's settings of the agents say."""
+    """Fine-tuning of the model on the task's demonstrations before the agents train. None: the task's small
+    model is fine-tuned as the task's settings say, another model is not changed."""
     reward: Any = None
-    """What the agents are paid: a reward spec or a list of them; None is the task's."""
+    """Reward of the agents: a reward spec or a list of them; None is the task's reward."""
     judge: Any = None
-    """A reward spec that no agent is trained on and all are measured by; None: the reward itself measures."""
+    """Reward spec for evaluation only, on which no agent is trained; None evaluates by the reward."""
     dataset: str | None = None
-    """File, folder or hub id that offline agents and the start learn from; None is the task's."""
+    """Data of offline agents and of the fine-tuning: file, folder or hub id; None is the task's data."""
     num_envs: int = 16
-    """Texts that are generated at a time."""
+    """Texts generated in parallel."""
     env: EnvOptions = field(default_factory=EnvOptions)
-    """How texts are generated."""
+    """Options of the environment."""
     policy: PolicyOptions = field(default_factory=PolicyOptions)
-    """How the model becomes a policy."""
+    """Options of the policy around the model."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -149,28 +149,28 @@ class StudyConfig(Config):
     tasks: dict[str, Any] = field(default_factory=dict)
     """Label -> settings of a task (task, model, start, reward, judge, dataset, num_envs, env, policy)."""
     task_settings: bool = True
-    """Give agents the settings and start that a task has for them (``Task.settings``), where this file gives
-    none; false gives them the defaults of their classes, and the task's own model random weights."""
+    """Use the task's settings and fine-tuned start for each agent (``Task.settings``) where this file gives
+    none; false uses the agents' defaults and random weights."""
     seeds: int | tuple[int, ...] = 5
-    """Seeds 0 to n - 1, or a list of them. With fewer than 5 no winner is called."""
+    """Number of seeds (0 to n - 1), or a list of seeds. With fewer than 5 no winner is declared."""
     kl_coefs: tuple[float, ...] = ()
-    """KL coefficients that every agent that has one is run with; none leaves the agents' own settings."""
+    """KL coefficients to run each agent with, if it has one; empty keeps the agents' settings."""
     budget: Budget = field(default_factory=Budget)
-    """What a run may cost."""
+    """Limits of a run's cost."""
     evaluations: int = 10
-    """Evaluations of a run, evenly spaced over it; the last is at its end."""
+    """Evaluations per run, evenly spaced; the last one is at the end."""
     eval_episodes: int = 256
-    """Episodes of an evaluation: always the same prompts of the validation split, and the same noise."""
+    """Episodes per evaluation, always with the same validation prompts and sampling noise."""
     best_of: tuple[int, ...] = (2, 4, 8, 16)
-    """Best-of-n anchors from the start's samples, with no training; [] measures none."""
+    """Values of n for best-of-n sampling from the initial policy, as a baseline; [] is none."""
     best_of_prompts: int = 64
-    """Prompts of the best-of-n anchors; each is answered as often as the largest n."""
+    """Prompts for best-of-n; each gets as many samples as the largest n."""
     kl_budgets: tuple[float, ...] = (1.0, 3.0, 10.0)
-    """Nats of KL divergence from the start at which rewards are compared."""
+    """KL divergences from the initial policy, in nats, at which rewards are compared."""
     threads: int | None = 1
-    """Threads of a run; results depend on it in the last digits. None is torch's default."""
+    """CPU threads per run; results depend on it in the last digits. None is torch's default."""
     keep_models: bool = False
-    """Keep the checkpoints and best models of finished runs, rather than the numbers alone."""
+    """Keep checkpoints and best models of finished runs; false keeps only the numbers."""
 
     def __post_init__(self) -> None:
         """Turn agents and tasks into their settings, then check."""
@@ -224,7 +224,7 @@ class StudyConfig(Config):
                     raise named from error
 
     def source(self, label: str) -> str | None:
-        """The task whose settings of agents count under a task's label; None if none do, or it is unknown."""
+        """The task whose settings are used under a label; None if not used or if the task is unknown."""
         from textenv.tasks.registry import task_names
 
         name = self.tasks[label].task

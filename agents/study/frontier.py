@@ -1,4 +1,4 @@
-"""How much reward an agent gets for how many nats away from where it began."""
+"""Score of an agent within a KL budget from the initial policy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from textenv.agents.study.results import Key, Results
 def scores_at_kl(results: Results, label: str, budget: float) -> dict[Key, float]:
     """(task, seed) -> score of an agent within a KL budget.
 
-    Of all its evaluations on a task and seed, with any coefficient, whose KL is within the budget (the start
-    among them), the one with the highest reward that it was trained on counts, as one would choose without a
-    judge; what is reported is the score.
+    Chosen is the evaluation with the highest training reward whose KL is within the budget, over all KL
+    coefficients and with the initial policy included. The judge's score is reported but not used to choose.
 
     Args:
         results: of the study.

@@ -1,4 +1,4 @@
-"""What a study watches in a run: evaluations evenly spaced, held-out judge and KL in each, and the budget."""
+"""Callback of a study's runs: evenly spaced evaluations with held-out judge and KL, and the budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JUDGE, KL, SECONDS = "judge/mean", "start_kl", "train_seconds"
 
 
 class Observer(Callback):
-    """Evaluates a run ``evaluations`` times, measures judge and KL from the start, and ends it in budget.
+    """Evaluate a run ``evaluations`` times with judge and KL, and stop it when its budget is spent.
 
     Args:
         evaluations: how many, evenly spaced over the run; the last is at its end.
@@ -37,7 +37,7 @@ class Observer(Callback):
         self.due = 1
 
     def on_start(self, agent: RunningAgent) -> None:
-        """Save as often as it evaluates, if the settings don't say: a killed run goes on from there."""
+        """Save a checkpoint with each evaluation, unless the settings say how often."""
         if not agent.config.checkpoint_every:
             every = max(1, agent.planned_iterations() // self.evaluations)
             agent.config = agent.config.replace(checkpoint_every=every)
@@ -52,7 +52,7 @@ class Observer(Callback):
         return True
 
     def on_evaluation(self, agent: RunningAgent, evaluation: Evaluation) -> None:
-        """Add what the judge says, the KL from the start, and the seconds of training so far."""
+        """Add the judge's score, the KL from the initial policy, and the seconds of training."""
         metrics, episodes = evaluation.metrics, evaluation.episodes
         if self.judge is not None:
             self.judge.bind(agent.eval_envs.unwrapped)
@@ -91,7 +91,7 @@ def judged(term: Any, episodes: EpisodeBatch) -> torch.Tensor:
 
 
 def kl_from(policy: Any, reference: Any, episodes: EpisodeBatch) -> float:
-    """KL of what the policy wrote from the reference: k1, mean nats an episode over own tokens."""
+    """KL from the reference: k1 estimate, summed over action tokens, mean nats per episode."""
     episodes = episodes.to(policy.device)
     difference = policy.log_prob(episodes) - reference.log_prob(episodes)
     return float(difference[episodes.action_mask].double().sum()) / len(episodes)

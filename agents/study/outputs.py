@@ -1,4 +1,4 @@
-"""Everything that a study shows, written into its folder from the runs that are done."""
+"""Tables, plots and pages of a study, written from its finished runs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What ``write_outputs`` found and wrote."""
+    """Results of ``write_outputs``."""
 
     verdict: list[str]
-    """What the study shows, in sentences."""
+    """Conclusions in sentences."""
     table: tuple[list[str], list[list[str]]]
     """Columns and cells of the main table."""
     costs: tuple[list[str], list[list[str]]]
@@ -54,12 +54,12 @@ def write_outputs(
 ) -> Outputs:
     """Write results.csv, results.json, report.md, table.tex, plots/ and report.html.
 
-    Nothing runs; the same results give the same files.
+    No runs are made. The same results give the same files.
 
     Args:
         config: the study's settings.
         folder: the study's folder, with its runs.
-        plot_format: "pdf" or "svg" writes every plot in this format, too, beside the PNG.
+        plot_format: "pdf" or "svg" also writes every plot in this format.
 
     Raises:
         ValueError: if the format is unknown.

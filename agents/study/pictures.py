@@ -20,13 +20,13 @@ COSTS = {
     "reward_calls": "reward calls",
     "seconds": "seconds of training",
 }
-"""Cost -> how an axis calls it."""
+"""Cost -> label of the axis."""
 POINTS = 60
 """Places at which curves over a continuous axis are drawn."""
 
 
 def pictures(results: Results, folder: Path) -> list[Plot]:
-    """Draw everything that there are numbers for, as PNG files in ``folder``."""
+    """Draw all plots that have data, as PNG files in ``folder``."""
     found = [score_plot(results, folder / "scores.png"), profile_plot(results, folder / "profile.png")]
     for task in results.config.tasks:
         found += curve_plots(results, folder, task)
@@ -114,12 +114,12 @@ def frontier_plot(results: Results, path: Path, task: str) -> Plot | None:
     grid = np.linspace(0.0, max(highest, 1e-6), POINTS).tolist()
     with drawing(
         path,
-        title=f"{task}: what a nat buys",
-        x="KL from the start, nats a text",
+        title=f"{task}: score against KL",
+        x="KL from the initial policy (nats per text)",
         y=axis(results),
         alt=f"Score against KL on {task} of {', '.join(points)}",
-        caption="Lines: mean over seeds of the evaluation within that KL that the reward likes best. "
-        "Dots: all evaluations. Crosses: best of n texts of the start, at the bound of their KL.",
+        caption="Lines: mean over seeds of the evaluation within that KL that has the highest reward. "
+        "Dots: all evaluations. Crosses: best of n texts of the initial policy, at their KL bound.",
     ) as (axes, plot):
         for i, (label, trajectory) in enumerate(points.items()):
             y = [results.score(point, task) for point in trajectory]

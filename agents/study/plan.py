@@ -1,4 +1,4 @@
-"""What a study runs: one run for each agent, KL coefficient, task and seed, and the anchors beside them."""
+"""The runs of a study: one for each agent, KL coefficient, task and seed, and the baselines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from textenv.utils.json_files import read_object
 from textenv.utils.redaction import masked
 
 RESULT = "result.json"
-"""A run's result: written last, whole, whether the run came to its end or failed."""
+"""File of a run's result, written atomically at the end, also after a failure."""
 IDENTITY = "identity.json"
 """What a run was made from."""
 
@@ -97,9 +97,9 @@ def plan(config: StudyConfig) -> Iterator[RunSpec]:
 
 
 def identity(config: StudyConfig, spec: RunSpec) -> dict[str, Any]:
-    """What the numbers of a run depend on, as JSON values: a run made from anything else is another run.
+    """Everything that a run's numbers depend on, as JSON values. Other values are another run.
 
-    Secrets are masked: another key to the same service makes no other run.
+    Secrets are masked: a new API key does not make another run.
     """
     task = given(task_setup(config, spec.task))
     made: dict[str, Any] = {"task": task, "eval_episodes": config.eval_episodes, "threads": config.threads}
@@ -115,7 +115,7 @@ def identity(config: StudyConfig, spec: RunSpec) -> dict[str, Any]:
 
 
 def given(config: Config) -> dict[str, Any]:
-    """The settings that are not their defaults: defaults that come later change nothing.
+    """The settings that differ from their defaults, so that new settings do not change an identity.
 
     >>> from textenv.agents.study.config import Budget
     >>> given(Budget(seconds=2.0))

@@ -24,7 +24,7 @@ Key = tuple[str, int]
 
 @dataclass(kw_only=True)
 class Run:
-    """A run and what came of it."""
+    """A run and its results."""
 
     spec: RunSpec
     """Which."""
@@ -37,7 +37,7 @@ class Run:
     trajectory: list[dict[str, float]] = field(default_factory=list)
     """The figures of every evaluation, the last at its end."""
     best_of: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Of an anchor: n -> what the best of n texts are worth, and its KL."""
+    """Of a baseline: n -> score of the best of n texts, and its KL."""
 
 
 class Results:
@@ -55,7 +55,7 @@ class Results:
         self.arms = {run.spec.arm: (run.spec.label, run.spec.kl_coef) for run in self.runs}
         """Arm -> (label, coefficient); the start comes first."""
         self.notes: list[str] = []
-        """What a reader must know about the numbers."""
+        """Notes on the numbers for the reader."""
         self._scales = {task: self._scale(task) for task in config.tasks}
 
     @property
@@ -100,8 +100,7 @@ class Results:
     def tuned_scores(self, label: str) -> dict[Key, float]:
         """(task, seed) -> score of an agent with the KL coefficient that is best on the other seeds.
 
-        Choosing the best coefficient by the very run that is reported would flatter agents that have more of
-        them. With one coefficient there is nothing to choose.
+        Choosing the coefficient by the reported run itself would favour agents with more coefficients.
         """
         arms = [arm for arm, (owner, _) in self.arms.items() if owner == label]
         by_arm = {arm: self.scores(arm) for arm in arms}
@@ -133,7 +132,7 @@ class Results:
         return [*(begin if setup.start and setup.model is None else []), *run.trajectory]
 
     def best_of(self, task: str) -> dict[int, dict[str, float]]:
-        """What the best of n texts of the start are worth on a task, for each n: means over seeds."""
+        """Score of the best of n texts of the initial policy on a task, for each n: means over seeds."""
         anchors = [run.best_of for run in self.of_arm(START) if run.spec.task == task]
         return {
             n: {name: float(np.mean([one[n][name] for one in anchors])) for name in anchors[0][n]}

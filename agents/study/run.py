@@ -1,4 +1,4 @@
-"""One run of a study: an agent from its start to its end, or the anchors of a task and seed."""
+"""One run of a study: training of an agent, or the baselines of a task and seed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FIGURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study and where it is; what runs of it need."""
+    """A study and its folder, as its runs need them."""
 
     config: StudyConfig
     """The settings."""
@@ -64,7 +64,7 @@ class Study:
 
 
 def perform(study: Study, spec: RunSpec) -> dict[str, Any]:
-    """Make a run, or go on with it, and write its result; an error becomes the result instead.
+    """Start or continue a run and write its result; an exception is written as the result.
 
     Returns:
         The result: the run's ``RunSpec``, ``status`` ("done" or "failed"), ``figures`` or ``error``.
@@ -111,7 +111,7 @@ def figures(folder: Path) -> list[dict[str, float]]:
 
 
 def _train(study: Study, spec: RunSpec) -> dict[str, Any]:
-    """Let the agent learn in its folder."""
+    """Train the agent in its folder."""
     task = task_setup(study.config, spec.task)
     agent = agent_setup(study.config, spec.label, spec.task)
     start = _start(study, spec)
@@ -150,7 +150,7 @@ def _train(study: Study, spec: RunSpec) -> dict[str, Any]:
 
 
 def _measure_start(study: Study, spec: RunSpec) -> dict[str, Any]:
-    """Measure the policy that agents begin with, and what the best of n of its texts are worth."""
+    """Evaluate the initial policy, and best-of-n sampling from it."""
     config, task = study.config, task_setup(study.config, spec.task)
     policy = LanguagePolicy(_start(study, spec), **_policy_kwargs(study, task, frozen=True))
     policy.eval()
@@ -203,7 +203,7 @@ def _start(study: Study, spec: RunSpec) -> str:
 
 
 def _policy_kwargs(study: Study, task: TaskSetup, *, frozen: bool = False) -> dict[str, Any]:
-    """Arguments of policies; a frozen one needs nothing that only training does."""
+    """Arguments of policies; options of training are left out for a frozen one."""
     kwargs = device_kwargs(task.policy.device) | task.policy.kwargs()
     if study.trust_remote_code:
         kwargs["trust_remote_code"] = True

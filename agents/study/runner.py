@@ -1,4 +1,4 @@
-"""Runs what a study lacks, in this process or in several; what is done already is left alone."""
+"""Run the missing runs of a study, in this process or in several; finished runs are kept."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STUDY = "study.json"
 
 
 class StudyError(RuntimeError):
-    """A study can't go on in its folder."""
+    """A study can't continue in its folder."""
 
 
 def run_study(
@@ -55,14 +55,14 @@ def run_study(
     log: Callable[[str], None] = lambda line: None,
     tell: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Run what is missing of a study; runs that failed are tried again.
+    """Run the missing runs of a study; failed runs are repeated.
 
     Args:
         config: settings.
         folder: the study's folder.
-        jobs: runs at a time, each in a process of its own; 1 runs them in this one.
-        overwrite: drop runs that were made from other settings, and make them anew.
-        imports: modules and files that other processes import first, for agents and tasks of one's own.
+        jobs: runs in parallel, each in its own process; 1 uses this process.
+        overwrite: delete and repeat runs that were made with other settings.
+        imports: modules and files that other processes import first, for custom agents and tasks.
         may_import: whether a reward that is named as ``module:function`` may be imported.
         trust_remote_code: run code that comes with a model.
         log: called with one line after every run.
@@ -115,7 +115,7 @@ def _one_by_one(study: Study, specs: Sequence[RunSpec]) -> Iterator[tuple[RunSpe
 def _side_by_side(
     study: Study, specs: Sequence[RunSpec], jobs: int, imports: Sequence[str]
 ) -> Iterator[tuple[RunSpec, dict[str, Any]]]:
-    """Runs in processes of their own: one that crashes takes nothing with it."""
+    """Run in separate processes, so that a crash affects only one run."""
     context = multiprocessing.get_context("spawn")
     waiting = list(specs)
     running: dict[Any, tuple[Any, RunSpec]] = {}
@@ -147,7 +147,7 @@ def _side_by_side(
 def _child(
     config: StudyConfig, folder: str, trust_remote_code: bool, spec: dict[str, Any], imports: list[str]
 ) -> None:
-    """What a process of a run does; it does not outlive the process that started it."""
+    """Body of a run's process; it ends with the process that started it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -165,7 +165,7 @@ def _child(
 
 
 def quiet() -> None:
-    """Keep transformers' progress bars out of ours."""
+    """Turn off the progress bars and warnings of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

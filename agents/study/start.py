@@ -1,4 +1,4 @@
-"""The policy that agents begin with: made once for a task and seed, kept in the study's folder."""
+"""The initial policy of a task and seed: made once, saved in the study's folder."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MARKER = "start.json"
 def start_model(
     study: Path, label: str, setup: TaskSetup, seed: int, *, trust_remote_code: bool = False
 ) -> str:
-    """Folder or hub id of the model that agents begin with on a task and seed; made if it is not there yet.
+    """Folder or hub id of the initial model of a task and seed; it is made if it does not exist.
 
-    Processes that want the same start wait for the first one to make it.
+    Several processes that need the same model wait for the first one to make it.
 
     Args:
         study: the study's folder.

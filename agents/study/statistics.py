@@ -1,4 +1,4 @@
-"""Statistics of a handful of runs (Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice").
+"""Statistics of few runs (Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice").
 
 Pure functions of numpy arrays. Shape letters: R runs (seeds) of an agent on one task, T tasks, K thresholds.
 Scores come as one array of R runs for each of the T tasks; the number of runs may differ by task. Everything
@@ -24,9 +24,9 @@ Statistic = Literal["iqm", "mean", "median"]
 RESAMPLES = 2000
 """Bootstrap resamples."""
 EXACT_RUNS = 14
-"""Up to so many pairs the sign-flip test tries all 2^n signs."""
+"""Up to this number of pairs the sign-flip test tries all 2^n signs."""
 MIN_SEEDS = 5
-"""With fewer seeds nothing is called better than anything, and fewer runs have no interval."""
+"""With fewer seeds no winner is declared, and fewer runs have no interval."""
 
 
 class Interval(NamedTuple):
@@ -69,12 +69,13 @@ def interval(
 ) -> Interval:
     """A statistic with a stratified bootstrap interval: runs are resampled within each task.
 
-    Percentile and BCa intervals of a mean of 10 runs hold the truth in 87 to 92 % instead of 95 % of cases
-    (simulated). So the percentiles are moved outwards (Hesterberg 2015, "What teachers should know about the
-    bootstrap", section 4.3): by sqrt(R / (R - 1)) for the spread that resampling loses, and for the mean also
-    from normal to t quantiles. With 10 runs the coverage is then 91 to 96 % for means, medians and IQMs of
-    normal, uniform, skewed and two-peaked scores; with 5 runs it is 86 to 94 %, and as little as 74 % for the
-    mean of scores with two peaks. Fewer than 5 runs in all, or 2 on a task, have no interval.
+    Percentile and BCa intervals of a mean of 10 runs cover the true value in 87 to 92 % instead of 95 % of
+    cases (simulated). So the percentiles are moved outwards (Hesterberg 2015, "What teachers should know
+    about the bootstrap", section 4.3): by sqrt(R / (R - 1)) for the spread that resampling loses, and for
+    the mean also from normal to t quantiles. With 10 runs the coverage is then 91 to 96 % for means,
+    medians and IQMs of normal, uniform, skewed and two-peaked scores; with 5 runs it is 86 to 94 %, and as
+    little as 74 % for the mean of scores with two peaks. Fewer than 5 runs in all, or 2 on a task, have no
+    interval.
 
     Args:
         scores: for each of T tasks, its R scores.
@@ -102,7 +103,7 @@ def interval(
 def improvement_probability(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike]) -> float:
     """P(X > Y): how likely a run of X scores above one of Y on a task drawn at random (section 4.3).
 
-    A draw counts one half: the Mann-Whitney statistic divided by the number of pairs, averaged over tasks.
+    A tie counts one half: the Mann-Whitney statistic divided by the number of pairs, averaged over tasks.
 
     >>> improvement_probability([[1.0, 2.0]], [[0.0, 2.0]])
     0.625
@@ -156,10 +157,10 @@ def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike) -> F
 
 
 def sign_flip_test(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], *, seed: int = 0) -> float:
-    """Two-sided p-value of a paired permutation test that X and Y are alike.
+    """Two-sided p-value of a paired permutation test of equal scores of X and Y.
 
-    If they were, each difference on a task and seed would be as likely with the other sign. The statistic is
-    the sum of the differences; all 2^n sign patterns count up to n = 14 pairs, 10,000 random ones beyond.
+    Under the null hypothesis each difference has either sign with equal probability. The statistic is the
+    sum of the differences; all 2^n sign patterns count up to n = 14 pairs, 10,000 random ones beyond.
 
     Args:
         ours: for each of T tasks, R scores of X, in the order of the seeds.
@@ -199,7 +200,7 @@ def smallest_p(pairs: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for having been tested together (Holm 1979), in their order.
+    """P-values adjusted for multiple tests (Holm 1979), in the given order.
 
     >>> [round(p, 4) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]

@@ -21,11 +21,11 @@ from textenv.utils.extras import import_extra
 _tabulate = import_extra("tabulate", extra="study", what="a comparison study")
 
 SPENT_NAMES = ("env_tokens", "gradient_tokens", "reward_calls", "seconds")
-"""What runs cost."""
+"""Costs of a run."""
 
 
 def arm_rows(results: Results) -> list[dict[str, Any]]:
-    """One row an arm: how many of its runs are done, intervals of its scores, means of its other figures.
+    """One row per arm: how many of its runs are done, intervals of its scores, means of its other figures.
 
     The start and the best-of-n anchors come first.
     """

@@ -1,1 +1,1 @@
-"""What is settled before an agent is made: arguments, the task's settings, the starting policy."""
+"""Preparation of ``train``: arguments, the task's settings, environments, the initial policy."""

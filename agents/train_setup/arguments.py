@@ -1,4 +1,4 @@
-"""The arguments of ``train``: which are the agent's settings, which the environment's, what must be there."""
+"""Arguments of ``train``: those of the agent and of the environment, and checks of what is required."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from textenv.utils.checks import check_dict
 from textenv.utils.names import nearest
 
 OWN = ("num_envs", "task", "prompts", "tokenizer")
-"""Arguments of ``train`` that are the environment's, too."""
+"""Arguments of ``train`` that are also arguments of the environment."""
 
 
 def divide(
     cls: type[Any], env_kwargs: Mapping[str, Any] | None, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The further keyword arguments of ``train``: those of the environment, and those of the agent.
+    """Divide the further keyword arguments of ``train`` into those of the environment and of the agent.
 
     A setting of the agent is the agent's. What is no setting and is an argument of ``make_vec_env`` is the
     environment's, as if it stood in ``env_kwargs``. All else is left to the agent, which refuses what it does
@@ -85,7 +85,7 @@ def divide(
 def check_without_task(
     agent: Any, cls: type[Any], model: Any, *, prompts: Any, reward: Any, dataset: Any
 ) -> None:
-    """Refuse a call without a task that lacks what a task would bring.
+    """Refuse a call without a task that lacks a required argument.
 
     Raises:
         ValueError: naming the argument.
@@ -101,7 +101,7 @@ def check_without_task(
 
 
 def check_sources_of(agent: Any, cls: type[Any], prompts: Any) -> None:
-    """Refuse prompts for an agent that does not generate to learn.
+    """Refuse prompts for an offline agent.
 
     Raises:
         ValueError: naming what it takes instead.
@@ -114,7 +114,7 @@ def check_sources_of(agent: Any, cls: type[Any], prompts: Any) -> None:
 
 
 def fitting_budget(sources: Sequence[EnvSource], model: Any, env_kwargs: Mapping[str, Any]) -> int | None:
-    """Token budget of a response that the model has positions for, where the default's is too large.
+    """Token budget that fits into the model's positions, if the default budget is too large.
 
     Args:
         sources: of the environments, without a task's own prompts.
@@ -138,7 +138,7 @@ def fitting_budget(sources: Sequence[EnvSource], model: Any, env_kwargs: Mapping
 
 
 def _positions(model: Any) -> int | None:
-    """Positions of a policy, a model, a config, or of what is named, as far as they can be told unloaded."""
+    """Positions of a policy, a model, a config, or a named model, without loading it; None if unknown."""
     from transformers import AutoConfig, PretrainedConfig
 
     if isinstance(model, str | os.PathLike):

@@ -1,4 +1,4 @@
-"""What ``train`` evaluates on where nothing held out is given: the prompts or the data of the training."""
+"""Evaluation of ``train`` without held-out data: on the training prompts or the training data."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ PROMPTS = "the prompts that it was trained on"
 DATA_PROMPTS = "prompts of the data that it was trained on"
 DATA = "the data that it was trained on"
 MOST_ITEMS = 1024
-"""Items of its training data that a reward model is evaluated on at most, evenly spaced."""
+"""Most items of the training data on which a reward model is evaluated (evenly spaced)."""
 
 
 def envs_of_data(
     agent: Any, *, num_envs: int, reward: Any, tokenizer: Any, env_kwargs: Mapping[str, Any]
 ) -> Any:
-    """An environment of the prompts that an offline agent's data hold, to see what it writes after them.
+    """Make an environment of the prompts in an offline agent's data, to evaluate its texts.
 
-    The prompts are at most ``eval_episodes`` different ones, evenly spaced. The budget of a response is, if
-    nothing is said, that of the task "prompts" or the longest response in the data, whichever is less, and
-    what the model's positions leave.
+    It has at most ``eval_episodes`` different prompts, evenly spaced. The default token budget is the least
+    of: the default of the task "prompts", the longest response in the data, the model's free positions.
 
     Args:
         agent: with its data set loaded.
         num_envs: rows.
-        reward: what responses are paid; None pays nothing.
+        reward: of the responses; None is no reward.
         tokenizer: of the data.
         env_kwargs: further arguments of ``make_vec_env``.
 
@@ -45,7 +44,7 @@ def envs_of_data(
     from textenv.tasks.stop_tokens import generation_ends, stop_tokens
 
     episodes = getattr(agent.dataset, "episodes", agent.dataset)
-    if not isinstance(episodes, EpisodeBatch):  # an agent of one's own, with data of its own kind
+    if not isinstance(episodes, EpisodeBatch):  # a custom agent with another kind of data
         return None
     rows: dict[tuple[int, ...], int] = {}
     for row, (ids, length) in enumerate(
@@ -81,9 +80,9 @@ def envs_of_data(
 
 
 def finish(result: Any, envs: Any, what: str) -> Any:
-    """Evaluate the trained agent if its training ended without an evaluation, and note on what.
+    """Evaluate the trained agent unless its training ended with an evaluation, and set ``evaluated_on``.
 
-    What an agent of one's own returns that is no ``TrainResult`` is left as it is.
+    Results of custom agents that are no ``TrainResult`` are returned unchanged.
 
     Args:
         result: of the training.
@@ -103,7 +102,7 @@ def finish(result: Any, envs: Any, what: str) -> Any:
         result.evaluation = agent.evaluate(agent.dataset.select(some))
     elif any(each is not None for each in (envs, agent.eval_envs, agent.envs)):
         result.evaluation = agent.evaluate(envs)
-    else:  # an agent of one's own that neither plays nor has prompts in its data
+    else:  # a custom agent without environment and without prompts in its data
         return result
     result.evaluated_on = what
     for callback in agent.callbacks:

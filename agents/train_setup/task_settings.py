@@ -1,7 +1,7 @@
-"""The settings and start that a task has for an agent, and how they go with what the user gave.
+"""Settings and start that a task has for an agent, combined with the user's settings.
 
-``textenv.tasks.task.Task.settings`` holds them. The command line, ``textenv.train``, studies and benchmarks
-come here, so a setting has the same value in all of them. What the user gave always comes first.
+They are in ``textenv.tasks.task.Task.settings``. The command line, ``textenv.train``, studies and benchmarks
+use this module, so a setting has the same value in all of them. The user's values take precedence.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ if TYPE_CHECKING:
     from textenv.tasks.task import Task
 
 NUM_ENVS = 16
-"""Rows that generate at a time where neither the user nor the task says how many."""
+"""Default number of texts generated in parallel."""
 RIVALS = {
     "iterations": "total_episodes",
     "total_episodes": "iterations",
     "steps": "epochs",
     "epochs": "steps",
 }
-"""Setting -> the other one that says how long a run is. (Online agents have epochs, but no steps.)"""
+"""Setting -> the other setting of a run's length. (Online agents have epochs, but no steps.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """What a task has for an agent."""
+    """Settings and start that a task has for an agent."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of the agent's settings."""
     start: dict[str, Any] | None = None
     """Fields of ``SFTConfig``: fine-tuning of the task's own model before the agent begins; None is none."""
     num_envs: int = NUM_ENVS
-    """Rows that generate at a time."""
+    """Texts generated in parallel."""
     cannot: str | None = None
-    """Why the agent can't learn the task, as the end of a sentence; None if it can, or nobody knows."""
+    """Why the agent can't learn the task, as the end of a sentence; None if it can or if unknown."""
     source: str = ""
     """The task and the agent, for messages."""
 
     @property
     def known(self) -> bool:
-        """Whether the task knows anything of the agent."""
+        """Whether the task has anything for the agent."""
         return self != TaskSettings(source=self.source)
 
     def fill(
         self, agent: str | type[Agent], config: Any = None, changes: Mapping[str, Any] | None = None
     ) -> AgentConfig:
-        """The settings that a user gave, with the task's for the rest, and the class's for what is left.
+        """Complete the user's settings: the rest from the task, then from the class's defaults.
 
         Args:
             agent: whose settings.
@@ -90,7 +90,7 @@ class TaskSettings:
             raise
 
     def line(self, config: AgentConfig, num_envs: int, start: str | Mapping[str, Any]) -> str:
-        """What of it counts in a run, in one line.
+        """The settings that apply in a run, in one line.
 
         Args:
             config: the run's settings.
@@ -106,7 +106,7 @@ class TaskSettings:
 
 
 def task_settings(task: str | Task | None, agent: str | type[Agent]) -> TaskSettings:
-    """What a task has for an agent; nothing without a task, or for an agent that is not registered.
+    """Settings of a task for an agent; empty without a task or for an unregistered agent.
 
     Raises:
         ValueError: if there is no such task.
@@ -121,7 +121,7 @@ def task_settings(task: str | Task | None, agent: str | type[Agent]) -> TaskSett
 
 
 def unsaid(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of what was not given, nor said in another way by what was given.
+    """The defaults of settings that were not given, also not by a setting with the same meaning.
 
     >>> unsaid({"iterations": 20, "gamma": 0.9, "epochs": 4}, {"total_episodes": 280, "epochs": 1})
     {'gamma': 0.9}

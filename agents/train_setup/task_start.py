@@ -1,4 +1,4 @@
-"""The model that agents begin with on a task: its own small one, fine-tuned on its demonstrations."""
+"""The initial model on a task: its small model, fine-tuned on its demonstrations."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 def start_config(
     own: Mapping[str, Any] | None, said: bool | Mapping[str, Any], seed: int = 0
 ) -> SFTConfig | None:
-    """Settings of the fine-tuning that makes a start; None makes none.
+    """Settings of the fine-tuning before training; None is no fine-tuning.
 
     Args:
         own: the task's, as ``Task.settings`` has them; None if it has none.
-        said: the user's word: whether to make the task's start, or settings that come before the task's.
+        said: the argument ``start``: whether to fine-tune, or settings that override the task's.
         seed: of random weights and of the fine-tuning.
 
     Raises:
@@ -89,7 +89,7 @@ def make_start(
     policy_kwargs: Mapping[str, Any] | None = None,
     loggers: Sequence[Any] = (),
 ) -> LanguagePolicy:
-    """Make the policy that agents begin with; the same one whenever it is made from the same things.
+    """Make the initial policy; the same arguments give the same policy.
 
     Args:
         model: what to fine-tune; a config gives random weights.

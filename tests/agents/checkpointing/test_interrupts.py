@@ -146,7 +146,7 @@ def test_an_interrupted_pipeline_is_told_what_goes_on(
     monkeypatch.setattr(pipeline, "run_pipeline", interrupted)
     monkeypatch.chdir(tmp_path)
     assert main(["pipeline"]) == 143
-    assert "terminated; the same command goes on: finished stages are reused" in capsys.readouterr().err
+    assert "terminated; the same command continues: finished stages are reused" in capsys.readouterr().err
 
 
 def test_sigterm_outside_of_the_block_is_as_before() -> None:
