@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from textenv.agents.base.agent import Agent
-from textenv.agents.base.arguments import check_config, check_policy_kwargs
+from textenv.agents.base.arguments import check_callbacks, check_config, check_policy_kwargs
 from textenv.agents.base.callbacks import BestCheckpoint
 from textenv.agents.base.registry import get_agent
 from textenv.agents.checkpointing.fresh_start import fresh_start, has_begun
@@ -232,6 +232,7 @@ def train(
             ).model
         if dataset is None and not cls.online:
             dataset = own_dataset(task, data, preferences=getattr(cls, "from_preferences", False))
+    check_callbacks(callbacks)
     if folder is not None and made.held_out:
         callbacks = [*callbacks, BestCheckpoint()]
     if issubclass(cls, Agent) and not any(isinstance(callback, RunReport) for callback in callbacks):

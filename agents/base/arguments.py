@@ -61,6 +61,16 @@ def check_sources(agent: Any, envs: Any, eval_envs: Any, dataset: Any, rollouts:
             )
 
 
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse callbacks that are no list.
+
+    Raises:
+        TypeError: if they are none.
+    """
+    if isinstance(callbacks, str) or not hasattr(callbacks, "__iter__"):
+        raise TypeError(f"callbacks must be a list of callbacks, got {shown(callbacks)}")
+
+
 def check_options(tokenizer: Any, callbacks: Any, metric_fn: Any) -> None:
     """Refuse arguments of another kind.
 
@@ -69,8 +79,7 @@ def check_options(tokenizer: Any, callbacks: Any, metric_fn: Any) -> None:
     """
     if tokenizer is not None and not hasattr(tokenizer, "decode"):
         raise TypeError(f"tokenizer must be a transformers tokenizer, got {shown(tokenizer)}")
-    if isinstance(callbacks, str) or not hasattr(callbacks, "__iter__"):
-        raise TypeError(f"callbacks must be a list of callbacks, got {shown(callbacks)}")
+    check_callbacks(callbacks)
     if metric_fn is not None and not callable(metric_fn):
         raise TypeError(f"metric_fn must be a function, got {shown(metric_fn)}")
 

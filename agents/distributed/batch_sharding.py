@@ -102,12 +102,12 @@ def score_episodes(episodes: EpisodeBatch, wrappers: Sequence[Any]) -> None:
     """See ``data_parallel.score_episodes``."""
     local = local_rows(shard_rows(episodes))
     if local is None:
-        scorer.score(episodes, wrappers)
+        scorer.score_episodes(episodes, wrappers)
         return
     error: scorer.RewardError | None = None
     with process_group.collective("scoring"):
         try:
-            scorer.score(local.own, wrappers)
+            scorer.score_episodes(local.own, wrappers)
         except scorer.RewardError as raised:
             error = raised
     failed = process_group.first_not_none(None if error is None else str(error))

@@ -76,7 +76,7 @@ def score_episodes(episodes: EpisodeBatch, wrappers: Sequence[Any]) -> None:
         RewardError: in every process, if a reward fails in one.
     """
     if process_group.world_size() == 1:
-        scorer.score(episodes, wrappers)
+        scorer.score_episodes(episodes, wrappers)
         return
     from textenv.agents.distributed import batch_sharding
 

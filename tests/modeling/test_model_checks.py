@@ -200,8 +200,11 @@ def test_an_encoder_decoder_is_refused_by_its_folder(tmp_path: Path) -> None:
 
 def test_a_reward_model_without_its_head_and_a_scorer_without_its_trunk_are_refused(tmp_path: Path) -> None:
     base = saved(tmp_path / "base", tf.LlamaForCausalLM(llama()))
-    with pytest.raises(ValueError, match=r"lacks 1.*score\.weight"):
+    with pytest.raises(ValueError, match="must be a sequence classifier, got a LlamaForCausalLM"):
         RewardModel(base)
+    headless = tf.LlamaForSequenceClassification(llama(num_labels=1))
+    with pytest.raises(ValueError, match=r"lacks 1.*score\.weight"):
+        RewardModel(saved(tmp_path / "headless", headless, drop="score.weight"))
     Scorer(base, tokenizer=letter_tokenizer("abc"))  # it gets a fresh head to train
     model = tf.LlamaForSequenceClassification(llama(num_labels=1))
     with pytest.raises(ValueError, match=r"lacks 1.*model\.norm\.weight"):

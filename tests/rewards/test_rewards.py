@@ -182,7 +182,7 @@ def test_rewards_off_the_actions_are_not_paid() -> None:
     [
         (
             torch.zeros(2, 5),
-            r"reward 'odd' must give shape \(2,\), got \(2, 5\); a term that pays per token sets",
+            r"reward 'odd' must give shape \(2,\), got \(2, 5\); a term with a reward per token sets",
         ),
         (torch.zeros(3), r"reward 'odd' must give shape \(2,\), got \(3,\)"),
         ([0.0, 0.0], "reward 'odd' must give a tensor, got list"),

@@ -88,7 +88,7 @@ class TestSeeds:
         ("episodes", "options must be a dict, got 'episodes'"),
         ({3: 4}, "options must be one of .*, got 3"),
         ({"episodes": True}, r"options\['episodes'\] must be an integer, got True"),
-        ({"episodes": 10**15}, "1000000000000000 tickets need at least"),
+        ({"episodes": 10**15}, "1000000000000000 episodes need at least"),
         ({"episodes": 2, "first_ticket": 2**63 - 1}, "must be <= 9223372036854775807"),
         ({"episodes": 2, "first_ticket": 2**70}, "must be <= 9223372036854775807"),
     ],
