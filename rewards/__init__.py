@@ -1,4 +1,4 @@
-"""Rewards: reward terms, their registry, and the Gymnasium wrappers that pay them.
+"""Rewards: reward terms, their registry, and the Gymnasium wrappers that add them.
 
 A reward is a `RewardTerm` registered by name, or a plain function of texts::
 

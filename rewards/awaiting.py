@@ -1,7 +1,7 @@
 """Wait for ``async`` rewards, whether or not an event loop runs already (as in a notebook).
 
-All of them share one event loop in a thread of its own, so that a client made at the first call (its
-connections belong to the loop) still works at the next one.
+All of them share one event loop in a separate thread, so that a client made in the first call (its
+connections belong to the loop) still works in the next one.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _running: _Loop | None = None
 
 
 def awaited(given: Any) -> Any:
-    """The value of an awaitable, of a list in which some are, or of anything else (as it is).
+    """The result of an awaitable, or of a list that contains some; other values are returned unchanged.
 
     The awaitables of a list run concurrently; if one fails, the others are cancelled.
 
     Raises:
-        BaseException: what an awaitable raises.
+        BaseException: if an awaitable raises it.
 
     Example:
         >>> async def late(value):
@@ -76,7 +76,7 @@ def _run(awaitable: Awaitable[Any]) -> Any:
             _running = _Loop()
         running = _running
     if threading.current_thread() is running.thread:
-        # A reward within a reward: this thread is busy until the outer one is done.
+        # A reward inside a reward: this thread is busy until the outer one has finished.
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(asyncio.run, _one(awaitable)).result()
     future = asyncio.run_coroutine_threadsafe(_one(awaitable), running.loop)

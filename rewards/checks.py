@@ -1,4 +1,4 @@
-"""Checks that several rewards share: each error names the field, what was expected and what came."""
+"""Checks that several rewards share; errors name the field, the expected and the actual value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textenv.scoring import RewardError
 
 
 def check_text(name: str, value: Any) -> None:
-    """Refuse anything but a text that is not empty."""
+    """Raise an error unless the value is a non-empty string."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{name} must be a text that is not empty, got {value!r}")
 

@@ -19,7 +19,7 @@ from textenv.modeling.split_model import SplitModel, eval_mode, model_vocab_size
 
 
 def model_of(source: Any) -> AbstractContextManager[nn.Module]:
-    """A policy, a reference or a model as a causal LM, for as long as the block runs.
+    """Within the block: the causal LM of a policy, a reference or a model.
 
     Raises:
         ValueError: if it is none of these.
@@ -53,11 +53,11 @@ def full_kl(
         reference: a reference with ``active()``, a policy, or a causal LM.
         episodes: B episodes.
         temperature: divides the logits of both.
-        legality: the rule for both; None = all logits.
+        legality: which tokens are legal, for both; None = all logits.
         max_bytes: budget for one chunk of logits of one model.
 
     Returns:
-        (B, L) in nats, 0 where no action is.
+        (B, L) in nats, 0 outside the action mask.
     """
     row, column = episodes.action_mask.nonzero(as_tuple=True)
     steps = episodes.turn_steps[row, column]

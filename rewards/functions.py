@@ -30,12 +30,12 @@ from textenv.utils.names import nearest
 
 _TEXT_INPUTS = ("prompts", "completions", "completion_ids")
 _OPENED = "generation_prompts"
-"""A further input, for functions that name it."""
+"""Another input, for functions that name it."""
 
 
 @dataclass(frozen=True)
 class FunctionOptions:
-    """How a reward function is given prompts and completions; see ``register_reward``."""
+    """Format of the prompts and completions for a reward function; see ``register_reward``."""
 
     messages: bool | None = None
     """True: as messages; False: as texts; None: as messages where the prompts were given as messages."""
@@ -46,26 +46,27 @@ class FunctionOptions:
 class FunctionReward(RewardTerm):
     """A reward from ``fn(prompts, completions, **columns) -> list[float | None]``, called with keywords.
 
-    The function gets those of ``prompts``, ``completions`` (lists of B strings), ``completion_ids`` (B lists
-    of ids) and the task's columns (lists of B values) that its signature names; all of them if it takes
-    ``**kwargs``. They are its own copies. One that names ``generation_prompts`` gets what the chat template
-    wrote to open each assistant's turn (B strings, which may end in ``<think>``; empty without a template).
-    Where prompts were given as messages, each prompt is a list of messages and each completion
-    ``[{"role": "assistant", "content": text}]``. None means "not applicable" and pays 0; True and False are 1
-    and 0. The function may be ``async``, or give a list of awaitables, which are awaited together.
+    The function receives copies of those inputs that its signature names, or of all if it takes ``**kwargs``:
+    ``prompts`` and ``completions`` (lists of B strings), ``completion_ids`` (B lists of ids) and the task's
+    columns (lists of B values). If it names ``generation_prompts``, it receives the text with which the chat
+    template opens each assistant turn (B strings, which may end in ``<think>``; empty without a template). If
+    prompts were given as messages, each prompt is a list of messages and each completion is
+    ``[{"role": "assistant", "content": text}]``.
+
+    None in the result means "not applicable" and counts as 0; True and False are 1 and 0. The function may be
+    ``async``, or return a list of awaitables, which are awaited together.
 
     Args:
         function: the function.
-        name: what metrics and errors call it.
-        arguments: constants passed on to the function, e.g. from YAML.
+        name: its name in metrics and errors.
+        arguments: constants passed to the function, e.g. from YAML.
 
     Raises:
-        ValueError: if an argument is one that the function does not take, or that the library fills in
-            itself.
+        ValueError: if the function does not take an argument, or the library provides it.
 
     Warns:
-        UserWarning: if an argument that goes into the function's ``**kwargs`` is nearly the name of another;
-            when it joins an environment of chats without having said whether it reads messages.
+        UserWarning: if the name of an argument for ``**kwargs`` is similar to that of another argument, or if
+            the environment has chat prompts and the function does not declare whether it reads messages.
 
     Example:
         >>> def short(completions, limit=3):
@@ -75,7 +76,7 @@ class FunctionReward(RewardTerm):
     """
 
     options = FunctionOptions()
-    """How it is given prompts and completions; ``register_reward`` sets it."""
+    """Format of prompts and completions; ``register_reward`` sets it."""
 
     def __init__(self, function: Callable[..., Any], name: str | None = None, /, **arguments: Any) -> None:
         self.function = function
@@ -122,7 +123,7 @@ class FunctionReward(RewardTerm):
         return f"FunctionReward({self.name}, {self._constants})"
 
     def bind(self, env: Any) -> None:
-        """Join an environment; a column that the function requires and the task lacks is found here."""
+        """Bind to an environment; an error if the task lacks a column that the function requires."""
         super().bind(env)
         self._check_columns(env.prompts.columns)
         reads = self._takes("prompts") or self._takes("completions")
@@ -136,16 +137,16 @@ class FunctionReward(RewardTerm):
             )
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
-        """(B,): what the function gave, 0 where it gave None.
+        """(B,): the function's values, 0 for None.
 
         Raises:
-            RewardError: if the function fails, or gives the wrong number of values, something that is not a
-                number, NaN or infinity; with the prompt and completion that caused it where one did.
+            RewardError: if the function fails, or returns a wrong number of values or a value that is not a
+                finite number; with the prompt and completion that caused it, if one did.
         """
         inputs = self._inputs(episodes)
         try:
             given = self.call(inputs)
-        except (Exception, SystemExit) as error:  # a function must not end the training unseen
+        except (Exception, SystemExit) as error:  # a function must not end the training without an error
             raise RewardError(self._blame(inputs, error)) from error
         values = self._as_list(given)
         if len(values) != len(episodes):
@@ -160,7 +161,7 @@ class FunctionReward(RewardTerm):
         )
 
     def call(self, inputs: Mapping[str, Any]) -> Any:
-        """Call the function with copies of those inputs that it takes, and wait for it if it is async."""
+        """Call the function with copies of the inputs that it takes, and wait for it if it is async."""
         taken = {key: copied(value) for key, value in inputs.items() if self._takes(key)}
         return awaited(self.function(**taken, **copied(self._constants)))
 
@@ -203,7 +204,7 @@ class FunctionReward(RewardTerm):
         return inputs
 
     def _blame(self, inputs: Mapping[str, Any], error: BaseException) -> str:
-        """Find the sample that fails on its own."""
+        """Find the sample that fails alone."""
         what = f"{type(error).__name__}: {error}"
         count = max((len(column) for column in inputs.values()), default=0)
         for row in range(count):
@@ -250,7 +251,7 @@ class FunctionReward(RewardTerm):
 
 
 def copied(value: Any) -> Any:
-    """A copy of lists, dictionaries, sets and arrays, with all that is in them; anything else is shared."""
+    """A deep copy of lists, dictionaries, sets and arrays; other objects are shared."""
     if isinstance(value, Mapping):
         return {key: copied(item) for key, item in value.items()}
     if type(value) in (list, tuple):

@@ -1,4 +1,4 @@
-"""The KL penalty: keep the policy close to a reference model, paid token by token.
+"""The KL penalty, a reward per token that keeps the policy close to a reference model.
 
 Shape letters: B episodes, L tokens, S rows that acted in a step.
 """
@@ -41,13 +41,13 @@ def adapted_coefficient(
     Args:
         coef: the coefficient so far.
         kl: mean KL per sequence, in nats.
-        episodes: how many episodes that is the mean of.
-        target: KL per sequence to settle at, in nats.
+        episodes: number of episodes in that mean.
+        target: desired KL per sequence, in nats.
         horizon: episodes over which the coefficient may change by about 20 %.
 
     Returns:
-        coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon), and at least a tenth of coef: many
-        episodes at once never turn its sign.
+        coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon), and at least coef / 10, so that
+        many episodes cannot change its sign.
 
     Example:
         >>> round(adapted_coefficient(0.05, kl=12.0, episodes=1000), 6)
@@ -63,19 +63,19 @@ def adapted_coefficient(
 class KLPenalty(RewardTerm):
     """Penalty of ``coef`` times the KL divergence from a reference model, per token.
 
-    Deferred scoring computes both sides by the same teacher-forced forward on the same episodes, so that a
-    policy that equals its reference pays exactly 0. Immediate scoring takes the log-probs that were recorded
-    for the step (``envs.unwrapped.record``), else asks the policy.
+    Deferred scoring computes both sides with the same teacher-forced pass on the same episodes, so the
+    penalty of a policy that equals its reference is exactly 0. Immediate scoring uses the log-probs that were
+    recorded for the step (``envs.unwrapped.record``), or else asks the policy.
 
     Args:
         coef: weight, reward per nat.
-        controller: "fixed", or "adaptive": the coefficient moves towards a KL of ``target`` per sequence.
+        controller: "fixed", or "adaptive": the coefficient is adjusted for a KL of ``target`` per sequence.
         target: nats per sequence, for "adaptive".
         horizon: episodes, for "adaptive".
         estimator: "k1", "k2" or "k3" from the sampled tokens, or "full" from whole distributions.
         reference: None for the policy's own reference (``policy.reference()``), a model name or folder, a
-            causal language model, or anything with ``log_prob(episodes) -> (B, L)``.
-        max_tokens: padded tokens of one forward, for a model as reference and for "full".
+            causal language model, or an object with ``log_prob(episodes) -> (B, L)``.
+        max_tokens: padded tokens of one forward pass, for a model as reference and for "full".
 
     Raises:
         ValueError: if an argument is out of range, or the files of ``reference`` are damaged.
@@ -107,12 +107,12 @@ class KLPenalty(RewardTerm):
         self.estimator, self.reference, self.max_tokens = estimator, reference, max_tokens
         self._env: Any = None
         self._loaded: nn.Module | None = None
-        self._trusted = is_trusted()  # the reference is loaded later, maybe out of the block that says so
+        self._trusted = is_trusted()  # the reference is loaded later, maybe outside the block that allows it
         if isinstance(reference, str | os.PathLike):
             from transformers import AutoConfig
 
             self.reference = reference = named_model(reference)
-            # A name that names nothing is found here, and not after the first rollout.
+            # An unknown name is an error here, not after the first rollout.
             if not (Path(reference) / "adapter_config.json").is_file():
                 config = load_pretrained(AutoConfig, reference, what="kl: reference")
                 check_decoder(config, "kl: the reference", type(config).__name__)
@@ -130,7 +130,7 @@ class KLPenalty(RewardTerm):
 
     @torch.no_grad()
     def score_parts(self, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The penalty, and as part "kl" the KL in nats."""
+        """The penalty, and the KL in nats as part "kl"."""
         kl = self.kl(episodes)
         return -self.coef * kl, {"kl": kl}
 
@@ -146,8 +146,7 @@ class KLPenalty(RewardTerm):
                 return full_kl(policy, reference, part, temperature=temperature, legality=legality)
 
             return self._in_parts(episodes, full)
-        # The whole batch at once: a policy makes parts of it by itself, and may remember what it found for
-        # the agent.
+        # The whole batch at once: a policy splits it itself, and may reuse the result for the agent.
         ours = policy.log_prob(episodes)
         self._check_possible(ours, episodes)
         value = kl_estimate(ours, self._reference_log_prob(episodes).to(ours), self.estimator)
@@ -175,7 +174,7 @@ class KLPenalty(RewardTerm):
     # -- state ---------------------------------------------------------------------------------------------
 
     def update(self, episodes: EpisodeBatch) -> None:
-        """Move an adaptive coefficient by the mean KL per sequence of these episodes."""
+        """Update an adaptive coefficient from the mean KL per sequence of these episodes."""
         if self.controller == "fixed":
             return
         kl = episodes.reward_terms.get(f"{RAW}kl")
@@ -276,10 +275,10 @@ class KLPenalty(RewardTerm):
         return 1.0 if temperature is None else float(temperature), legality
 
     def _reference_model(self, episodes: EpisodeBatch) -> Any:
-        """A reference of one's own that can score the episodes; one given by name is loaded at its first use.
+        """The reward's own reference, checked against the episodes; one given by name is loaded on first use.
 
         Raises:
-            ValueError: if the model is no causal LM, or has too few logits or positions for the episodes.
+            ValueError: if the model is not a causal LM, or has too few logits or positions for the episodes.
         """
         found = self.reference
         if isinstance(found, str):

@@ -29,7 +29,7 @@ class ReferenceReward(RewardTerm):
         self.column = column
 
     def bind(self, env: Any) -> None:
-        """Join an environment that offers the column."""
+        """Bind to an environment that has the column."""
         super().bind(env)
         check_column(env, self.column, self.name)
 
@@ -111,7 +111,7 @@ class BLEU(_SacreBLEU):
         super().__init__(column)
         check_at_least("bleu: max_order", max_order, 1)
         check_flag("bleu: lowercase", lowercase)
-        # Effective order: a text shorter than four tokens is judged by the n-grams that it has.
+        # Effective order: a text shorter than four tokens is compared by the n-grams that it has.
         self.metric = sacrebleu.BLEU(max_ngram_order=max_order, lowercase=lowercase, effective_order=True)
 
 
@@ -138,8 +138,8 @@ class TER(_SacreBLEU):
     """Minus the translation edit rate against the references (Snover et al. 2006): 0 is perfect.
 
     Args:
-        clip: lowest value paid is ``-clip`` (an edit rate has no upper bound); None pays it in full.
-        case_sensitive: heed case.
+        clip: the reward is at least ``-clip`` (an edit rate has no upper bound); None = no limit.
+        case_sensitive: distinguish upper and lower case.
         column: task column of references.
     """
 

@@ -1,7 +1,7 @@
-"""Regular expressions of users, in Python's syntax and with a time limit.
+"""Users' regular expressions, in Python's syntax and with a time limit.
 
-``re`` can't be interrupted: a pattern that backtracks (``(a|aa)+$``, say) never returns on a long text. So
-patterns are checked by ``re`` and run by ``regex``, which takes a time limit.
+``re`` cannot be interrupted: a pattern that backtracks, such as ``(a|aa)+$``, may run forever on a long text.
+Patterns are checked with ``re`` and run with ``regex``, which has a time limit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import regex
 from textenv.scoring import RewardError
 
 TIME_LIMIT = 5.0
-"""Seconds for one text, where a reward is given no other limit."""
+"""Default time limit for one text, in seconds."""
 _REPEAT = re.compile(r"\{(\d+(,\d*)?|,\d*)\}")
 _SET = re.compile(r"\[\^?\]?")
 """A bracket that closes right at the start of a set is a member of it."""
@@ -26,7 +26,7 @@ _NAMED = re.compile(r"\\N\{[^}]*\}")
 class Pattern:
     r"""A compiled pattern; ``regex``'s match objects work like those of ``re``.
 
-    Characters are classed by Unicode as ``regex`` does it: ``\w`` also holds combining marks.
+    Character classes are those of ``regex``: ``\w`` contains combining marks, too.
 
     Args:
         name: of the field that holds it, for errors.
@@ -35,7 +35,7 @@ class Pattern:
         timeout: seconds for one text.
 
     Raises:
-        ValueError: if it is no regular expression.
+        ValueError: if it is not a regular expression.
 
     Example:
         >>> Pattern("regex: pattern", "a{e}").search("a{e}").span()
@@ -94,9 +94,9 @@ def _compiled(pattern: str, flags: int) -> Any:
 
 
 def _as_regex(pattern: str, verbose: bool) -> str:
-    r"""The pattern with those braces and brackets escaped that mean more to ``regex`` than to ``re``.
+    r"""The pattern with braces and brackets escaped that have a meaning in ``regex`` only.
 
-    That is what ``regex`` takes for approximate matching (``{e}``) and for named sets (``[[:alpha:]]``).
+    These are approximate matching (``{e}``) and named sets (``[[:alpha:]]``).
 
     >>> print(_as_regex(r"\boxed{e} a{2,} [[:x] \{i}", False))
     \boxed\{e} a{2,} [\[:x] \{i}

@@ -1,9 +1,9 @@
 """Read a model's score at the last token of each row, by position.
 
-Transformers' causal classifiers look for the last token that differs from the padding id, which is wrong
-where that id occurs in the text. Here the head is applied to the hidden state at a position that follows from
-the attention mask; where a model's parts can't be told, its own output is used after a check that it is
-right. Shape letters: B rows, L tokens, K labels, d width.
+Transformers' causal classifiers search for the last token that differs from the padding id, which is wrong if
+that id occurs in the text. Here the head is applied to the hidden state at a position computed from the
+attention mask. If a model's parts cannot be identified, its own output is used after a check. Shape letters:
+B rows, L tokens, K labels, d width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HEAD_NAMES = ("score", "v_head", "value_head", "reward_head")
-"""What modules that turn hidden states into scores are called, in transformers and by value-head models."""
+"""Names of the modules that map hidden states to scores, in transformers and in value-head models."""
 
 
 class ScoreReader:
@@ -29,11 +29,11 @@ class ScoreReader:
 
     Args:
         model: the reward model.
-        head: dotted name of the module that makes scores of hidden states; None looks for one.
-        tokenizer: names ids that may stand for padding.
+        head: dotted name of the module that maps hidden states to scores; None searches for one.
+        tokenizer: provides ids that may be padding.
 
     Raises:
-        ValueError: if weights are not finite, the head is not there, the output has a shape that is no score,
+        ValueError: if weights are not finite, the head does not exist, the output has an unsupported shape,
             or the model's own pooling is wrong.
     """
 
@@ -44,9 +44,9 @@ class ScoreReader:
         config: Any = getattr(model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.vocab_size = _vocabulary(model, getattr(text, "vocab_size", None))
-        """Tokens that the model knows, None if it does not say."""
+        """Vocabulary size of the model, None if it is not known."""
         self.max_positions = usable_positions(model)
-        """Longest row, None if the model names none."""
+        """Longest row, None if it is not known."""
         special = [
             getattr(source, f"{kind}_token_id", None)
             for source in (text, tokenizer)
@@ -85,7 +85,7 @@ class ScoreReader:
     # -- checks --------------------------------------------------------------------------------------------
 
     def _row(self, length: int) -> Tensor:
-        """(1, length) ids that are no padding."""
+        """(1, length) ids without padding."""
         size = self.vocab_size or 64
         plain = [i for i in range(min(size, 64)) if i not in self._pads] or [0]
         device = next(self.model.parameters()).device
@@ -115,7 +115,7 @@ class ScoreReader:
             self._check_pooling(row, ones, scores)
 
     def _check_head(self, row: Tensor, ones: Tensor, scores: Tensor) -> None:
-        """Head and backbone must give what the whole model gives where nothing is ambiguous."""
+        """Head and backbone must give the whole model's output for a row without padding."""
         if not hasattr(self.model, "config") or not hasattr(self.model, "num_labels"):
             return  # a model with a value head beside its LM head: its own output is another thing
         own = _own_output(self.model, row, ones)
@@ -126,7 +126,7 @@ class ScoreReader:
             )
 
     def _check_pooling(self, row: Tensor, ones: Tensor, scores: Tensor) -> None:
-        """A model that pools by itself must ignore padding, and only padding."""
+        """A model that pools itself must ignore padding, and only padding."""
         padded = torch.cat([row, row[:, :2] * 0], -1)
         mask = torch.cat([ones, ones[:, :2] * 0], -1)
         if not _agree(self(padded, mask), scores):
@@ -144,7 +144,7 @@ class ScoreReader:
 
 
 def _vocabulary(model: nn.Module, named: int | None) -> int | None:
-    """Rows of the token embeddings, or what the config names."""
+    """Rows of the token embeddings, or the config's vocabulary size."""
     try:
         embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
@@ -154,7 +154,7 @@ def _vocabulary(model: nn.Module, named: int | None) -> int | None:
 
 
 def _split(model: nn.Module, head: str | None) -> tuple[nn.Module | None, nn.Module | None]:
-    """Head and backbone, or (None, None) if the model is to be used as it is."""
+    """Head and backbone, or (None, None) if the model's own output is used."""
     whole: Any = model
     inner = (
         whole.get_base_model() if hasattr(whole, "get_base_model") else whole
@@ -183,7 +183,7 @@ def _split(model: nn.Module, head: str | None) -> tuple[nn.Module | None, nn.Mod
 
 
 def _own_output(model: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
-    """What the model itself gives, as a tensor."""
+    """The model's own output as a tensor."""
     output: Any = model(input_ids=input_ids, attention_mask=mask)
     output = getattr(output, "logits", output)
     if isinstance(output, tuple | list) and len(output) == 1:

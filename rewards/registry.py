@@ -22,9 +22,9 @@ OPTIONS: dict[str, dict[str, Any]] = {}
 """Name -> the options ``messages`` and ``special_tokens`` that it was registered with."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OF_TASK = "task"
-"""Stands for the task's own rewards in an environment's list; no reward can have this name."""
+"""Name of the task's own rewards in an environment's list; no reward can have this name."""
 OBJECT_PREFIX = "object:"
-"""Marks, in an environment's spec, a reward that was given as a Python object and can't be written down."""
+"""Prefix, in an environment's spec, of a reward that was given as a Python object and has no spec."""
 
 
 def register_reward(
@@ -34,18 +34,18 @@ def register_reward(
 
     Args:
         name: letters, digits and ``. _ -``.
-        override: replace another reward of that name. The same class or function may be registered again
-            freely, so that a notebook cell can be run twice.
-        messages: what a function is given as ``prompts`` and ``completions``: True for lists of messages
-            (a text is one message of the user), False for texts, None for messages where the prompts were
-            given as messages, else texts.
-        special_tokens: give a function texts with their special tokens (EOS, the marks of a chat template). A
-            class has an attribute of that name.
+        override: replace another reward of that name. Registering the same class or function again is always
+            allowed, so that a notebook cell can be run twice.
+        messages: format of a function's ``prompts`` and ``completions``: True for lists of messages (a text
+            is one user message), False for texts, None for messages if the prompts were given as messages,
+            else texts.
+        special_tokens: texts keep their special tokens (EOS, the marks of a chat template). A class has an
+            attribute of that name.
 
     Raises:
         ValueError: if the name is malformed or belongs to another reward.
-        TypeError: if something else than a `RewardTerm` class or a function is decorated, or an option is not
-            true or false, or does not go with a class.
+        TypeError: if the decorated object is neither a `RewardTerm` class nor a function, or an option is not
+            a bool or is given for a class.
 
     Example:
         >>> @register_reward("shout")
@@ -113,8 +113,8 @@ def make_reward(spec: Any, *, allow_imports: bool = False) -> RewardTerm:
     Args:
         spec: a name, ``[name, {arguments}]``, ``{"name": name, **arguments}``, a `RewardTerm` (returned as it
             is), or a plain function ``fn(prompts, completions, **columns) -> list[float | None]``.
-        allow_imports: also accept ``"module:function"`` as a name and import it. Leave it off for specs from
-            elsewhere.
+        allow_imports: also accept ``"module:function"`` as a name and import it. Do not use it for specs that
+            you do not trust.
 
     Raises:
         ValueError: if the spec is malformed, the name unknown, or an argument does not fit.
@@ -136,7 +136,7 @@ def make_reward(spec: Any, *, allow_imports: bool = False) -> RewardTerm:
 
 
 def split_spec(spec: Any) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of a written spec.
+    """Name and arguments of a spec.
 
     >>> split_spec("length"), split_spec(("length", {"n": 5})), split_spec({"name": "length", "n": 5})
     (('length', {}), ('length', {'n': 5}), ('length', {'n': 5}))
@@ -165,7 +165,7 @@ def reward_list(specs: Any) -> list[Any]:
     own: ``["length", {"name": "regex", "pattern": "a"}]`` are two.
 
     Raises:
-        ValueError: if it is no spec and no list.
+        ValueError: if it is neither a spec nor a list.
 
     Example:
         >>> reward_list("length"), reward_list(["regex", {"pattern": "a"}]), reward_list(["length", "kl"])
@@ -191,10 +191,10 @@ def is_pair(specs: Any) -> bool:
 
 
 def normalize_reward_specs(specs: Iterable[Any], *, allow_imports: bool = False) -> list[list[Any]]:
-    """Write specs in the one canonical form, ``["name", {arguments}]`` in JSON values, nested ones too.
+    """Convert specs, nested ones too, to the canonical form ``["name", {arguments}]`` in JSON values.
 
     Args:
-        specs: what `make_reward` takes, as a list.
+        specs: list of arguments of `make_reward`.
         allow_imports: accept names of the form ``"module:function"``.
 
     Raises:

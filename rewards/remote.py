@@ -1,4 +1,4 @@
-"""A reward computed elsewhere: actors of Ray hold the wrapped term (a reward model, say) and score shares.
+"""A reward computed by Ray actors: each holds the wrapped term, such as a reward model, and scores a part.
 
 Shape letters: B episodes, L tokens.
 """
@@ -29,12 +29,12 @@ from textenv.utils.ray_session import connect, gather, start_actors, stop_actors
 
 
 class TermFacts(NamedTuple):
-    """What the learner has to know of a term that lives elsewhere."""
+    """Properties of a term in another process."""
 
     per_token: bool
-    """Whether it is paid token by token."""
+    """Whether it is a reward per token."""
     needs_policy: bool
-    """Whether it asks the policy."""
+    """Whether it needs the policy."""
     part_names: tuple[str, ...]
     """Names of its raw parts."""
     has_state: bool
@@ -44,7 +44,7 @@ class TermFacts(NamedTuple):
 def own_targets(specs: Any) -> dict[str, Any]:
     """The rewards in ``specs`` that the user registered, for ``register_targets``.
 
-    Another process does not know them unless it is given them.
+    Other processes have to register them, too.
 
     Returns:
         Name -> (class or function, options of ``register_reward``).
@@ -58,20 +58,20 @@ def own_targets(specs: Any) -> dict[str, Any]:
 
 
 def register_targets(targets: Mapping[str, Any]) -> None:
-    """Register what ``own_targets`` gave, in another process."""
+    """Register the result of ``own_targets`` in another process."""
     for name, (target, options) in targets.items():
         register_reward(name, override=True, **options)(target)
 
 
 def _holds_values(state: Any) -> bool:
-    """Whether a state holds anything; that of a term with stateless parts is nested, but empty."""
+    """Whether a state contains values; that of a term with stateless parts is nested, but empty."""
     if isinstance(state, Mapping):
         return any(map(_holds_values, state.values()))
     return any(map(_holds_values, state)) if isinstance(state, list | tuple) else True
 
 
 class RewardActor:
-    """Holds a reward term and scores what it is sent.
+    """Holds a reward term and scores the episodes that it receives.
 
     Args:
         spec: of the term.
@@ -103,12 +103,12 @@ class RewardActor:
         return os.getpid()
 
     def facts(self) -> TermFacts:
-        """What the learner has to know of the term."""
+        """Properties of the term."""
         term = self._term
         return TermFacts(term.per_token, term.needs_policy, term.part_names, _holds_values(term.state_dict()))
 
     def bind(self, joined: tuple[Any, ...]) -> None:
-        """Let the term join the environment whose tokenizer and columns ``joined`` refers to, if any."""
+        """Bind the term to the environment whose tokenizer and columns ``joined`` refers to, if any."""
         if joined != self._joined:
             tokenizer, columns = self._fetch(joined[0])
             prompts = SimpleNamespace(columns=dict.fromkeys(columns))
@@ -127,24 +127,24 @@ class RewardActor:
 
 @register_reward("remote")
 class Remote(RewardTerm):
-    """Another reward, computed by actors of Ray: a reward model with processes or GPUs of its own.
+    """Another reward, computed by Ray actors: a reward model with its own processes or GPUs.
 
         rewards=[["remote", {"of": ["reward-model", {"model": "my-model"}], "num_gpus": 1}]]
 
-    Episodes are shared out among the actors; one that dies is replaced, and its share scored again. The
-    wrapped reward has no state and no policy there: put shaping around this term, not into it.
+    Episodes are distributed to the actors; one that dies is replaced, and its episodes are scored again. The
+    wrapped reward cannot have state or need the policy: put shaping around this term, not into it.
 
     Args:
         of: the reward, a name or ``[name, {arguments}]``; it is made in the actors only.
-        num_actors: how many actors.
-        num_cpus: CPUs that Ray sets aside for each.
-        num_gpus: GPUs that Ray sets aside for each.
-        max_restarts: how often each may be replaced when it dies.
-        start_timeout: seconds within which they must have started.
+        num_actors: number of actors.
+        num_cpus: CPUs that Ray reserves for each.
+        num_gpus: GPUs that Ray reserves for each.
+        max_restarts: how often each may be replaced.
+        start_timeout: time limit for their start, in seconds.
         address: of a Ray cluster; None is that of ``RAY_ADDRESS``, else one on this machine.
 
     Raises:
-        ValueError: if an argument is out of range, ``of`` can't be written down, has a state, or needs the
+        ValueError: if an argument is out of range, ``of`` has no spec, has a state, or needs the
             policy.
         ImportError: without ray.
     """
@@ -190,7 +190,7 @@ class Remote(RewardTerm):
 
     @property
     def per_token(self) -> bool:  # type: ignore[override]
-        """Whether the reward is paid token by token."""
+        """Whether it is a reward per token."""
         return self._facts.per_token
 
     @property
@@ -199,13 +199,13 @@ class Remote(RewardTerm):
         return self._facts.part_names
 
     def bind(self, env: Any) -> None:
-        """Join an environment, and let the wrapped reward do so in the actors."""
+        """Bind to an environment, here and in the actors."""
         super().bind(env)
         self._joined = (self._ray.put((env.tokenizer, tuple(env.prompts.columns))),)
         gather(self._ray, [actor.bind.remote(self._joined) for actor in self._actors])
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
-        """(B,) or (B, L), as the wrapped reward gives it."""
+        """(B,) or (B, L), as in the wrapped reward."""
         return self.score_parts(episodes)[0]
 
     def score_parts(self, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -236,7 +236,7 @@ class Remote(RewardTerm):
 
 
 def _joined(shares: list[Tensor], width: int, device: torch.device) -> Tensor:
-    """Shares below each other, (B,), or (B, L) padded to ``width``."""
+    """Concatenate parts: (B,), or (B, L) padded to ``width``."""
     if shares[0].dim() == 2:
         shares = [torch.nn.functional.pad(share, (0, width - share.shape[1])) for share in shares]
     return torch.cat(shares).to(device)

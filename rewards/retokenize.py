@@ -22,10 +22,10 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def check_template(template: Any) -> None:
-    """Refuse anything but "chat" or a format string with {prompt} and {completion} alone.
+    """Check that a template is "chat" or a format string with {prompt} and {completion} only.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if it is neither.
     """
     if template == "chat":
         return
@@ -43,7 +43,7 @@ def check_template(template: Any) -> None:
 
 
 def named_model(source: str | os.PathLike[str], *, scores: bool = False) -> str:
-    """A hub id as it is, or the folder of a model; the folder of a run stands for the model in it.
+    """A hub id, or the folder of a model; for the folder of a run, the model in it.
 
     Raises:
         ValueError: if the run has no whole model.
@@ -123,7 +123,7 @@ def rendered_ids(
 def _blank_before_answers(
     messages: Messages, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
 ) -> str:
-    """The blank that the template writes between the opened turn and its content; a policy writes it, too."""
+    """Spaces between the start of a turn and its content; a policy generates them, too."""
     if tokenizer.chat_template is None:
         return ""
     try:
@@ -146,11 +146,11 @@ def text_ids(
     max_length: int | None = None,
     options: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[list[int]]:
-    """What a model that scores texts reads, in training and in use alike.
+    """Token ids for a model that scores texts, the same in training and in use.
 
     A text gets the tokenizer's own special tokens, a conversation those of its chat template. Longer texts
-    lose their beginning, behind the special tokens (BOS, CLS) that stand in front. An empty text is BOS, CLS
-    or EOS alone.
+    lose their beginning, but keep the special tokens (BOS, CLS) at the start. An empty text becomes BOS, CLS
+    or EOS.
 
     Args:
         tokenizer: the scoring model's.
@@ -164,8 +164,8 @@ def text_ids(
         B lists of ids, none empty.
 
     Raises:
-        ValueError: if the tokenizer lacks the chat template, the EOS or any token for an empty text that is
-            needed, or ``max_length`` leaves no room beside the special tokens.
+        ValueError: if the tokenizer lacks a chat template, EOS or token for an empty text that is needed, or
+            ``max_length`` leaves no room besides the special tokens.
     """
     if not items:
         return []
@@ -207,7 +207,7 @@ def without_beginning(ids: list[int], limit: int, front: int, back: int = 0) -> 
     [0, 7, 8, 1]
 
     Raises:
-        ValueError: if no token of the text is left beside ``front`` and ``back`` special ones.
+        ValueError: if no token of the text is left besides ``front`` and ``back`` special ones.
     """
     if len(ids) <= limit:
         return ids
@@ -220,18 +220,18 @@ def without_beginning(ids: list[int], limit: int, front: int, back: int = 0) -> 
 
 
 def leading_special(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many BOS or CLS tokens stand in front."""
+    """Number of BOS or CLS tokens at the start."""
     special = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
     return next((i for i, token in enumerate(ids) if token not in special), len(ids))
 
 
 def _run(marks: Sequence[int]) -> int:
-    """Length of the run of ones in front."""
+    """Number of ones at the start."""
     return next((i for i, mark in enumerate(marks) if not mark), len(marks))
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What an empty text is."""
+    """The ids of an empty text."""
     for token in (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

@@ -1,4 +1,4 @@
-"""A trained reward model as a reward: its scalar for prompt and response, read at an explicit token.
+"""A trained reward model as a reward: its score for prompt and response at the last token.
 
 Shape letters: B episodes, L tokens, K labels, d width of the model.
 """
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_LABELS = 20
-"""Labels that an error lists; a language model taken for a classifier has one for every token."""
+"""Number of labels that an error lists; a language model used as classifier has one per token."""
 SETTINGS = "reward_model.json"
-"""How a reward model that this library trained reads texts; it lies beside the weights."""
+"""File beside the weights with the text format of a reward model that this library trained."""
 ACTIVATIONS = ("sigmoid", "softmax", "log-softmax")
 
 
@@ -49,31 +49,30 @@ ACTIVATIONS = ("sigmoid", "softmax", "log-softmax")
 class RewardModel(RewardTerm):
     """Score of a sequence-classification or value-head model for prompt and response.
 
-    The score is read at the last token of the episode by its position, never by searching for the padding id,
-    so a padding id inside the text (pad = EOS, say) changes nothing.
+    The last token is found by its position, not by searching for the padding id, so a padding id inside the
+    text (if pad = EOS, for example) is no problem.
 
     Args:
         model: name or folder of a sequence-classification model, or a module: such a model, a causal model
-            with a value head, or anything called as ``model(input_ids=, attention_mask=)`` that gives (B,),
-            (B, K) or, per token, (B, L) or (B, L, K), itself or as ``.logits``. The folder of a run of the
-            agent "reward-model", or of a pipeline, stands for the reward model in it. A reward model of this
-            library is read as it was trained: ``template``, ``append_eos`` and ``max_length`` that are not
-            given are those of its training.
-        tokenizer: the model's tokenizer, or its name or folder. None takes the one saved with the model, else
-            the policy's. Where it differs from the policy's, the texts are tokenized again.
-        template: how prompt and response become the model's text: a format string with {prompt} and
-            {completion}, or "chat" for the tokenizer's chat template: the messages that the prompt was made
-            of (a text is one message of the user) and the assistant's. None scores the policy's own tokens
-            where the tokenizers are the same, and else "{prompt}{completion}".
+            with a value head, or a callable ``model(input_ids=, attention_mask=)`` that returns (B,), (B, K)
+            or, per token, (B, L) or (B, L, K), directly or as ``.logits``. For the folder of a run of the
+            agent "reward-model" or of a pipeline, the reward model in it. For a reward model of this library
+            the defaults of ``template``, ``append_eos`` and ``max_length`` are those of its training.
+        tokenizer: the model's tokenizer, or its name or folder. None = the one saved with the model, else
+            the policy's. If it differs from the policy's, the texts are tokenized again.
+        template: the model's text: a format string with {prompt} and {completion}, or "chat" for the
+            tokenizer's chat template with the prompt's messages (a text is one user message) and the
+            assistant's. None scores the policy's own tokens if the tokenizers are the same, else
+            "{prompt}{completion}".
         append_eos: end tokenized texts by EOS.
         label: which label's score is the reward, by name or index; needed if the model has several.
         activation: None for the logit, or "sigmoid", "softmax" or "log-softmax" over the labels.
-        head: dotted name of the module that makes scores of hidden states, if it is not found by itself.
-        device: where a model loaded by name lives; by default where the episodes are.
+        head: dotted name of the module that maps hidden states to scores, if it is not found automatically.
+        device: of a model loaded by name; by default that of the episodes.
         dtype: of a model loaded by name, such as "bfloat16"; by default as saved.
-        max_tokens: padded tokens of one forward.
-        max_length: longer texts lose their beginning, behind the BOS or CLS in front; None refuses texts
-            longer than the model's positions.
+        max_tokens: padded tokens of one forward pass.
+        max_length: longer texts lose their beginning (BOS or CLS stays); None: texts longer than the model's
+            positions are an error.
 
     Raises:
         ValueError: if an argument does not fit the model.
@@ -135,10 +134,10 @@ class RewardModel(RewardTerm):
         self.label = self._label_index(label)
 
     def bind(self, env: Any) -> None:
-        """Join an environment, and find out whether the texts have to be tokenized again.
+        """Bind to an environment, and check whether texts have to be tokenized again.
 
         Raises:
-            ValueError: if the policy's tokens are to be scored and the model lacks some of them.
+            ValueError: if the policy's tokens are scored and the model's vocabulary is too small.
         """
         super().bind(env)
         if self._follows:
@@ -156,7 +155,7 @@ class RewardModel(RewardTerm):
         """(B,) scores at the last token.
 
         Raises:
-            RewardError: if a text is too long for the model, or holds tokens that it does not know.
+            RewardError: if a text is too long for the model, or has tokens outside its vocabulary.
         """
         if self._retokenize is None:
             self._retokenize = self._must_retokenize()
@@ -214,7 +213,7 @@ class RewardModel(RewardTerm):
         return self._checked(ids, episodes)
 
     def _checked(self, texts: list[list[int]], episodes: EpisodeBatch) -> list[list[int]]:
-        """Refuse texts beyond the model's positions or vocabulary."""
+        """Check texts against the model's positions and vocabulary."""
         limit, size = self._reader.max_positions, self._reader.vocab_size
         for row, ids in enumerate(texts):
             if size is not None and max(ids) >= size:
@@ -266,7 +265,7 @@ class RewardModel(RewardTerm):
 
 
 def _settings(folder: str) -> dict[str, Any]:
-    """How a reward model that this library trained reads texts; nothing for other models."""
+    """Text format of a reward model that this library trained; empty for other models."""
     file = Path(folder) / SETTINGS
     return read_object(file) if file.is_file() else {}
 
@@ -285,7 +284,7 @@ def _load(name: str, device: str | torch.device | None, dtype: str | torch.dtype
 
 
 def _refuse_policy(name: str) -> None:
-    """Refuse a language model by its config: transformers would load all of it, and draw a random head.
+    """Refuse a language model by its config: transformers would load it and add a random head.
 
     Raises:
         ValueError: if it is one.

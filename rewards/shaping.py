@@ -1,8 +1,8 @@
 """Rewards made of other rewards: normalized, clipped, weighted, or an ensemble.
 
-They hold terms, so what is not put inside (a KL penalty, say) is left alone. A shaped reward is paid per
-token if one of its parts is; a part paid per episode then counts at the last action of episodes that have
-ended. Shape letters: B episodes, L tokens.
+They contain terms; terms outside, such as a KL penalty, are not affected. A shaped reward is per token if one
+of its parts is; parts per episode then count at the last action of episodes that have ended. Shape letters: B
+episodes, L tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from textenv.utils.checks import check_choice, check_flag, check_number
 
 
 class Shaped(RewardTerm):
-    """Base of terms that hold terms: passes everything on, and notes what the parts gave as ``raw/NAME``.
+    """Base of terms that contain terms; the parts' values are stored as ``raw/NAME``.
 
     Args:
         terms: the parts, as terms or specs.
@@ -34,7 +34,7 @@ class Shaped(RewardTerm):
 
     def __init__(self, terms: Sequence[Any]) -> None:
         self.terms = [make_reward(term) for term in terms]
-        # What each part and its own parts are called among the parts of this term.
+        # Names of each part and of its own parts among the parts of this term.
         self._own_names: list[str] = []
         self._inner_names: list[dict[str, str]] = []
         taken: list[str] = []
@@ -54,12 +54,12 @@ class Shaped(RewardTerm):
 
     @property
     def per_token(self) -> bool:  # type: ignore[override]
-        """Whether a part is paid per token."""
+        """Whether a part is a reward per token."""
         return any(term.per_token for term in self.terms)
 
     @property
     def needs_policy(self) -> bool:  # type: ignore[override]
-        """Whether a part asks the policy for log-probs."""
+        """Whether a part needs the policy."""
         return any(term.needs_policy for term in self.terms)
 
     @property
@@ -68,11 +68,11 @@ class Shaped(RewardTerm):
         return self._part_names
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
-        """(B,), or (B, L) if a part is paid per token."""
+        """(B,), or (B, L) if a part is a reward per token."""
         return self.score_parts(episodes)[0]
 
     def score_parts(self, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The shaped score, and what each part gave."""
+        """The shaped score and the values of each part."""
         parts: dict[str, Tensor] = {}
         values = []
         for i, term in enumerate(self.terms):
@@ -83,12 +83,12 @@ class Shaped(RewardTerm):
         return self.combine(torch.stack(values)), parts
 
     def _ask(self, term: RewardTerm, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """One part's values and parts, all (B,), or all (B, L) if this term is paid per token."""
+        """One part's values and parts, all (B,), or all (B, L) if this is a reward per token."""
         if not self.per_token:
             return checked_parts(term, episodes)
         if term.per_token:
             return checked_parts(term, episodes)
-        # A prefix of an unfinished episode must not be judged as if it were the whole.
+        # A prefix of an unfinished episode must not be scored like a whole episode.
         ended = (episodes.terminated | episodes.truncated).nonzero().squeeze(-1)
         values, parts = checked_parts(term, episodes.select(ended))
 
@@ -99,21 +99,21 @@ class Shaped(RewardTerm):
 
         return spread(values), {name: spread(value) for name, value in parts.items()}
 
-    # -- passed on -----------------------------------------------------------------------------------------
+    # -- for the parts ---------------------------------------------------------------------------------------
 
     def bind(self, env: Any) -> None:
-        """Let every part join the environment."""
+        """Bind every part to the environment."""
         super().bind(env)
         for term in self.terms:
             term.bind(env)
 
     def prepare(self, env: Any, scoring: str) -> None:
-        """Let every part check the environment."""
+        """Call ``prepare`` of every part."""
         for term in self.terms:
             term.prepare(env, scoring)
 
     def update(self, episodes: EpisodeBatch) -> None:
-        """Let every part move its state."""
+        """Update the state of every part."""
         for term, inner in zip(self.terms, self._inner_names, strict=True):
             raw_names = {part: RAW + name for part, name in inner.items()}
             term.update(with_raw_parts(episodes, raw_names))
@@ -140,15 +140,15 @@ class Shaped(RewardTerm):
 class Normalized(Shaped):
     """Another reward minus its running mean, divided by its running standard deviation.
 
-    The statistics run over all episodes seen (over all actions for a per-token reward), move after each
-    rollout, and are those of the earlier rollouts while one is scored. Before the first update the reward
-    passes unchanged.
+    The statistics cover all episodes so far (all actions for a reward per token) and are updated after each
+    rollout, so a rollout is scored with those of the earlier ones. Before the first update the reward is
+    unchanged.
 
     Args:
         of: the reward.
         center: subtract the mean.
         scale: divide by the standard deviation.
-        clip: cut the result to [-clip, clip].
+        clip: clip the result to [-clip, clip].
         epsilon: added to the standard deviation.
     """
 
@@ -177,7 +177,7 @@ class Normalized(Shaped):
         return math.sqrt(variance) if variance > 0 else 1.0
 
     def combine(self, values: Tensor) -> Tensor:
-        """Normalise by the statistics as they stand."""
+        """Normalise with the present statistics."""
         value = values[0]
         if self.center:
             value = value - self.mean
@@ -186,7 +186,7 @@ class Normalized(Shaped):
         return value if self.clip is None else value.clamp(-self.clip, self.clip)
 
     def update(self, episodes: EpisodeBatch) -> None:
-        """Take these episodes into the running statistics (Chan et al. 1979, merging of two samples)."""
+        """Add these episodes to the running statistics (Chan et al. 1979, merging of two samples)."""
         super().update(episodes)
         raw = episodes.reward_terms.get(RAW + self._own_names[0])
         if raw is None:
@@ -216,7 +216,7 @@ class Normalized(Shaped):
 
 @register_reward("clipped")
 class Clipped(Shaped):
-    """Another reward cut to the interval [low, high].
+    """Another reward clipped to [low, high].
 
     Args:
         of: the reward.
@@ -261,7 +261,7 @@ class Weighted(Shaped):
 
 @register_reward("ensemble")
 class Ensemble(Shaped):
-    """Several rewards made one: their mean, their minimum, or their mean less k standard deviations.
+    """Several rewards combined: their mean, their minimum, or their mean minus k standard deviations.
 
     Pessimism against over-optimised reward models: Coste et al. 2024, "Reward model ensembles help mitigate
     overoptimization". The standard deviation is over the K parts (divided by K).

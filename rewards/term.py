@@ -1,4 +1,4 @@
-"""`RewardTerm`: one reward, which knows episodes but no environment loop.
+"""`RewardTerm`: one reward, a function of episodes.
 
 Shape letters: B episodes, L tokens, S environment rows that acted in a step.
 """
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class RewardTerm:
     """Base class of rewards: implement ``score``; everything else has a working default.
 
-    ``score`` is pure given the term's state, and state moves only in ``update``. That is what makes rewards
-    that are paid step by step equal to rewards that are computed afterwards in large batches.
+    ``score`` must depend only on the episodes and the term's state, and the state may change only in
+    ``update``. Then rewards computed step by step equal rewards computed afterwards in large batches.
 
     Example:
         >>> import torch
@@ -37,7 +37,7 @@ class RewardTerm:
     """
 
     name: str = ""
-    """The name in specs, metrics and errors: set by ``register_reward``, else made from the class's name."""
+    """Name in specs, metrics and errors: set by ``register_reward``, else derived from the class name."""
     per_token: bool = False
     """False: ``score`` returns (B,), the reward at the last action. True: (B, L), a reward per token. A
     per-token term must be causal: the value at a token depends only on tokens up to it."""
@@ -51,7 +51,7 @@ class RewardTerm:
     """Whether ``completion_texts`` keeps special tokens, such as EOS or the marks of a chat template."""
 
     bound_tokenizer: PreTrainedTokenizerBase | None = None
-    """The tokenizer of the environment that the term joined, or None."""
+    """The tokenizer of the environment, or None before ``bind``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -64,7 +64,7 @@ class RewardTerm:
         term._arguments = (args, kwargs)
         return term
 
-    def __init__(self) -> None:  # so that a class without a constructor of its own refuses arguments
+    def __init__(self) -> None:  # so that a class without its own constructor refuses arguments
         super().__init__()
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
@@ -78,13 +78,13 @@ class RewardTerm:
             episodes: B >= 1 episodes. A per-token term also sees episodes in progress.
 
         Returns:
-            (B,) float, paid at the last action; or, if ``per_token``, (B, L) float of which the entries at
-            actions are paid.
+            (B,) float, the reward at the last action; or, if ``per_token``, (B, L) float, of which only
+            entries at actions count.
         """
         raise NotImplementedError(f"{type(self).__name__} must define score(episodes)")
 
     def score_parts(self, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The score and the raw numbers that it was made from, noted as ``raw/NAME`` but not counted.
+        """The score and its raw inputs, which are stored as ``raw/NAME`` and are not part of the reward.
 
         Returns:
             ``score(episodes)`` and, for each of ``part_names``, a tensor of the same shape.
@@ -93,14 +93,15 @@ class RewardTerm:
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """Names of the raw parts that ``score_parts`` gives."""
+        """Names of the raw parts that ``score_parts`` returns."""
         return ()
 
     def step_score(self, env: Any) -> Tensor | None:
-        """Score the token just chosen cheaply, for a per-token term; None means "score the prefix instead".
+        """A cheaper score of the last token, for a per-token term; None means "score the prefix instead".
 
         Args:
-            env: the unwrapped environment, after its step; ``env.stepped`` are the S episodes that moved.
+            env: the unwrapped environment, after its step; ``env.stepped`` are the S episodes that got a
+                token.
 
         Returns:
             (S,) float, or None.
@@ -115,7 +116,7 @@ class RewardTerm:
     # -- state ---------------------------------------------------------------------------------------------
 
     def update(self, episodes: EpisodeBatch) -> None:
-        """Move the state, called once a rollout with the scored episodes in ticket order.
+        """Update the state; called once per rollout with the scored episodes in order of id.
 
         ``episodes.reward_terms`` holds this term's own parts under ``raw/NAME``.
         """
@@ -125,18 +126,18 @@ class RewardTerm:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore the result of ``state_dict``."""
         if state:
             raise ValueError(f"reward {self.name!r} has no state, got {sorted(state)}")
 
     # -- its environment -----------------------------------------------------------------------------------
 
     def bind(self, env: Any) -> None:
-        """Join an environment (unwrapped): take its tokenizer."""
+        """Bind to an (unwrapped) environment: use its tokenizer."""
         self.bound_tokenizer = env.tokenizer
 
     def prepare(self, env: Any, scoring: str) -> None:
-        """Called at every reset; raise here what would fail in the middle of an episode.
+        """Called at every reset; raise errors here that would otherwise occur during an episode.
 
         Args:
             env: the unwrapped environment.
@@ -148,7 +149,7 @@ class RewardTerm:
         """The environment's tokenizer.
 
         Raises:
-            RewardError: if the term has not joined an environment and was given no tokenizer.
+            RewardError: if the term is not bound to an environment and has no tokenizer.
         """
         if self.bound_tokenizer is None:
             raise RewardError(
@@ -169,7 +170,7 @@ class RewardTerm:
         return episodes.completion_texts(self.tokenizer, skip_special_tokens=not self.special_tokens)
 
     def close(self) -> None:
-        """Free what the term holds (models, processes)."""
+        """Free the term's resources (models, processes)."""
 
     # -- arguments -----------------------------------------------------------------------------------------
 

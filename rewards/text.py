@@ -1,4 +1,4 @@
-"""Rewards that are computed from the text or tokens of a response. Shape letters: B episodes."""
+"""Rewards computed from the text or tokens of a response. Shape letter: B episodes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def response_ids(episodes: EpisodeBatch) -> list[list[int]]:
 
 @register_reward("missing-eos")
 class MissingEOS(RewardTerm):
-    """Penalty for a response that the token budget cut off before it ended.
+    """Penalty for a response that was truncated by the token budget.
 
     Args:
         penalty: subtracted from such an episode's reward, >= 0.
@@ -95,7 +95,7 @@ class Repetition(RewardTerm):
     """Penalty for repeated n-grams of tokens: ``-coef`` times the share of n-grams that occurred before.
 
     Args:
-        n: tokens of an n-gram. Shorter responses have none and pay nothing.
+        n: tokens of an n-gram. Shorter responses have none, and no penalty.
         coef: weight, >= 0.
     """
 
@@ -116,14 +116,14 @@ class Repetition(RewardTerm):
 
 @register_reward("regex")
 class Regex(RewardTerm):
-    """Reward for responses that match a regular expression, one for all or one for each prompt.
+    """Reward for responses that match a regular expression: one for all, or one per prompt.
 
     Args:
         pattern: a Python regular expression, or None if ``column`` names a column of patterns.
         column: task column of patterns.
         how: "search" anywhere, "match" at the start, "fullmatch", or "count" the matches.
-        reward: paid for a match (times the number of matches with "count").
-        otherwise: paid without a match.
+        reward: for a match (times the number of matches with "count").
+        otherwise: reward without a match.
         ignore_case: match letters of either case.
         special_tokens: match the text with its special tokens, such as EOS.
         timeout: seconds for one response; a pattern that takes longer is an error.
@@ -160,7 +160,7 @@ class Regex(RewardTerm):
         self._pattern = None if pattern is None else self._compile("regex: pattern", pattern)
 
     def bind(self, env: Any) -> None:
-        """Join an environment that offers the column.
+        """Bind to an environment that has the column.
 
         Raises:
             ValueError: if the task lacks the column.
@@ -173,12 +173,12 @@ class Regex(RewardTerm):
         """(B,): ``reward`` or ``otherwise``.
 
         Raises:
-            RewardError: if the column does not hold a regular expression, or the time limit is over.
+            RewardError: if the column does not contain a regular expression, or at the time limit.
         """
         texts = self.completion_texts(episodes)
         counts = [self._count(self._of(episodes, row), text) for row, text in enumerate(texts)]
-        paid = [self.reward * count if count else self.otherwise for count in counts]
-        return torch.tensor(paid, dtype=torch.float32, device=episodes.device)
+        rewards = [self.reward * count if count else self.otherwise for count in counts]
+        return torch.tensor(rewards, dtype=torch.float32, device=episodes.device)
 
     def _compile(self, name: str, pattern: Any) -> Pattern:
         return Pattern(name, pattern, flags=self.flags, timeout=self.timeout)
@@ -206,12 +206,12 @@ class ExactMatch(RewardTerm):
 
     Args:
         column: task column of answers: strings, numbers, or lists of acceptable ones.
-        pattern: regular expression whose first group (or whole match) is taken out of the response before
-            comparing; the last match counts, and a response without a match is wrong.
+        pattern: regular expression whose first group (or whole match) is compared instead of the whole
+            response; the last match counts, and a response without a match is wrong.
         ignore_case: letters of either case are equal.
         strip: ignore blanks around response and answer.
-        reward: paid for a right response.
-        otherwise: paid for a wrong one.
+        reward: for a correct response.
+        otherwise: reward for a wrong one.
         special_tokens: compare the text with its special tokens, such as EOS.
         timeout: seconds for the pattern on one response; a pattern that takes longer is an error.
     """
@@ -242,7 +242,7 @@ class ExactMatch(RewardTerm):
         self.special_tokens = special_tokens
 
     def bind(self, env: Any) -> None:
-        """Join an environment that offers the column."""
+        """Bind to an environment that has the column."""
         super().bind(env)
         check_column(env, self.column, self.name)
 
@@ -254,11 +254,11 @@ class ExactMatch(RewardTerm):
         """
         texts = self.completion_texts(episodes)
         answers = column(episodes, self.column, self.name)
-        paid = [
+        rewards = [
             self.reward if self._is_right(text, answer) else self.otherwise
             for text, answer in zip(texts, answers, strict=True)
         ]
-        return torch.tensor(paid, dtype=torch.float32, device=episodes.device)
+        return torch.tensor(rewards, dtype=torch.float32, device=episodes.device)
 
     def _is_right(self, text: str, answer: Any) -> bool:
         if self._pattern is not None:
@@ -276,12 +276,12 @@ class ExactMatch(RewardTerm):
 
 @register_reward("lexicon-sentiment")
 class LexiconSentiment(RewardTerm):
-    """How positive the response is by the VADER lexicon (Hutto and Gilbert 2014); needs no model.
+    """Sentiment of the response from the VADER lexicon (Hutto and Gilbert 2014); needs no model.
 
     Args:
         scale: "compound" in [-1, 1]; "valence" the same on the lexicon's own scale, in [-4, 4].
-        target: "positive" or "negative" (the sign turned).
-        with_prompt: rate prompt and response together, as one text.
+        target: "positive" or "negative" (with reversed sign).
+        with_prompt: score prompt and response as one text.
     """
 
     def __init__(

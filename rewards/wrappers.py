@@ -104,7 +104,7 @@ class RewardWrapperMixin:
         return reward
 
     def _at_step(self, base: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """A per-token term's values for the token just chosen: (S,), and its parts."""
+        """A per-token term's values for the last token: (S,), and its parts."""
         term = self.term
         if not len(base.stepped_rows):
             nothing = torch.zeros(0)
@@ -193,7 +193,7 @@ class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any], RecordConstruc
         self._join(env, term, "VectorRewardWrapper")
         base: Any = self.unwrapped
         self.autoreset_mode: AutoresetMode = base.autoreset_mode
-        """How rows that ended start again; Gymnasium's wrappers do not pass this attribute on."""
+        """When ended rows start a new episode; Gymnasium's wrappers do not forward this attribute."""
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Let the term check the environment, then reset it."""
@@ -245,5 +245,5 @@ def _add(rewards: Any, added: Tensor) -> Any:
 
 
 def _written(term: RewardTerm) -> Any:
-    """The term's spec for the environment's own spec; a marker if it can't be written down."""
+    """The term's spec for the environment's spec, or a marker if it has none."""
     return spec_of(term) or f"{OBJECT_PREFIX}{term.name}"

@@ -1,4 +1,4 @@
-"""What a vectorized environment does with a row whose episode ended: the names of the modes."""
+"""Names of the autoreset modes: when a new episode starts in a row whose episode ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AUTORESET_MODES = {
 
 
 def autoreset_name(value: Any) -> str:
-    """The name of a mode that was given by its name or as a member of Gymnasium's enumeration.
+    """The name of a mode, given by name or as a member of Gymnasium's enumeration.
 
     Raises:
         ValueError: if it is neither; the error lists the names.

@@ -1,4 +1,4 @@
-"""`final_obs` and `final_info`: in same-step mode, the episodes whose rows hold the next ones already."""
+"""`final_obs` and `final_info`: the ended episodes in same-step mode, whose rows hold new episodes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 
 def final_entries(observation: dict[str, Any], info: dict[str, Any], ended: Any) -> dict[str, Any]:
-    """The four entries of info, before the next prompts take the rows.
+    """The four entries of info, computed before new episodes start in the rows.
 
-    With numpy arrays their form is that of Gymnasium's vector environments: ``final_obs`` is an (N,) object
-    array of single observations, None where nothing ended, and ``final_info`` has a mask for every key. With
+    With numpy arrays they have the form of Gymnasium's vector environments: ``final_obs`` is an (N,) object
+    array of single observations, None in other rows, and ``final_info`` has a mask for every key. With
     tensors both stay batched, (N, ...), and are valid where ``_final_obs``: ``final_obs["input_ids"][i]``.
 
     Args:
-        observation: of all N rows; not used elsewhere.
-        info: of all N rows, with "episode" if statistics are kept; not used elsewhere.
-        ended: (N,) bool, the rows whose episode ended; a numpy array or a tensor, as all other values.
+        observation: of all N rows; not copied.
+        info: of all N rows, with "episode" if there are statistics; not copied.
+        ended: (N,) bool, the rows whose episode ended; a numpy array or a tensor, like all other values.
 
     >>> ended = np.array([False, True])
     >>> entries = final_entries({"prompt_length": np.array([3, 4])}, {"episode_id": np.array([0, 7])}, ended)
@@ -43,7 +43,7 @@ def final_row(final_obs: Any, row: int) -> dict[str, Any]:
 
 
 def _masked(info: dict[str, Any], ended: np.ndarray) -> dict[str, Any]:
-    """Zeros in the rows that go on, and beside every key its mask; arrays stay the same objects."""
+    """Zeros in rows that continue, and a mask for every key; arrays are changed in place."""
     masked: dict[str, Any] = {}
     for name, value in info.items():
         if name.startswith("_"):

@@ -1,4 +1,4 @@
-"""Who may reset and step an environment: one thread at a time, and nobody else while a rollout plays it."""
+"""An environment may be used by one thread at a time, and by nothing else during a rollout."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, TypeVar, cast
 from gymnasium.error import ClosedEnvironmentError
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
-# Kept apart from the environments, because locks can't be pickled or copied.
+# Not attributes of the environments, because locks cannot be pickled or copied.
 _LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 _PLAYED: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def one_thread(method: _Method) -> _Method:
-    """Let a method of an environment run in one thread at a time; another gets a RuntimeError at once."""
+    """A method that only one thread may run at a time; another thread gets a RuntimeError at once."""
 
     @functools.wraps(method)
     def guarded(env: Any, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +40,7 @@ def one_thread(method: _Method) -> _Method:
 
 @contextmanager
 def played(env: Any) -> Iterator[None]:
-    """Within the block a rollout plays ``env``, and a reset of it is an error."""
+    """Within the block a rollout uses ``env``, and a reset is an error."""
     _PLAYED.add(env)
     try:
         yield
@@ -49,14 +49,14 @@ def played(env: Any) -> Iterator[None]:
 
 
 class Guarded:
-    """What is checked before anything is done to an environment."""
+    """Checks before every call of an environment."""
 
     closed: bool
     scored_by: str | None = None
-    """Name of the reward that is being computed for this environment, None while none is."""
+    """Name of the reward that is being computed for this environment, or None."""
 
     def refuse_while_scored(self, method: str) -> None:
-        """Refuse to be played by a reward while it is asked about this environment's episodes.
+        """Refuse calls by a reward that is being computed for this environment.
 
         Raises:
             RuntimeError: if a reward is being computed.
@@ -68,7 +68,7 @@ class Guarded:
             )
 
     def _admit(self, method: str) -> None:
-        """Refuse any call after ``close``, and what others do in the middle of a rollout."""
+        """Refuse any call after ``close``, and a reset during a rollout."""
         if self.closed:
             raise ClosedEnvironmentError(f"{method}() was called after close(); make a new environment")
         if method in ("reset", "step"):

@@ -1,7 +1,6 @@
-"""`render_mode="rgb_array"`: a text as a picture of fixed size, drawn by Pillow in the font of matplotlib.
+"""`render_mode="rgb_array"`: text as a picture, drawn with Pillow in a font of matplotlib.
 
-The size never changes, so that frames of a video and of the rows of a batch fit each other. A text that is
-too long shows its end, which is where it is written.
+The size is constant, as videos and batches of frames need it. If a text is too long, its end is shown.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 
 COLUMNS, LINES = 64, 16
 HEIGHT, WIDTH = 256, 512
-"""Pixels of a frame; video codecs want even numbers."""
+"""Size of a frame in pixels; video codecs need even numbers."""
 
 PAPER, HEADER, PROMPT, RESPONSE = (255, 255, 255), (130, 130, 130), (90, 90, 90), (0, 0, 160)
 _LINE_HEIGHT = HEIGHT // LINES
@@ -28,9 +27,9 @@ def draw(header: str, prompt: str, response: str, footer: str) -> np.ndarray:
     """Draw one row.
 
     Args:
-        header: the first line: which episode.
+        header: the first line, with the episode id.
         prompt: printable text, in grey.
-        response: printable text, in blue, right behind the prompt.
+        response: printable text, in blue, directly after the prompt.
         footer: reward terms, on the last lines.
 
     Returns:
@@ -62,7 +61,7 @@ def layout(header: str, prompt: str, response: str, footer: str) -> list[Line]:
 
 
 def wrap(pieces: Sequence[tuple[str, tuple[int, int, int]]]) -> list[Line]:
-    """Break coloured text into lines of COLUMNS characters, wherever that falls."""
+    """Break coloured text into lines of COLUMNS characters, also inside words."""
     lines: list[Line] = [[]]
     room = COLUMNS
     for text, colour in pieces:

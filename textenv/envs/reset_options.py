@@ -17,7 +17,7 @@ def split_options(options: Any, num_envs: int) -> tuple[np.ndarray | None, dict[
     """The (N,) bool mask of the rows to reset, None for all, and the options of the episode queue.
 
     Raises:
-        TypeError: if the options are no mapping.
+        TypeError: if the options are not a mapping.
         ValueError: if an option is unknown, the mask does not fit, or two options exclude each other.
 
     >>> split_options({"episodes": 3}, 2)

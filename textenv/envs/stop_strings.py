@@ -14,24 +14,23 @@ from textenv.utils.names import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_REPLACEMENT = "\ufffd"  # what a tokenizer prints for an unfinished multi-byte character
-_SLACK = 8  # further tokens that are decoded, because a token may stand for no character at all
+_REPLACEMENT = "\ufffd"  # decoded form of an incomplete multi-byte character
+_SLACK = 8  # more tokens are decoded, because a token may decode to no character
 
 
 class StopStrings:
     """Whether the last token of a response completed one of the strings.
 
-    A table over the vocabulary tells which tokens can complete a stop string at all; only for those (rare)
-    rows is the tail of the response decoded and searched. A match lies inside the response: the prompt does
-    not count.
+    A table over the vocabulary says which tokens can complete a stop string; only for these (rare) rows the
+    end of the response is decoded and searched. A match must lie inside the response, without the prompt.
 
     Args:
         strings: stop strings, none empty.
         tokenizer: the task's tokenizer.
 
     Raises:
-        TypeError: if ``strings`` is no list.
-        ValueError: if a stop string is empty or no string.
+        TypeError: if ``strings`` is not a list.
+        ValueError: if a stop string is empty or not a string.
     """
 
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -42,12 +41,12 @@ class StopStrings:
                 raise ValueError(f"stop_strings[{i}] must be a non-empty string, got {shown(string)}")
         self.strings = tuple(strings)
         self._tokenizer = tokenizer
-        # Every token holds at least one byte, so as many tokens as the longest string has bytes reach back.
+        # A token has at least one byte, so the longest string's number of bytes is enough tokens.
         self._tail = max((len(s.encode()) for s in strings), default=0) + _SLACK
         self.may_complete = (
             self._table({s[-1] for s in strings}) if strings else torch.zeros(0, dtype=torch.bool)
         )
-        """(V,) bool: tokens after which a stop string may have ended."""
+        """(V,) bool: tokens that can complete a stop string."""
 
     def __bool__(self) -> bool:
         return bool(self.strings)
@@ -62,14 +61,14 @@ class StopStrings:
         start = max(prompt_length, len(ids) - self._tail)
         text = self._text(ids[start - 1], ids[start:])
         before = self._text(ids[start - 1], ids[start:-1])
-        # What the last token did not touch was searched when it was written.
+        # Text before the last token was searched in earlier steps.
         known = next((i for i, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), len(before))
         return any(text.find(s, max(0, known - len(s) + 1)) >= 0 for s in self.strings)
 
     def _text(self, context: int, ids: Sequence[int]) -> str:
-        """The text of ``ids`` as it reads behind the token ``context``.
+        """The text of ``ids`` after the token ``context``.
 
-        Tokenizers drop the blank in front of the first token they decode, and some put blanks between tokens.
+        Tokenizers drop the space before the first token that they decode, and some add spaces between tokens.
         """
         together, alone = self._decode([context, *ids]), self._decode([context])
         return together[len(alone) :] if together.startswith(alone) else self._decode(ids)
@@ -85,7 +84,7 @@ class StopStrings:
         from textenv.envs.token_constraints import tokenizer_vocab_size
 
         size = tokenizer_vocab_size(self._tokenizer)
-        # Read behind another token, for the same reason.
+        # Decoded after another token, for the same reason.
         context = next((i for i in range(size) if self._decode([i]).isalnum()), 0)
         texts = self._tokenizer.batch_decode(
             [[context, i] for i in range(size)],

@@ -1,7 +1,7 @@
-"""Log-probabilities and entropies through a linear LM head without keeping more of the logits than needed.
+"""Log-probabilities and entropies through a linear LM head without storing all logits.
 
-A custom autograd function: the softmax minus the one-hot token is all that the backward pass needs, so
-nothing else of the logits' size is kept, and with several chunks not even that (it is computed again). Shape
+A custom autograd function: the backward pass needs only the softmax minus the one-hot token, so nothing else
+of the logits' size is stored; with several chunks it is recomputed. Shape
 letters: A actions, V legal vocabulary, W rows of the head's weight, d width of its input.
 """
 
@@ -38,13 +38,13 @@ def linear_log_probs(
         temperature: divides the logits.
         legality: None = all W tokens.
         max_bytes: budget for one chunk of float logits.
-        with_entropy: also the entropies; their gradient is exact too.
+        with_entropy: compute the entropies, too, with exact gradient.
 
     Returns:
         log-probs (A,) and entropies (A,) or None; float64 for float64 inputs, else float32.
 
     Raises:
-        ValueError: if W is below the rule's vocabulary.
+        ValueError: if W is below the vocabulary of ``legality``.
     """
     vocabulary = weight.shape[0]
     if legality is not None:
@@ -61,7 +61,7 @@ def linear_log_probs(
 
 
 class _LinearLogProbs(torch.autograd.Function):
-    """With one chunk q = softmax - onehot is kept; with several it is computed again chunk by chunk."""
+    """With one chunk q = softmax - onehot is stored; with several it is recomputed chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -92,8 +92,8 @@ class _LinearLogProbs(torch.autograd.Function):
             log_prob = logits.gather(1, chosen)
             best = logits.amax(-1, keepdim=True)
             probs = torch.softmax(logits, dim=-1)
-            # The softmax is fused and vectorised, logsumexp is not: read the normaliser off the likeliest
-            # token.
+            # The softmax is fused and vectorised, logsumexp is not: compute the normaliser from the most
+            # likely token.
             log_total = best - probs.amax(-1, keepdim=True).log_()
             log_probs[part] = (log_prob - log_total).squeeze(-1)
             if with_entropy:
@@ -180,8 +180,8 @@ def _with_entropy(
         log_softmax: (a, V), 0 where the softmax is 0.
         chosen: (a, 1) the tokens.
         entropy: (a, 1) H.
-        scale: (a, 1) minus the log-prob's gradient over the temperature, None if there is none.
-        rate: (a, 1) the same of the entropy.
+        scale: (a, 1) minus the log-prob's gradient divided by the temperature, or None.
+        rate: (a, 1) the same for the entropy.
     """
     probs = q.to(log_softmax.dtype).scatter_add(1, chosen, torch.ones_like(chosen, dtype=log_softmax.dtype))
     grad = (log_softmax + entropy).mul_(probs).mul_(rate)

@@ -1,9 +1,8 @@
-"""A causal LM seen in two parts, the backbone and the LM head, without knowing its architecture.
+"""Backbone and LM head of any causal LM, independent of its architecture.
 
-The head's input is caught (and, to skip the head's work, cut short) by a forward pre-hook on the module that
-``get_output_embeddings`` names. So the model's own forward runs, and whatever it does around the head (soft
-caps, scales, adapters) stays exact. Shape letters: B rows, L tokens, A selected positions, d width of the
-head's input, W logits.
+A forward pre-hook on the module of ``get_output_embeddings`` reads the head's input (and can shorten it to
+skip the head's work). The model's own forward pass runs, so soft caps, scales and adapters around the head
+stay exact. Shape letters: B rows, L tokens, A selected positions, d width of the head's input, W logits.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ CompiledTrunk = Callable[[Tensor, Any, Tensor | None], Tensor]
 """(ids, mask, positions) -> (B, L, d)."""
 
 TRUNKS: weakref.WeakKeyDictionary[nn.Module, tuple[nn.Module, CompiledTrunk]] = weakref.WeakKeyDictionary()
-"""Model -> its backbone when it was compiled, and what runs in place of that; see ``compile_trunk``."""
+"""Model -> its backbone at compile time, and the compiled function; see ``compile_trunk``."""
 
 
 @contextmanager
 def eval_mode(modules: list[nn.Module]) -> Iterator[None]:
-    """Put these modules into eval mode and restore each one's own mode afterwards."""
+    """Within the block these modules are in eval mode; afterwards each one's mode is restored."""
     training = [module for module in modules if module.training]
     _set_training(training, False)
     try:
@@ -44,16 +43,16 @@ def eval_mode(modules: list[nn.Module]) -> Iterator[None]:
 
 
 def _set_training(modules: list[nn.Module], mode: bool) -> None:
-    """Set the flag past the slow ``nn.Module.__setattr__``, because decoding does it at every token."""
+    """Set the flag without the slow ``nn.Module.__setattr__``, because decoding does it at every token."""
     for module in modules:
         if "training" in module.__dict__:
             module.__dict__["training"] = mode
-        else:  # a scripted module keeps it elsewhere
+        else:  # a scripted module stores it elsewhere
             module.training = mode
 
 
 class HeadInput:
-    """What the LM head was given in one forward pass."""
+    """The LM head's input in one forward pass."""
 
     def __init__(self) -> None:
         self.hidden: Tensor | None = None
@@ -64,12 +63,12 @@ class HeadInput:
 def catch_head_input(
     head: nn.Module, *, skip: bool = False, replacement: Tensor | None = None
 ) -> Iterator[HeadInput]:
-    """Catch the LM head's input while the block runs.
+    """Within the block, store the LM head's input.
 
     Args:
         head: the LM head.
-        skip: let the head see one position only, so that it costs next to nothing.
-        replacement: let the head see this instead, (..., d).
+        skip: run the head at one position only, so that it costs almost nothing.
+        replacement: (..., d), run the head on this instead.
     """
     caught = HeadInput()
 
@@ -90,7 +89,7 @@ def catch_head_input(
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """The module that makes the logits, or None if the model names none."""
+    """The module that computes the logits, or None if the model has no ``get_output_embeddings``."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if getter is not None else None
     return head if isinstance(head, nn.Module) else None
@@ -102,23 +101,23 @@ class SplitModel:
 
     model: nn.Module
     output: nn.Module | None
-    """The module that makes the logits. None: the model cannot be split, and only ``logits`` works."""
+    """The module that computes the logits. None: the model cannot be split, and only ``logits`` works."""
     linear: bool
     """Whether the logits are exactly ``output``, an ordinary ``nn.Linear``, applied to the backbone's
     output."""
     trunk: nn.Module | None = None
     """The module below the LM head, if its ``last_hidden_state`` is exactly the backbone's output."""
     position_wise: tuple[str, ...] = ()
-    """Names of the last block's modules that need not run where nothing is read."""
+    """Names of the last block's modules that can be skipped at positions that are not read."""
 
     @property
     def hooked(self) -> bool:
-        """Whether the whole model has forward hooks, whoever put them there and whenever."""
+        """Whether the whole model has forward hooks at the moment."""
         return bool(self.model._forward_hooks or self.model._forward_pre_hooks)
 
     @property
     def direct(self) -> nn.Module | None:
-        """``trunk``, if it may run in place of the model: hooks on the model want its own forward to run."""
+        """``trunk``, if it may run instead of the model; hooks on the model need its own forward pass."""
         return None if self.hooked else self.trunk
 
     def backbone(
@@ -133,11 +132,11 @@ class SplitModel:
 
         Args:
             input_ids: (B, L) int64.
-            attention_mask: whatever the model's own forward takes: (B, L), or additive (B, 1, L, L), also by
+            attention_mask: as in the model's own forward pass: (B, L), or additive (B, 1, L, L), also by
                 layer type.
             position_ids: (B, L) int64; None = 0, 1, 2, ...
-            read: (n,) int64, where in 0..B L - 1 the result will be read; elsewhere it holds numbers without
-                meaning. None = everywhere.
+            read: (n,) int64 positions in 0..B L - 1 whose result is needed; the others are undefined. None =
+                all.
 
         Raises:
             ValueError: if the model cannot be split.
@@ -156,7 +155,7 @@ class SplitModel:
         return caught.hidden
 
     def _reading(self, read: Tensor | None, size: torch.Size) -> AbstractContextManager[None]:
-        """Spare the last block what is not read, where that pays and the forward runs once."""
+        """Skip the last block's work at positions that are not read, where that is faster and possible."""
         if read is None or not self.position_wise or not is_worthwhile(len(read), (size[0], size[1])):
             return nullcontext()
         if runs_under_checkpointing(self.model, self.position_wise):
@@ -165,7 +164,7 @@ class SplitModel:
         return selected_positions(modules, read, (size[0], size[1]))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits of selected positions, with all that the model does after its LM head: (A, d) -> (A, W).
+        """Logits of selected positions, with the model's operations after its LM head: (A, d) -> (A, W).
 
         Raises:
             ValueError: if the model cannot be split.
@@ -174,8 +173,7 @@ class SplitModel:
             raise ValueError(f"{type(self.model).__name__} has no LM head module of its own")
         if self.linear:
             return self.output(hidden)
-        # The model's own forward knows what follows its head; one dummy token carries the hidden states
-        # through it.
+        # The model's own forward pass contains what follows the head; it runs on one dummy token.
         dummy = torch.zeros(1, 1, dtype=torch.int64, device=hidden.device)
         with catch_head_input(self.output, replacement=hidden.unsqueeze(0)):
             logits = self.model(
@@ -186,23 +184,23 @@ class SplitModel:
     def logits(
         self, input_ids: Tensor, attention_mask: Any = None, position_ids: Tensor | None = None
     ) -> Tensor:
-        """Logits of every position by the plain forward, arguments as ``backbone``'s: (B, L) -> (B, L, W)."""
+        """Logits of every position, arguments as in ``backbone``: (B, L) -> (B, L, W)."""
         return self._run(self.model, input_ids, attention_mask, position_ids).logits
 
     @staticmethod
     def _run(module: nn.Module, input_ids: Tensor, attention_mask: Any, position_ids: Tensor | None) -> Any:
-        # Not every model knows position_ids, so they are named only where there are any.
+        # Not every model accepts position_ids, so they are passed only if given.
         positions = {} if position_ids is None else {"position_ids": position_ids}
         return module(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
 
 
 class _Found(NamedTuple):
-    """What is known about the split of a model; no module is kept alive by it."""
+    """Result of the check of a model; it holds no reference to modules."""
 
     works: bool = False
     linear: bool = False
     trunk: bool = False
-    """Whether ``base_model`` is all that is below the head."""
+    """Whether ``base_model`` computes exactly the head's input."""
     position_wise: tuple[str, ...] = ()
 
 
@@ -210,10 +208,10 @@ _SPLITS: weakref.WeakKeyDictionary[nn.Module, tuple[int, _Found]] = weakref.Weak
 
 
 def split_model(model: nn.Module) -> SplitModel:
-    """Split a causal LM into backbone and head, checked against its plain forward once per model.
+    """Split a causal LM into backbone and head; checked against its plain forward pass once per model.
 
-    Where the parts do not give the plain forward's logits, the result refuses to split (``output`` is None),
-    and callers use ``SplitModel.logits``.
+    If the parts do not give the same logits, ``output`` of the result is None and callers use
+    ``SplitModel.logits``.
 
     Args:
         model: a transformers causal LM, possibly with adapters.
@@ -234,7 +232,7 @@ def split_model(model: nn.Module) -> SplitModel:
 
 
 def _base_model(model: nn.Module) -> nn.Module | None:
-    """What transformers says is below the head, if it is anything but the model itself."""
+    """``base_model`` of transformers, if it is not the model itself."""
     base = getattr(model, "base_model", None)
     return base if isinstance(base, nn.Module) and base is not model else None
 
@@ -283,7 +281,8 @@ def _check(model: nn.Module, output: nn.Module) -> _Found:
 def logits_agree(actual: Tensor, expected: Tensor) -> bool:
     """Whether logits agree up to rounding, relative to their spread.
 
-    Models with float64 weights may still compute a softmax or a norm in float32, so that is their bound, too.
+    Models with float64 weights may compute a softmax or a norm in float32, so their tolerance allows for
+    that.
     """
     if actual.shape != expected.shape or not bool(torch.isfinite(actual).all()):
         return False
@@ -293,11 +292,11 @@ def logits_agree(actual: Tensor, expected: Tensor) -> bool:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the language model inside ``model``; None for a module that is no transformers model."""
+    """The config of the language model inside ``model``; None for other modules."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def model_vocab_size(model: nn.Module, default: int) -> int:
-    """Vocabulary of a model by its config, ``default`` if that names none."""
+    """Vocabulary size in a model's config, or ``default``."""
     return int(getattr(text_config(model), "vocab_size", default))

@@ -1,9 +1,9 @@
-"""Noticing that a model may compute something else than before, so that what was computed is computed again.
+"""Detects changes of a model's weights, so that caches computed from old weights are dropped.
 
-A watch compares, by identity and in C loops, what the model is made of with what it was made of when last
-asked: modules, parameters and buffers, their versions and the memory they lie in, and the state of adapters
-(which of them are active, disabled, merged, and how they are scaled). Optimizer steps are counted besides,
-because fused ones do not move a parameter's version.
+A watch compares, by identity and in C loops, the model's parts with those of the last call: modules,
+parameters and buffers, their versions and memory addresses, and the state of adapters (active, disabled,
+merged, scaling). Optimizer steps are counted, too, because fused optimizers do not change a parameter's
+version.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class WeightChanges:
-    """How often any weights of this process may have changed: optimizer steps and noted loads."""
+    """Number of possible weight changes in this process: optimizer steps and loads."""
 
     count = 0
 
 
 def note_weight_change(*_: Any) -> None:
-    """Count a change; takes what any hook is called with."""
+    """Count a change; accepts the arguments of any hook."""
     WeightChanges.count += 1
 
 
 register_optimizer_step_post_hook(note_weight_change)
 
 _END: dict[str, object] = {"end": object()}
-"""Closes the walk over a model, so that something appended to its last module shows, too."""
+"""Last item of the walk over a model, so that an addition to its last module is detected, too."""
 _version = attrgetter("_version")
 _adapter_state = itemgetter("_disable_adapters", "_active_adapter")
 
 
 class ModelWatch:
-    """What a model consists of, and how often that has changed; get it from ``watch_of``.
+    """Version numbers of a model's weights and layout; get it from ``watch_of``.
 
-    Not noticed are in-place edits through ``.data`` (``p.data.mul_(2)``, which torch does not count either)
-    and edits of memory outside torch.
+    In-place edits through ``.data`` (``p.data.mul_(2)``, which torch does not count either) and edits of
+    memory outside torch are not detected.
 
     Args:
         model: any module; it is not kept alive.
@@ -53,7 +53,7 @@ class ModelWatch:
 
     def __init__(self, model: nn.Module, *, count_steps: bool = True) -> None:
         self.lock = threading.RLock()
-        """Held by those who run the model, which is not safe in two threads at once."""
+        """Held while the model runs, which is not safe in two threads at once."""
         self._model = weakref.ref(model)
         self._count_steps = count_steps
         self._version = 0
@@ -67,16 +67,16 @@ class ModelWatch:
     def state(self) -> tuple[int, int]:
         """Two numbers, the version and the layout.
 
-        The version moves if anything has changed since the last call; equal numbers mean an equal model.
-        The layout moves if something was replaced or moved in memory, or adapters were switched: buffers,
-        masks and CUDA graphs made for the model are then of no more use.
+        The version changes if anything has changed since the last call; equal numbers mean an equal model.
+        The layout changes if something was replaced or moved in memory, or adapters were switched: buffers,
+        masks and CUDA graphs that were made for the model are then invalid.
         """
         with self.lock:
             self._poll()
             return self._version, self._layout
 
     def modules(self) -> int:
-        """Moves if a module was replaced, added or taken out: what was found out about its parts is void."""
+        """A number that changes if a module was replaced, added or removed."""
         with self.lock:
             if self._tree is None or not self._tree.holds():
                 model = self._alive()
@@ -86,7 +86,7 @@ class ModelWatch:
 
     def _alive(self) -> nn.Module:
         model = self._model()
-        assert model is not None  # whoever asks holds the model
+        assert model is not None  # the caller holds the model
         return model
 
     def _poll(self) -> None:
@@ -104,7 +104,7 @@ class ModelWatch:
             self._state = state
 
     def _look(self) -> None:
-        """Take down what the model consists of now."""
+        """Store the model's present parts."""
         model = self._alive()
         modules = list(model.modules())
         adapters = [
@@ -118,7 +118,7 @@ class ModelWatch:
         tensors = list({id(t): t for t in chain(model.parameters(), model.buffers())}.values())
         self._versioned = [t for t in tensors if not t.is_inference()]
         self._placed = [t for t in tensors if _has_address(t)]
-        # A freed address may be used again, so an equal address alone does not tell an equal tensor.
+        # A freed address may be reused, so an equal address does not prove that the tensor is the same.
         replaced: list[Any] = []
         self._replaced = replaced
         self._storages = [weakref.ref(t.untyped_storage(), replaced.append) for t in self._placed]
@@ -133,7 +133,7 @@ class ModelWatch:
 
 
 class _Walk:
-    """The values of some dicts and lists, compared by identity with what they were."""
+    """The values of some dicts and lists, compared by identity with earlier ones."""
 
     def __init__(self, dicts: Iterable[dict[str, Any]], lists: Iterable[list[Any]] = ()) -> None:
         self._dicts, self._lists = [*dicts], list(lists)
@@ -147,7 +147,7 @@ class _Walk:
         )
 
     def holds(self) -> bool:
-        """Whether they hold the very same objects in the same order."""
+        """Whether they contain the same objects in the same order."""
         return all(map(is_, self._values(), self._seen))
 
 
@@ -157,7 +157,7 @@ def _frozen(states: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def _has_address(tensor: Tensor) -> bool:
-    """Whether the tensor has memory of its own to point at (wrapper subclasses have none)."""
+    """Whether the tensor has its own memory (wrapper subclasses have none)."""
     try:
         tensor.data_ptr()
         tensor.untyped_storage()
@@ -170,7 +170,7 @@ _WATCHES: weakref.WeakKeyDictionary[nn.Module, ModelWatch] = weakref.WeakKeyDict
 
 
 def watch_of(model: nn.Module) -> ModelWatch:
-    """The watch of a model, one for all who ask."""
+    """The watch of a model; there is one per model."""
     watch = _WATCHES.get(model)
     if watch is None:
         watch = _WATCHES.setdefault(model, ModelWatch(model))
@@ -178,9 +178,9 @@ def watch_of(model: nn.Module) -> ModelWatch:
 
 
 def float_settings(model: nn.Module) -> tuple[tuple[str, float], ...]:
-    """Every number with a fraction that a module of the model keeps: dropout probabilities, scales, epsilons.
+    """All float attributes of the model's modules: dropout probabilities, scales, epsilons.
 
-    Where a dropout is on, also whether its module trains.
+    For an active dropout also whether its module is in training mode.
     """
     found: list[tuple[str, float]] = []
     for module in model.modules():
