@@ -28,7 +28,7 @@ class OnlineAgent(Agent):
     an agent may generate an episode twice."""
 
     def planned_iterations(self) -> int:
-        """Times of collecting and learning in the whole run."""
+        """Iterations of the whole run."""
         return self.config.num_iterations
 
     def planned_steps(self) -> int:

@@ -54,8 +54,6 @@ class PolicyGradientAgent(OnlineAgent):
         super().__init_subclass__(**kwargs)
         accept_old_hooks(cls)
 
-    # -- setup -----------------------------------------------------------------------------------------------
-
     def load_dataset(self, dataset: Any) -> EpisodeBatch:
         """Episodes for the pretraining loss; see ``as_demonstrations``."""
         try:
@@ -95,8 +93,6 @@ class PolicyGradientAgent(OnlineAgent):
     def idle(self) -> Idle:
         """Settings of a KL penalty without effect, because the environment has its own KL penalty."""
         return super().idle() | (idle_beside_kl(self.config) if self.env_has_kl else {})
-
-    # -- collecting, and what ``advantages`` uses ------------------------------------------------------------
 
     def collect(self) -> EpisodeBatch:
         """Generate episodes.
@@ -147,8 +143,6 @@ class PolicyGradientAgent(OnlineAgent):
         """``{"ref_log_probs": (B, L)}``, or ``{}`` without a reference policy."""
         return {} if self.reference is None else {"ref_log_probs": self.reference.log_prob(episodes)}
 
-    # -- what ``loss`` uses ----------------------------------------------------------------------------------
-
     def reduction(self, totals: Totals) -> Reduction:
         """The configured aggregation of per-token losses, divided by ``totals``."""
         return partial(get_aggregation(self.config.aggregation), totals=totals)
@@ -175,8 +169,6 @@ class PolicyGradientAgent(OnlineAgent):
         if self.pretraining is not None:
             totals.extra[PretrainingLoss.STEP] = float(self.optimizer_steps)
         return totals
-
-    # -- the update ------------------------------------------------------------------------------------------
 
     def after_update(self, batch: TrainingBatch) -> None:
         """Move an adaptive coefficient of the KL in the loss toward its target."""
@@ -218,8 +210,6 @@ class PolicyGradientAgent(OnlineAgent):
             row["objective/kl_coef"] = self.kl_loss.coef
         return row
 
-    # -- the averaged weights --------------------------------------------------------------------------------
-
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the policy has its averaged weights, if ``ema_decay`` is set."""
         return nullcontext() if self.average is None else self.average.applied()
@@ -233,8 +223,6 @@ class PolicyGradientAgent(OnlineAgent):
         """Write the policy with its averaged weights, if there are any."""
         with self.averaged():
             super().save_policy(path)
-
-    # -- checkpoints -----------------------------------------------------------------------------------------
 
     def training_state(self) -> TrainingState:
         """With running statistics of task returns, and the coefficient of the KL in the loss.

@@ -98,9 +98,6 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-# -- objects and numbers -------------------------------------------------------------------------------------
-
-
 def gather(value: T) -> list[T]:
     """The values of all processes, in the order of their ranks."""
     if world_size() == 1:
@@ -160,9 +157,6 @@ def collective(what: str) -> Iterator[None]:
     for number, said in enumerate(gather(None)):
         if said is not None:
             raise PeerError(f"{what} failed in process {number}: {said}")
-
-
-# -- tensors -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Evaluation: play a fixed set of episodes, measure them, and leave no trace in training.
+"""Evaluation: generate a fixed set of episodes and measure them, without any effect on training.
 
 The same prompts and sampling noise every time (the tickets of one seed), so two evaluations differ by the
 policy alone. Shape letters: B episodes, L tokens.
@@ -43,7 +43,7 @@ MetricFunction = Callable[..., Mapping[str, Any]]
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
     metrics: dict[str, float]
     """Name -> number.
@@ -111,7 +111,7 @@ def evaluate(
     max_tokens: int = 16384,
     keep: Callable[[EpisodeBatch], EpisodeBatch] | None = None,
 ) -> Evaluation:
-    """Play ``episodes`` episodes and measure them; nothing learns.
+    """Generate ``episodes`` episodes and measure them; nothing is trained.
 
     The policy is bound to ``envs`` while it plays (KL penalties ask it for its reference), the state of the
     reward terms does not move, and the random states of Python, NumPy and torch are as before. Only the
@@ -186,7 +186,7 @@ def user_metrics(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
 ) -> tuple[dict[str, float], dict[str, list[float | None]]]:
-    """Call a user's metric function and check what it gives.
+    """Call a user's metric function and check its result.
 
     Args:
         metric_fn: see ``evaluate``.
@@ -235,7 +235,7 @@ def _real(label: str, name: str, value: Any) -> float:
 
 
 def _episode_metrics(batch: EpisodeBatch) -> dict[str, float]:
-    """What the episodes tell by themselves."""
+    """Metrics that need only the episodes."""
     returns = batch.returns.double()
     rows = zip(batch.input_ids.cpu(), batch.action_mask.cpu(), strict=True)
     ids = [row[mask].tolist() for row, mask in rows]
@@ -295,7 +295,7 @@ def _samples(
 
 @contextmanager
 def _random_state_kept(device: torch.device) -> Iterator[None]:
-    """Put the global random states back: rewards and metrics may draw from them, training must not notice."""
+    """Restore the global random states: rewards and metrics may draw from them without effect on training."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -307,7 +307,7 @@ def _random_state_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _bound(policy: Any, envs: TextVectorEnv) -> Iterator[None]:
-    """Bind the policy for a while."""
+    """Bind the policy within the block."""
     before = envs.policy
     envs.bind(policy)
     try:

@@ -17,12 +17,12 @@ from textenv.utils.names import nearest
 from textenv.utils.terminal import number
 
 SETTINGS = ("temperature", "top_k", "top_p", "greedy", "beta")
-"""What may be swept; ``beta`` is the weight of the advantage in the decoding of ILQL and its kin."""
+"""Settings that can be swept; ``beta`` is the weight of the advantage in decoding (ILQL, Monte Carlo)."""
 
 
 @dataclass(kw_only=True)
 class Sweep:
-    """What a sweep found."""
+    """Result of a sweep."""
 
     settings: list[dict[str, Any]]
     """Settings of each evaluation."""
@@ -35,7 +35,7 @@ class Sweep:
         return [{**settings, **found.metrics} for settings, found in pairs]
 
     def table(self, metrics: Sequence[str] | None = None) -> Table:
-        """One row an evaluation: ``rich.print(sweep.table())``.
+        """One row per evaluation: ``rich.print(sweep.table())``.
 
         Args:
             metrics: columns; None = return, KL, length, and what was asked for by name.
@@ -60,7 +60,7 @@ class Sweep:
 def evaluate_sweep(
     policy: Any, envs: Any, episodes: int, grid: Mapping[str, Sequence[Any]], **options: Any
 ) -> Sweep:
-    """Evaluate under every combination of decode settings; the policy's own are as before afterwards.
+    """Evaluate under every combination of decode settings; the policy's own are restored afterwards.
 
     A KL is that between policy and reference both at the swept temperature; perplexities are at 1.
 

@@ -15,7 +15,7 @@ class AdamW8bit(bitsandbytes.optim.AdamW8bit):
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as every torch optimizer tells it: tensors by parameter, none of which share memory."""
+        """The state in torch's format: tensors by parameter that do not share memory."""
         state = torch.optim.Optimizer.state_dict(self)
         state["state"] = {
             index: {name: _own(name, value) for name, value in values.items()}
@@ -25,5 +25,5 @@ class AdamW8bit(bitsandbytes.optim.AdamW8bit):
 
 
 def _own(name: str, value: Any) -> Any:
-    """The tables of 256 values that the 8-bit numbers stand for are one tensor in all parameters' states."""
+    """Copy the quantization tables (256 values), which all parameters' states share."""
     return value.clone() if name.startswith("qmap") else value

@@ -56,8 +56,6 @@ class Backend:
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=autocast == "float16")
         self.masters = MasterWeights(optimizer)
 
-    # -- a step ----------------------------------------------------------------------------------------------
-
     def wrap(self, loss_fn: LossFunction) -> LossFunction:
         """The loss function as the backend has to call it."""
         return loss_fn
@@ -109,8 +107,6 @@ class Backend:
 
     def sync_weights(self) -> None:
         """Take over weights that were changed outside of the optimizer (target heads)."""
-
-    # -- whole weights ---------------------------------------------------------------------------------------
 
     def summon_full_params(self) -> AbstractContextManager[None]:
         """Within the block every process holds all weights, for passes without gradient of its own."""

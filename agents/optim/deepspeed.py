@@ -1,4 +1,4 @@
-"""DeepSpeed's engine in the place of an agent's optimizer step: ZeRO stages 1, 2 and 3.
+"""Optimizer steps by DeepSpeed's engine: ZeRO stages 1, 2 and 3.
 
 ``accelerate launch`` with a DeepSpeed configuration asks for it (Rajbhandari et al. 2020). In stage 1 each of
 W processes keeps 1/W of the moments, in stage 2 also of the gradients, in stage 3 also of the weights of the
@@ -75,7 +75,7 @@ class ZeroBackend(Backend):
         )[0]
         self.zero: Any = self.engine.optimizer
         self.frozen: dict[nn.Parameter, int] = {}
-        # AdamW makes its state in its first step, the engine looks for it after the first group's.
+        # AdamW creates its state in its first step, but the engine reads it after the first group's step.
         for part in self.parts:
             moments = {name: torch.zeros_like(part) for name in MOMENTS}
             self.optimizer.state[part] = {"step": torch.zeros((), device=part.device), **moments}
@@ -86,7 +86,7 @@ class ZeroBackend(Backend):
         policy.invalidate()
 
     def _keep_whole(self, inside: set[int]) -> None:
-        """Let every process have all parameters but those of the blocks, which are ``inside``."""
+        """Keep all parameters whole in every process, except those of the blocks (ids ``inside``)."""
         kept = self.zero.persistent_parameters
         for parameter in self.all_parameters:
             if id(parameter) not in inside:
@@ -96,8 +96,6 @@ class ZeroBackend(Backend):
                 parameter.is_external_param = True  # else it is let go as long as the engine traces passes
         self._gather(kept)
         self.frozen = {p: p._version for p in kept if not p.requires_grad}
-
-    # -- a step ----------------------------------------------------------------------------------------------
 
     def wrap(self, loss_fn: LossFunction) -> LossFunction:
         """The loss function, called as a forward pass of the engine."""
@@ -121,7 +119,7 @@ class ZeroBackend(Backend):
         return call
 
     def backward(self, loss: Tensor) -> None:
-        """Add up gradients; the engine averages over processes what has to be summed."""
+        """Add gradients; the engine averages over processes, so the loss is multiplied by their number."""
         self.engine.backward(loss * process_group.world_size())
 
     def reduce(self, failed: bool) -> bool:
@@ -145,7 +143,7 @@ class ZeroBackend(Backend):
         return torch.as_tensor(norm, device=self.policy.device)
 
     def sync_weights(self) -> None:
-        """Put frozen weights that were moved all the same (target heads) into the parts."""
+        """Write frozen weights that were changed (target heads) into the shards."""
         moved = [parameter for parameter, seen in self.frozen.items() if parameter._version != seen]
         self._write_back(moved)
         self._gather(moved)
@@ -156,8 +154,6 @@ class ZeroBackend(Backend):
         self.zero.zero_grad()
         for kept in (self.zero.averaged_gradients, getattr(self.zero, "all_grad_tensors", {})):
             kept.update(dict.fromkeys(kept))
-
-    # -- whole weights ---------------------------------------------------------------------------------------
 
     @contextmanager
     def summon_full_params(self) -> Iterator[None]:
@@ -218,7 +214,7 @@ class ZeroBackend(Backend):
         return plain
 
     def _take(self, plain: torch.optim.Optimizer) -> None:
-        """Spread settings and moments of an optimizer over whole weights."""
+        """Write the settings and moments of an optimizer over whole weights into the shards."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         for own, group in zip(self.optimizer.param_groups, plain.param_groups, strict=True):
@@ -234,7 +230,7 @@ class ZeroBackend(Backend):
 
     @property
     def parts(self) -> list[Tensor]:
-        """What AdamW moves in this process: its part of the weights, (n,) each."""
+        """The shards that AdamW updates in this process, (n,) each."""
         found: list[Tensor] = (
             self.zero.fp32_partitioned_groups_flat
             if self.stage == 3
@@ -249,13 +245,13 @@ class ZeroBackend(Backend):
 
     @staticmethod
     def _write_back(parameters: list[Any]) -> None:
-        """Put what whole weights are into the parts, and let go of the whole."""
+        """Write whole weights into the shards, and free the whole ones."""
         if parameters:
             parameters[0].partition(parameters, has_been_updated=True)
 
 
 class _Root(nn.Module):
-    """What the engine calls: whatever it is given, which calls the policy."""
+    """The module that the engine calls; it calls the given function, which calls the policy."""
 
     def __init__(self, policy: nn.Module) -> None:
         super().__init__()
@@ -266,7 +262,7 @@ class _Root(nn.Module):
 
 
 def _own_part(whole: Tensor, parameter: Any) -> Tensor:
-    """What stage 3 keeps of a tensor like ``parameter`` in this process, padded with zeros: (n,)."""
+    """This process's shard in stage 3 of a tensor like ``parameter``, padded with zeros: (n,)."""
     size = parameter.ds_tensor.numel()
     padded = nn.functional.pad(whole.flatten(), (0, size * process_group.world_size() - whole.numel()))
     return padded[process_group.rank() * size :][:size]

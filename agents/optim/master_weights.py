@@ -1,4 +1,4 @@
-"""float32 copies of 16-bit weights, which the optimizer moves in their place."""
+"""float32 copies of 16-bit weights, which the optimizer updates instead of the weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ KEY = "master"
 
 
 def wider(tensor: Tensor) -> Tensor:
-    """A tensor that small changes add up in: 16-bit numbers in float32, others as they are; no gradient."""
+    """A detached tensor that accumulates small changes: 16-bit numbers as float32, others unchanged."""
     detached = tensor.detach()
     return detached.float() if detached.dtype in HALF else detached
 
 
 class MasterWeights:
-    """The float32 copies of an optimizer's 16-bit parameters; they take the parameters' places in it.
+    """The float32 copies of an optimizer's 16-bit parameters; they replace the parameters in it.
 
     A change below about 0.4 % of a weight is rounded away in bfloat16, and below 0.05 % in float16, so steps
     and moments are made in float32 and the weights are rounded from the result (Micikevicius et al. 2018,
@@ -50,13 +50,13 @@ class MasterWeights:
                 index += 1
 
     def moved(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        """The parameters, with the copies in the places of those that have one."""
+        """The parameters, those with a copy replaced by it."""
         copies = {id(weight): master for weight, master in self._pairs.values()}
         return [copies.get(id(parameter), parameter) for parameter in parameters]
 
     @torch.no_grad()
     def take_gradients(self) -> None:
-        """Give the copies the weights' gradients; a weight that was changed elsewhere is copied anew."""
+        """Move the weights' gradients to the copies; a weight that was changed elsewhere is copied again."""
         for weight, master in self._pairs.values():
             master.copy_(torch.where(master.to(weight.dtype) == weight, master, weight.float()))
             master.grad = None if weight.grad is None else weight.grad.float()
@@ -64,12 +64,12 @@ class MasterWeights:
 
     @torch.no_grad()
     def give_weights(self) -> None:
-        """Round the copies to the weights."""
+        """Write the rounded copies to the weights."""
         for weight, master in self._pairs.values():
             weight.copy_(master)
 
     def drop_gradients(self) -> None:
-        """Forget gradients that were not taken."""
+        """Drop gradients that were not moved to the copies."""
         for weight, _ in self._pairs.values():
             weight.grad = None
 
@@ -79,7 +79,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def load(self, state: dict[int, dict[str, object]]) -> None:
-        """Take the copies out of an optimizer's state by index; where it has none they stay."""
+        """Load the copies from an optimizer's state by index, and remove them from it."""
         for index, values in state.items():
             saved = values.pop(KEY, None)
             if isinstance(saved, Tensor) and index in self._pairs:

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule, and the gradient norm."""
+"""The optimizer, the learning-rate schedule, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def check_trains(policy: nn.Module) -> None:
-    """Refuse a policy in which nothing but a critic would train.
+    """Refuse a policy in which only a critic has trainable parameters.
 
     Raises:
         ValueError: if all parameters outside of the critic are frozen.
@@ -127,7 +127,7 @@ def make_schedule(
 
 
 def _rate(step: int, *, name: str, total: int, warm: int) -> float:
-    """Share of the peak learning rate at a step."""
+    """Learning rate of a step, as a fraction of the peak."""
     if step < warm:
         return step / max(1, warm)
     decaying = max(1, total - warm)
@@ -148,7 +148,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
         ValueError: if the norm is NaN or infinite, before any parameter is changed.
     """
     tensors = [p for p in parameters if p.grad is not None]
-    # Sharded and whole gradients apart: no operation takes both.
+    # Sharded and whole gradients separately: no operation takes both.
     kinds = [[p for p in tensors if is_sharded(p) == kind] for kind in (False, True)]
     norms = [
         torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind

@@ -36,9 +36,6 @@ OLDER = "base_layers.safetensors"
 ADAPTER = "adapter"
 
 
-# -- what a policy's folder keeps of them --------------------------------------------------------------------
-
-
 def save_adapters(peft: PeftModel, folder: Path) -> dict[str, Any]:
     """Write the adapters and the layers that they sit on, unmerged.
 
@@ -186,9 +183,6 @@ def _load_older(model: Any, folder: Path) -> PeftModel:
     wrapped = _injected(model, config, "default", None)
     peft.set_peft_model_state_dict(wrapped, peft.load_peft_weights(source, device="cpu"))
     return wrapped
-
-
-# -- an adapter's folder as the model ------------------------------------------------------------------------
 
 
 def load_adapter_folder(

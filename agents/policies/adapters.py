@@ -104,9 +104,6 @@ _WRAPPERS = ("base_layer", "original_module", "token_adapter")
 """Names by which peft's modules hold the module that they adapt."""
 
 
-# -- making and checking -------------------------------------------------------------------------------------
-
-
 def add_lora(model: nn.Module, lora: bool | Mapping[str, Any] | Any, *, seed: int = 0) -> PeftModel:
     """Freeze the model and put trainable adapters into it (low-rank ones: Hu et al. 2021), in place.
 
@@ -245,9 +242,6 @@ def check_adapters(model: nn.Module) -> None:
                 )
 
 
-# -- looking into a model with adapters ----------------------------------------------------------------------
-
-
 def _adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Peft's modules in a model, by name: tuner layers, and wrappers of whole modules or token rows."""
     if "peft" not in sys.modules:
@@ -336,9 +330,6 @@ def base_is_start(peft: PeftModel) -> bool:
     """Whether the model without its adapters is the one that training began with."""
     starts = [str(getattr(config, "init_lora_weights", "")) for config in peft.peft_config.values()]
     return not any(start.lower().startswith(CHANGE_BASE) for start in starts)
-
-
-# -- merging -------------------------------------------------------------------------------------------------
 
 
 def merged_copy(peft: PeftModel) -> nn.Module:

@@ -46,7 +46,7 @@ FILES = (
     "adapted_layers.safetensors",
     "base_layers.safetensors",
 )
-"""What a policy's folder may hold of an earlier save that a later one does not write again."""
+"""Files of an earlier save that a later one may not overwrite; they are removed."""
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "class": str,
@@ -139,7 +139,7 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
 
 
 def _check_class(cls: type[TeacherForced], folder: Path, saved: Mapping[str, Any]) -> None:
-    """Refuse a class that lacks settings which the saved policy's own class added."""
+    """Refuse a class without the settings that the saved policy's class added."""
     takes = inspect.signature(cls.__init__).parameters
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values()):
         return
@@ -152,7 +152,7 @@ def _check_class(cls: type[TeacherForced], folder: Path, saved: Mapping[str, Any
 
 
 def restore_policy(policy: TeacherForced, path: str | os.PathLike[str]) -> None:
-    """Give a policy the weights that ``save_policy`` wrote; it was made as the saved one had been.
+    """Load the weights of ``save_policy`` into a policy that was made like the saved one.
 
     Raises:
         ValueError: if it has other weights, heads, adapters or another reference than were saved.
@@ -177,7 +177,7 @@ def restore_policy(policy: TeacherForced, path: str | os.PathLike[str]) -> None:
 
 
 def _load_beside(policy: TeacherForced, folder: Path, saved: dict[str, Any]) -> None:
-    """Heads and reference, which lie beside the model."""
+    """Load heads and reference, whose files lie beside the model's."""
     if saved["heads"]:
         load_heads(policy, folder)
     if saved["reference"] is not None:
@@ -199,7 +199,7 @@ def head_tensors(policy: TeacherForced) -> dict[str, Tensor]:
 
 
 def load_heads(policy: TeacherForced, path: str | os.PathLike[str]) -> None:
-    """Give the policy's heads the weights saved in the folder ``path``.
+    """Load the weights saved in the folder ``path`` into the policy's heads.
 
     Raises:
         ValueError: if the policy has other heads than were saved; make it with the same ones first.
@@ -218,5 +218,5 @@ def load_heads(policy: TeacherForced, path: str | os.PathLike[str]) -> None:
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors with memory of their own, as safetensors wants them."""
+    """Contiguous tensors that share no memory, as safetensors requires."""
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}

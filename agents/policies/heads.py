@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 HeadKind = Literal["linear", "mlp"]
 LINEAR_SPREAD = 0.01
-"""Standard deviation of what fresh linear Q heads say of a state of unit variance."""
+"""Standard deviation of the output of new linear Q heads for a state of unit variance."""
 
 
 class Projection(nn.Module):
@@ -39,7 +39,7 @@ class Projection(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def inner(self, hidden: Tensor) -> Tensor:
-        """What the last layer reads: (..., d) -> (..., d) or (..., 2d)."""
+        """Input of the last layer: (..., d) -> (..., d) or (..., 2d)."""
         hidden = hidden.to(self.last.weight.dtype)
         return hidden if self.first is None else torch.relu(self.first(hidden))
 
@@ -72,7 +72,7 @@ class ValueHead(nn.Module):
 
     @property
     def is_zero(self) -> bool:
-        """Whether it has not been trained: V = 0 everywhere."""
+        """Whether the head is untrained: V = 0 everywhere."""
         last = self.projection.last
         return not bool(last.weight.any()) and not bool(last.bias.any())
 
@@ -82,12 +82,12 @@ class ValueHead(nn.Module):
 
 
 def head_dtype(model: nn.Module) -> torch.dtype:
-    """What a head on this model computes in: float32, or float64 for a float64 model."""
+    """Number format of a head on this model: float32, or float64 for a float64 model."""
     return torch.promote_types(next(model.parameters()).dtype, torch.float32)
 
 
 def checked_head(head: nn.Module, hidden_size: int) -> nn.Module:
-    """The head itself, if it gives one number a state.
+    """The head itself, if it returns one number per state.
 
     Raises:
         ValueError: if it does not map (..., d) to (...,).

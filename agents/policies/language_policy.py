@@ -180,8 +180,6 @@ class LanguagePolicy(TeacherForced):
         """The model, as transformers sees it."""
         return self.model
 
-    # -- facts -----------------------------------------------------------------------------------------------
-
     @property
     def hidden_size(self) -> int:
         """d, width of the LM head's input."""
@@ -197,7 +195,7 @@ class LanguagePolicy(TeacherForced):
         return int(self._hf.config.get_text_config().vocab_size)
 
     def add_critic(self, kind: CriticKind = "shared") -> None:
-        """Take on a critic, unless there is one of this kind.
+        """Add a critic, unless there is one of this kind.
 
         Raises:
             ValueError: on an unknown kind, or if there is a critic of the other kind.
@@ -220,8 +218,6 @@ class LanguagePolicy(TeacherForced):
                 self.critic = SeparateCritic(self.model, self.hidden_size, kind=self.head_kind)
                 if self.compile_backend is not None:
                     compile_trunk(self.critic.trunk, backend=self.compile_backend)
-
-    # -- acting ----------------------------------------------------------------------------------------------
 
     def attach(self, env: Any) -> None:
         """Learn an environment's size and legality (``collect`` does it)."""
@@ -249,18 +245,16 @@ class LanguagePolicy(TeacherForced):
         return self.decoding.sampling()
 
     def set_logits_processor(self, processor: LogitsProcessor | None) -> None:
-        """Let ``processor`` change the legal logits before temperature and filters, everywhere."""
+        """Apply ``processor`` to the legal logits before temperature and filters, in acting and in passes."""
         self.decoding.logits_processor = processor
 
     @property
     def weights_version(self) -> int:
-        """Moves whenever weights may have changed."""
+        """A number that changes whenever weights may have changed."""
         return self.decoding.weights_version
 
-    # -- reference -------------------------------------------------------------------------------------------
-
     def reference(self, mode: ReferenceMode | None = None) -> Reference:
-        """The frozen policy to measure KL against: the weights at the first call, and the same ever after.
+        """The frozen policy that the KL is measured from: the weights at the first call.
 
         Args:
             mode: see ``Reference``; None = the lightest that is exact: without the adapters while they change
@@ -279,12 +273,10 @@ class LanguagePolicy(TeacherForced):
         return self._reference
 
     def reset_reference(self, mode: ReferenceMode | None = None) -> Reference:
-        """Take the weights as they are now for the reference."""
+        """Use the current weights as the reference."""
         self._reference = None
         self._memo.forget()
         return self.reference(mode)
-
-    # -- files -----------------------------------------------------------------------------------------------
 
     def extra_settings(self) -> dict[str, Any]:
         """JSON values of the constructor arguments that a subclass adds; ``save`` keeps them."""

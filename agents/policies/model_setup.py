@@ -73,8 +73,6 @@ def load_causal_lm(
     )
 
 
-# -- dropout -------------------------------------------------------------------------------------------------
-
 DropoutSettings = list[tuple[PretrainedConfig, str, float]]
 """(config, attribute, its probability) as they were before they were set to 0."""
 
@@ -115,7 +113,7 @@ def disable_dropout(model: nn.Module) -> DropoutSettings:
 
 @contextmanager
 def dropout_restored(settings: DropoutSettings) -> Iterator[None]:
-    """Put the config entries back for as long as the block runs (so that a saved config keeps them)."""
+    """Restore the config entries within the block, so that a saved config contains them."""
     for config, name, value in settings:
         setattr(config, name, value)
     try:
@@ -130,7 +128,7 @@ def _is_probability(name: str, value: object) -> bool:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Have the model (in train mode) compute activations again in the backward pass, not keep them."""
+    """Let the model (in train mode) recompute activations in the backward pass instead of storing them."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable({"use_reentrant": False})
     else:  # transformers before 5.17
@@ -147,9 +145,6 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if type(child) in written_out:
                 setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
-
-
-# -- layers --------------------------------------------------------------------------------------------------
 
 
 def transformer_blocks(model: nn.Module) -> nn.ModuleList:
@@ -216,7 +211,7 @@ def train_top_layers(model: nn.Module, count: int) -> None:
 
 
 def frozen_blocks(model: nn.Module) -> int:
-    """How many bottom blocks training cannot change: they and all that runs before them are frozen."""
+    """Number of bottom blocks that training cannot change: they and all layers before them are frozen."""
     if all(parameter.requires_grad for parameter in model.parameters()):
         return 0
     blocks = transformer_blocks(model)

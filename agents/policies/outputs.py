@@ -96,7 +96,7 @@ def joined_output(local: LocalRows, own: PolicyOutput, whole: EpisodeBatch) -> P
 
 
 class Memo:
-    """The last evaluation, valid for the very same tensors of episodes and the same state of the weights."""
+    """The last evaluation, valid for the same episode tensors and the same state of the weights."""
 
     def __init__(self) -> None:
         self._inputs: tuple[Tensor, Tensor] | None = None
@@ -107,22 +107,20 @@ class Memo:
         self._graph_versions: tuple[Hashable, ...] = ()
 
     def get(self, episodes: EpisodeBatch, state: Hashable) -> PolicyOutput | None:
-        """What is known about ``episodes``, or None; a result that was changed in place is forgotten."""
+        """The stored output for ``episodes``, or None; a result that was changed in place is not returned."""
         if self._found is None or not self._about(episodes):
             return None
         return self._found if self._versions == self._version(episodes, state, self._found) else None
 
     def put(self, episodes: EpisodeBatch, state: Hashable, found: PolicyOutput) -> PolicyOutput:
-        """Remember and give back."""
+        """Store an output and return it."""
         self._inputs = (episodes.input_ids, episodes.action_mask)
         self._versions, self._found = self._version(episodes, state, found), found
         return found
 
     def forget(self) -> None:
-        """Know nothing."""
+        """Drop all stored outputs."""
         self._inputs = self._found = self._expected = self._graph = None
-
-    # -- a pass with gradient, for the optimizer step that follows -------------------------------------------
 
     def expect(self, episodes: EpisodeBatch) -> None:
         """The next optimizer step is on these episodes."""
@@ -133,7 +131,7 @@ class Memo:
         return self._expected is episodes.input_ids
 
     def put_graph(self, episodes: EpisodeBatch, state: Hashable, found: PolicyOutput) -> PolicyOutput:
-        """Keep a pass with gradient, and give back its numbers."""
+        """Store a pass with gradient; returns its detached tensors."""
         self._expected, self._graph = None, found
         self._graph_versions = self._version(episodes, state, found)
         return found._replace(
@@ -141,14 +139,14 @@ class Memo:
         )
 
     def take_graph(self, episodes: EpisodeBatch, state: Hashable, wanted: set[str]) -> PolicyOutput | None:
-        """The pass with gradient over these episodes, if there is one with what is wanted; only once."""
+        """The stored pass with gradient over these episodes if it has the wanted fields; at most once."""
         graph, self._graph = self._graph, None
         if graph is None or not graph.has(wanted) or not self._about(episodes):
             return None
         return graph if self._graph_versions == self._version(episodes, state, graph) else None
 
     def _about(self, episodes: EpisodeBatch) -> bool:
-        """Whether what is known is about these very tensors."""
+        """Whether the stored output belongs to these tensors."""
         if self._inputs is None:
             return False
         ids, mask = self._inputs

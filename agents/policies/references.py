@@ -1,4 +1,4 @@
-"""References: the policy as it was, to measure how far training has moved it.
+"""Reference policies: a frozen state of the policy, from which the KL divergence is measured.
 
 A reference is taken from the weights in memory, never loaded again by name, and runs in the same
 teacher-forced code as the policy, so that the KL divergence is exactly 0 before the first step. Shape
@@ -28,7 +28,7 @@ from textenv.modeling.weight_version import ModelWatch, watch_of
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy for inference that shares what is frozen: only trainable parameters take memory again.
+    """A copy for inference that shares frozen parameters: only trainable ones take memory again.
 
     With adapters, or few trained layers, that is little; for a model that is trained whole it is the whole
     model.
@@ -41,7 +41,7 @@ def lightest_mode(policy: TeacherForced) -> ReferenceMode:
     """Adapters off while they change nothing, else the shared trunk if layers are frozen, else a copy."""
     if policy.peft is not None and adapters_change_nothing(policy.model):
         return "adapters-off"
-    # Compiled code does not call the hook by which a reference reads off the policy's trunk.
+    # Compiled code does not call the hook by which a reference reads the output of the policy's trunk.
     return "shared-trunk" if policy.compile_backend is None and frozen_blocks(policy.model) else "copy"
 
 
@@ -159,10 +159,8 @@ class Reference:
         frozen = [p for p in policy.model.parameters() if not p.requires_grad]
         return rules, tuple((id(p), p._version, p.data_ptr()) for p in frozen)
 
-    # -- weights ---------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights that are the reference's alone; shared ones are saved with the policy."""
+        """The weights that only the reference has; shared ones are saved with the policy."""
         if self._copy is None:
             return {}
         shared = {id(p) for p in self.policy.model.parameters()}
@@ -185,7 +183,7 @@ class Reference:
 
 
 class _Trunk:
-    """What the policy's last frozen block gives, remembered on demand, one entry a forward, oldest first."""
+    """Recorded outputs of the policy's last frozen block, one entry per forward pass, oldest first."""
 
     def __init__(self, last: nn.Module | None = None) -> None:
         self.last = last
@@ -202,7 +200,7 @@ class _Trunk:
 
 
 class _SharedBlock(nn.Module):
-    """A frozen block of the reference: gives the policy's trunk output where there is one, else runs."""
+    """A frozen block of the reference: returns the recorded trunk output if there is one, else runs."""
 
     def __init__(self, block: nn.Module, trunk: _Trunk, *, last: bool) -> None:
         super().__init__()
@@ -210,7 +208,7 @@ class _SharedBlock(nn.Module):
         self._trunk, self._last = trunk, last
 
     def __getattr__(self, name: str) -> Any:
-        # Backbones read attributes such as the attention type off their blocks.
+        # Backbones read attributes of their blocks, such as the attention type.
         try:
             return super().__getattr__(name)
         except AttributeError:

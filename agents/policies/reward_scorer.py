@@ -126,8 +126,6 @@ class Scorer(nn.Module):
         """Longest text in tokens, None if the model names no limit."""
         return self._reader.max_positions
 
-    # -- scores ----------------------------------------------------------------------------------------------
-
     def forward(self, episodes: EpisodeBatch) -> Tensor:
         """Differentiable scores of each head at the last token of each row: -> (B, K), float32 or float64."""
         with self._precision():
@@ -173,8 +171,6 @@ class Scorer(nn.Module):
 
     def invalidate(self) -> None:
         """Nothing is remembered between calls."""
-
-    # -- files -----------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str], *, reference: bool = False) -> None:
         """Write a folder that plain ``AutoModelForSequenceClassification.from_pretrained`` loads.
@@ -232,8 +228,6 @@ class Scorer(nn.Module):
             owner, name = final_linear(scorer.model)
             getattr(owner, name).load_state_dict(load_file(folder / HEADS))
         return scorer
-
-    # -- internals -------------------------------------------------------------------------------------------
 
     def _new_head(self, heads: int, fresh: bool) -> None:
         """Put in K fresh heads (std 1/sqrt(d + 1), Stiennon et al. 2020), or K copies of a trained one."""

@@ -1,4 +1,4 @@
-"""The language model of a policy on disk: written, and compared once with the policy as it loads.
+"""Save the language model of a policy, and check once that it loads as the same model.
 
 Compared are every parameter and buffer of the reloaded model with what was to be written (exactly, in the
 dtype that the files have), and the logits of a few tokens with those of the policy itself. It costs one load
@@ -31,7 +31,7 @@ _SIXTEEN_BITS = 0.1
 
 
 class SavedModelDiffers(RuntimeError):
-    """What plain transformers loads from a folder is not the policy that was saved there."""
+    """Plain transformers loads another model from the folder than the one that was saved."""
 
 
 def save_model(model: nn.Module, peft: Any, folder: Path) -> None:
@@ -55,7 +55,7 @@ def save_model(model: nn.Module, peft: Any, folder: Path) -> None:
 
 
 def save_ends(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Let plain ``generate`` stop where the policy's texts end, by the saved generation config.
+    """Set the stop tokens of the saved generation config, so that plain ``generate`` ends texts as here.
 
     To the ends that the model names come the tokenizer's EOS and, with a chat template, the token that ends
     the assistant's turn. A single end that is merely the default of the model's class gives way to them.
@@ -99,7 +99,7 @@ def check_saved(model: nn.Module, written: nn.Module, folder: Path) -> None:
 
 
 def probe_ids(model: nn.Module) -> Tensor:
-    """A few tokens all over the vocabulary, and some of those whose rows train on their own: (1, n)."""
+    """A few tokens across the vocabulary, and some of those with separately trained rows: (1, n)."""
     count = min(PROBE_TOKENS, usable_positions(model) or PROBE_TOKENS)
     size = model_vocab_size(model, 2)
     ids = torch.linspace(0, size - 1, count).long()
@@ -135,7 +135,7 @@ def _plain_load(written: Any, folder: Path) -> Any:
 
 
 def _compare_tensors(written: nn.Module, reloaded: nn.Module) -> None:
-    """Every tensor that was to be written is there, exactly."""
+    """Check that every tensor was written exactly."""
     expected, found = written.state_dict(), reloaded.state_dict()
     if set(expected) != set(found):
         names = sorted(set(expected) ^ set(found))[:5]

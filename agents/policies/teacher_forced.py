@@ -1,4 +1,4 @@
-"""Teacher-forced passes of a policy: what its model says about episodes, with gradient or remembered without.
+"""Teacher-forced passes of a policy over episodes: with gradient, or without and memoized.
 
 Old, new and reference log-probs all come from here, under one temperature, legality rule and precision.
 Scoring, advantages and metrics of one iteration ask the same of the same episodes; a memo answers again.
@@ -37,13 +37,13 @@ Autocast = Literal["float32", "bfloat16", "float16"]
 
 
 def filters(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """What keeps actions from being drawn from the distribution that log-probs are of; {} = nothing."""
+    """Sampling filters under which actions are not drawn from the policy's distribution; {} = none."""
     neutral = {"top_k": 0, "top_p": 1.0, "greedy": False}
     return {name: sampling[name] for name, off in neutral.items() if sampling.get(name, off) != off}
 
 
 class TeacherForced(nn.Module):
-    """The passes; ``LanguagePolicy`` is one that also acts, is built from names, and is saved."""
+    """Teacher-forced passes; the subclass ``LanguagePolicy`` also acts, and is built and saved by name."""
 
     model: nn.Module
     """The causal LM (with adapter layers inside it, if there are adapters)."""
@@ -79,12 +79,12 @@ class TeacherForced(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by."""
+        """Temperature: logits are divided by it."""
         return self.decoding.temperature
 
     @property
@@ -138,7 +138,7 @@ class TeacherForced(nn.Module):
         return self._pass(episodes, values=values, entropy=entropy, hidden=hidden)
 
     def expect_step(self, episodes: EpisodeBatch) -> None:
-        """Announce that the next optimizer step is on just these episodes: their evaluation serves it too.
+        """Announce that the next optimizer step is on exactly these episodes: it reuses their evaluation.
 
         The evaluation of a batch that fits ``max_tokens`` is then made with gradient, and ``forward`` on the
         same episodes gives it, once, as long as no weight has moved: the same numbers for one pass less.
@@ -180,7 +180,7 @@ class TeacherForced(nn.Module):
     def _evaluate(
         self, episodes: EpisodeBatch, values: bool, entropy: bool, final_values: bool, reference: bool
     ) -> PolicyOutput:
-        """``evaluate``, by the one thread that may."""
+        """``evaluate``; the caller holds the model's lock."""
         asked = {
             "values": values,
             "entropy": entropy,
@@ -332,7 +332,7 @@ class TeacherForced(nn.Module):
         return torch.autocast(self.device.type, dtype=getattr(torch, self.autocast))
 
     def _state(self) -> Hashable:
-        """Equal as long as no pass can give anything else."""
+        """A key that is equal as long as a repeated pass gives the same result."""
         weights = self.decoding.weights_version, watch_of(self).state(), float_settings(self)
         rules = (self.temperature, self.autocast, self.packing, self.legality, self.decoding.logits_processor)
         return weights, rules, self._restriction

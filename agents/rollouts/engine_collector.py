@@ -86,7 +86,7 @@ class EngineCollector:
         )
         ids, _, lengths = base.prompts.rows(index)
         prompts = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
-        # Half of a ticket's 64 bits of noise: as many as engines take for a seed without a sign.
+        # Half of the 64 bits of an episode's noise: engines take unsigned seeds of at most 32 bits.
         noise = tuple((noise_base(seeds, tickets) >> np.uint64(33)).tolist())
         responses = engine.generate(prompts, engine_sampling(policy, base, noise))
         generated = time.perf_counter()
@@ -169,7 +169,7 @@ def check_playable(request: RolloutRequest) -> None:
 
 
 def engine_sampling(policy: LanguagePolicy, base: TextVectorEnv, seeds: tuple[int, ...]) -> EngineSampling:
-    """How the policy acts in the environment, in an engine's words."""
+    """The policy's sampling settings and the environment's token constraints, as an engine takes them."""
     decoding, legality = policy.decoding, base.legality
     allowed = None
     if legality.suppressed_tokens or model_vocab_size(policy.model, 0) != legality.vocab_size:
@@ -189,7 +189,7 @@ def engine_sampling(policy: LanguagePolicy, base: TextVectorEnv, seeds: tuple[in
 
 @contextmanager
 def _checkpoint(policy: LanguagePolicy, parent: str | None) -> Iterator[Path]:
-    """The weights as a plain transformers checkpoint, adapters merged in, for as long as the block runs."""
+    """Within the block: a folder with the weights as a plain transformers checkpoint, adapters merged in."""
     with tempfile.TemporaryDirectory(prefix="textenv-weights-", dir=parent) as folder:
         policy.save(folder)
         yield Path(folder)

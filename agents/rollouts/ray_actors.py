@@ -1,4 +1,4 @@
-"""The actors' side of Ray rollouts: what an environment and a policy are sent as, and the actor that plays.
+"""The actors of Ray rollouts: recipes of environment and policy, packed weights, and the actor class.
 
 An actor keeps nothing that it could not make again: every call brings references to the recipe of environment
 and policy and to the weights, which are fetched only where they are new. Shape letters: B episodes.
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from textenv.agents.policies.language_policy import LanguagePolicy
 
 PackedWeights = dict[str, np.ndarray]
-"""Name -> the tensor's bytes, (n,) uint8, which Ray's object store hands on without copies."""
+"""Name -> the tensor's bytes, (n,) uint8; Ray's object store shares them without copies."""
 SAMPLING = ("temperature", "top_k", "top_p", "greedy")
-"""What may change between two rollouts besides the weights: attributes of ``DecodingPolicy``."""
+"""Attributes of ``DecodingPolicy`` that may change between two rollouts."""
 
 HINT = (
     "give the actors an environment of their own by its gym id and arguments: "
@@ -44,12 +44,9 @@ HINT = (
 )
 
 
-# -- the environment -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class EnvRecipe:
-    """What an actor makes its environment of: the pieces of a native one, or a gym id."""
+    """How an actor makes its environment: from the parts of a native one, or by a gym id."""
 
     num_envs: int
     """N, rows of the actor."""
@@ -59,7 +56,7 @@ class EnvRecipe:
     """Gym id, if it is made by one."""
 
     def build(self, device: str) -> Any:
-        """The environment, without rewards of the learner's."""
+        """The environment, without the learner's rewards."""
         if self.env_id is not None:
             where = {} if device == "cpu" else {"device": device}
             return gym.make_vec(self.env_id, self.num_envs, **{**where, **self.arguments})
@@ -73,7 +70,7 @@ def env_recipe(
     env: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> EnvRecipe:
-    """What copies of the learner's environment are made of.
+    """The recipe for copies of the learner's environment.
 
     Args:
         envs: the learner's, wrapped or not.
@@ -114,12 +111,9 @@ def env_recipe(
     return EnvRecipe(rows, arguments)
 
 
-# -- the policy ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class PolicyRecipe:
-    """What an actor makes its policy of, and the rewards that it scores with, if it does."""
+    """How an actor makes its policy, and the rewards that it computes, if any."""
 
     policy_class: type[LanguagePolicy]
     """The class of the policy."""
@@ -137,7 +131,7 @@ class PolicyRecipe:
     """Whether code that comes with the models of rewards may run."""
 
     def build(self, device: str) -> LanguagePolicy:
-        """The policy, which acts and has log-probs as the learner's."""
+        """The policy; it acts and computes log-probs like the learner's."""
         policy = self.policy_class(self.model, device=device, **self.arguments)
         if self.reference is not None:
             mode, state = self.reference
@@ -146,7 +140,7 @@ class PolicyRecipe:
 
 
 def policy_recipe(policy: LanguagePolicy, rewards: list[Any] | None = None) -> PolicyRecipe:
-    """What replicas of the learner's policy are made of.
+    """The recipe for copies of the learner's policy.
 
     Args:
         policy: the learner's.
@@ -198,11 +192,8 @@ def _on_cpu(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).cpu()
 
 
-# -- weights -------------------------------------------------------------------------------------------------
-
-
 def acting_tensors(policy: LanguagePolicy) -> dict[str, Tensor]:
-    """What training changes and acting depends on, by name: trained weights, and all heads but the critic."""
+    """Tensors that training changes and acting needs, by name: trained weights, heads except the critic."""
     trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     both = {**trained, **head_tensors(policy)}
     return {name: tensor for name, tensor in both.items() if not name.startswith("critic.")}
@@ -218,7 +209,7 @@ def pack(policy: LanguagePolicy) -> PackedWeights:
 
 @torch.no_grad()
 def unpack(policy: LanguagePolicy, weights: PackedWeights) -> None:
-    """Give a replica the weights."""
+    """Load the weights into a copy."""
     own = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
     for name, found in weights.items():
         target = own[name]
@@ -226,12 +217,9 @@ def unpack(policy: LanguagePolicy, weights: PackedWeights) -> None:
     policy.invalidate()
 
 
-# -- the actor -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Work:
-    """One call of an actor: which tickets to play, by which weights."""
+    """One call of an actor: the episodes to generate, and the weights."""
 
     recipe: tuple[Any, ...]
     """References to an ``EnvRecipe`` and a ``PolicyRecipe``."""
@@ -240,7 +228,7 @@ class Work:
     version: int
     """Number of these weights."""
     sampling: dict[str, Any]
-    """How to act: an attribute of ``DecodingPolicy`` -> its value."""
+    """Sampling settings: attribute of ``DecodingPolicy`` -> value."""
     seed: int
     """Of the tickets' stream."""
     first_ticket: int
@@ -258,14 +246,14 @@ class Work:
 
 
 class Played(NamedTuple):
-    """What a call gives back."""
+    """Result of a call."""
 
     episodes: EpisodeBatch
-    """The actor's share, on the CPU."""
+    """The actor's episodes, on the CPU."""
     pid: int
-    """Process that played."""
+    """Id of the actor's process."""
     seconds: float
-    """How long it took."""
+    """Seconds of the call."""
 
 
 class RolloutActor:
@@ -291,7 +279,7 @@ class RolloutActor:
         return os.getpid()
 
     def play(self, work: Work) -> Played:
-        """Play a share of the tickets, each to its end."""
+        """Generate this actor's episodes, each to its end."""
         started = time.perf_counter()
         if work.recipe != self._recipe:
             self._build(work)

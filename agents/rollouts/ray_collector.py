@@ -1,4 +1,4 @@
-"""Rollouts by Ray actors: an online agent's episodes, played in other processes, on this machine or others.
+"""Rollouts by Ray actors: other processes, on this machine or others, generate an online agent's episodes.
 
 The learner sends its weights once a version, the actors share the tickets of an iteration, and the episodes
 come back in ticket order. A ticket's episode is a function of weights, seed and ticket, so who plays it, and
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Round:
-    """The calls that play one iteration's tickets."""
+    """The calls that generate the episodes of one iteration."""
 
     first_ticket: int
     iteration: int
-    """The agent's iteration when it was sent off."""
+    """The agent's iteration when the calls were sent."""
     calls: list[Any]
 
 
@@ -64,8 +64,6 @@ class RayCollector:
         self._version: int | None = None
         self._rounds: deque[_Round] = deque()
         self._replaced = 0
-
-    # -- playing ---------------------------------------------------------------------------------------------
 
     @property
     def ahead(self) -> int:
@@ -109,21 +107,19 @@ class RayCollector:
 
     @property
     def under_way(self) -> list[int]:
-        """First tickets of the iterations that are being played ahead."""
+        """First episode ids of the iterations that are generated in advance."""
         return [ahead.first_ticket for ahead in self._rounds]
 
     def close(self) -> None:
-        """Forget what is being played, and stop actors that were started here."""
+        """Drop the running calls, and stop actors that were started here."""
         self._rounds.clear()
         if self._given is None and self._actors:
             stop_actors(self._ray, self._actors)
         self._actors, self._recipe, self._weights, self._version = [], (), (), None
         self.pids.clear()
 
-    # -- sending ---------------------------------------------------------------------------------------------
-
     def _send(self, request: RolloutRequest, first_ticket: int) -> _Round:
-        """Send off the calls of one iteration with the weights as they are now."""
+        """Send the calls of one iteration with the current weights."""
         from textenv.agents.rollouts.ray_actors import SAMPLING, Work, pack
 
         policy = request.policy
@@ -148,7 +144,7 @@ class RayCollector:
         return _Round(first_ticket, request.iteration, calls)
 
     def _start(self, request: RolloutRequest) -> None:
-        """Start the actors, and put what they make environment and policy of into the object store."""
+        """Start the actors, and put the recipes of environment and policy into the object store."""
         settings, size = self.settings, request.episodes
         count = len(self._given) if self._given is not None else settings.num_actors
         if process_group.world_size() > 1:
@@ -178,7 +174,7 @@ class RayCollector:
 
 
 def start_rollout_actors(settings: RayRollouts) -> list[Any]:
-    """Start actors that serve any number of agents, one after the other; ``RayCollector`` takes them.
+    """Start actors for ``RayCollector``; they can serve several agents, one after the other.
 
     Raises:
         ImportError: without ray.
@@ -204,6 +200,6 @@ def _put(ray: Any, recipe: Any, what: str) -> Any:
     except Exception as error:
         from textenv.agents.rollouts.ray_actors import HINT
 
-        # Ray quotes the whole object; what went wrong is in the cause.
+        # Ray's message quotes the whole object; the reason is in the cause.
         reason, hint = error.__cause__ or error, f"; {HINT}" if what == "environment" else ""
         raise TypeError(f"the {what} can't be sent to actors ({reason}){hint}") from error

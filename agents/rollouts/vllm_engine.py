@@ -1,4 +1,4 @@
-"""What a generation engine is to rollouts, and vLLM as one.
+"""The protocol of generation engines, and vLLM as one.
 
 An engine knows prompts and sampling parameters, and nothing of environments, tickets or rewards.
 """
@@ -15,7 +15,7 @@ from textenv.modeling.pretrained import is_trusted
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSampling:
-    """How an engine is to choose tokens: the policy's temperature and filters, the environment's legality."""
+    """Sampling parameters: the policy's temperature and filters, the environment's token constraints."""
 
     temperature: float
     """Logits are divided by it."""
@@ -28,7 +28,7 @@ class EngineSampling:
     max_new_tokens: int
     """Tokens of the longest response."""
     min_new_tokens: int
-    """No stop token before so many."""
+    """Stop tokens are not allowed before this many tokens."""
     stop_token_ids: tuple[int, ...]
     """Tokens that end a response, and are its last."""
     allowed_token_ids: tuple[int, ...] | None
@@ -38,7 +38,7 @@ class EngineSampling:
 
 
 class Response(NamedTuple):
-    """What an engine wrote to one prompt."""
+    """An engine's response to one prompt."""
 
     tokens: list[int]
     """The response, with the stop token if one ended it."""
@@ -47,16 +47,16 @@ class Response(NamedTuple):
 
 
 class GenerationEngine(Protocol):
-    """What ``EngineCollector`` asks of an engine."""
+    """The methods that ``EngineCollector`` calls."""
 
     def load_weights(self, folder: Path) -> None:
-        """Go on with the weights of a plain transformers checkpoint, and forget what older ones computed."""
+        """Load the weights of a plain transformers checkpoint, and drop caches of the older ones."""
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: EngineSampling) -> list[Response]:
         """One response to each prompt, in the order of the prompts."""
 
     def sleep(self) -> None:
-        """Give memory back until ``wake``."""
+        """Release memory until ``wake``."""
 
     def wake(self) -> None:
         """Be ready to load weights and to generate."""
@@ -66,7 +66,7 @@ class GenerationEngine(Protocol):
 
 
 class VLLMEngine:
-    """vLLM (Kwon et al. 2023) in this process's name; on its own GPU, or on the learner's.
+    """vLLM (Kwon et al. 2023), on its own GPU or on the learner's.
 
     Args:
         folder: a plain transformers checkpoint to begin with.
@@ -111,7 +111,7 @@ class VLLMEngine:
                 seed=seed,
                 max_tokens=sampling.max_new_tokens,
                 min_tokens=sampling.min_new_tokens,
-                # The environment's stop tokens are the only ones, whatever the model's configuration says.
+                # Only the environment's stop tokens end a response, not those of the model's configuration.
                 ignore_eos=True,
                 stop_token_ids=list(sampling.stop_token_ids),
                 allowed_token_ids=sampling.allowed_token_ids and list(sampling.allowed_token_ids),

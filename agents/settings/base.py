@@ -81,7 +81,7 @@ class Config:
         """Check the ranges; a subclass calls ``super().validate()`` first and then ``self.check``."""
 
     def idle(self) -> Idle:
-        """Settings that differ from their default and change nothing beside the others, and why.
+        """Settings that differ from their default but have no effect given the others, with the reason.
 
         A subclass adds its own to ``super().idle()``, by ``changed``.
         """
@@ -97,7 +97,7 @@ class Config:
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name in self._names()}
 
     def refused(self, found: Idle) -> Idle:
-        """Those of the settings without effect that were given; a default has been asked for by nobody."""
+        """The settings without effect that the user gave; defaults are not refused."""
         return {} if self.saved else {name: why for name, why in found.items() if name in self._names()}
 
     def _names(self) -> frozenset[str]:
@@ -107,7 +107,7 @@ class Config:
 
     @classmethod
     def with_defaults(cls, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Self:
-        """Settings of what was given and, for the rest, of other defaults than the class's own.
+        """Settings from given values and other defaults than those of the class.
 
         Raises:
             TypeError: if one of the two is no mapping, or a value does not have its field's type.
@@ -123,7 +123,7 @@ class Config:
         return made
 
     def check(self, **ranges: str) -> None:
-        """Check fields against ranges; None passes, for the type has already said whether it may be None.
+        """Check fields against ranges; None passes, because the type check decides whether it is allowed.
 
         Args:
             ranges: field name -> an interval, ``"(0, 1]"`` or ``"(0, inf)"``, or a comparison, ``">= 1"``.
@@ -213,29 +213,29 @@ class AgentConfig(Config):
     adam_eps: float = 1e-8
     """Term added to AdamW's denominator."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """AdamW, or AdamW with moments of 8 bits (a fourth of their memory), by the extra "quantized"."""
+    """AdamW, or AdamW with 8-bit moments (a fourth of their memory), which needs the extra "quantized"."""
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this L2 norm over all parameters; None leaves them as they are."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What the learning rate does after the warm-up: stay, or fall to zero in a line or half a cosine."""
+    """Learning rate after the warm-up: constant, or decay to zero, linear or as half a cosine."""
     warmup_steps: int = 0
-    """Optimizer steps over which the learning rate rises from zero in a line."""
+    """Optimizer steps over which the learning rate rises linearly from zero."""
     autocast: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the matrix products in training; weights keep their own. float32 is no autocast."""
     max_tokens_per_microbatch: int = 16384
     """Padded tokens in one forward and backward pass. It bounds memory and does not change the gradient."""
     eval_every: int = 0
-    """Evaluate after every so many iterations (online) or optimizer steps (offline); 0: only at the end."""
+    """Evaluate every this many iterations (online) or optimizer steps (offline); 0: only at the end."""
     eval_episodes: int = 256
     """Episodes of one evaluation."""
     checkpoint_every: int = 0
-    """Save after every so many iterations (online) or optimizer steps (offline); 0: only at the end."""
+    """Save every this many iterations (online) or optimizer steps (offline); 0: only at the end."""
     keep_checkpoints: int = 2
-    """How many of the latest checkpoints stay on disk."""
+    """Number of the latest checkpoints that are kept on disk."""
     log_every: int = 1
-    """Log after every so many iterations (online) or optimizer steps (offline)."""
+    """Log every this many iterations (online) or optimizer steps (offline)."""
     report: bool = True
-    """With a run folder: evaluate once before the first step, too, and write report.html at the end."""
+    """With a run folder: also evaluate before the first step, and write report.html at the end."""
 
     def validate(self) -> None:
         """Check the ranges."""
@@ -262,13 +262,13 @@ class OnlineConfig(AgentConfig):
     """Settings of agents that generate the episodes they learn from."""
 
     iterations: int | None = None
-    """Times of collecting and learning. 100 if neither this nor ``total_episodes`` is given."""
+    """Number of iterations (collect, then update). 100 if neither this nor ``total_episodes`` is given."""
     total_episodes: int | None = None
     """Episodes of the whole run, instead of ``iterations``; a multiple of ``episodes_per_iteration``."""
     episodes_per_iteration: int = 128
-    """Episodes collected before each round of learning."""
+    """Episodes generated in each iteration."""
     epochs: int = 4
-    """Passes over the collected episodes in each round of learning."""
+    """Passes over the episodes of an iteration."""
     minibatches: int = 4
     """Optimizer steps in each pass."""
 

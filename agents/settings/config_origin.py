@@ -1,4 +1,4 @@
-"""Where the values of settings come from while the settings are made: saved ones, and those a user gave."""
+"""The origin of settings while an object is made: values from a file, and values given by the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _names: ContextVar[frozenset[str] | None] = ContextVar("settings given to the ne
 
 @contextmanager
 def as_saved() -> Iterator[None]:
-    """Within the block settings are made as saved ones, which may be without effect."""
+    """Within the block, settings count as saved ones, which may be without effect."""
     token = loading.set(True)
     try:
         yield
@@ -22,7 +22,7 @@ def as_saved() -> Iterator[None]:
 
 @contextmanager
 def as_given(names: Iterable[str]) -> Iterator[None]:
-    """The first settings object made within the block counts these of its settings as given."""
+    """The first settings object made within the block counts these settings as given by the user."""
     token = _names.set(frozenset(names))
     try:
         yield
@@ -31,7 +31,7 @@ def as_given(names: Iterable[str]) -> Iterator[None]:
 
 
 def take_given(keywords: Iterable[str]) -> frozenset[str]:
-    """Names of the settings that an object being made counts as given: those of ``as_given``, else all.
+    """Names of the settings that count as given for the object being made: those of ``as_given``, else all.
 
     Args:
         keywords: names of the settings that it is made with.

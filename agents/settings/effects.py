@@ -51,7 +51,7 @@ def takes(function: Callable[..., Any], keyword: str) -> bool:
 
 
 def unlike(config: Settings, names: Iterable[str], made_with: Mapping[str, Any], because: str) -> Idle:
-    """Settings of a policy that was given ready-made, where they differ from what it was made with."""
+    """Settings that differ from those which a policy object given by the user was made with."""
     return {
         name: why
         for name, why in config.changed(*names, because=because).items()
@@ -60,7 +60,7 @@ def unlike(config: Settings, names: Iterable[str], made_with: Mapping[str, Any],
 
 
 def unused_by(estimator: str, config: Settings) -> Idle:
-    """Settings that an advantage estimator does not look at."""
+    """Settings that an advantage estimator does not use."""
     keywords = {"gamma": "gamma", "gae_lambda": "gae_lambda", "bootstrap_truncated": "final_values"}
     why = f"with the advantage estimator {estimator!r}, which does not use it"
     found = config.changed(*(field for field in keywords if hasattr(config, field)), because=why)
