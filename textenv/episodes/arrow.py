@@ -1,8 +1,8 @@
 """Fields of episodes and preference pairs as ``datasets.Dataset``: Arrow columns, one row per item.
 
 Extra task columns are named ``extras/NAME``, reward terms ``reward_terms/NAME``, the sides of a pair
-``chosen/...`` and ``rejected/...``. What is not per row (sampling, dtypes, pad id) is JSON in the dataset's
-description, the one free field that ``datasets`` keeps through select, shuffle, save and push.
+``chosen/...`` and ``rejected/...``. Values for the whole batch (sampling, dtypes, pad id) are JSON in the
+dataset's description, the only free field that ``datasets`` keeps through select, shuffle, save and push.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _meta_of(dataset: datasets.Dataset, kind: str, where: str) -> dict[str, Any]
     try:
         meta: Any = json.loads(dataset.info.description or "{}")
     except json.JSONDecodeError:
-        meta = {}  # somebody else's description: columns alone decide
+        meta = {}  # another program's description: only the columns count
     found = meta.get("kind", kind) if isinstance(meta, dict) else kind
     if found != kind:
         raise ValueError(f"{where} holds {found}, expected {kind}")

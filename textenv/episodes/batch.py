@@ -1,7 +1,7 @@
 """The record: one trajectory format for rollouts, offline data, scoring, training and logging.
 
-Rows are right-padded, prompt and response contiguous from column 0. Everything per token is aligned with
-``input_ids`` and masked by ``action_mask``; masks come from lengths, never from comparing ids with a pad id.
+Rows are right-padded, prompt and response contiguous from column 0. Values per token are aligned with
+``input_ids`` and masked by ``action_mask``; masks are computed from lengths, not from a pad id.
 Shape letters: B episodes, L tokens.
 """
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 class EpisodeBatch:
     """B finished (or partial) episodes of at most L tokens, prompt then response.
 
-    Only ``input_ids``, ``attention_mask``, ``prompt_lengths`` and ``action_mask`` are required; the rest
-    gets a neutral default (zero rewards, terminated, ids 0..B-1).
+    Only ``input_ids``, ``attention_mask``, ``prompt_lengths`` and ``action_mask`` are required; other
+    fields have a neutral default (zero rewards, terminated, ids 0..B-1).
 
     Raises:
         ValueError: if a field's shape does not fit, column 0 is an action, or a reward (or a term of it)
-            stands where no action is; ``validate`` checks more.
+            is not 0 where no action is; ``validate`` checks more.
 
     Example:
         >>> batch = EpisodeBatch.from_ids([[5, 6]], [[7, 8, 9]])
@@ -70,16 +70,15 @@ class EpisodeBatch:
     prompt_index: Tensor = None  # type: ignore[assignment]
     """(B,) int64: index of the prompt in the prompt set, -1 if there is none."""
     reward_terms: dict[str, Tensor] = field(default_factory=dict)
-    """name -> (B, L) float: each term's contribution; they sum to ``rewards``. ``raw/name`` is before
-    shaping and is not part of the sum."""
+    """name -> (B, L) float: the reward of each term; they sum to ``rewards``. ``raw/name`` is the value
+    before shaping and not part of the sum."""
     extras: dict[str, list[Any]] = field(default_factory=dict)
     """Task columns (references, labels): name -> list of B values."""
     sampling: dict[str, Any] = field(default_factory=dict)
-    """How the actions were sampled: temperature, top_k, top_p, the legality rule, weights_version. JSON
-    values."""
+    """Sampling settings as JSON values: temperature, top_k, top_p, token constraints, weights_version."""
 
     check: InitVar[bool] = True
-    """False leaves out the checks that read the data: for what is made of a checked batch."""
+    """False skips the checks that read the data, for batches made from a checked one."""
 
     def __post_init__(self, check: bool) -> None:
         check_fields(self.as_dict())
@@ -107,7 +106,7 @@ class EpisodeBatch:
             check_actions(self.as_dict())
 
     def validate(self) -> EpisodeBatch:
-        """Check all of the data, and return self.
+        """Check all data, and return self.
 
         Raises:
             ValueError: naming the field and the row; see ``textenv.episodes.checks.check_whole``.
@@ -141,12 +140,12 @@ class EpisodeBatch:
 
     @property
     def action_steps(self) -> Tensor:
-        """(B, L) int64: at an action, how many tokens the policy had chosen before it in the episode."""
+        """(B, L) int64: at an action, the number of earlier actions in the episode."""
         return (self.action_mask.cumsum(-1) - 1).clamp_min(0)
 
     @property
     def turn_steps(self) -> Tensor:
-        """(B, L) int64: at an action, how many of its turn (a run of actions) are before it: the step t."""
+        """(B, L) int64: at an action, the number of earlier actions in its turn: the step t."""
         columns = torch.arange(self.input_ids.shape[1], device=self.device).expand_as(self.action_mask)
         before = torch.where(self.action_mask, -1, columns).cummax(-1).values
         return torch.where(self.action_mask, columns - before - 1, 0)
@@ -180,8 +179,8 @@ class EpisodeBatch:
             prompts: B lists of ids, none empty.
             responses: B lists of ids.
             rewards: (B,), at the last action of each episode.
-            pad_token_id: what padding is filled with.
-            fields_: further fields of the batch.
+            pad_token_id: id of padding.
+            fields_: other fields of the batch.
 
         Raises:
             TypeError: if an id is not an integer.
@@ -222,14 +221,14 @@ class EpisodeBatch:
         max_length: int | None = None,
         **fields_: Any,
     ) -> EpisodeBatch:
-        """Tokenise prompts and completions apart and join them, so that the boundary is exact.
+        """Tokenise prompts and completions separately and join them, so that the boundary is exact.
 
         Args:
             prompts: B strings; an empty one becomes BOS (or EOS where the tokenizer has no BOS).
             completions: B strings.
             tokenizer: a transformers tokenizer.
             rewards: (B,), at the last action of each episode.
-            append_eos: end every completion by EOS, as a generated one would, unless its text does.
+            append_eos: end every completion with EOS, as a generated one, unless its text already does.
             max_length: longest episode in tokens; a longer one loses its end and is marked truncated.
             fields_: further fields of the batch.
 

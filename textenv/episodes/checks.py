@@ -66,7 +66,7 @@ def check_id_rows(prompts: Sequence[Any], responses: Sequence[Any]) -> None:
     """Refuse lists that are not B prompts and B responses of token ids, no prompt empty.
 
     Raises:
-        TypeError: if an id is no integer.
+        TypeError: if an id is not an integer.
         ValueError: if the counts differ, a prompt is empty, or an id does not lie in [0, 2**63).
 
     >>> check_id_rows([[0], [0]], [[1, 2], [1.5]])

@@ -26,7 +26,7 @@ class PreferenceBatch:
     """Pairs of episodes on the same prompts, one preferred to the other.
 
     Raises:
-        TypeError: if a side is no ``EpisodeBatch``, or margin or label hold no numbers.
+        TypeError: if a side is not an ``EpisodeBatch``, or margin or label are not numbers.
         ValueError: if the two sides differ in size, margin or label does not have shape (B,), a margin is not
             finite, or a label does not lie in [0, 1].
     """
@@ -34,11 +34,11 @@ class PreferenceBatch:
     chosen: EpisodeBatch
     """B preferred episodes."""
     rejected: EpisodeBatch
-    """B episodes that lost."""
+    """B episodes that were not preferred."""
     margin: Tensor | None = None
-    """(B,) float: by how much ``chosen`` should win (Bradley-Terry with margin), 0 if None."""
+    """(B,) float: margin in the Bradley-Terry model, 0 if None."""
     label: Tensor | None = None
-    """(B,) float in [0, 1]: probability that ``chosen`` is really better (soft labels), 1 if None."""
+    """(B,) float in [0, 1]: probability that ``chosen`` is better (soft labels), 1 if None."""
 
     def __post_init__(self) -> None:
         for side in SIDES:
@@ -109,16 +109,16 @@ class PreferenceBatch:
         return cls(chosen=sides[0], rejected=sides[1], margin=margin, label=label)
 
     def check_sides_differ(self, source: str) -> None:
-        """Look for pairs whose sides have the same tokens: nothing can be learned from them.
+        """Check for pairs whose sides have the same tokens, from which nothing can be learned.
 
         Args:
             source: where the pairs come from, for the message.
 
         Raises:
-            ValueError: if all pairs are so.
+            ValueError: if all pairs have.
 
         Warns:
-            UserWarning: if some are, with their number.
+            UserWarning: if some have, with their number.
         """
         width = min(side.input_ids.shape[1] for side in (self.chosen, self.rejected))
         ids = [(side.input_ids * side.attention_mask)[:, :width] for side in (self.chosen, self.rejected)]

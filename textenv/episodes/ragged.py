@@ -55,19 +55,19 @@ def dtypes_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """The values on the CPU; half-precision floats as float32, which is exact and known to every format."""
+    """The values on the CPU; half precision as float32, which is exact and supported by every format."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
 
 
 def to_tensor(values: np.ndarray, dtype: str) -> Tensor:
-    """A tensor of its own (files give read-only arrays) of the named torch dtype."""
+    """A copy (arrays from files are read-only) as a tensor of the named torch dtype."""
     return torch.from_numpy(np.array(values)).to(getattr(torch, dtype))
 
 
 @dataclass
 class RaggedEpisodes:
-    """B episodes, flat: the tokens of all rows one after the other."""
+    """B episodes without padding: the tokens of all rows in one array."""
 
     lengths: np.ndarray
     """(B,) int64: tokens of each episode."""
@@ -154,7 +154,7 @@ class RaggedEpisodes:
 
 
 def _check_meta(meta: Mapping[str, Any], rows: int) -> None:
-    """What stands once for all episodes of a file.
+    """Check the entries for all episodes of a file.
 
     Raises:
         ValueError: naming the entry.

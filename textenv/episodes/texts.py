@@ -1,9 +1,8 @@
 """Token ids as texts, split where the response begins. Shape letters: B episodes.
 
-Most tokenizers read a token differently at the beginning of a text: SentencePiece kinds drop its blank,
-WordPiece shows the prefix of a continued word, and bytes of one character that are decoded apart are no
-character. So a response is never decoded alone: prompt text + completion text is what the tokenizer makes of
-all tokens.
+Most tokenizers decode a token differently at the start of a text: SentencePiece drops its space, WordPiece
+shows the prefix of a continued word, and separate bytes of one character cannot be decoded. So a response is
+never decoded alone: prompt text + completion text is the decoded text of all tokens.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ def split_texts(
     *,
     skip_special_tokens: bool = True,
 ) -> list[tuple[str, str]]:
-    """Decode B texts and split them behind their prompts.
+    """Decode B texts and split them after their prompts.
 
     Args:
         ids: B lists, prompt then response, without padding.
-        prompt_lengths: B numbers of prompt tokens.
-        tokenizer: that the ids belong to; its own decode settings hold.
-        skip_special_tokens: leave EOS and its kin out.
+        prompt_lengths: number of prompt tokens of each.
+        tokenizer: the tokenizer of the ids; its own decode settings are used.
+        skip_special_tokens: omit EOS and other special tokens.
 
     Returns:
-        B pairs (prompt, completion) whose sum is the decoded row. Where the end of the prompt reads
-        differently once the response follows (a character whose last byte is in the response, say), that end
+        B pairs (prompt, completion) whose sum is the decoded row. If the end of the prompt is decoded
+        differently with the response (such as a character whose last byte is in the response), this end
         belongs to the completion.
 
     Example:

@@ -1,4 +1,4 @@
-"""Conversations as token ids: which of them the assistant chose."""
+"""Conversations as token ids, with a mask of the assistant's tokens."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TURNS = ("last", "all")
 
 @dataclass(frozen=True)
 class SplitConversation:
-    """A conversation as texts: a prompt, then what the assistant says and what is said between."""
+    """A conversation as texts: the prompt, then the assistant's texts and the texts between them."""
 
     prompt: str
-    """Up to the opened turn of the assistant, as a policy sees it."""
+    """The text up to the start of the assistant's turn, as a policy sees it."""
     parts: tuple[tuple[str, bool], ...]
-    """(text, whether the assistant says it), in order; the last one is the assistant's."""
+    """(text, whether it is the assistant's), in order; the last one is the assistant's."""
     ended: bool
     """The last part ends with the special token by which the template ends a turn."""
 
@@ -46,22 +46,21 @@ def split_conversation(
 ) -> SplitConversation:
     """Split a conversation at the assistant's trained turns.
 
-    Texts are compared, not ids: a template's text up to a turn is a beginning of the whole, whatever tokens
-    are merged over the seam. A turn ends with the first special token that the template writes behind its
-    content (the tokenizer's EOS, or an end of turn); what follows it in the turn (a line break, say) is not
-    the assistant's, and is dropped after the last turn. Where the template opens a thinking block in its
-    generation prompt and leaves it out of finished turns, the block must open the content of the message; the
-    answer is then what follows it.
+    Texts are compared, not ids, because tokens may merge across the boundary. A turn ends with the first
+    special token after its content (the tokenizer's EOS, or an end of turn); text after it in the turn, such
+    as a line break, is not the assistant's, and is dropped after the last turn. If the template opens a
+    thinking block in its generation prompt and omits it from finished turns, the content of the message must
+    start with the block; the answer is the text after it.
 
     Args:
         messages: the last one must be the assistant's.
         tokenizer: a transformers tokenizer with a chat template.
-        turns: whose words are actions: the assistant's "last" turn, or "all" its turns.
+        turns: which turns are actions: the assistant's "last" one, or "all" of them.
         options: further arguments of the template; see ``textenv.prompts.messages.chat_options``.
 
     Raises:
-        ValueError: if there is no turn to train on, or the template rewrites earlier turns as a conversation
-            goes on, so that no beginning of the text is what the policy saw.
+        ValueError: if there is no turn to train on, or the template changes earlier turns when a conversation
+            continues, so that the text does not start with what the policy saw.
     """
     if turns not in TURNS:
         raise ValueError(f"turns must be one of {TURNS}, got {turns!r}")
@@ -94,7 +93,7 @@ def _answer(
     tokenizer: PreTrainedTokenizerBase,
     options: Mapping[str, Any] | None,
 ) -> tuple[str, bool]:
-    """What the assistant writes in message i behind ``before``, and whether a special token ends it."""
+    """The assistant's text in message i after ``before``, and whether a special token ends it."""
     closed = render(messages[: i + 1], tokenizer, generation_prompt=False, options=options)
     probed = around(messages[: i + 1], tokenizer, generation_prompt=False, options=options)
     header, after = (None, "") if probed is None or not closed.endswith(probed[1]) else probed
@@ -129,7 +128,7 @@ def _rewritten(i: int) -> ValueError:
 def encode_split(
     conversations: Sequence[SplitConversation], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[list[int], list[int], list[bool]]]:
-    """Tokenise B conversations, every part on its own, as a rollout has them.
+    """Tokenise B conversations, each part separately, as in a rollout.
 
     Returns:
         B triples (prompt ids, response ids, is_action): one bool per response id.

@@ -25,10 +25,10 @@ def encode_chats(
 ) -> tuple[list[str], list[list[int]], int]:
     """Render P conversations with the assistant's turn opened, and tokenise them.
 
-    The template writes special tokens itself, so the tokenizer adds none. A conversation that is too long
-    loses its earliest messages (but for a system message in front), up to the next one of the user, until it
-    fits. If the last message alone is too long, its content is cut. So BOS, roles and the opened turn stay.
-    Where the template and the system message alone are too long, their beginning is cut, but for BOS.
+    The template contains special tokens, so the tokenizer adds none. A conversation that is too long loses
+    its earliest messages (except a system message at the start), up to the next user message, until it fits.
+    If the last message alone is too long, its content is cut; BOS, roles and the start of the turn stay. If
+    template and system message alone are too long, their beginning is cut, except BOS.
 
     Args:
         conversations: P lists of checked messages.
@@ -64,7 +64,7 @@ def encode_chats(
 
 @dataclass(frozen=True)
 class _Budget:
-    """What a conversation is rendered with, and what it must fit."""
+    """How a conversation is rendered, and the limit of its length."""
 
     tokenizer: PreTrainedTokenizerBase
     options: Mapping[str, Any]

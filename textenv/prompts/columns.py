@@ -15,9 +15,9 @@ CHUNK = 4096
 class Column(Sequence[Any]):
     """A sequence of n values that keeps them in Arrow arrays where that is exact.
 
-    Every value comes back equal and with the same type. Texts, bools, integers of 64 bits, floats and None
-    are stored as such. Lists of messages are stored as their texts, other lists and dictionaries as JSON
-    text; each access makes a new one. Any other value stays the Python object that was added.
+    Values are returned equal and with the same type. Texts, bools, 64-bit integers, floats and None are
+    stored as such. Lists of messages are stored as their texts, other lists and dictionaries as JSON text;
+    each access creates a new object. Other values stay the Python objects that were added.
 
     Args:
         values: the first values, in order.

@@ -1,9 +1,9 @@
-"""Texts that go on from a prompt as token ids: nothing is added or lost where the two meet.
+"""Completions as token ids that continue a prompt: nothing is added or lost at the boundary.
 
-Most tokenizers treat the beginning of a text in a special way: SentencePiece kinds write a blank before it,
-T5's drops blanks there, WordPiece takes it for a new word. A completion is no beginning. So it is tokenised
-behind an anchor, a character whose tokens are cut off again. That is exact if the ids of the anchor stand
-alone in front: then no merge went over the seam, and what follows are the tokens of a text that goes on.
+Most tokenizers treat the start of a text differently: SentencePiece adds a space, T5's drops spaces,
+WordPiece starts a new word. A completion is not the start of a text, so it is tokenised after an anchor, a
+character whose tokens are removed again. This is exact if the ids start with the anchor's own ids: then no
+merge crossed the boundary.
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBES = 128
-"""Tokens of the vocabulary that are tried to see whether a tokenizer needs anchors."""
+"""Number of tokens that are tested to see whether a tokenizer needs anchors."""
 _ANCHORS = 8
-"""Anchors tried for a text; the first serves nearly all."""
+"""Number of anchors tried for a text; the first works for nearly all."""
 
 
 def encode_continuations(
     prompts: Sequence[str], completions: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
-    """Tokenise B completions as texts that stand behind their prompts.
+    """Tokenise B completions as continuations of their prompts.
 
-    The ids of prompt and completion together decode to prompt + completion, or, where a tokenizer cannot say
-    a text (T5 has no line breaks, BERT no capitals), to what it makes of prompt + completion.
+    The ids of prompt and completion together decode to prompt + completion, or, if a tokenizer cannot
+    represent a text (T5 has no line breaks, BERT no capitals), to its decoded form of prompt + completion.
 
     Args:
-        prompts: B strings; only their last characters matter. Behind an empty one a completion begins a
-            text.
+        prompts: B strings; only their last characters matter. After an empty one a completion starts a text.
         completions: B strings.
         tokenizer: a transformers tokenizer.
 
     Returns:
-        B lists of ids without special tokens, except those that the texts spell.
+        B lists of ids without special tokens, except those written in the texts.
 
     Example:
         >>> from textenv.tasks.letters import letter_tokenizer
@@ -74,16 +73,16 @@ def encode_continuations(
 
 @dataclass(frozen=True)
 class _Rule:
-    """How a tokenizer's texts are continued."""
+    """How to tokenise continuations with a tokenizer."""
 
     plain: bool
-    """A text has the same tokens at the beginning as behind another."""
+    """A text has the same tokens at the start as after another text."""
     drops_blanks: bool = False
-    """Blanks at the end of a text leave no token, so those of the prompt belong to the completion."""
+    """Spaces at the end of a text give no token, so those of the prompt belong to the completion."""
     letters: tuple[tuple[str, list[int]], ...] = ()
-    """Anchors (character, ids) that continue a word, the best first."""
+    """Anchors (character, ids) inside a word, the best first."""
     marks: tuple[tuple[str, list[int]], ...] = ()
-    """Anchors that are no part of a word."""
+    """Anchors outside words."""
 
 
 _rules: weakref.WeakKeyDictionary[Any, _Rule] = weakref.WeakKeyDictionary()
@@ -119,7 +118,7 @@ def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _with_anchors(tokenizer: PreTrainedTokenizerBase) -> _Rule:
     vocabulary = tokenizer.get_vocab()
     pieces = Counter(character for token in vocabulary for character in set(token))
-    # A character that few pieces hold is seldom merged with what follows it.
+    # A character that is in few tokens is rarely merged with the next one.
     singles = sorted((token for token in vocabulary if len(token) == 1), key=lambda c: (pieces[c], c))
     letters: list[tuple[str, list[int]]] = []
     marks: list[tuple[str, list[int]]] = []

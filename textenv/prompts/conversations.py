@@ -19,11 +19,11 @@ USER_TEXT = "prompt_text"
 def conversation_columns(
     prompts: Sequence[Any], columns: Mapping[str, Sequence[Any]]
 ) -> dict[str, Sequence[Any]]:
-    """The column that keeps what prompts were before the chat template rendered them.
+    """The column with the prompts before the chat template rendered them.
 
     Args:
         prompts: P texts, or lists of messages; a text among messages counts as a user's message.
-        columns: the columns that there are.
+        columns: the existing columns.
 
     Returns:
         ``prompt_messages``, or ``prompt_text`` where all prompts are texts.
@@ -46,7 +46,7 @@ def conversation_columns(
 def joined_columns(
     parts: Sequence[Mapping[str, Sequence[Any]]], columns: Mapping[str, Sequence[Any]]
 ) -> dict[str, list[Any]]:
-    """What ``conversation_columns`` gave for several parts of a data set, as one column.
+    """Join the columns of ``conversation_columns`` for several parts of a data set.
 
     Args:
         parts: one dictionary each, empty where no chat template rendered the part.

@@ -1,4 +1,4 @@
-"""Texts of prompts and completions as token ids, joined where the policy would have joined them."""
+"""Prompts and completions as token ids, with the boundary where a policy's response starts."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def encode_pairs(
     append_eos: bool = True,
     max_length: int | None = None,
 ) -> tuple[list[list[int]], list[list[int]], list[bool]]:
-    """Tokenise B prompts and completions apart, so that the boundary is exact.
+    """Tokenise B prompts and completions separately, so that the boundary is exact.
 
-    Together the ids read prompt + completion; see ``textenv.prompts.continuations``. A BOS in front of a
-    completion is dropped, unless it is EOS as well: BOS begins a prompt and nothing else. Behind an empty
-    prompt, which is BOS, a text that begins with BOS itself gets no second one, whatever else BOS is.
+    Together the ids decode to prompt + completion; see ``textenv.prompts.continuations``. A BOS at the start
+    of a completion is dropped, unless BOS is also EOS. After an empty prompt, which is BOS, a text that
+    starts with BOS gets no second one.
 
     Args:
         prompts: B strings; an empty one becomes BOS (or EOS where the tokenizer has no BOS).
         completions: B strings.
         tokenizer: a transformers tokenizer.
-        append_eos: end every completion by EOS, unless its text does.
-        max_length: most tokens of a pair; a longer one loses the end of its completion.
+        append_eos: end every completion with EOS, unless its text already does.
+        max_length: largest number of tokens of a pair; a longer one loses the end of its completion.
 
     Returns:
         (B prompts, B responses, B bools: whether the response was cut).
 
     Raises:
-        TypeError: if something is no text.
+        TypeError: if a prompt or completion is not a string.
         ValueError: if the counts differ, the tokenizer lacks the token needed, or a prompt alone fills
             max_length.
     """
@@ -76,11 +76,11 @@ def encode_pairs(
 
 
 def bos_once(ids: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Take a second BOS from texts that begin with BOS themselves, where the tokenizer adds one, too.
+    """Remove the second BOS of texts that start with BOS, if the tokenizer adds one, too.
 
     Args:
         ids: B lists, encoded with special tokens.
-        tokenizer: that made them.
+        tokenizer: their tokenizer.
     """
     bos = [tokenizer.bos_token_id]
     return [row[1:] if row[:1] == row[1:2] == bos else row for row in ids]
@@ -100,13 +100,13 @@ def eos_to_append(tokenizer: PreTrainedTokenizerBase) -> int:
 def end_response(
     response: Sequence[int], prompt_length: int, eos: int | None, max_length: int | None, name: str
 ) -> tuple[list[int], bool]:
-    """End a response by EOS and cut it so that it fits.
+    """End a response with EOS and truncate it to ``max_length``.
 
     Args:
         response: token ids.
         prompt_length: tokens before it.
-        eos: id to append unless it is there; None appends nothing.
-        max_length: most tokens of prompt and response together.
+        eos: id to append if the response does not end with it, or None.
+        max_length: largest number of tokens of prompt and response together.
         name: of the prompt, for the message.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Prompts as token ids, ready to be dealt to environment rows."""
+"""Prompts as token ids with their task columns."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Tokenise prompts so that a response can follow: with BOS where the tokenizer adds one, no closing EOS.
 
-    A text that begins with BOS itself gets no second one.
+    A text that starts with BOS gets no second one.
 
     Args:
         texts: P strings.
         tokenizer: a transformers tokenizer.
         max_prompt_tokens: longer prompts are cut to this many tokens; a BOS in front stays.
-        truncation_side: "left" drops the beginning, "right" the end, "error" refuses too long a prompt.
+        truncation_side: "left" drops the beginning, "right" the end, "error" raises an error.
         first: number of the first text, for errors.
 
     Returns:
@@ -110,9 +110,9 @@ class PromptSet:
         texts: P strings, for display.
 
     Raises:
-        TypeError: if a prompt is no list of integers.
-        ValueError: if there is no prompt, a prompt is empty, or a column does not have P values. Ids that no
-            vocabulary has are refused where they are used (``check_token_ids``, ``rows``).
+        TypeError: if a prompt is not a list of integers.
+        ValueError: if there is no prompt, a prompt is empty, or a column does not have P values. Ids
+            outside a vocabulary are refused when they are used (``check_token_ids``, ``rows``).
 
     Example:
         >>> prompts = PromptSet([[1, 2], [3]], columns={"answer": ["x", "y"]})
@@ -232,7 +232,7 @@ class PromptSet:
         return int(self.lengths.max())
 
     def check_token_ids(self, vocab_size: int) -> None:
-        """Refuse prompts that another tokenizer made.
+        """Refuse ids of another tokenizer.
 
         Raises:
             ValueError: if a token id lies outside [0, vocab_size).
@@ -251,7 +251,7 @@ class PromptSet:
 
         Args:
             index: (n,) int64.
-            pad_token_id: what stands right of a prompt.
+            pad_token_id: id after the end of a prompt.
 
         Returns:
             Ids (n, width) int64, their attention mask (n, width) int8, and lengths (n,) int64.
@@ -273,7 +273,7 @@ class PromptSet:
         )
 
     def extras(self, index: Sequence[int]) -> dict[str, list[Any]]:
-        """The columns of the prompts ``index``, as ``EpisodeBatch.extras`` wants them."""
+        """The columns of the prompts ``index``, as in ``EpisodeBatch.extras``."""
         return {name: [column[i] for i in index] for name, column in self.columns.items()}
 
     def select(self, index: Sequence[int] | slice) -> PromptSet:
@@ -307,7 +307,7 @@ def _conversations(items: list[Any], first: int) -> list[list[dict[str, Any]]]:
 def _template_columns(
     columns: Mapping[str, Sequence[Any]], count: int, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Sequence[Any]]:
-    """The columns that speak to the chat template."""
+    """The columns with arguments of the chat template."""
     given = {name: columns[name] for name in OPTION_COLUMNS if name in columns}
     if "tools" in given and not takes_tools(tokenizer):
         warn_no_tools()

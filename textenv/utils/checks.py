@@ -1,4 +1,4 @@
-"""Checks of what comes from outside: each error names the field, what was expected and what came."""
+"""Checks of arguments; errors name the field, the expected and the actual value."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MAX_SEED = 2**63 - 1
 
 
 def is_integer(value: Any) -> bool:
-    """Whether this is an integer, Python's or numpy's; a bool is none."""
+    """Whether this is an integer of Python or numpy; a bool is not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_at_least(name: str, value: Any, low: int) -> None:
-    """Refuse anything but an integer >= ``low``.
+    """Check for an integer >= ``low``.
 
     >>> check_at_least("num_envs", 0, 1)
     Traceback (most recent call last):
@@ -38,7 +38,7 @@ def check_at_least(name: str, value: Any, low: int) -> None:
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    """Refuse anything but a finite number in [``low``, ``high``] that float32 holds; a bool is none.
+    """Check for a finite number in [``low``, ``high``] within the range of float32; a bool is not a number.
 
     >>> check_number("top_p", True)
     Traceback (most recent call last):
@@ -59,7 +59,7 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
 
 
 def check_positive(name: str, value: Any, hint: str = "") -> None:
-    """Refuse anything but a finite number > 0.
+    """Check for a finite number > 0.
 
     >>> check_positive("temperature", 0.0, "; use greedy=True")
     Traceback (most recent call last):
@@ -72,7 +72,7 @@ def check_positive(name: str, value: Any, hint: str = "") -> None:
 
 
 def check_dict(name: str, value: Any) -> None:
-    """Refuse anything but a dict with strings as keys, or None.
+    """Check for a dict with strings as keys, or None.
 
     >>> check_dict("env_kwargs", [1])
     Traceback (most recent call last):
@@ -84,7 +84,7 @@ def check_dict(name: str, value: Any) -> None:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Refuse anything but True and False, for every object has a truth value.
+    """Check for True or False, because every object has a truth value.
 
     >>> check_flag("shuffle", "no")
     Traceback (most recent call last):
@@ -110,7 +110,7 @@ def check_seed(name: str, value: Any, *, largest: int = MAX_SEED) -> int:
 
 
 def row_seeds(seed: Any, rows: int) -> list[int | None]:
-    """One seed a row: ``seed + i`` of an integer, or the entries of a list; None is no seed.
+    """One seed per row: ``seed + i`` of an integer, or the entries of a list; None means no seed.
 
     Raises:
         TypeError: if a seed is not an integer.
@@ -140,8 +140,8 @@ def check_token_ids(name: str, ids: Any, vocab_size: int) -> tuple[int, ...]:
         vocab_size: V.
 
     Raises:
-        TypeError: if it is no list, or something in it is no integer.
-        ValueError: if an id lies outside.
+        TypeError: if it is not a list of integers.
+        ValueError: if an id is out of range.
     """
     if isinstance(ids, Tensor):
         ids = ids.tolist()
@@ -170,7 +170,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def check_device(name: str, device: Any) -> torch.device:
-    """A device that this machine has and that holds values.
+    """A device of this machine that can store values.
 
     Raises:
         ValueError: if there is no such device; the error lists those that there are.
@@ -184,7 +184,7 @@ def check_device(name: str, device: Any) -> torch.device:
         reason = "it can't be used"
         torch.zeros(1, device=found).cpu()
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
-        if reason:  # the name is well formed, so what torch says about the device is of use
+        if reason:  # the name is well formed, so torch's message about the device is useful
             reason = f": {str(error).splitlines()[0]}" if str(error) else f": {type(error).__name__}"
         known = ", ".join(repr(each) for each in devices())
         raise ValueError(
@@ -214,7 +214,7 @@ def as_token_ids(actions: Any, num_envs: int, device: torch.device) -> Tensor:
 
     Raises:
         TypeError: if they are not integers.
-        ValueError: if their shape is not (N,), or one is no int64.
+        ValueError: if their shape is not (N,), or one is outside int64.
     """
     if not isinstance(actions, Tensor):
         try:
@@ -234,10 +234,10 @@ def as_token_ids(actions: Any, num_envs: int, device: torch.device) -> Tensor:
 
 
 def as_rewards(values: Any, count: int) -> Tensor:
-    """One number for each of ``count`` episodes as (count,) float32.
+    """One number per episode as (count,) float32.
 
     Raises:
-        TypeError: if they are no numbers; a bool is none.
+        TypeError: if they are not numbers; a bool is not.
         ValueError: if the shape differs, or a number is not finite in float32.
     """
     try:

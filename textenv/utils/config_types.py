@@ -1,4 +1,4 @@
-"""What a settings field accepts: its type, the size of its numbers, its range; and how errors say that."""
+"""The values that a settings field accepts: type, size of numbers and range; and their wording in errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from textenv.utils.names import shown
 
 _LARGEST = float(np.finfo(np.float32).max)
-"""Settings meet tensors of float32, where anything larger is infinite."""
+"""Settings are combined with float32 tensors, where larger numbers are infinite."""
 _LARGEST_INTEGER = 2**62
 """So that the sum of two settings is an int64."""
 
@@ -53,7 +53,7 @@ def builtin(value: Any) -> Any:
 
 
 def check_size(name: str, value: Any) -> None:
-    """Refuse integers beyond int64, numbers beyond float32, and what is no number."""
+    """Refuse integers outside int64, numbers outside float32, and NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
@@ -63,7 +63,7 @@ def check_size(name: str, value: Any) -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value has the type that an annotation says; a bool is no number, an int is a float."""
+    """Whether a value has the type of an annotation; a bool is not a number, an int is a float."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -91,14 +91,14 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def wants_tuple(hint: Any) -> bool:
-    """Whether an annotation is a tuple, alone or among others."""
+    """Whether an annotation is a tuple, or a union with one."""
     return typing.get_origin(hint) is tuple or any(
         typing.get_origin(arg) is tuple for arg in typing.get_args(hint)
     )
 
 
 def spell(hint: Any) -> str:
-    """A type as an error says it: ``int``, ``float or None``, ``one of 'linear', 'cosine'``."""
+    """A type in the words of an error: ``int``, ``float or None``, ``one of 'linear', 'cosine'``."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, args))
@@ -110,7 +110,7 @@ def spell(hint: Any) -> str:
 
 
 def number_hint(value: Any) -> str:
-    """A word on the commonest way to get text for a number."""
+    """A hint at the most common reason for text instead of a number."""
     try:
         float(value if isinstance(value, str) else "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed into it."""
+"""Atomic files and folders: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _beside(path: Path, kind: str) -> Path:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path to write to; it replaces ``path`` if the block ends without an exception.
+    """Yield a temporary path; it replaces ``path`` if the block ends without an exception.
 
     Missing parent folders are made.
 
@@ -47,14 +47,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path]:
-    """Give a temporary folder to fill; it replaces ``path`` if the block ends without an exception.
+    """Yield a temporary folder; it replaces ``path`` if the block ends without an exception.
 
     Missing parent folders are made. An older folder at ``path`` is removed only once the new one is complete.
 
     Args:
-        path: where the folder belongs.
-        marker: a file that every such folder holds. A folder without it that is not empty is someone else's
-            and is never replaced.
+        path: the final folder.
+        marker: a file that every such folder contains. A non-empty folder without it is never replaced.
 
     Raises:
         FileExistsError: if ``path`` is a file, or a folder with other content.
@@ -86,15 +85,15 @@ def atomic_folder(path: str | os.PathLike[str], *, marker: str) -> Iterator[Path
 def updated_folder(
     path: str | os.PathLike[str], *, stale: Sequence[str] = (), last: str | None = None
 ) -> Iterator[Path]:
-    """Give a temporary folder to fill; its content moves to ``path`` if the block ends without an exception.
+    """Yield a temporary folder; its content moves to ``path`` if the block ends without an exception.
 
-    Other files in ``path`` stay. After an exception ``path`` is as it was.
+    Other files in ``path`` stay. After an exception ``path`` is unchanged.
 
     Args:
         path: the folder; it and missing parent folders are made.
-        stale: patterns of names in ``path`` that belong to an earlier content; they are removed when the new
-            one is complete.
-        last: the file that moves last, and is removed first: without it the folder is not whole.
+        stale: patterns of names of earlier content in ``path``; it is removed when the new content is
+            complete.
+        last: the file that is moved last and removed first: a folder without it is incomplete.
 
     Raises:
         FileExistsError: if ``path`` is a file.

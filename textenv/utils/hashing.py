@@ -1,8 +1,8 @@
-"""Counter-based randomness: every draw is a hash of what it is for, so it depends on nothing else.
+"""Counter-based random numbers: each is a hash of its key and depends on nothing else.
 
 The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
-generators"), written with wrapping int64 tensor arithmetic so that it runs batched on any device, and once
-more for numpy, which is several times faster on the few numbers of an environment step.
+generators"), in wrapping int64 tensor arithmetic for any device, and in numpy, which is several times faster
+on the few numbers of an environment step.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def hash_key(*parts: Tensor | int) -> Tensor:
     >>> bool(hash_key(torch.tensor(1), 2) == hash_key(torch.tensor(2), 1))
     False
     """
-    # Numbers are filled in on the device: sending them there would make the host wait.
+    # Numbers are created on the device: a copy from the host would make it wait.
     device = next((part.device for part in parts if isinstance(part, Tensor)), torch.device("cpu"))
     key: Tensor = torch.zeros((), dtype=torch.int64, device=device)
     for part in parts:

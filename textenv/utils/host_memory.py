@@ -1,4 +1,4 @@
-"""Memory of the host: what does not fit is refused, and what was freed is kept for the next step."""
+"""Host memory: refuse allocations that do not fit, and keep freed memory for the next step."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import os
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 _OLD_LIMIT = 32 << 20
-"""Largest M_MMAP_THRESHOLD that every glibc takes, in bytes."""
+"""Largest M_MMAP_THRESHOLD that every glibc accepts, in bytes."""
 
 
 def check_fits(what: str, size: int) -> None:
-    """Refuse what is larger than the memory of the machine, before half of it is allocated.
+    """Refuse data that are larger than the machine's memory, before anything is allocated.
 
     Args:
-        what: is to be held, for the error.
-        size: bytes that it takes at least.
+        what: the data, for the error.
+        size: their size in bytes.
 
     Raises:
         ValueError: if the machine has less.
@@ -35,17 +35,17 @@ def check_fits(what: str, size: int) -> None:
 def keep_freed_memory(size: int = 128 << 20) -> bool:
     """Let the C library keep freed blocks of up to ``size`` bytes for reuse, in the whole process.
 
-    glibc gives large freed blocks back to the kernel at once, so a training step on the CPU pays a page fault
-    for every 4 KiB of its activations, logits and gradients, again and again: a tenth of a PPO cycle with a
-    vocabulary of 1,000, a fifth with one of 50,000. In return the process holds on to its memory between
-    steps, and to a few blocks of each size more than it needs at once.
-    Where the user has set ``MALLOC_TRIM_THRESHOLD_`` or ``MALLOC_MMAP_THRESHOLD_``, nothing is changed.
+    glibc returns large freed blocks to the kernel at once, so a training step on the CPU has a page fault for
+    every 4 KiB of its activations, logits and gradients: 10 % of a PPO cycle with a vocabulary of 1,000, 20 %
+    with one of 50,000. With this setting the process keeps its memory between steps, and a few more blocks of
+    each size. If the user has set ``MALLOC_TRIM_THRESHOLD_`` or ``MALLOC_MMAP_THRESHOLD_``, nothing is
+    changed.
 
     Args:
-        size: bytes; larger blocks go back to the kernel as before.
+        size: in bytes; larger blocks are returned to the kernel as before.
 
     Returns:
-        Whether it took effect; False where the C library is not glibc.
+        Whether it has an effect; False if the C library is not glibc.
 
     Raises:
         ValueError: if ``size`` is below 1.

@@ -1,4 +1,4 @@
-"""Which rows: the one rule by which batches are indexed."""
+"""Row indices of batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def row_index(index: Tensor | Sequence[int] | slice, rows: int) -> Tensor:
 
     Raises:
         ValueError: if a boolean mask does not have one value per row.
-        TypeError: if it is no list of whole numbers.
+        TypeError: if it is not a list of integers.
 
     >>> row_index(slice(None, None, -1), 3), row_index([True, False, True], 3)
     (tensor([2, 1, 0]), tensor([0, 2]))

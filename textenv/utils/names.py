@@ -1,4 +1,4 @@
-"""Names in registries: entering them, and help for mistyped ones; values as error messages show them."""
+"""Names in registries, suggestions for mistyped ones, and values in error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _MOST_NAMES = 40
-"""Names that an error lists; a vocabulary or a label set has many more."""
+"""Number of names that an error lists."""
 
 
 class _Short(reprlib.Repr):
@@ -33,7 +33,7 @@ _SHORT = _Short()
 
 
 def shown(value: Any) -> str:
-    """``repr(value)`` for an error message, cut where it is long.
+    """``repr(value)`` for an error message, shortened if it is long.
 
     >>> shown("ab"), shown(list(range(1000)))
     ("'ab'", '[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...]')
@@ -42,7 +42,7 @@ def shown(value: Any) -> str:
 
 
 def listed(values: Iterable[Any], limit: int = _MOST_NAMES) -> str:
-    """Values with commas between them; those after the first ``limit`` are only counted.
+    """Values separated by commas; those after the first ``limit`` are only counted.
 
     >>> listed(range(50), 3)
     '0, 1, 2 and 47 more'
@@ -85,12 +85,12 @@ def _article(word: str) -> str:
 
 
 def registrar(kind: str, name: str, known: dict[str, Any]) -> Callable[[T], T]:
-    """Decorator: enter what it decorates into the registry ``known`` under ``name``.
+    """Decorator: add the object to the registry ``known`` under ``name``.
 
     Args:
-        kind: what is registered, for the error.
-        name: its name.
-        known: name -> what is registered.
+        kind: of the object, for the error.
+        name: of the object.
+        known: the registry, name -> object.
 
     Raises:
         ValueError: if the name is malformed or taken.
@@ -116,13 +116,13 @@ def registrar(kind: str, name: str, known: dict[str, Any]) -> Callable[[T], T]:
 
 
 def close_names(name: Any, known: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
-    """Known names that look most like ``name``, the nearest first; upper case counts as lower.
+    """Known names most similar to ``name``, the nearest first; case is ignored.
 
     Args:
-        name: what was asked for.
+        name: the unknown name.
         known: names to choose from.
-        count: how many at most.
-        cutoff: how alike they must be, 0 to 1.
+        count: largest number of results.
+        cutoff: smallest similarity, 0 to 1.
 
     >>> close_names("Bad", ["dog", "bat", "bag", "zoo"])
     ['bat', 'bag']
@@ -133,18 +133,18 @@ def close_names(name: Any, known: Iterable[str], *, count: int = 3, cutoff: floa
 
 
 def nearest(name: Any, known: Iterable[str], what: str = "known") -> str:
-    """The end of an error about an unknown name: the three nearest, then the others by the alphabet.
+    """The end of an error about an unknown name: the three nearest, then the others in alphabetical order.
 
     Args:
-        name: what was asked for.
-        known: what there is.
-        what: to call that.
+        name: the unknown name.
+        known: the known names.
+        what: the word before the list.
 
     >>> nearest("clip", ["epochs", "clip_range"])
     'known: clip_range, epochs'
     """
     names = sorted(map(str, known))
-    # Comparing with everything takes seconds where there are tens of thousands.
+    # Comparing with tens of thousands of names takes seconds.
     some = names if len(names) <= 1000 else [other for other in names if other in str(name)][:1000]
     close = close_names(name, some, cutoff=0.0)
     rest = [other for other in names if other not in set(close)]

@@ -1,4 +1,4 @@
-"""A random order of any range without keeping it: the place of one item costs no more than itself."""
+"""Random permutations of a range in constant memory: each position is computed separately."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from textenv.utils.hashing import hash_key_array
 
 _ROUNDS = 6
 _SMALL = (
-    256  # so few items are sorted instead: a Feistel network on a few bits has too few different outcomes
+    256  # up to this size items are sorted: a Feistel network on a few bits has too few different outcomes
 )
 
 
 def permute(position: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """Where a keyed random permutation of range(size) puts each position.
+    """The image of each position under a keyed random permutation of range(size).
 
     Args:
         position: (n,) integers in [0, size).
@@ -38,7 +38,7 @@ def _sorted(position: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
 
 
 def _feistel(position: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """A balanced Feistel network on the next even number of bits, walked until the result is in range.
+    """A balanced Feistel network on the next even number of bits, repeated until the result is in range.
 
     Constant memory; Black and Rogaway 2002, "Ciphers with arbitrary finite domains".
     """
