@@ -1,4 +1,4 @@
-"""An agent of one's own, in a comparison with one from the library.
+"""A custom agent, in a comparison with PPO.
 
 python examples/custom_agent.py --seeds 2
 textenv compare STUDY.yaml --import examples/custom_agent.py      # an agent "best-half" in the file
@@ -18,15 +18,15 @@ from textenv.agents.study import StudyConfig, run_study, write_outputs
 
 @dataclass(frozen=True, kw_only=True)
 class BestHalfConfig(OnlineConfig):
-    """Settings: those of every online agent, and one of its own."""
+    """Settings of every online agent, and one more."""
 
     share: float = 0.5
-    """Share of the episodes, the best by return, that is imitated."""
+    """Share of the episodes, the best by return, that are imitated."""
 
 
 @register_agent("best-half")
 class BestHalf(OnlineAgent):
-    """Imitates the better part of its own episodes."""
+    """Imitates the better part of the episodes that it generates."""
 
     config_class = BestHalfConfig
 

@@ -1,4 +1,4 @@
-"""Two rewards of one's own, a function of texts and a term on token ids, beside one from the library.
+"""Two custom rewards, a function of texts and a term on token ids, added to one from the library.
 
 python examples/custom_reward.py --episodes 64
 """
@@ -18,15 +18,15 @@ def vowels(completions, weight=1.0, **columns):
 
 @textenv.register_reward("brevity")
 class Brevity(textenv.RewardTerm):
-    """A cent for every token."""
+    """Minus 0.01 per token."""
 
     def score(self, episodes):
-        """One number for each episode."""
+        """One number per episode."""
         return -0.01 * episodes.response_lengths
 
 
 def main() -> None:
-    """Write texts with a policy that draws letters at random, and print what each reward paid."""
+    """Write texts with a policy that draws letters at random, and print the amount of each reward."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--episodes", type=int, default=64, help="texts to write (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=16, help="texts in parallel (default: %(default)s)")
@@ -37,13 +37,13 @@ def main() -> None:
     envs = gym.make_vec("TextRLHF-v0", num_envs=args.rows, rewards=rewards)
 
     def random_policy(observation, info):
-        # The noise key makes the draw a function of seed, episode and step, however many rows there are.
+        # The noise key makes the draw a function of seed, episode and step, for any number of rows.
         return (info["key"] >> 8) % envs.single_action_space.n
 
     episodes = textenv.collect(envs, random_policy, args.episodes, seed=args.seed)
     print(f"{len(episodes)} episodes, mean return {episodes.returns.mean():+.3f}, of which")
-    for name, paid in episodes.reward_terms.items():
-        print(f"  {name:12} {paid.sum(-1).mean():+.3f}")
+    for name, term in episodes.reward_terms.items():
+        print(f"  {name:12} {term.sum(-1).mean():+.3f}")
     envs.close()
 
 

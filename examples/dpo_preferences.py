@@ -1,4 +1,4 @@
-"""Direct preference optimisation on a few preferences of one's own: the chosen responses become likelier.
+"""Direct preference optimisation on a few custom preferences: the chosen responses become more likely.
 
 python examples/dpo_preferences.py --agent kto
 """
@@ -16,7 +16,7 @@ parser.add_argument("--agent", default="dpo", choices=["dpo", "kto", "orpo", "si
 parser.add_argument("--steps", type=int, default=60, help="optimizer steps (default: %(default)s)")
 args = parser.parse_args()
 
-# A file of such rows does as well: dataset="preferences.jsonl".
+# A file of such rows works, too: dataset="preferences.jsonl".
 tokenizer = letter_tokenizer("abcdefgh")
 rows = [{"prompt": x, "chosen": x * 3, "rejected": y * 3} for x in "abcdefgh" for y in "abcdefgh" if x != y]
 policy = LanguagePolicy(small_gpt2(tokenizer, layers=1, width=32, heads=2, positions=16), tokenizer=tokenizer)
@@ -24,7 +24,7 @@ pairs = preferences_from_records(load_columns(rows), tokenizer)
 
 
 def share() -> float:
-    """Of the pairs whose chosen side is the likelier one."""
+    """Of the pairs whose chosen side is the more likely one."""
     chosen, rejected = (policy.log_prob(side).sum(-1) for side in (pairs.chosen, pairs.rejected))
     return float((chosen > rejected).float().mean())
 

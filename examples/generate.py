@@ -1,4 +1,4 @@
-"""A Hugging Face language model writes in the environment: stepping is generating.
+"""A Hugging Face language model generates by stepping the environment.
 
 python examples/generate.py                                     # a tiny random model, no download
 python examples/generate.py --model gpt2 --prompt "The movie was" --temperature 0.8
@@ -17,7 +17,7 @@ from textenv.tasks.stop_tokens import generation_ends
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", help="folder or hub id of a causal LM (default: tiny and random)")
 parser.add_argument("--prompt", action="append", help="may be given several times")
-parser.add_argument("--samples", type=int, default=2, help="texts for each prompt (default: %(default)s)")
+parser.add_argument("--samples", type=int, default=2, help="texts per prompt (default: %(default)s)")
 parser.add_argument("--max-new-tokens", type=int, default=32, help="(default: %(default)s)")
 parser.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
 parser.add_argument("--top-p", type=float, default=1.0, help="(default: %(default)s)")
@@ -48,7 +48,7 @@ envs = gym.make_vec(
     prompts=prompts,
     tokenizer=tokenizer,
     max_new_tokens=args.max_new_tokens,
-    model_stop_token_ids=generation_ends(model),  # instruct models have ends of their own
+    model_stop_token_ids=generation_ends(model),  # instruct models have several stop tokens
     samples_per_prompt=args.samples,
     shuffle=False,
     device=args.device,

@@ -1,4 +1,4 @@
-"""ILQL learns shortest paths from logged random walks alone, and beta says how far it leans on its values.
+"""ILQL learns shortest paths from logged random walks alone; beta sets the weight of its values.
 
 python examples/ilql_random_walks.py                       # 200 optimizer steps, a minute or two on one core
 python examples/ilql_random_walks.py --steps 5
@@ -18,7 +18,7 @@ args = parser.parse_args()
 
 recipe = textenv.make_task("random-walks")
 task = recipe.build(seed=args.graph_seed)
-settings = recipe.settings("ilql")["settings"]  # with which ILQL learns this task
+settings = recipe.settings("ilql")["settings"]  # the task's settings for ILQL
 settings |= {"seed": args.seed, "steps": args.steps, "warmup_steps": args.steps // 10}
 agent = textenv.make_agent(
     "ilql", task.model_config(), dataset=task.demonstrations, tokenizer=task.tokenizer, **settings
@@ -28,7 +28,7 @@ agent.learn()
 data = float(task.demonstrations.returns.mean())
 print(f"random walks {data:.3f}, optimum 1")
 for beta in args.beta:
-    # No weight changes: beta is how much the advantage counts beside the language model.
+    # The weights stay the same: beta is the weight of the advantage beside the language model.
     agent.policy.beta = beta
     value = exact_optimality(agent.policy, seed=args.graph_seed)
     print(f"beta {beta:g}: optimality {value.optimality:.3f}")

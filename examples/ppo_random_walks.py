@@ -1,4 +1,4 @@
-"""PPO finds shortest paths: a small language model, pretrained on random walks, learns to walk straight.
+"""PPO finds shortest paths: a small language model, pretrained on random walks, learns the shortest way.
 
 python examples/ppo_random_walks.py                        # 2,800 episodes, some minutes on one core
 python examples/ppo_random_walks.py --episodes 140 --pretraining 5
@@ -27,7 +27,7 @@ class Before(Callback):
 
 
 before = Before()
-# The task brings the settings of PPO and of the pretraining; what is given here comes before them.
+# The task brings the settings of PPO and of the pretraining; what is given here takes precedence.
 result = textenv.train(
     "ppo",
     task="random-walks",

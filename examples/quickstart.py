@@ -11,7 +11,7 @@ import textenv  # noqa: F401 - importing it registers TextRLHF-v0
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--task", default="random-walks", help="a task's name (default: %(default)s)")
-parser.add_argument("--episodes", type=int, default=3, help="texts to write (default: %(default)s)")
+parser.add_argument("--episodes", type=int, default=3, help="episodes to play (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="of prompts and actions (default: %(default)s)")
 args = parser.parse_args()
 
@@ -19,7 +19,7 @@ env = gym.make("TextRLHF-v0", task=args.task, render_mode="ansi")
 env.action_space.seed(args.seed)
 
 for episode in range(args.episodes):
-    # Seed once; afterwards a reset goes on to the next prompt.
+    # Seed once; later resets continue with the next prompt.
     observation, info = env.reset(seed=args.seed if episode == 0 else None)
     over = False
     while not over:

@@ -1,4 +1,4 @@
-"""The whole of RLHF on real film reviews: fine-tuning, reward model, judge and PPO, in one call.
+"""Complete RLHF on real film reviews: fine-tuning, reward model, judge and PPO, in one call.
 
     python -m textenv.tasks.fetch                      # the texts and ratings, once (2.4 MB)
     python examples/reviews_pipeline.py --run-dir runs/reviews
@@ -25,7 +25,7 @@ def main() -> None:
     default = Path(__file__).parents[1] / "configs" / "reviews.yaml"
     parser.add_argument("--config", type=Path, default=default, help="YAML file of settings")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/reviews"), help="folder of the run")
-    parser.add_argument("--overwrite", action="store_true", help="make stages with other settings anew")
+    parser.add_argument("--overwrite", action="store_true", help="repeat stages whose settings changed")
     parser.add_argument("--loggers", nargs="*", default=["rich"], help="rich, tensorboard, wandb")
     args = parser.parse_args()
 

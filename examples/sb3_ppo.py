@@ -1,4 +1,4 @@
-"""Stable-Baselines3's own PPO on a text environment, a language model as its policy.
+"""Stable-Baselines3's own PPO on a text environment, with a language model as its policy.
 
 python examples/sb3_ppo.py --steps 20000
 """

@@ -1,4 +1,4 @@
-"""One script, any agent: the name is all that changes between online and offline learning.
+"""One script for any agent, online or offline: only the name changes.
 
 python examples/swap_agents.py ppo
 python examples/swap_agents.py ilql --task probe-copy --learning-rate 3e-3
@@ -23,7 +23,7 @@ parser.add_argument("--learning-rate", type=float, default=2e-3, help="(default:
 parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 args = parser.parse_args()
 
-# The task brings model, prompts, rewards and logged episodes; agents take what they need of it.
+# The task brings model, prompts, rewards and logged episodes; each agent takes what it needs.
 result = textenv.train(
     args.agent,
     task=args.task,
