@@ -74,7 +74,7 @@ def train(argv: list[str], flags: Flags, agent: str | None = None) -> int:
 
     _quiet()
     if options.resume and options.run_dir is None:
-        raise UsageError("--resume needs --run_dir, the folder of the run to go on with")
+        raise UsageError("--resume needs --run_dir, the folder of the run to continue")
     check_there(options.model)
     check_policy_options("policy", options.policy)
     policy_kwargs = options.policy.kwargs() | ({"trust_remote_code": True} if flags.trust_remote_code else {})

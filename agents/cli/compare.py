@@ -148,7 +148,7 @@ def _value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(f"{text!r} is no value: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{text!r} is not a valid value: {' '.join(str(error).split())}") from error
     if isinstance(value, str):
         try:
             return float(value)

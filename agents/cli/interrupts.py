@@ -66,11 +66,11 @@ def how_to_resume(run_dir: Path | str, *, named: bool, resume: Any) -> str:
     newest = latest_whole(run_dir)[0] if Path(run_dir).is_dir() else None
     if newest is not None:
         same = "the same command" if resume and named else f"the same command with{place} --resume"
-        return f"{same} goes on from {newest}"
+        return f"{same} continues from {newest}"
     if not Path(run_dir).is_dir():
-        return "nothing was saved, so there is nothing to go on from"
+        return "nothing was saved, so there is nothing to continue"
     same = "the same command" if resume == "auto" and named else f"the same command with{place} --resume auto"
-    return f"no checkpoint was saved yet (see settings.checkpoint_every), so {same} begins anew in {run_dir}"
+    return f"no checkpoint was saved yet (see settings.checkpoint_every), so {same} starts again in {run_dir}"
 
 
 def stop_message(stop: BaseException) -> str:

@@ -356,7 +356,7 @@ def _about_tokens(line: str, hints: Mapping[str, Any]) -> str:
     """The parser's error about an unexpected token, in plain words."""
     stray = re.fullmatch(r"unrecognized arguments: (.*)", line)
     if stray is not None:
-        return f"{stray[1]} is no option; options are --NAME VALUE, as --help lists them"
+        return f"{stray[1]} is not an option; options are --NAME VALUE, see --help"
     bare = re.fullmatch(r"argument --([\w.]+): expected one argument", line)
     if bare is not None:
         return f"--{bare[1]} needs a value, {kind(hints.get(bare[1], str))}; got none"

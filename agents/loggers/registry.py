@@ -149,7 +149,7 @@ def make_loggers(
             without a folder the run leaves no files.
         config: settings of the run, for loggers that keep them; secrets are masked.
         total_steps: steps that the run will have, for the progress bar.
-        resume_step: step after which a resumed run goes on: later rows in the run's files are dropped, for
+        resume_step: step after which a resumed run continues: later rows in the run's files are dropped, for
             they will be written again. None for a fresh run.
         name: name of the run.
         device: where it computes, for loggers that say so.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class WandbLogger:
     """Logs to Weights & Biases, offline where no key is set up (``wandb sync`` uploads such a run later).
 
-    ``WANDB_MODE`` and the other variables of wandb work as usual. A resumed run goes on under its old id,
+    ``WANDB_MODE`` and the other variables of wandb work as usual. A resumed run keeps its id,
     which is kept in the run's folder.
 
     Args:

@@ -13,7 +13,7 @@ from textenv.data.sources import VALIDATION, may_be_hub_id, splits_of
 from textenv.tasks.prompts import with_prompts
 
 PROMPTS = "prompts"
-"""The task of prompts of one's own."""
+"""Name of the task of the user's prompts."""
 _HOLD_PROMPTS = ("prompts", "pairs", "sft", "ratings")
 """Fields of ``data`` whose prompts are used, in this order."""
 
@@ -31,12 +31,12 @@ def task_of(config: PipelineConfig) -> tuple[str, dict[str, Any]]:
         if not given:
             raise ValueError(f"task must be given, or data.{', data.'.join(_HOLD_PROMPTS)}; got none of them")
         if config.model is None and config.policy is None:
-            raise ValueError("model must be given where there is no task to bring one, got None")
+            raise ValueError("model must be given without a task, got None")
         kwargs = with_prompts(kwargs, _with_prompts(config, given))
     elif data.prompts is not None:
         if config.task != PROMPTS:
             raise ValueError(
-                f"data.prompts must be left out where the task brings prompts, got {data.prompts!r} and the "
+                f"data.prompts must not be given with a task that has prompts, got {data.prompts!r} and the "
                 f"task {config.task!r}"
             )
         kwargs = with_prompts(kwargs, data.prompts)

@@ -82,12 +82,12 @@ def run_pipeline(
         config: settings.
         run_dir: the run's folder.
         loggers: of every stage, see ``textenv.agents.loggers.registry.make_loggers``.
-        overwrite: make stages anew whose folder was made from other settings, and drop what was in it.
+        overwrite: repeat stages that were made with other settings; their folders are emptied.
         trust_remote_code: whether code that comes with models may run, in every stage.
 
     Raises:
         StageError: if a stage's folder was made from other settings (it names them), or a stage that is not
-            run has left nothing to go on with, or a stage would have no data or model; if a launcher started
+            run is not finished, or a stage would have no data or model; if a launcher started
             several processes.
         ValueError: if data, a model, a reward, a split or a setting that any stage needs is not as it should
             be. All this is found before the first stage begins.

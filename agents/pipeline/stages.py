@@ -40,7 +40,7 @@ class StageFolders:
     Args:
         run_dir: the run's folder.
         config: settings of the pipeline.
-        overwrite: whether stages that were made from other settings are made anew.
+        overwrite: whether stages that were made with other settings are repeated.
     """
 
     def __init__(self, run_dir: Path, config: PipelineConfig, *, overwrite: bool) -> None:
@@ -116,7 +116,7 @@ class StageFolders:
                 read_object(file, {"figures": dict})
             read_made_from(known["made_from"], file)
         except ValueError as error:
-            raise StageError(f"{error}; remove the folder {file.parent} to make the stage anew") from error
+            raise StageError(f"{error}; remove the folder {file.parent} to repeat the stage") from error
         return known
 
 

@@ -198,8 +198,8 @@ def _check_same(study: Study, specs: Sequence[RunSpec], *, overwrite: bool) -> N
             continue
         if not overwrite:
             raise StudyError(
-                f"{folder} was made from other settings ({'; '.join(changed)}); say overwrite=True to make "
-                "such runs anew, give the agent another label, or choose another folder"
+                f"{folder} was made from other settings ({'; '.join(changed)}); use overwrite=True to repeat "
+                "such runs, give the agent another label, or choose another folder"
             )
         shutil.rmtree(folder)
 

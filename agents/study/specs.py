@@ -1,4 +1,4 @@
-"""Reward specs of a study's file, made ready for environments."""
+"""Reward specs of a study's file, with the user's functions imported."""
 
 from __future__ import annotations
 

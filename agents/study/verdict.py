@@ -104,7 +104,7 @@ def _winner(results: Results, ranked: list[tuple[str, float]], pairs: list[Compa
     if seeds < MIN_SEEDS:
         return (
             f"No winner can be called: {_count(seeds, 'seed')} can't tell agents from luck, {MIN_SEEDS} are "
-            f"the least. As it stands, {top}."
+            f"the least. So far, {top}."
         )
     own = [pair for pair in pairs if first in (pair.better, pair.worse)]
     beaten = [pair for pair in own if pair.better == first and pair.adjusted_p <= ALPHA]

@@ -91,7 +91,7 @@ def check_without_task(
         ValueError: naming the argument.
     """
     if model is None:
-        raise ValueError("model must be given where there is no task= to bring one, got None")
+        raise ValueError("model must be given without a task=, got None")
     if cls.online and prompts is None:
         raise ValueError(f"agent {agent!r} learns online and needs prompts= (or task=), got None")
     if cls.online and reward is None:

@@ -213,7 +213,7 @@ def test_a_run_folder_keeps_the_best_and_says_what_it_was(tmp_path: Path) -> Non
     ("agent", "kwargs", "message"),
     [
         ("pp0", {}, "unknown agent 'pp0'; known: ppo"),
-        (Seeing, {}, "model must be given where there is no task= to bring one"),
+        (Seeing, {}, "model must be given without a task="),
         (Seeing, {"model": "m"}, r"needs prompts= \(or task=\), got None"),
         (Seeing, {"model": "m", "prompts": ["a"]}, r"needs reward= \(or task=\), got None"),
         (SeeingOffline, {"model": "m"}, r"needs dataset= \(or task=\), got None"),

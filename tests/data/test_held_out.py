@@ -165,9 +165,9 @@ def test_the_prompts_of_a_pipeline_without_a_task(root: Path) -> None:
         data_of(sft=files["texts"])
     with pytest.raises(ValueError, match=r"task must be given, or data\.prompts, data\.pairs"):
         task_of(config(root, data={}))
-    with pytest.raises(ValueError, match="model must be given where there is no task"):
+    with pytest.raises(ValueError, match="model must be given without a task"):
         task_of(config(root, model=None))
-    with pytest.raises(ValueError, match=r"data\.prompts must be left out where the task brings prompts"):
+    with pytest.raises(ValueError, match=r"data\.prompts must not be given with a task that has prompts"):
         task_of(config(root, task="reviews", data={"prompts": files["prompts"]}))
     with pytest.raises(ValueError, match="given twice"):
         task_of(config(root, task="prompts", task_kwargs={"data": "x"}, data={"prompts": files["prompts"]}))

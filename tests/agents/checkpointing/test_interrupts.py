@@ -89,7 +89,7 @@ def test_an_interrupted_run_is_resumed_by_the_command_that_it_names(
     assert main([*command, "--run_dir=run"]) == code
     assert signal.getsignal(signal.SIGTERM) is before
     errors = capsys.readouterr().err
-    assert "the same command with --resume goes on from run/checkpoints/step-00000001" in errors
+    assert "the same command with --resume continues from run/checkpoints/step-00000001" in errors
     assert latest_whole("run") == (Path("run/checkpoints/step-00000001"), [])
     Path("go").touch()
     assert main([*command, "--run_dir=run", "--resume"]) == 0
@@ -105,7 +105,7 @@ def test_an_interrupt_before_the_first_checkpoint_says_so(
     assert main(command) == 130
     errors = capsys.readouterr().err
     assert "no checkpoint was saved yet (see settings.checkpoint_every), so the same command with" in errors
-    assert "--resume auto begins anew in run" in errors
+    assert "--resume auto starts again in run" in errors
     Path("go").touch()
     assert main([*command, "--resume", "auto"]) == 0
     assert [row["step"] for row in read_metrics("run")] == [1, 2, 3]
@@ -116,7 +116,7 @@ def test_an_interrupted_run_in_a_folder_of_the_default_name_is_told_its_name(
 ) -> None:
     assert main(_command(tmp_path, monkeypatch, 130, after=2)) == 130
     (run,) = Path("runs").iterdir()
-    assert f"the same command with --run_dir {run} --resume goes on from" in capsys.readouterr().err
+    assert f"the same command with --run_dir {run} --resume continues from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

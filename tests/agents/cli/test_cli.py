@@ -361,7 +361,7 @@ def test_an_interrupted_run_says_how_to_go_on(say: Say, model: Path, prompts: Pa
     code, _, errors = say(*given, "--reward=stop.py:stop")
     assert (code, errors) == (
         130,
-        "textenv: interrupted; nothing was saved, so there is nothing to go on from\n",
+        "textenv: interrupted; nothing was saved, so there is nothing to continue\n",
     )
     assert not Path("run").exists()
 

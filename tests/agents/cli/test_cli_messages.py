@@ -58,7 +58,7 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (PPO + "--resume maybe", "resume must be 'auto' or true or false, got maybe"),
         (PPO + "--num_envs", "--num_envs needs a value, int or null; got none"),
         (PPO + "--env 3", "--env is a group of options such as --env.task_kwargs, and takes no value"),
-        ("train ppo probe-end", "probe-end is no option; options are --NAME VALUE, as --help lists them"),
+        ("train ppo probe-end", "probe-end is not an option; options are --NAME VALUE, see --help"),
         (
             "train sft --config none.yaml",
             "none.yaml, line 3: settings.max_grad_norm is None, which YAML writes as null",

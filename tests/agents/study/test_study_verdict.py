@@ -59,7 +59,7 @@ def test_five_seeds_are_too_few_for_the_test_and_the_verdict_says_how_many_would
 def test_fewer_than_five_seeds_call_no_winner(tmp_path: Path) -> None:
     results = pretended(tmp_path, {"a": LOW[:4], "b": HIGH[:4]})
     assert words(results).startswith(
-        "No winner can be called: 4 seeds can't tell agents from luck, 5 are the least. As it stands, the "
+        "No winner can be called: 4 seeds can't tell agents from luck, 5 are the least. So far, the "
         "highest IQM by the reward has b"
     )
     assert math.isnan(arm_rows(results)[1]["iqm"].low)
