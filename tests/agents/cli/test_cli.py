@@ -384,7 +384,7 @@ def test_a_file_can_not_import_code_by_itself(
         "--run_dir=run",
     ]
     code, _, errors = say(*given)
-    assert (code, "stands in a file; say --allow_imports" in errors) == (1, True)
+    assert (code, "comes from a file; use --allow_imports" in errors) == (1, True)
     assert not Path("imported").exists()
     file.write_text(file.read_text() + "allow_imports: true\n")
     assert say(*given)[0] == 2
