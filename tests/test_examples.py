@@ -1,9 +1,11 @@
-"""Every example runs as a newcomer would run it: a script of its own, from another folder."""
+"""Every example runs as a newcomer would run it: a script of its own, from another folder.
+
+The interpreter is forked from one that has imported the large libraries; it imports textenv itself.
+"""
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from tests.helpers.doc_blocks import registries_kept
+from tests.helpers.forked_python import Server
 from tests.helpers.notebooks import code_cells, read_notebook, run_cells
 
 ROOT = Path(__file__).parents[1]
@@ -38,10 +41,11 @@ EXPECTED |= {
 }
 
 
+PYTHON = Server()
+
+
 def run(script: Path, folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, cwd=folder, timeout=120
-    )
+    done = PYTHON.run([str(script), *arguments], cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

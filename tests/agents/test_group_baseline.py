@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import textenv
-from tests.helpers.online_helpers import TOKENIZER, make, make_envs, rollout, tiny, weights
+from tests.helpers.agents import TOKENIZER, make, make_envs, rollout, tiny, weights
 from textenv.agents.evaluation.task_returns import task_returns
 from textenv.agents.grpo import GRPOConfig
 from textenv.agents.losses.advantages import get_advantage, group_moments, group_std

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.online_helpers import make, make_envs, rollout
+from tests.helpers.agents import make, make_envs, rollout
 from textenv.agents.evaluation.task_returns import kl_wrappers
 from textenv.agents.grpo import GRPO, GRPOConfig
 from textenv.agents.ilql import ILQL, ILQLConfig

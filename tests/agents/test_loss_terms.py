@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.online_helpers import make, rollout
+from tests.helpers.agents import make, rollout
 from textenv.agents.data.batch import TrainingBatch, rows_of_step
 from textenv.agents.make import make_agent
 from textenv.agents.online_dpo import OnlineDPO

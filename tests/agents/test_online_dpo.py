@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tests.helpers.numeric_helpers import relative_error
-from tests.helpers.online_helpers import StopAfter
 from textenv.agents.data.preferences import PairedBatch
 from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig, extremes
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -43,10 +41,6 @@ def rollout(agent: OnlineDPO) -> PairedBatch:
     episodes = agent.collect()
     agent.score(episodes)
     return agent.advantages(episodes)
-
-
-def weights(agent: OnlineDPO) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in agent.policy.parameters()]
 
 
 def gradients(agent: OnlineDPO, batch: PairedBatch, budget: int = 10**6) -> list[Tensor]:
@@ -198,15 +192,6 @@ def test_the_gradient_is_that_of_the_loss() -> None:
         assert float(exact[index]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
-def test_the_gradient_does_not_depend_on_the_micro_batches(kind: Any) -> None:
-    agent = make(loss=kind)
-    batch = rollout(agent)
-    agent.optimizer_step(batch)
-    assert len(list(batch.microbatches(40))) > 1
-    assert relative_error(gradients(agent, batch, 40), gradients(agent, batch)) < 1e-5
-
-
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
@@ -226,30 +211,6 @@ def test_the_kl_is_zero_at_first_and_metrics_are_of_all_samples() -> None:
         "grad_norm",
     }
     assert expected <= first.keys()
-
-
-def test_the_same_seed_gives_the_same_weights_bit_by_bit() -> None:
-    runs = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(len(runs))  # the global state plays no part
-        agent = make(seed=seed)
-        agent.learn()
-        runs.append(weights(agent))
-    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
-
-
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole = make(iterations=4, lr_schedule="linear")
-    whole.learn()
-    part = make(iterations=4, lr_schedule="linear")
-    part.callbacks.append(StopAfter(2))
-    part.learn()
-    part.save(tmp_path / "half")
-    resumed = OnlineDPO.load(tmp_path / "half", envs=make_envs())
-    assert resumed.iteration == 2
-    resumed.learn()
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
 @pytest.mark.parametrize(

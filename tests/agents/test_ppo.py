@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from tests.helpers.numeric_helpers import relative_error
-from textenv.agents.base.callbacks import Callback
-from textenv.agents.checkpointing.failure import NonFiniteError
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.losses.running import RunningStd
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -101,54 +99,6 @@ def test_the_pass_for_the_old_log_probs_serves_the_first_step(
         ends[name] = weights(agent)
     assert passes["anew"] - passes["served"] == 2  # one an iteration
     assert all(torch.equal(a, b) for a, b in zip(ends["served"], ends["anew"], strict=True))
-
-
-def test_at_learning_rate_zero_the_ratio_stays_one() -> None:
-    agent = make(learning_rate=0.0, epochs=3, minibatches=3)
-    before = weights(agent)
-    row = agent.update(rollout(agent))
-    # Minibatches pad differently than the whole batch, so equal up to float32's rounding.
-    assert row["ratio"] == pytest.approx(1.0, abs=1e-5)
-    assert row["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
-    assert row["policy/clip_fraction"] == 0.0
-    assert all(torch.equal(old, new) for old, new in zip(before, weights(agent), strict=True))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"value_model": "separate"},
-        {"entropy_coef": 0.1, "kl_placement": "loss"},
-        {"dual_clip": 3.0, "value_clip_range": None},
-    ],
-)
-def test_the_step_does_not_depend_on_the_micro_batches(settings: dict[str, Any]) -> None:
-    rows = []
-    for budget in (10**6, 40):
-        agent = make(max_tokens_per_microbatch=10**6, **settings)
-        batch = rollout(agent)
-        stir(agent)
-        agent.config = agent.config.replace(max_tokens_per_microbatch=budget)
-        assert (len(list(batch.microbatches(budget))) > 1) == (budget == 40)
-        rows.append(agent.optimizer_step(batch))
-    whole, split = rows
-    assert whole.keys() == split.keys()
-    for name in whole:
-        assert split[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-5), name
-
-
-def test_the_gradient_does_not_depend_on_the_micro_batches() -> None:
-    found = []
-    for budget in (10**6, 40):
-        agent = make()
-        batch = rollout(agent)
-        stir(agent)
-        totals = agent.totals(batch)
-        for part in batch.microbatches(budget):
-            agent.loss(part, totals)[0].backward()
-        found.append([p.grad for p in agent.policy.parameters()])
-    assert relative_error(*found) < 1e-5
 
 
 def test_the_gradient_is_clipped_by_its_norm() -> None:
@@ -411,42 +361,6 @@ def test_running_spread() -> None:
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_weights_bit_by_bit() -> None:
-    runs = {}
-    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
-        torch.manual_seed(hash(name) % 1000)  # the global state plays no part
-        agent = make(seed=seed)
-        agent.learn()
-        runs[name] = weights(agent)
-    assert all(torch.equal(a, b) for a, b in zip(runs["one"], runs["again"], strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(runs["one"], runs["other"], strict=True))
-
-
-@pytest.mark.parametrize("settings", [{}, {"score_scale": True, "ema_decay": 0.9}])
-def test_a_resumed_run_equals_the_uninterrupted_one(settings: dict[str, Any], tmp_path: Path) -> None:
-    whole = make(iterations=4, lr_schedule="linear", kl_controller="adaptive", **settings)
-    whole.learn()
-    part = make(iterations=4, lr_schedule="linear", kl_controller="adaptive", **settings)
-    part.callbacks.append(_StopAfter(2))
-    part.learn()
-    assert part.iteration == 2
-    part.save(tmp_path / "half")
-    resumed = PPO.load(tmp_path / "half", envs=make_envs())
-    resumed.learn()
-    assert resumed.iteration == 4
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
-
-
-class _StopAfter(Callback):
-    """Stops a run after so many iterations."""
-
-    def __init__(self, iterations: int) -> None:
-        self.iterations = iterations
-
-    def on_iteration(self, agent: Any, metrics: dict[str, float]) -> bool:
-        return agent.iteration >= self.iterations
-
-
 class _Broken(RewardTerm):
     """Pays NaN to one episode."""
 
@@ -468,28 +382,6 @@ def test_a_nan_reward_stops_with_the_term_and_the_episodes(tmp_path: Path) -> No
     assert len(EpisodeBatch.load(folder / "episodes.jsonl")) == 16
     assert json.loads((folder / "failure.json").read_text())["term"] == "reward"
     assert all(torch.equal(a, b) for a, b in zip(before, weights(agent), strict=True))
-
-
-@pytest.mark.parametrize(("spoil", "term"), [("advantages", "loss"), ("gradient", "gradient")])
-def test_a_nan_loss_or_gradient_stops_before_the_weights_change(
-    spoil: str, term: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    agent = make(run_dir=tmp_path)
-    batch = rollout(agent)
-    if spoil == "advantages":
-        batch["advantages"][batch.mask] = math.nan
-    else:
-        next(iter(agent.policy.model.parameters())).register_hook(lambda grad: grad * math.nan)
-    before = weights(agent)
-    with pytest.raises(NonFiniteError) as caught:
-        agent.optimizer_step(batch)
-    assert caught.value.term == term
-    assert caught.value.iteration == 1
-    facts = json.loads((caught.value.where / "failure.json").read_text())
-    assert facts["term"] == term and "loss" in facts["values"]
-    assert len(EpisodeBatch.load(caught.value.where / "episodes.jsonl")) == 16
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(agent), strict=True))
-    assert all(parameter.grad is None for parameter in agent.policy.parameters())
 
 
 def test_metric_names() -> None:

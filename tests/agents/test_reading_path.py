@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import textenv.agents.ppo as ppo
-from tests.helpers.online_helpers import make
+from tests.helpers.agents import make
 from textenv.agents.base.agent import Agent
 from textenv.agents.base.registry import BUILTIN, get_agent
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.online_helpers import TOKENIZER, make, make_envs, rollout
+from tests.helpers.agents import TOKENIZER, make, make_envs, rollout
 from textenv.agents.base.callbacks import Callback
 from textenv.agents.losses.masked import first_action_value
 from textenv.agents.losses.running import RunningStd

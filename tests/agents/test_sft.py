@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.numeric_helpers import relative_error
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.data.episodes import as_demonstrations
 from textenv.agents.sft import SFT, FilteredBC, FilteredBCConfig, SFTConfig
@@ -71,35 +70,11 @@ def test_plain_language_modelling_leaves_the_given_data_alone() -> None:
     assert int(agent.dataset.action_mask.sum()) == int(data.lengths.sum()) - len(data)
 
 
-def test_the_gradient_does_not_depend_on_the_micro_batches() -> None:
-    found = []
-    for budget in (10**6, 30):
-        agent = make()
-        batch = TrainingBatch(agent.dataset)
-        totals = agent.totals(batch)
-        parts = list(batch.microbatches(budget))
-        assert (len(parts) > 1) == (budget == 30)
-        for part in parts:
-            agent.loss(part, totals)[0].backward()
-        found.append([p.grad for p in agent.policy.parameters()])
-    assert relative_error(*found) < 1e-5
-
-
 def test_eos_is_learned_although_it_is_the_padding() -> None:
     data = EpisodeBatch.from_ids([[0]] * 4, [[1, EOS]] * 4, pad_token_id=EOS)
     agent = make(data, steps=60)
     agent.learn()
     assert float(agent.policy.log_prob(data)[0, 2].exp()) > 0.9
-
-
-def test_the_same_seed_gives_the_same_weights_bit_by_bit() -> None:
-    runs = []
-    for seed in (0, 0, 1):
-        agent = make(seed=seed)
-        agent.learn()
-        runs.append([p.detach().clone() for p in agent.policy.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
 
 
 @pytest.mark.parametrize(("percentile", "kept"), [(0.0, 12), (0.5, 6), (0.9, 2), (1.0, 1)])

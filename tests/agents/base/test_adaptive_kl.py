@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.online_helpers import StopAfter, equal, make, make_envs, rollout, weights
+from tests.helpers.agents import StopAfter, equal, make, make_envs, rollout, weights
 from textenv.agents.base.agent import Agent
 from textenv.agents.data.batch import Totals
 from textenv.rewards.kl import adapted_coefficient

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.online_helpers import equal, make_envs, tiny, weights
+from tests.helpers.agents import equal, make_envs, tiny, weights
 from textenv.agents import losses
 from textenv.agents.base.policy_gradient import PolicyGradientAgent
 from textenv.agents.losses.advantages import batch_mean

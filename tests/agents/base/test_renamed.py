@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import textenv.agents.base.registry as registry
-from tests.helpers.online_helpers import make, make_envs, rollout, tiny
+from tests.helpers.agents import make, make_envs, rollout, tiny
 from textenv.agents.base.agent import Agent
 from textenv.agents.base.registry import register_agent
 from textenv.agents.base.renamed import RENAMED, pair_names

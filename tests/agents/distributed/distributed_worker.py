@@ -1,7 +1,9 @@
 """Trains tiny agents in one of several processes; run by the tests of training in several processes.
 
-``python distributed_worker.py FOLDER SCENARIO ...``, with the variables that a launcher sets; each process
-writes what the scenarios gave into ``FOLDER/PROCESS.json``.
+``python -m tests.agents.distributed.distributed_worker FOLDER SCENARIO ...``, with the variables that a
+launcher sets; each process writes what the scenarios gave into ``FOLDER/PROCESS.json``. What a launcher
+starts imports nothing: the server of ``tests.helpers.forked_python`` runs it, in a process with the variables
+that the launcher set.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__)
+from tests.helpers.forked_python import ADDRESS, Server, exec_here
+
+ROOT = Path(__file__).parents[3]
+MODULE = "tests.agents.distributed.distributed_worker"
 LETTERS = "abcdefgh"
 PAIRS = [{"prompt": "ab", "chosen": "a" * n, "rejected": "cd"[: 1 + n % 2]} for n in range(1, 12)]
 TEXTS = [{"prompt": "ab", "completion": "abcdefgh"[:n], "reward": float(n % 3)} for n in range(1, 8)]
@@ -50,6 +56,9 @@ SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFT
 """What ``accelerate launch`` says to its processes where the configuration asks for FSDP2."""
 
 
+PYTHON = Server("textenv.agents.training", *(("deepspeed",) if find_spec("deepspeed") else ()))
+
+
 def zero(stage: int) -> dict[str, str]:
     """The same for DeepSpeed; no parameter is so small that stage 3 would leave it whole for that."""
     settings = {"stage": stage, "stage3_param_persistence_threshold": 0}
@@ -77,11 +86,12 @@ def launch(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    shared |= variables or {}
-    command = [sys.executable, str(HERE), str(folder), *scenarios]
+    shared |= {ADDRESS: PYTHON.start(), **(variables or {})}
+    command = [sys.executable, "-m", MODULE, str(folder), *scenarios]
     started = [
         subprocess.Popen(
             command,
+            cwd=ROOT,
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -105,10 +115,20 @@ def launch(
 def accelerate_launch(config: str, folder: Path, *scenarios: str, timeout: float) -> list[dict[str, Any]]:
     """The same in two processes that ``accelerate launch`` starts by one of the project's configurations."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = HERE.parents[3] / "configs" / "accelerate" / config
+    file = ROOT / "configs" / "accelerate" / config
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-    command += ["--num_processes", "2", "--main_process_port", "0", str(HERE), str(folder), *scenarios]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    command += [
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "--module",
+        MODULE,
+        str(folder),
+        *scenarios,
+    ]
+    env = {**os.environ, ADDRESS: PYTHON.start()}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -146,7 +166,7 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
             "minibatches": 2,
         }
     else:
-        given |= {"steps": 6, "batch_size": 5}
+        given |= {"steps": 4, "batch_size": 5}
     return {**given, **changes}
 
 
@@ -358,4 +378,5 @@ def main(folder: Path, scenarios: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    exec_here()
     main(Path(sys.argv[1]), sys.argv[2:])

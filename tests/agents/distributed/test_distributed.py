@@ -303,7 +303,7 @@ def test_accelerate_reads_the_configurations(
 ) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    found = load_config_from_file(str(worker.HERE.parents[3] / "configs" / "accelerate" / f"{name}.yaml"))
+    found = load_config_from_file(str(worker.ROOT / "configs" / "accelerate" / f"{name}.yaml"))
     assert (found.distributed_type.value, found.num_processes) == (kind, processes)
     assert found.mixed_precision == "no"
     assert found.fsdp_config.get("fsdp_reshard_after_forward") == reshards

@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from tests.helpers.online_helpers import make_envs
+from tests.helpers.agents import make_envs
 from textenv import scoring
 from textenv.agents.evaluation.task_returns import is_penalty, kl_penalties, kl_wrappers, task_returns
 from textenv.episodes.batch import EpisodeBatch

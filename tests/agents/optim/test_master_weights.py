@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config
 
 import textenv.agents.checkpointing.checkpoint as checkpoint
-from tests.helpers.online_helpers import make, rollout
+from tests.helpers.agents import make, rollout
 from textenv.agents.ilql import ILQL
 from textenv.agents.optim.master_weights import MasterWeights
 from textenv.agents.optim.optimizer import make_optimizer
