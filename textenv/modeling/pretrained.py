@@ -7,6 +7,7 @@ True or False.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,7 +114,9 @@ def _unreachable(error: BaseException) -> bool:
 
 
 def make_pretrained(auto: Any, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
-    """``auto.from_config(config)``: a model with random weights.
+    """``auto.from_config(config)``: a model with random weights and a copy of the config.
+
+    Policies switch dropout off in their model's config, and the user's own object must stay as it was.
 
     Args:
         auto: an Auto class of transformers.
@@ -126,7 +129,7 @@ def make_pretrained(auto: Any, config: Any, *, trust_remote_code: bool = False, 
     """
     trust = is_trusted(trust_remote_code)
     try:
-        return auto.from_config(config, trust_remote_code=trust, **options)
+        return auto.from_config(copy.deepcopy(config), trust_remote_code=trust, **options)
     except ValueError as error:
         if not _wants_code(error):
             raise

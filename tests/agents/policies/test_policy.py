@@ -588,3 +588,13 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
     with pytest.raises(ValueError, match="gradient norm is nan"):
         clip_gradients([a, b], 1.0)
     assert float(b.grad) == pytest.approx(0.8, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_config_that_a_model_is_made_from_stays_as_it_was(name: str) -> None:
+    config = CONFIGS[name]()
+    before = config.to_dict()
+    first = LanguagePolicy(config)
+    assert first.model.config is not config
+    LanguagePolicy(config, dtype=torch.float64)
+    assert config.to_dict() == before
