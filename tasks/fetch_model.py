@@ -20,6 +20,7 @@ from typing import Any
 from textenv.modeling.saved_runs import model_folder
 from textenv.tasks.downloads import archive_content
 from textenv.tasks.storage import cache_folder
+from textenv.utils.extras import import_extra
 from textenv.utils.files import atomic_folder
 
 MODEL = "smollm2"
@@ -154,7 +155,4 @@ def _split_digits(tokenizer: Any, path: Path) -> None:
 
 
 def _require_gguf() -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise ImportError("reading GGUF needs gguf: pip install 'textenv[gguf]'") from error
+    import_extra("gguf", extra="gguf", what="reading GGUF")

@@ -19,8 +19,8 @@ from typing import Any
 from textenv.agents.loggers.jsonl import METRICS_FILE
 from textenv.agents.settings.base import Config
 from textenv.modeling.saved_runs import step_folders
-from textenv.utils.files import atomic_file, atomic_folder
-from textenv.utils.json_files import read_object
+from textenv.utils.files import atomic_folder
+from textenv.utils.json_files import read_object, write_json
 from textenv.utils.redaction import masked, masked_command
 
 LOCK = ".lock"
@@ -185,7 +185,7 @@ class RunFolder:
         info = self.read_info() if self.info_path.exists() else {}
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         made = {"step": step, "at": now, "command": masked_command(sys.argv), **extra}
-        self._write_info({**info, "resumes": [*info.get("resumes", []), made]})
+        write_json(self.info_path, {**info, "resumes": [*info.get("resumes", []), made]})
 
     def write_info(self, config: Config | Mapping[str, Any], **extra: Any) -> None:
         """Write ``run.json``: settings, versions of packages, platform, command, and ``extra``.
@@ -204,11 +204,7 @@ class RunFolder:
             "platform": platform.platform(),
             "command": masked_command(sys.argv),
         }
-        self._write_info(info)
-
-    def _write_info(self, info: Mapping[str, Any]) -> None:
-        with atomic_file(self.info_path) as temporary:
-            temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        write_json(self.info_path, info)
 
     def read_info(self) -> dict[str, Any]:
         """Read ``run.json``; the class of an agent is named by the module that holds it now.

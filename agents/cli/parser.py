@@ -116,11 +116,6 @@ def parse(
     return values | {name: given.get(name) or {} for name in only_given}
 
 
-def known_keys(parser: jsonargparse.ArgumentParser) -> set[str]:
-    """Every key of a parser, with dots."""
-    return {action.dest for action in parser._actions} | set(_OWN)
-
-
 def check_keys(path: Path, hints: Mapping[str, Any]) -> None:
     """Refuse a YAML file with a key that is unknown or given twice.
 

@@ -27,6 +27,7 @@ from textenv.agents.policies.adapters import (
 from textenv.agents.policies.tied_adapters import tie_adapters, tied_weights
 from textenv.modeling.saved_runs import model_folder
 from textenv.tasks.adapter_source import base_of, find_adapter
+from textenv.utils.extras import import_extra
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -62,7 +63,7 @@ def load_adapters(model: Any, folder: Path, saved: Mapping[str, Any] | None) -> 
         folder: where the adapters lie.
         saved: what ``save_adapters`` gave; None for the older form.
     """
-    import peft
+    peft = import_extra("peft", extra="lora", what=f"{folder} holds adapters and")
 
     if saved is None:
         return _load_older(model, folder)
@@ -200,10 +201,7 @@ def load_adapter_folder(
         ImportError: without peft.
         ValueError: if adapters of this kind are refused, or can't be put on the base model again exactly.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError(f"{source} is an adapter and needs peft: pip install 'textenv[lora]'") from error
+    peft = import_extra("peft", extra="lora", what=f"{source} is an adapter and")
     made = peft.PeftConfig.from_pretrained(os.fspath(source))
     check_config(made)
     check_base(base)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textenv.agents.policies.tied_adapters import act_as_one
+from textenv.utils.extras import import_extra
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -117,10 +118,7 @@ def add_lora(model: nn.Module, lora: bool | Mapping[str, Any] | Any, *, seed: in
         ImportError: without peft.
         ValueError: if the model has adapters already, or for a config that is refused; see ``check_config``.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("lora= needs peft: pip install 'textenv[lora]'") from error
+    peft = import_extra("peft", extra="lora", what="lora=")
     if as_peft(model) is not None:
         raise ValueError("lora must be False for a model that has adapters already (a PeftModel), got both")
     if isinstance(lora, peft.PeftConfig):

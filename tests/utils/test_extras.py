@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from tests.helpers.required_packages import closure, link_packages
 from tests.test_project import FILES, PROJECT, ROOT, label
@@ -21,9 +22,12 @@ from textenv.agents.evaluation.metrics.registry import METRICS
 from textenv.agents.evaluation.metrics.suite import check_metrics
 from textenv.agents.evaluation.metrics.text import entropy_n
 from textenv.agents.pipeline.hacking_watch import RewardHackingWatch
+from textenv.agents.policies.adapter_files import load_adapter_folder
+from textenv.agents.policies.adapters import add_lora
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.runner import run_study
 from textenv.rewards.registry import make_reward
+from textenv.tasks.fetch_model import convert_gguf
 from textenv.utils.extras import import_extra
 
 OPTIONAL = (
@@ -60,6 +64,9 @@ NEEDS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "watch": ("scipy", "pipeline", lambda _: RewardHackingWatch("length")),
     "study scipy": ("scipy", "study", lambda path: run_study(StudyConfig(**STUDY), path)),
     "study tabulate": ("tabulate", "study", lambda path: run_study(StudyConfig(**STUDY), path)),
+    "lora": ("peft", "lora", lambda _: add_lora(nn.Linear(2, 2), True)),
+    "adapter folder": ("peft", "lora", lambda path: load_adapter_folder(path, nn.Linear(2, 2), {}, seed=0)),
+    "gguf": ("gguf", "gguf", lambda path: convert_gguf(path / "model.gguf", path / "model")),
 }
 """What needs a package -> the package, its extra, how to use it."""
 
