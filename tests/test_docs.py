@@ -32,6 +32,7 @@ from tests.helpers.doc_blocks import (
     run_command,
     run_python,
 )
+from tests.helpers.models import save_tiny
 
 HOW = """{place}: this block of the page failed in a test. If the page is right and the block is only too
 large or needs something, add to the tables of tests/test_docs.py:
@@ -244,15 +245,7 @@ BLOCKS = {page.relative_to(ROOT).as_posix(): list(blocks_of(page)) for page in P
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> Path:
     """A tiny model with its tokenizer, in each page's folder as ``gpt2``, ``smollm2`` and ``my-model``."""
-    from transformers import AutoModelForCausalLM
-
-    from textenv.tasks.models import small_gpt2
-
-    folder = tmp_path_factory.mktemp("model")
-    config = small_gpt2(byte_tokenizer, layers=1, width=16, heads=2, positions=256)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    byte_tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("model"), byte_tokenizer, width=16, positions=256)
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import textenv
+from tests.helpers.models import letters
 from textenv import agents
 from textenv.agents import Agent, RunFolder, read_metrics
 from textenv.agents.reports.run_data import read_run
-from textenv.tasks import letter_tokenizer, make_vec_env
+from textenv.tasks import make_vec_env
 
 FOLDER = Path(__file__).parent / "fixtures" / "run_of_0_1_0"
-TOKENIZER = letter_tokenizer("abcdefgh")
+TOKENIZER = letters("abcdefgh")
 WORDS = ["ab", "c", "dea", "face", "b", "gg"]
 AGENTS = {"ppo": agents.PPO, "dpo": agents.DPO}
 STEPS = {"ppo": ("iterations", 2), "dpo": ("steps", 3)}

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from tests.helpers.doc_blocks import registries_kept
-from tests.helpers.forked_python import Server
+from tests.helpers.forked_python import PYTHON
 from tests.helpers.notebooks import code_cells, read_notebook, run_cells
 
 ROOT = Path(__file__).parents[1]
@@ -23,8 +23,6 @@ EXPECTED = {
     "custom_reward": r"64 episodes, mean return .*, of which\n  vowels +\+.*\n  brevity +-.*\n  repetition",
     "generate": r"'once upon a time' -> '[a-z ]*' \((ended|cut), log-prob -\d+\.\d\)\n'once upon a time' ->",
 }
-
-
 SHORT = {
     "custom_agent": ["--seeds", "1", "--iterations", "2"],
     "ppo_random_walks": ["--episodes", "140", "--pretraining", "3"],
@@ -39,9 +37,6 @@ EXPECTED |= {
     "ilql_random_walks": r"random walks 0\.\d+, optimum 1\nbeta 0: optimality 0\.\d+\nbeta 16: optimality",
     "swap_agents": r"ppo \(online\) on probe-end: return [01]\.\d+\n1920 episodes, \d+ optimizer steps",
 }
-
-
-PYTHON = Server()
 
 
 def run(script: Path, folder: Path, *arguments: str) -> str:

@@ -252,14 +252,21 @@ def test_house_rules(path: Path) -> None:
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text), f"{label(path)}: finish it, or open an issue"
 
 
-@pytest.mark.parametrize("path", FILES, ids=label)
+EXAMPLES = FILES + sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests" / "helpers").glob("*.py")])
+EXAMPLES = [path for path in EXAMPLES if re.search(r"^ *>>> ", path.read_text("utf-8"), re.MULTILINE)]
+"""Files with docstring examples: no other test runs them."""
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=label)
 def test_docstring_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(module_name(path))
+    name = module_name(path) if path in FILES else label(path).removesuffix(".py").replace("/", ".")
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     output: list[str] = []
     runner = doctest.DocTestRunner(optionflags=flags)
-    for test in doctest.DocTestFinder(exclude_empty=True).find(module, module_name(path)):
+    found = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name), name)
+    assert any(test.examples for test in found), f"{label(path)}: its examples are in no docstring"
+    for test in found:
         runner.run(test, out=output.append)
     assert runner.failures == 0, "".join(output)
 

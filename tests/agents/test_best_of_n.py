@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import pytest
 import torch
 
 import textenv
+from tests.helpers import agents
 from textenv.agents.base.groups import check_groups, group_rows
 from textenv.agents.best_of_n import BestOfN, BestOfNConfig
 from textenv.agents.evaluation.evaluator import evaluate
 from textenv.agents.losses.best_of_n import best_of_k, best_of_n_kl
 from textenv.episodes.batch import EpisodeBatch
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 
-TOKENIZER = letter_tokenizer("abcd")
-
-
-def make_envs(samples: int = 4, **kwargs: Any) -> Any:
-    return gym.make_vec("TextRLHF-v0", num_envs=8, task="probe-end", samples_per_prompt=samples, **kwargs)
-
-
-def make(envs: Any = None, *, run_dir: Any = None, eval_envs: Any = None, **settings: Any) -> BestOfN:
-    model = small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32)
-    config = BestOfNConfig(**{"n": 4, "eval_episodes": 16, **settings})
-    envs = make_envs() if envs is None else envs
-    return BestOfN(model, envs=envs, eval_envs=eval_envs, config=config, run_dir=run_dir)
+make_envs = partial(agents.make_envs, "best-of-n")
+make = partial(agents.make, "best-of-n", eval_episodes=16)
 
 
 # -- the formulas --------------------------------------------------------------------------------------------
@@ -120,9 +108,9 @@ def test_groups_are_whole_or_refused() -> None:
 
 
 def test_an_environment_that_deals_too_few_is_refused() -> None:
-    check_groups(make_envs(8), 4, who="x")
+    check_groups(make_envs(samples_per_prompt=8), 4, who="x")
     with pytest.raises(ValueError, match=r"n=4 needs 4 episodes .*samples_per_prompt=4.*got 2"):
-        make().evaluate(make_envs(2))
+        make().evaluate(make_envs(samples_per_prompt=2))
 
 
 # -- the agent -----------------------------------------------------------------------------------------------
@@ -145,8 +133,8 @@ def test_the_best_of_each_group_is_measured() -> None:
 
 
 def test_the_best_of_one_is_the_policy() -> None:
-    agent = make(make_envs(1), n=1)
-    found, plain = agent.evaluate(), evaluate(agent.policy, make_envs(1), 16)
+    agent = make(make_envs(samples_per_prompt=1), n=1)
+    found, plain = agent.evaluate(), evaluate(agent.policy, make_envs(samples_per_prompt=1), 16)
     assert torch.equal(found.episodes.input_ids, plain.episodes.input_ids)
     assert found.metrics["objective/kl"] == 0.0
 

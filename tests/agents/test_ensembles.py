@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.base.registry import get_agent
 from textenv.agents.ilql import ILQL, ILQLPolicy
 from textenv.agents.monte_carlo import MonteCarloCritic
 from textenv.agents.policies.heads import LINEAR_SPREAD, ILQLHeads
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 from textenv.tasks.registry import make_task
 
-TOKENIZER = letter_tokenizer("abcd")
 DATA = make_task("probe-end").build().demonstrations.select(slice(0, 48))
 
 
@@ -27,7 +25,7 @@ def trained(name: str, **settings: Any) -> ILQL:
     cls = get_agent(name)
     assert issubclass(cls, ILQL)
     options = {"steps": 12, "batch_size": 16, "learning_rate": 1e-2, **settings}
-    model = small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32)
+    model = tiny()
     agent = cls(model, dataset=DATA, tokenizer=TOKENIZER, config=cls.config_class(**options))
     agent.learn()
     return agent
@@ -85,7 +83,7 @@ def test_heads_that_need_no_such_start_begin_at_zero(kind: Any, num_q: int) -> N
 
 def test_the_start_is_a_function_of_the_seed() -> None:
     def weights(seed: int) -> list[Tensor]:
-        model = small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32)
+        model = tiny()
         return list(ILQLPolicy(model, tokenizer=TOKENIZER, q_head="linear", seed=seed).heads.parameters())
 
     assert all(torch.equal(a, b) for a, b in zip(weights(3), weights(3), strict=True))

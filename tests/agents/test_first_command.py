@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 from pathlib import Path
 
@@ -11,10 +10,6 @@ import torch
 
 from benchmarks import first_command
 from textenv.agents.base.registry import BUILTIN
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(first_command).failed == 0
 
 
 @pytest.mark.parametrize("agent", ["reinforce", "filtered-bc", "best-of-n"])

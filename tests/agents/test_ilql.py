@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import pytest
 import torch
-from torch import Tensor
 
+from tests.helpers import agents
+from tests.helpers.models import TOKENIZER, tiny
 from tests.helpers.numeric_helpers import relative_error
 from textenv import collect
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.data.episodes import as_episodes, from_preferences
-from textenv.agents.ilql import ILQL, ILQLConfig, ILQLPolicy
+from textenv.agents.ilql import ILQL, ILQLPolicy
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.preferences import PreferenceBatch
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
-from textenv.tasks.registry import make_task
 
-TOKENIZER = letter_tokenizer("abcd")
-DATA = make_task("probe-end").build().demonstrations.select(slice(0, 48))
-
-
-def tiny() -> Any:
-    return small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32)
-
-
-def make(dataset: Any = DATA, **settings: Any) -> ILQL:
-    config = ILQLConfig(**{"steps": 4, "batch_size": 16, "learning_rate": 1e-2, **settings})
-    return ILQL(tiny(), dataset=dataset, tokenizer=TOKENIZER, config=config)
+DATA = agents.demonstrations()
+make = partial(agents.make, "ilql", steps=4, batch_size=16, target_every=1, target_alpha=0.005)
 
 
 def stir(policy: ILQLPolicy) -> None:
@@ -41,10 +30,6 @@ def stir(policy: ILQLPolicy) -> None:
     for parameter in policy.heads.parameters():
         parameter.data.normal_(0.0, 0.5, generator=generator)
     policy.invalidate()
-
-
-def weights(agent: ILQL) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in agent.policy.parameters()]
 
 
 # -- the loss ------------------------------------------------------------------------------------------------
@@ -91,7 +76,7 @@ def test_eos_is_an_action_although_it_is_the_padding() -> None:
     episodes = EpisodeBatch.from_ids(
         [[0], [0]], [[eos], [1, 2, eos]], rewards=[1.0, 0.0], pad_token_id=eos, sampling={}
     )
-    agent = make(episodes, steps=60, batch_size=2, decode_beta=30.0)
+    agent = make(dataset=episodes, steps=60, batch_size=2, decode_beta=30.0)
     agent.learn()
     assert float(agent.policy.log_prob(episodes)[0, 1].exp()) > 0.9
 
@@ -152,7 +137,7 @@ def test_log_probs_are_those_of_the_shifted_distribution(q_head: Any) -> None:
 
 def test_acting_and_log_prob_agree_at_every_beta() -> None:
     policy = policy_with(0.0)
-    envs = gym.make_vec("TextRLHF-v0", num_envs=8, task="probe-end")
+    envs = agents.make_envs(num_envs=8)
     seen = []
     for beta in (0.0, 1.0, 16.0):
         policy.beta = beta
@@ -201,7 +186,7 @@ def test_beta_must_not_be_negative() -> None:
 def test_a_sweep_evaluates_each_beta_and_leaves_the_policys_own() -> None:
     agent = make(steps=40, decode_beta=2.0)
     agent.learn()
-    envs = gym.make_vec("TextRLHF-v0", num_envs=16, task="probe-end")
+    envs = agents.make_envs(num_envs=16)
     found = agent.sweep([0.0, 100.0], envs, 64)
     assert agent.policy.beta == 2.0
     assert found[100.0].metrics["return/mean"] > found[0.0].metrics["return/mean"]
@@ -217,8 +202,6 @@ def test_it_loads_with_heads_targets_and_beta(tmp_path: Path) -> None:
     again = ILQL.load(tmp_path / "agent", dataset=DATA, tokenizer=TOKENIZER)
     assert again.policy.beta == 3.0 and again.policy.heads.num_q == 3
     assert torch.equal(agent.policy.log_prob(DATA), again.policy.log_prob(DATA))
-    for one, other in zip(weights(agent), weights(again), strict=True):
-        assert torch.equal(one, other)
     alone = ILQLPolicy.load(tmp_path / "agent", beta=0.0)
     assert alone.beta == 0.0
 

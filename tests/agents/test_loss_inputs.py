@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.agents import make, make_envs, rollout
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.evaluation.task_returns import kl_wrappers
 from textenv.agents.grpo import GRPO, GRPOConfig
 from textenv.agents.ilql import ILQL, ILQLConfig
@@ -17,8 +18,6 @@ from textenv.agents.rft import RFT, RFTConfig
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.kl import KLPenalty
 from textenv.rewards.wrappers import wrap_reward
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -153,10 +152,10 @@ def test_the_policy_is_made_by_the_settings(case: str) -> None:
 
 
 def test_ilqls_policy_is_made_by_the_settings() -> None:
-    tokenizer = letter_tokenizer("abcd")
+    tokenizer = TOKENIZER
     data = EpisodeBatch.from_ids([[0], [1]], [[1, 2], [3]], rewards=[1.0, 0.0])
     agent = ILQL(
-        small_gpt2(tokenizer, layers=1, width=8, heads=2, positions=32),
+        tiny(),
         dataset=data,
         tokenizer=tokenizer,
         policy_kwargs=DOUBLE,

@@ -14,12 +14,9 @@ from torch import Tensor
 
 from tests.helpers.agents import make, rollout
 from textenv.agents.data.batch import TrainingBatch, rows_of_step
-from textenv.agents.make import make_agent
 from textenv.agents.online_dpo import OnlineDPO
 from textenv.agents.rft import RFT
 from textenv.episodes.batch import EpisodeBatch
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -225,11 +222,9 @@ def test_rewards_are_discounted_by_gamma(case: str) -> None:
 @pytest.mark.parametrize("kind", ["sigmoid", "cdpo", "ipo"])
 def test_online_dpo_by_beta_and_smoothing(kind: str) -> None:
     smoothing = 0.2 if kind == "cdpo" else 0.0
-    tokenizer = letter_tokenizer("abcd")
-    agent: Any = make_agent(
+    agent: Any = make(
         "online-dpo",
-        small_gpt2(tokenizer, layers=1, width=8, heads=2, positions=32),
-        envs=make("rloo").envs,
+        make("rloo").envs,
         policy_kwargs=DOUBLE,
         iterations=1,
         episodes_per_iteration=16,
@@ -259,10 +254,9 @@ def test_online_dpo_by_beta_and_smoothing(kind: str) -> None:
 
 
 def test_the_likelihood_of_rft_has_the_denominator_of_the_whole_step() -> None:
-    agent: Any = make_agent(
+    agent: Any = make(
         "rft",
-        small_gpt2(letter_tokenizer("abcd"), layers=1, width=8, heads=2, positions=32),
-        envs=make("rloo").envs,
+        make("rloo").envs,
         policy_kwargs=DOUBLE,
         iterations=2,
         episodes_per_iteration=16,

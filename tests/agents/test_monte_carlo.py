@@ -7,20 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers import agents
 from textenv.agents.data.batch import TrainingBatch
-from textenv.agents.monte_carlo import MonteCarloConfig, MonteCarloCritic
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
+from textenv.agents.monte_carlo import MonteCarloConfig
 from textenv.tasks.registry import make_task
 
-TOKENIZER = letter_tokenizer("abcd")
 DATA = make_task("probe-end").build(per_token=True).demonstrations.select(slice(0, 32))
 
 
-def make(**settings: Any) -> MonteCarloCritic:
-    model = small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32)
-    options = {"policy_kwargs": {"dtype": torch.float64}, "tokenizer": TOKENIZER}
-    agent = MonteCarloCritic(model, dataset=DATA, config=MonteCarloConfig(**settings), **options)
+def make(**settings: Any) -> Any:
+    agent: Any = agents.make("monte-carlo", dataset=DATA, policy_kwargs={"dtype": torch.float64}, **settings)
     generator = torch.Generator().manual_seed(3)
     for parameter in agent.policy.heads.parameters():
         parameter.data.normal_(0.0, 0.5, generator=generator)

@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers import agents
+from tests.helpers.agents import rollout
+from tests.helpers.models import TOKENIZER, tiny
 from tests.helpers.numeric_helpers import relative_error
 from textenv.agents.data.preferences import PairedBatch
 from textenv.agents.online_dpo import OnlineDPO, OnlineDPOConfig, extremes
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.rewards.kl import KLPenalty
 from textenv.rewards.wrappers import wrap_reward
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 
-TOKENIZER = letter_tokenizer("abcd")
-
-
-def make_envs(samples: int = 2, task: str = "probe-end", num_envs: int = 8) -> Any:
-    return gym.make_vec("TextRLHF-v0", num_envs=num_envs, task=task, samples_per_prompt=samples)
-
-
-def make(model: Any = None, envs: Any = None, **settings: Any) -> OnlineDPO:
-    defaults = {"iterations": 2, "episodes_per_iteration": 16, "minibatches": 2, "learning_rate": 1e-2}
-    config = OnlineDPOConfig(**{**defaults, **settings})
-    model = small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32) if model is None else model
-    return OnlineDPO(
-        model, envs=make_envs(config.samples_per_prompt) if envs is None else envs, config=config
-    )
-
-
-def rollout(agent: OnlineDPO) -> PairedBatch:
-    """What the first iteration would learn from."""
-    agent.iteration = 1
-    episodes = agent.collect()
-    agent.score(episodes)
-    return agent.advantages(episodes)
+make_envs = partial(agents.make_envs, "online-dpo")
+make = partial(agents.make, "online-dpo", minibatches=2)
 
 
 def gradients(agent: OnlineDPO, batch: PairedBatch, budget: int = 10**6) -> list[Tensor]:
@@ -145,7 +126,7 @@ def test_the_metrics_of_a_rollout_by_hand() -> None:
 
 
 def test_a_kl_penalty_makes_no_preference() -> None:
-    envs = wrap_reward(make_envs(4, num_envs=8), KLPenalty(0.5))
+    envs = wrap_reward(make_envs(samples_per_prompt=4), KLPenalty(0.5))
     agent = make(envs=envs, samples_per_prompt=4)
     agent.iteration = 1
     episodes = agent.collect()
@@ -172,11 +153,9 @@ def test_ties_have_no_gradient() -> None:
 
 
 def test_the_gradient_is_that_of_the_loss() -> None:
-    model = LanguagePolicy(
-        small_gpt2(TOKENIZER, layers=1, width=4, heads=1, positions=32), dtype=torch.float64
-    )
+    model = LanguagePolicy(tiny(width=4, heads=1), dtype=torch.float64)
     model.double()
-    agent = make(model)
+    agent = make(model=model)
     batch = rollout(agent)
     agent.optimizer_step(batch)
     totals = agent.totals(batch)
@@ -231,4 +210,4 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 
 def test_an_environment_that_deals_too_few_is_refused() -> None:
     with pytest.raises(ValueError, match=r"make the environment with samples_per_prompt=4 .*got 2"):
-        make(envs=make_envs(2), samples_per_prompt=4)
+        make(make_envs(), samples_per_prompt=4)

@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import textenv
+from tests.helpers import models
+from tests.helpers.models import TOKENIZER, save_tiny
 from textenv.agents import LanguagePolicy, evaluate_reward_model
 from textenv.agents.cli.main import main
 from textenv.agents.evaluation.reward_model import pair_metrics, wilson_interval
@@ -26,28 +28,23 @@ from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.saved_runs import model_folder
 from textenv.rewards.registry import make_reward, register_reward
 from textenv.scoring import reward_wrappers
-from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_vec_env
-from textenv.tasks.models import small_gpt2
 from textenv.tasks.prompts import load_tokenizer
 from textenv.tasks.stop_tokens import generation_ends
 
-TOKENIZER = letter_tokenizer("abcd")
 PAIRS = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in ("c", "d", "cc", "cd", "dd", "dc")]
 SHORT: dict[str, Any] = {"loggers": (), "num_envs": 2, "report": False}
 
 
 def tiny(**changes: Any) -> Any:
-    sizes = {"layers": 1, "width": 8, "heads": 1, "positions": 32} | changes
-    return AutoModelForCausalLM.from_config(small_gpt2(TOKENIZER, **sizes))
+    return AutoModelForCausalLM.from_config(models.tiny(**{"heads": 1, **changes}))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, files, and a finished run of SFT and of a reward model."""
     root = tmp_path_factory.mktemp("own")
-    tiny().save_pretrained(root / "lm")
-    TOKENIZER.save_pretrained(root / "lm")
+    save_tiny(root / "lm", heads=1)
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     (root / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in PAIRS)

@@ -14,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from tests.helpers.numeric_helpers import relative_error
 from tests.helpers.reward_helpers import TOKENIZER, config, language_model
-from textenv.agents.base.callbacks import make_callbacks
 from textenv.agents.data.ratings import RewardBatch, drop_tokens, end_rows
 from textenv.agents.data.reward_records import as_reward_batch
 from textenv.agents.evaluation.reward_model import pair_metrics, rating_metrics, reliability
@@ -304,33 +303,6 @@ def test_heads_learn_from_different_resamples() -> None:
     assert torch.equal(weights[5:9], learner.bootstrap(torch.arange(5, 9), torch.zeros(1)))
     learner.learn()
     assert learner.evaluate(both()).metrics["score/disagreement"] > 0
-
-
-def test_resume_equals_the_run_that_was_never_interrupted(tmp_path: Path) -> None:
-    settings = {
-        "epochs": 2,
-        "dropout": 0.1,
-        "token_dropout": 0.1,
-        "heads": 2,
-        "lr_schedule": "cosine",
-        "warmup_steps": 2,
-    }
-    whole = agent(both(), **settings, run_dir=tmp_path / "whole")
-    whole.learn()
-
-    def stop(learner: Any, metrics: Any) -> bool:
-        return learner.iteration == 4
-
-    first = agent(both(), **settings, run_dir=tmp_path / "parts")
-    first.callbacks = make_callbacks([stop])
-    first.learn()
-    second = RewardModelAgent.load(
-        tmp_path / "parts" / "checkpoints" / "step-00000004", dataset=both(), run_dir=tmp_path / "parts"
-    )
-    assert second.iteration == 4
-    second.learn()
-    for ours, theirs in zip(second.policy.parameters(), whole.policy.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def test_the_run_folder_loads_plainly(tmp_path: Path) -> None:

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import pytest
 import torch
-from torch import Tensor
 
-from tests.helpers.agents import StopAfter
+from tests.helpers import agents
+from tests.helpers.agents import equal, weights
 from textenv.agents.data.batch import TrainingBatch
-from textenv.agents.rft import RFT, RFTConfig, best_rows, distinct_rows
+from textenv.agents.rft import RFTConfig, best_rows, distinct_rows
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.kl import KLPenalty
 from textenv.rewards.wrappers import wrap_reward
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 
-TOKENIZER = letter_tokenizer("abcd")
-
-
-def make_envs(samples: int = 8, task: str = "probe-end", num_envs: int = 8, **kwargs: Any) -> Any:
-    return gym.make_vec("TextRLHF-v0", num_envs=num_envs, task=task, samples_per_prompt=samples, **kwargs)
-
-
-def make(model: Any = None, envs: Any = None, **settings: Any) -> RFT:
-    defaults = {"iterations": 2, "episodes_per_iteration": 32, "samples_per_prompt": 8, "improve_steps": 2}
-    config = RFTConfig(**{**defaults, "minibatches": 2, "learning_rate": 1e-2, **settings})
-    model = small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32) if model is None else model
-    return RFT(model, envs=make_envs(config.samples_per_prompt) if envs is None else envs, config=config)
-
-
-def weights(agent: RFT) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in agent.policy.parameters()]
+make_envs = partial(agents.make_envs, "rft")
+make = partial(agents.make, "rft", episodes_per_iteration=32, minibatches=2)
 
 
 # -- the choice ----------------------------------------------------------------------------------------------
@@ -200,7 +183,7 @@ def test_where_nothing_differs_nothing_is_learned() -> None:
     before = weights(agent)
     agent.learn()
     assert agent.optimizer_steps == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(agent), strict=True))
+    assert equal(before, weights(agent))
 
 
 def test_fewer_samples_than_minibatches() -> None:
@@ -210,23 +193,6 @@ def test_fewer_samples_than_minibatches() -> None:
 
 
 # -- runs ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kept", [None, 1, 2])
-def test_a_resumed_run_equals_the_uninterrupted_one(kept: int | None, tmp_path: Path) -> None:
-    whole = make(iterations=4, generations_kept=kept, lr_schedule="linear")
-    whole.learn()
-    part = make(iterations=4, generations_kept=kept, lr_schedule="linear")
-    part.callbacks.append(StopAfter(2))
-    part.learn()
-    part.save(tmp_path / "half")
-    assert (tmp_path / "half" / "trainer.safetensors").exists() == (kept != 1)
-    resumed = RFT.load(tmp_path / "half", envs=make_envs())
-    resumed.learn()
-    assert resumed.iteration == 4
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
-    assert whole.pool is not None and resumed.pool is not None
-    assert torch.equal(whole.pool["returns"], resumed.pool["returns"])
 
 
 @pytest.mark.parametrize(
@@ -247,4 +213,4 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 
 def test_an_environment_that_deals_too_few_is_refused() -> None:
     with pytest.raises(ValueError, match=r"make the environment with samples_per_prompt=8 .*got 2"):
-        make(envs=make_envs(2))
+        make(make_envs(samples_per_prompt=2))

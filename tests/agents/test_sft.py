@@ -7,20 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers import agents
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.data.episodes import as_demonstrations
 from textenv.agents.sft import SFT, FilteredBC, FilteredBCConfig, SFTConfig
 from textenv.data.loading import load_columns, preferences_from_records
 from textenv.episodes.batch import EpisodeBatch
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 
-TOKENIZER = letter_tokenizer("abcd")
 EOS = TOKENIZER.eos_token_id
-
-
-def tiny() -> Any:
-    return small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32)
 
 
 def episodes(count: int = 12, seed: int = 0) -> EpisodeBatch:
@@ -39,10 +34,9 @@ def episodes(count: int = 12, seed: int = 0) -> EpisodeBatch:
     )
 
 
-def make(dataset: Any = None, cls: Any = SFT, **settings: Any) -> SFT:
-    config = cls.config_class(**{"steps": 5, "batch_size": 4, "learning_rate": 1e-2, **settings})
+def make(dataset: Any = None, case: str = "sft", **settings: Any) -> Any:
     dataset = episodes() if dataset is None else dataset
-    return cls(tiny(), dataset=dataset, tokenizer=TOKENIZER, config=config)
+    return agents.make(case, dataset=dataset, **{"steps": 5, "batch_size": 4, **settings})
 
 
 @pytest.mark.parametrize("completion_only", [True, False])
@@ -79,14 +73,14 @@ def test_eos_is_learned_although_it_is_the_padding() -> None:
 
 @pytest.mark.parametrize(("percentile", "kept"), [(0.0, 12), (0.5, 6), (0.9, 2), (1.0, 1)])
 def test_filtered_cloning_keeps_the_best(percentile: float, kept: int) -> None:
-    agent = make(cls=FilteredBC, percentile=percentile)
+    agent = make(case="filtered-bc", percentile=percentile)
     assert agent.dataset.returns.tolist() == [float(i) for i in range(12 - kept, 12)]
 
 
 def test_equal_returns_are_all_kept() -> None:
     data = episodes()
     data.rewards = data.at_last_action(torch.full((len(data),), 0.1))
-    assert len(make(data, cls=FilteredBC, percentile=0.9).dataset) == len(data)
+    assert len(make(data, case="filtered-bc", percentile=0.9).dataset) == len(data)
 
 
 def test_a_percentile_lies_between_0_and_1() -> None:
@@ -96,7 +90,7 @@ def test_a_percentile_lies_between_0_and_1() -> None:
 
 
 def test_texts_rows_and_messages_are_data(byte_tokenizer: Any) -> None:
-    config = small_gpt2(byte_tokenizer, layers=1, width=8, heads=2, positions=64)
+    config = tiny(byte_tokenizer, positions=64)
     rows: list[Any] = [
         [{"text": "abc"}, {"text": "abd"}],
         [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}],
@@ -121,7 +115,7 @@ def test_of_pairs_and_rankings_only_the_best_is_cloned(byte_tokenizer: Any) -> N
         episodes = as_demonstrations(data, byte_tokenizer)
         assert episodes.completion_texts(byte_tokenizer) == ["good", "yes"]
         assert episodes.prompt_texts(byte_tokenizer) == ["a", "b"]
-    config = small_gpt2(byte_tokenizer, layers=1, width=8, heads=2, positions=64)
+    config = tiny(byte_tokenizer, positions=64)
     for cls in (SFT, FilteredBC):
         agent = cls(config, dataset=pairs, tokenizer=byte_tokenizer)
         assert agent.dataset.completion_texts(byte_tokenizer) == ["good", "yes"]

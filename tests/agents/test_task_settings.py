@@ -16,6 +16,8 @@ import yaml
 
 import textenv
 from benchmarks import probes, random_walks
+from tests.helpers import models
+from tests.helpers.models import TOKENIZER
 from textenv.agents.base.callbacks import Callback
 from textenv.agents.base.equal_returns import EqualReturns
 from textenv.agents.base.registry import BUILTIN, get_agent
@@ -30,17 +32,15 @@ from textenv.agents.study.runner import run_study
 from textenv.agents.train_setup.task_settings import task_settings, unsaid
 from textenv.agents.train_setup.task_start import make_start, start_config
 from textenv.episodes.batch import EpisodeBatch
-from textenv.tasks import TaskData, letter_tokenizer, make_task, register_task, registry
-from textenv.tasks.models import small_gpt2
+from textenv.tasks import TaskData, make_task, register_task, registry
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("random-walks", *probes.PROBES)
-TOKENIZER = letter_tokenizer("abcd")
 QUICK: dict[str, Any] = {"iterations": 1, "episodes_per_iteration": 16, "eval_episodes": 8}
 
 
 def _model() -> Any:
-    return small_gpt2(TOKENIZER, layers=1, width=16, heads=2, positions=16)
+    return models.tiny(width=16, positions=16)
 
 
 def _demonstrations() -> EpisodeBatch:

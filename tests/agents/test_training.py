@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from transformers import PretrainedConfig
 
 import textenv
-import textenv.agents.training as training_module
+from tests.helpers.models import TOKENIZER
 from textenv import collect
 from textenv.agents.base.callbacks import BestCheckpoint
 from textenv.agents.checkpointing.run_folder import RunFolder
@@ -19,9 +18,6 @@ from textenv.agents.settings.base import OfflineConfig, OnlineConfig
 from textenv.agents.training import tokenizer_of, train
 from textenv.episodes.batch import EpisodeBatch
 from textenv.scoring import reward_wrappers
-from textenv.tasks.letters import letter_tokenizer
-
-TOKENIZER = letter_tokenizer("abcd")
 
 
 class Seeing:
@@ -70,10 +66,6 @@ def count_a(prompts: list[str], completions: list[str], **columns: Any) -> list[
 
 def _play(envs: Any) -> EpisodeBatch:
     return collect(envs, lambda obs, info: envs.action_space.sample() * 0, 2)
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(training_module).failed == 0
 
 
 def test_it_is_there_from_the_top() -> None:

@@ -72,6 +72,7 @@ def test_both_sides_of_the_rollout_count_the_same_useful_tokens() -> None:
     assert rate == 8 * 6 / 2.0
 
 
+@pytest.mark.usefixtures("forked")
 def test_env_share_and_scaling_have_their_keys() -> None:
     work = rollout.Workload(
         shape=replace(TINY, eos_probability=0.2), rows=2, episodes=4, max_new_tokens=8, prompt_tokens=4
@@ -108,6 +109,7 @@ def test_cases_are_json_and_choose_their_contenders() -> None:
         contender("trlx", CASES[0])
 
 
+@pytest.mark.usefixtures("forked")
 def test_our_ppo_cycle_runs_in_a_worker() -> None:
     tiny = {**CASES[0], "model": asdict(TINY), "batch": 4, "prompts": 4, "prompt_tokens": 4, "new_tokens": 6}
     figures = run_case(tiny, ["shared"], repeats=1, warmup=0)

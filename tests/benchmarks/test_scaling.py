@@ -36,6 +36,7 @@ def test_one_device() -> None:
     assert sum(found[f"share_{part}"] for part in scaling.PARTS) == pytest.approx(1.0)
 
 
+@pytest.mark.usefixtures("forked")
 def test_over_two_processes(capsys: pytest.CaptureFixture[str]) -> None:
     case = scaling.make_case(TINY, rows=4, episodes=8, new_tokens=4)
     rows = scaling.over_processes(case, [2], 1)

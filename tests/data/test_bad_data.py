@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -16,12 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import GPT2Config
 
 import textenv
-import textenv.episodes.checks
-import textenv.utils.json_text
 from tests.helpers.env_helpers import TOKENIZER, by_key
+from tests.helpers.models import tiny
 from textenv.agents.data.episodes import as_demonstrations, as_episodes
 from textenv.agents.make import make_agent
 from textenv.data.loading import (
@@ -38,11 +35,6 @@ from textenv.tasks.make import make_env, make_vec_env
 REFUSED = (TypeError, ValueError)
 ROW = {"prompt": "a", "completion": "b", "reward": 1.0}
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
-
-
-@pytest.mark.parametrize("module", [textenv.episodes.checks, textenv.utils.json_text], ids=str)
-def test_doctests(module: Any) -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -349,7 +341,7 @@ def test_prompts_of_a_file_are_named_by_their_place(tmp_path: Path) -> None:
     ids=repr,
 )
 def test_arguments_of_train(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    model = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=16, vocab_size=len(TOKENIZER))
+    model = tiny(TOKENIZER, positions=16)
     given: dict[str, Any] = {"prompts": ["a"], "reward": ["length"], "tokenizer": TOKENIZER, "loggers": ()}
     given |= {"iterations": 1, "run_dir": tmp_path / "run"}
     with pytest.raises(REFUSED, match=message):
@@ -360,13 +352,13 @@ def test_arguments_of_train(tmp_path: Path, arguments: dict[str, Any], message: 
 @pytest.mark.parametrize("agent", ["ilql", "monte-carlo", "rwr", "filtered-bc"])
 def test_training_without_the_rewards_that_an_agent_learns_from(agent: str) -> None:
     rows = [{"prompt": "a", "completion": letter} for letter in "bcde"]
-    model = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=16, vocab_size=len(TOKENIZER))
+    model = tiny(TOKENIZER, positions=16)
     with pytest.raises(ValueError, match="no column 'reward'"):
         textenv.train(agent, model, dataset=rows, tokenizer=TOKENIZER, steps=1, loggers=())
 
 
 def test_arguments_of_agents() -> None:
-    model = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=16, vocab_size=len(TOKENIZER))
+    model = tiny(TOKENIZER, positions=16)
     envs = make_vec_env(2, prompts=["a"], tokenizer=TOKENIZER, max_new_tokens=2)
     single = make_env(prompts=["a"], tokenizer=TOKENIZER, max_new_tokens=2)
     for arguments, message in (

@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
 
+from tests.helpers.models import TOKENIZER, save_tiny
 from textenv.agents.cli.main import main
 from textenv.agents.pipeline.data import divided, task_of
 from textenv.agents.pipeline.run import PipelineConfig, run_pipeline
 from textenv.data.held_out import prompt_key, split_off
 from textenv.data.records import load_columns
 from textenv.tasks import make_task
-from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_vec_env
-from textenv.tasks.models import small_gpt2
 
-TOKENIZER = letter_tokenizer("abcd")
 WORDS = [x + y for x in "abcd" for y in "abcd"]
 
 
@@ -31,9 +28,7 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("held-out")
-    config = small_gpt2(TOKENIZER, layers=1, width=8, heads=1, positions=16)
-    AutoModelForCausalLM.from_config(config).save_pretrained(root / "lm")
-    TOKENIZER.save_pretrained(root / "lm")
+    save_tiny(root / "lm", heads=1, positions=16)
     written(root / "prompts.jsonl", [{"prompt": word, "n": i} for i, word in enumerate(WORDS)])
     written(root / "pairs.jsonl", [{"prompt": word, "chosen": "a", "rejected": "b"} for word in WORDS])
     written(root / "texts.jsonl", [{"text": word} for word in WORDS])

@@ -10,6 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.base.agent import Agent
 from textenv.agents.base.callbacks import Callback
 from textenv.agents.base.policy_gradient import PolicyGradientAgent
@@ -18,11 +19,8 @@ from textenv.agents.make import make_agent
 from textenv.agents.settings.base import OfflineConfig, OnlineConfig
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.preferences import PreferenceBatch
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 from textenv.tasks.registry import make_task
 
-TOKENIZER = letter_tokenizer("abcd")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a2c": ("a2c", {}),
     "dapo": ("grpo", {"aggregation": "dapo", "clip_range_high": 0.28, "max_rollouts": 2, "kl_coef": 0.0}),
@@ -82,11 +80,6 @@ class StopAfter(Callback):
         return bool(agent.iteration >= self.iterations)
 
 
-def tiny(layers: int = 1, width: int = 8, heads: int = 2) -> Any:
-    """A model config of a few hundred weights for the letters a to d."""
-    return small_gpt2(TOKENIZER, layers=layers, width=width, heads=heads, positions=32)
-
-
 @cache
 def demonstrations() -> EpisodeBatch:
     """48 episodes of the probe, with a reward each."""
@@ -114,66 +107,64 @@ def dataset_of(name: str) -> Any:
     return pairs() if cls.from_preferences else demonstrations()
 
 
-def make_envs(name: str, num_envs: int = 8, task: str | None = "probe-end", **kwargs: Any) -> Any:
+SAMPLES = {"best-of-n": 4, "grpo": 4, "rloo": 4, "rft": 8, "online-dpo": 2}
+"""Episodes on each prompt in ``make_envs``, where an agent needs more than one."""
+
+
+def make_envs(name: str = "ppo", num_envs: int = 8, task: str | None = "probe-end", **kwargs: Any) -> Any:
     """An environment that deals what the agent needs."""
-    group = {"samples_per_prompt": 4} if name in ("grpo", "rloo") else {}
+    group = {"samples_per_prompt": SAMPLES[name]} if name in SAMPLES else {}
     return gym.make_vec("TextRLHF-v0", num_envs=num_envs, task=task, **{**group, **kwargs})
 
 
-def sources(case: str) -> dict[str, Any]:
+def sources(case: str, **settings: Any) -> dict[str, Any]:
     """The environment, or the data set, that an agent of this case is made and loaded with."""
-    name, settings = ALL_CASES[case]
-    cls, config_class = get_agent(name), get_config_class(name)
+    name, own = ALL_CASES[case]
+    cls = get_agent(name)
     if not cls.online:
         return {"dataset": dataset_of(name), "tokenizer": TOKENIZER}
-    if issubclass(cls, PolicyGradientAgent):
+    if issubclass(cls, PolicyGradientAgent) or name == "sb3":
         return {"envs": make_envs(name)}
-    known = {field: value for field, value in settings.items() if field in ("samples_per_prompt", "n")}
-    config: Any = config_class(**{**known, **({} if "n" in known else _length(config_class, 1))})
-    samples = max(cls.group_size(config), cls.group_size(config, evaluation=True))
+    samples = {**own, **settings}.get("n" if name == "best-of-n" else "samples_per_prompt", SAMPLES[name])
     return {"envs": make_envs(name, samples_per_prompt=samples)}
 
 
-def _length(config_class: type, rounds: int) -> dict[str, Any]:
-    """Settings of a short run with a large learning rate."""
+def make(case: str, envs: Any = None, model: Any = None, **options: Any) -> Any:
+    """An agent of any case: few episodes or rows and a large learning rate, unless said otherwise.
+
+    Args:
+        case: key of ``ALL_CASES``.
+        envs: instead of those of ``sources``; for an online agent.
+        model: instead of ``tiny()``.
+        options: settings, and arguments of the agent's class (``dataset``, ``run_dir``, ``policy_kwargs``).
+    """
+    name, own = ALL_CASES[case]
+    given = {"envs": envs} if envs is not None else sources(case, **options)
+    short = {} if name == "best-of-n" else _short(get_config_class(name))
+    return make_agent(name, tiny() if model is None else model, **{**given, **short, **own, **options})
+
+
+def _short(config_class: type) -> dict[str, Any]:
+    """Settings of a short run."""
     if issubclass(config_class, OfflineConfig):
-        return {"steps": rounds, "batch_size": 8, "learning_rate": 1e-2}
+        return {"steps": 2, "batch_size": 8, "learning_rate": 1e-2}
     if not issubclass(config_class, OnlineConfig):  # Stable-Baselines3's loop has settings of its own
-        return {"iterations": rounds, "minibatches": 2, "learning_rate": 1e-2}
-    return {
-        "iterations": rounds,
-        "episodes_per_iteration": 16,
-        "epochs": 2,
-        "minibatches": 2,
-        "learning_rate": 1e-2,
-    }
+        return {"iterations": 2, "learning_rate": 1e-2}
+    return {"iterations": 2, "episodes_per_iteration": 16, "learning_rate": 1e-2}
 
 
 def make_any(case: str, rounds: int = 2, **options: Any) -> Agent:
-    """An agent of any case: a run of so many iterations (online) or optimizer steps (offline)."""
-    name, settings = ALL_CASES[case]
-    learns = {} if name == "best-of-n" else _length(get_config_class(name), rounds)
-    return make_agent(name, tiny(), **{**sources(case), **learns, **settings, **options})
-
-
-def make(case: str, envs: Any = None, model: Any = None, **settings: Any) -> PolicyGradientAgent:
-    """A policy-gradient agent with few episodes and a large learning rate, unless said otherwise."""
+    """The same with two passes in two minibatches, for so many iterations (online) or steps (offline)."""
     name, own = ALL_CASES[case]
-    defaults = {"iterations": 2, "episodes_per_iteration": 16, "learning_rate": 1e-2}
-    arguments = {
-        "policy_kwargs": settings.pop("policy_kwargs", None),
-        "run_dir": settings.pop("run_dir", None),
-        "dataset": settings.pop("dataset", None),
-    }
-    agent = make_agent(
-        name,
-        tiny() if model is None else model,
-        envs=make_envs(name) if envs is None else envs,
-        **arguments,
-        **{**defaults, **own, **settings},
-    )
-    assert isinstance(agent, PolicyGradientAgent)
-    return agent
+    config_class = get_config_class(name)
+    passes: dict[str, Any] = {}
+    if name != "best-of-n":
+        passes = {"steps" if issubclass(config_class, OfflineConfig) else "iterations": rounds}
+    if issubclass(config_class, OnlineConfig) and passes:
+        passes |= {"epochs": 2, "minibatches": 2}
+    elif name == "sb3":
+        passes |= {"minibatches": 2}
+    return make(case, **{**passes, **own, **options})
 
 
 def rollout(agent: Any) -> Any:

@@ -13,11 +13,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import textenv  # noqa: F401 - registers the environment
+from tests.helpers.models import letters
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.prompts.prompt_set import PromptSet
-from textenv.tasks.letters import letter_tokenizer
 
-TOKENIZER = letter_tokenizer("abcdefgh")
+TOKENIZER = letters("abcdefgh")
 EOS = TOKENIZER.eos_token_id
 V = len(TOKENIZER)
 PROMPTS = ["a", "bc", "dad", "h", "face", "gg", "be"]

@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -86,6 +87,14 @@ class Server:
             errors.seek(0)
             return subprocess.CompletedProcess(list(arguments), status, out.read(), errors.read())
 
+    def interpreter(self, folder: Path) -> Path:
+        """A file in ``folder`` that takes the place of ``sys.executable``: this server runs its arguments."""
+        file = folder / "python"
+        command = shlex.join([sys.executable, "-S", __file__])
+        file.write_text(f'#!/bin/sh\nexport {ADDRESS}={shlex.quote(self.start())}\nexec {command} "$@"\n')
+        file.chmod(0o755)
+        return file
+
 
 def _ask(
     address: str,
@@ -114,15 +123,19 @@ def _ask(
             raise TimeoutError(f"{list(arguments)} has not ended after {timeout} seconds") from None
 
 
-def exec_here() -> None:
+def exec_here(arguments: Sequence[str] | None = None) -> None:
     """Let the server that ``ADDRESS`` names run this very command in a process of its own, and end like it.
 
     For scripts that a launcher starts. Without a server nothing happens.
+
+    Args:
+        arguments: of Python, instead of this command's.
     """
     address = os.environ.get(ADDRESS)
     if address:
+        arguments = sys.argv if arguments is None else arguments
         env = {name: value for name, value in os.environ.items() if name != ADDRESS}
-        status = _ask(address, sys.argv, os.getcwd(), env, [0, 1, 2], None)
+        status = _ask(address, arguments, os.getcwd(), env, [0, 1, 2], None)
         sys.stdout.flush()
         os._exit(status if status >= 0 else 128 - status)
 
@@ -222,5 +235,9 @@ def _leave(status: int) -> None:
         os._exit(status)
 
 
+PYTHON = Server()
+"""For all tests that need no modules of their own in it: one server in each process of pytest."""
+
 if __name__ == "__main__":
+    exec_here(sys.argv[1:])
     _serve(sys.argv[1], sys.argv[2:])

@@ -20,6 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from tests.helpers.models import tiny
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.policies.critics import SeparateCritic
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -29,7 +30,6 @@ from textenv.episodes.batch import EpisodeBatch
 from textenv.modeling.attention_masks import UnsupportedModelError
 from textenv.modeling.log_probs import token_log_probs
 from textenv.modeling.packing import check_packing, pack
-from textenv.tasks.models import small_gpt2
 
 V = 37
 SIZES = {
@@ -201,7 +201,7 @@ def test_ppo_learns_the_same_with_packing(value_model: Any) -> None:
             entropy_coef=0.01,
         )
         envs = gym.make_vec("TextRLHF-v0", num_envs=8, task="probe-end")
-        model = small_gpt2(envs.unwrapped.tokenizer, layers=1, width=8, heads=2, positions=32)
+        model = tiny(envs.unwrapped.tokenizer)
         agent = PPO(model, envs=envs, config=config, policy_kwargs={"dtype": torch.float64})
         agent.learn()
         weights.append([p.detach() for p in agent.policy.parameters()])

@@ -11,16 +11,16 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config
 
 import textenv
+from tests.helpers.models import letters
 from textenv.agents.cli.main import main
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.policies.reward_scorer import Scorer
 from textenv.modeling.pretrained import is_trusted, load_pretrained, make_pretrained, trusting
 from textenv.rewards.registry import make_reward
-from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_vec_env
 from textenv.tasks.prompts import load_tokenizer
 
-TOKENIZER = letter_tokenizer("abcdefgh")
+TOKENIZER = letters("abcdefgh")
 CODE = """
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 def ran():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import importlib
 import subprocess
 import sys
@@ -43,12 +42,6 @@ def _scores(spec: Any, batch: EpisodeBatch) -> list[float]:
     term = make_reward(spec)
     term.tokenizer = TOKENIZER
     return term.score(batch).tolist()
-
-
-@pytest.mark.parametrize("name", ["functions", "kl", "patterns", "registry", "term"])
-def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"textenv.rewards.{name}"))
-    assert result.attempted > 0 and result.failed == 0
 
 
 # -- numbers -----------------------------------------------------------------------------------------------

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.helpers.models import TOKENIZER
 from textenv.scoring import reward_wrappers
-from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_env, make_vec_env
 from textenv.tasks.source import make_source
-
-TOKENIZER = letter_tokenizer("abcd")
 
 
 def test_environments_of_one_source_share_its_prompts() -> None:

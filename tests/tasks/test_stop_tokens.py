@@ -11,14 +11,14 @@ import pytest
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import textenv
+from tests.helpers.models import letters
 from tests.helpers.template_families import TEMPLATES, chat_tokenizer, turn_ends_with
 from textenv.agents.cli.main import main
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_env, make_vec_env
 from textenv.tasks.stop_tokens import generation_ends, stop_tokens, template_end
 
-LETTERS = letter_tokenizer("abcdef")
+LETTERS = letters("abcdef")
 END = LETTERS.convert_tokens_to_ids("f")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPT2Config
 
 import textenv
+from tests.helpers.models import letters, tiny
 from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.cli.main import main
 from textenv.agents.loggers.jsonl import JSONLLogger, read_metrics
@@ -22,7 +22,6 @@ from textenv.agents.sft import SFTConfig
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.outputs import markdown_page
 from textenv.agents.study.plan import identity, plan, read_result
-from textenv.tasks.letters import letter_tokenizer
 from textenv.utils.redaction import is_secret_name, masked, masked_command, masked_text
 
 SECRET = "Zx9secretZx9"
@@ -162,12 +161,12 @@ def test_messages_show_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 # -- damaged files of a run ----------------------------------------------------------------------------------
 
-TOKENIZER = letter_tokenizer("abcdefgh")
+TOKENIZER = letters("abcdefgh")
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    config = GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=16, vocab_size=len(TOKENIZER))
+    config = tiny(TOKENIZER, positions=16)
     textenv.train(
         "ppo",
         config,

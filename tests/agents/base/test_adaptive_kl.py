@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers.agents import StopAfter, equal, make, make_envs, rollout, weights
-from textenv.agents.base.agent import Agent
+from tests.helpers.agents import make, rollout
 from textenv.agents.data.batch import Totals
 from textenv.rewards.kl import adapted_coefficient
 
@@ -75,22 +73,7 @@ def test_in_the_reward_the_coefficient_is_the_penaltys_alone() -> None:
     assert rows[0]["objective/kl_coef"] == pytest.approx(0.46)  # as the first iteration left it
 
 
-@pytest.mark.parametrize("case", ["ppo", "grpo"])
-def test_a_resumed_run_goes_on_with_its_coefficient(case: str, tmp_path: Path) -> None:
-    whole = make(case, iterations=4, **ADAPTIVE)
-    whole.learn()
-    part = make(case, iterations=4, **ADAPTIVE)
-    part.callbacks.append(StopAfter(2))
-    part.learn()
-    part.save(tmp_path / "half")
-    resumed: Any = Agent.load(tmp_path / "half", envs=make_envs(case))
-    assert resumed.kl_loss.coef == part.kl_loss.coef != 0.5
-    resumed.learn()
-    assert resumed.kl_loss.coef == whole.kl_loss.coef
-    assert equal(weights(whole), weights(resumed))
-
-
-def test_a_checkpoint_without_a_coefficient_starts_from_the_settings(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_coefficient_starts_from_the_settings() -> None:
     agent = make("ppo", **ADAPTIVE)
     agent.learn()
     state = agent.training_state()

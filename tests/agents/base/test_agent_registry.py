@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,10 +47,6 @@ class Toy:
 def _no_toy_stays() -> Iterator[None]:
     yield
     registry.AGENTS.pop("toy", None)
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(registry).failed == 0
 
 
 def test_settings_are_read_without_the_agent() -> None:

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM
 
 import textenv
 import textenv.agents.checkpointing.checkpoint as checkpoint
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.base.callbacks import EarlyStop
 from textenv.agents.checkpointing.random_state import random_state, set_random_state
 from textenv.agents.checkpointing.run_folder import RunFolder, RunFolderError
@@ -28,23 +29,9 @@ from textenv.agents.policies.reward_scorer import Scorer
 from textenv.agents.ppo import PPO, PPOConfig
 from textenv.agents.sft import SFT
 from textenv.modeling.saved_runs import CorruptCheckpointError, latest_whole, manifest
-from textenv.tasks.letters import letter_tokenizer
 
 ROOT = Path(__file__).parents[3]
-TOKENIZER = letter_tokenizer("abcd")
 ROWS = [{"prompt": "ab", "completion": text} for text in ("a", "b", "cd", "d")]
-
-
-def config() -> GPT2Config:
-    return GPT2Config(
-        n_layer=1,
-        n_embd=8,
-        n_head=2,
-        n_positions=16,
-        vocab_size=len(TOKENIZER),
-        bos_token_id=None,
-        eos_token_id=TOKENIZER.eos_token_id,
-    )
 
 
 def train(run_dir: Path | None = None, **changes: Any) -> Any:
@@ -52,7 +39,7 @@ def train(run_dir: Path | None = None, **changes: Any) -> Any:
     given = {"steps": 4, "batch_size": 2, "learning_rate": 1e-2, "loggers": ()}
     given |= {} if run_dir is None else {"checkpoint_every": 1}
     settings = {**given, "dataset": ROWS, "tokenizer": TOKENIZER, **changes}
-    return textenv.train("sft", config(), run_dir=run_dir, **settings).agent
+    return textenv.train("sft", tiny(positions=16), run_dir=run_dir, **settings).agent
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -221,7 +208,7 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
         rows = [{**row, "reward": 1.0} for row in ROWS]
         textenv.train(
             "filtered-bc",
-            config(),
+            tiny(positions=16),
             dataset=rows,
             tokenizer=TOKENIZER,
             run_dir=tmp_path,
@@ -229,7 +216,7 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
             loggers=(),
         )
     with pytest.raises(ValueError, match="the policy must be made as the saved one"):
-        wider = config()
+        wider = tiny(positions=16)
         wider.n_embd = 16
         textenv.train(
             "sft",
@@ -398,9 +385,9 @@ def test_weights_that_are_pickles_do_not_run(tmp_path: Path, monkeypatch: pytest
 def test_files_can_not_ask_for_their_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """trust_remote_code in a saved file counts for nothing; the user has to say it."""
     monkeypatch.chdir(tmp_path)
-    policy = LanguagePolicy(config(), tokenizer=TOKENIZER)
+    policy = LanguagePolicy(tiny(positions=16), tokenizer=TOKENIZER)
     policy.save("policy")
-    Scorer(config(), tokenizer=TOKENIZER).save("scorer")
+    Scorer(tiny(positions=16), tokenizer=TOKENIZER).save("scorer")
     for folder, settings in (("policy", "policy.json"), ("scorer", "reward_model.json")):
         file = Path(folder) / settings
         saved = json.loads(file.read_text())

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPT2Config
 
 import textenv
+from tests.helpers.models import letters, tiny
 from textenv.agents.checkpointing.checkpoint import read_trainer
 from textenv.agents.checkpointing.fresh_start import fresh_start
 from textenv.agents.checkpointing.run_folder import RunFolder, RunFolderError
@@ -22,19 +22,10 @@ from textenv.agents.cli.main import main
 from textenv.agents.loggers.jsonl import read_metrics
 from textenv.agents.loggers.registry import check_loggers
 from textenv.modeling.saved_runs import CorruptCheckpointError, latest_whole, verify
-from textenv.tasks.letters import letter_tokenizer
 from textenv.utils.json_files import read_object
 
-TOKENIZER = letter_tokenizer("abcdefgh")
-CONFIG = GPT2Config(
-    n_layer=1,
-    n_embd=8,
-    n_head=1,
-    n_positions=16,
-    vocab_size=len(TOKENIZER),
-    bos_token_id=None,
-    eos_token_id=None,
-)
+TOKENIZER = letters("abcdefgh")
+CONFIG = tiny(TOKENIZER, positions=16)
 TINY = ["--settings.episodes_per_iteration=4", "--settings.minibatches=1", "--settings.epochs=1"]
 TINY += ["--env.max_new_tokens=3", "--loggers=[]", "--num_envs=4", "--settings.report=false"]
 

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, GPT2Config
 
+from tests.helpers.models import letters, save_tiny
 from textenv.agents.cli.flags import Flags
 from textenv.agents.cli.main import main
-from textenv.tasks.letters import letter_tokenizer
 
 BASE = ["train", "ppo", "--loggers=[]", "--run_dir=run"]
 TASK = "task: probe-end\n"
@@ -111,25 +110,13 @@ def test_only_what_a_reward_option_names_may_be_imported(
     assert Flags(argv=argv, allow_imports=True).may_import(place)
 
 
-LETTERS = letter_tokenizer("abcdefgh")
+LETTERS = letters("abcdefgh")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny language model with its tokenizer."""
-    folder = tmp_path_factory.mktemp("bad") / "model"
-    config = GPT2Config(
-        n_layer=1,
-        n_embd=8,
-        n_head=1,
-        n_positions=32,
-        vocab_size=len(LETTERS),
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    LETTERS.save_pretrained(folder)
-    return str(folder)
+    return str(save_tiny(tmp_path_factory.mktemp("bad") / "model", LETTERS))
 
 
 TRAIN = [*BASE, "--task=probe-end", "--settings.iterations=1"]

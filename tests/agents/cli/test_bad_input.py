@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 import subprocess
 import sys
@@ -14,10 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-import textenv.envs.reset_options
-import textenv.prompts.token_ids
-import textenv.utils.checks
-import textenv.utils.names
+import textenv
 from tests.helpers.env_helpers import TOKENIZER, make_vec, vector_env
 from textenv.agents.base.registry import get_agent, register_agent
 from textenv.agents.evaluation.metrics.registry import register_metric
@@ -34,15 +30,6 @@ from textenv.utils.host_memory import check_fits
 from textenv.utils.names import nearest, shown
 
 REFUSED = (TypeError, ValueError)
-
-
-@pytest.mark.parametrize(
-    "module",
-    [textenv.utils.checks, textenv.utils.names, textenv.envs.reset_options, textenv.prompts.token_ids],
-    ids=str,
-)
-def test_doctests(module: Any) -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 class TestSeeds:

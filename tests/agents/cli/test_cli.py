@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM
 
+from tests.helpers.models import save_tiny
 from textenv.agents.base import registry
 from textenv.agents.base.registry import BUILTIN
 from textenv.agents.checkpointing.run_folder import RunFolder
@@ -56,21 +57,9 @@ def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny language model with its tokenizer, as transformers saves them."""
-    folder = tmp_path_factory.mktemp("model")
     tokenizer = letter_tokenizer("abcdefgh")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    config = GPT2Config(
-        n_layer=1,
-        n_embd=8,
-        n_head=2,
-        n_positions=32,
-        vocab_size=len(tokenizer),
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("model"), tokenizer)
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -403,7 +392,8 @@ def test_training_configurations_run(name: str, say: Say) -> None:
     agent = yaml.safe_load(file.read_text())["agent"]
     small = ["--settings.eval_episodes=4", "--loggers=[]", "--run_dir=run"]
     if agent == "ppo":
-        small += ["--settings.iterations=1", "--settings.episodes_per_iteration=4", "--model=null"]
+        small += ["--settings.iterations=1", "--settings.episodes_per_iteration=4"]
+        small += ["--model=null", "--start={steps: 1}"]
     else:
         small += ["--settings.steps=1", "--settings.batch_size=4"]
     code, out, errors = say("train", "--config", file, *small)

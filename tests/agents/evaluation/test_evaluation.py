@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import io
 import json
 import math
@@ -14,18 +13,17 @@ import pytest
 import torch
 from rich.console import Console
 
-import textenv.agents.evaluation.metrics.text as text_metrics_module
+from tests.helpers.models import letters
 from textenv import collect
 from textenv.agents.evaluation.evaluator import Evaluation, evaluate, user_metrics
 from textenv.agents.evaluation.metrics.text import distinct_n, repetition_n
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.term import RewardTerm
-from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_vec_env
 from textenv.utils.hashing import uniform
 
 ALPHABET = "abcd"
-TOKENIZER = letter_tokenizer(ALPHABET)
+TOKENIZER = letters(ALPHABET)
 EOS = TOKENIZER.eos_token_id
 
 
@@ -71,10 +69,6 @@ def make_envs(rewards: list[Any], prompts: list[str] | None = None, num_envs: in
 
 def _same(first: Evaluation, second: Evaluation) -> bool:
     return first.metrics == second.metrics and first.samples == second.samples
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(text_metrics_module).failed == 0
 
 
 def test_numbers_agree_with_the_episodes() -> None:

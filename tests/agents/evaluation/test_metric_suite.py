@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 from sacrebleu.metrics import BLEU, CHRF, TER
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, GPT2Config, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.evaluation.evaluator import evaluate
 from textenv.agents.evaluation.metrics.perplexity import perplexity
 from textenv.agents.evaluation.metrics.registry import METRICS, Generated, register_metric
@@ -25,11 +26,8 @@ from textenv.agents.evaluation.sweeps import evaluate_sweep
 from textenv.agents.ilql import ILQLPolicy
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.episodes.batch import EpisodeBatch
-from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_vec_env
-from textenv.tasks.models import small_gpt2
 
-TOKENIZER = letter_tokenizer("abcd")
 TEXTS = ["the cat sat on the mat", "a dog ran", "the cat sat"]
 REFERENCES = [["the cat sat on the mat"], ["a dog ran off", "the dog ran"], ["a bird"]]
 
@@ -103,7 +101,7 @@ def test_lengths() -> None:
 
 
 def test_perplexity_by_hand() -> None:
-    model = LanguagePolicy(small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=16), temperature=3.0)
+    model = LanguagePolicy(tiny(positions=16), temperature=3.0)
     batch = EpisodeBatch.from_ids([[0], [1, 2]], [[1, 2, 3], [0]])
     nll = 0.0
     for row, (start, stop) in enumerate([(1, 4), (2, 3)]):
@@ -118,9 +116,7 @@ def test_perplexity_by_hand() -> None:
 
 
 def test_perplexities_of_generations_and_references(tmp_path: Path) -> None:
-    policy = LanguagePolicy(
-        small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=16), tokenizer=TOKENIZER
-    )
+    policy = LanguagePolicy(tiny(positions=16), tokenizer=TOKENIZER)
     policy.save(tmp_path)
     prompts, texts = ["a", "b"], ["bcd", "aa"]
     batch = EpisodeBatch.from_texts(prompts, texts, TOKENIZER, extras={"reference": ["bcd", "aa"]})
@@ -191,7 +187,7 @@ def envs(**kwargs: Any) -> Any:
 
 
 def model(**kwargs: Any) -> LanguagePolicy:
-    config = small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=16)
+    config = tiny(positions=16)
     return LanguagePolicy(config, tokenizer=TOKENIZER, **kwargs)
 
 
@@ -229,7 +225,7 @@ def test_a_sweep_plays_every_combination_and_restores_the_policy() -> None:
 
 
 def test_a_sweep_over_beta_is_for_policies_that_have_one() -> None:
-    policy = ILQLPolicy(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=len(TOKENIZER)), beta=2.0)
+    policy = ILQLPolicy(tiny(), beta=2.0)
     found = evaluate_sweep(policy, envs(), 8, {"beta": [0.0, 4.0]})
     assert [settings["beta"] for settings in found.settings] == [0.0, 4.0]
     assert policy.beta == 2.0

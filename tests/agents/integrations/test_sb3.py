@@ -19,11 +19,11 @@ from torch import Tensor
 import textenv
 from benchmarks.models import ModelShape
 from benchmarks.sb3 import contender, measure
+from tests.helpers.models import tiny
 from tests.helpers.numeric_helpers import relative_error
 from textenv.agents.integrations.sb3 import LMActorCriticPolicy, TextVecEnv, sb3_agent
 from textenv.agents.integrations.sb3_buffer import SequenceRolloutBuffer
 from textenv.agents.policies.language_policy import LanguagePolicy
-from textenv.tasks.models import small_gpt2
 
 
 def text_envs(num_envs: int = 3, task: str = "probe-count", **kwargs: Any) -> Any:
@@ -32,7 +32,7 @@ def text_envs(num_envs: int = 3, task: str = "probe-count", **kwargs: Any) -> An
 
 def model_for(envs: Any, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> LanguagePolicy:
     """A small random model whose critic is not zero."""
-    config = small_gpt2(envs.unwrapped.tokenizer, layers=1, width=16, heads=2, positions=32)
+    config = tiny(envs.unwrapped.tokenizer, width=16)
     policy = LanguagePolicy(config, value_head=True, seed=seed, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     head: Any = policy.value_head
@@ -129,7 +129,7 @@ def test_values_and_log_probs_of_acting_are_those_of_training() -> None:
 
 def test_dropout_is_off_while_sb3_trains() -> None:
     envs = text_envs()
-    config = small_gpt2(envs.unwrapped.tokenizer, layers=1, width=16, heads=2, positions=32)
+    config = tiny(envs.unwrapped.tokenizer, width=16)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.5
     learner = sb3_agent(PPO, config, envs, n_steps=8, batch_size=24)
     sample = next(rollout(learner).get(24))
@@ -333,7 +333,7 @@ def test_sb3_ppo_improves_on_a_probe() -> None:
     envs = text_envs(16, task="probe-constant")
     learner = sb3_agent(
         PPO,
-        small_gpt2(envs.unwrapped.tokenizer, layers=1, width=32, heads=2, positions=64),
+        tiny(envs.unwrapped.tokenizer, width=32, positions=64),
         envs,
         n_steps=16,
         batch_size=64,
@@ -353,7 +353,7 @@ def test_sb3_ppo_improves_on_a_probe() -> None:
 
 def test_sb3_a2c_improves_on_a_probe() -> None:
     envs = text_envs(16, task="probe-constant")
-    config = small_gpt2(envs.unwrapped.tokenizer, layers=1, width=32, heads=2, positions=64)
+    config = tiny(envs.unwrapped.tokenizer, width=32, positions=64)
     learner = sb3_agent(A2C, config, envs, n_steps=8, learning_rate=3e-3, normalize_advantage=True, seed=0)
     learner.learn(16 * 8 * 20)
     reward = evaluate_policy(learner, learner.env, n_eval_episodes=64, deterministic=False)[0]
@@ -362,7 +362,7 @@ def test_sb3_a2c_improves_on_a_probe() -> None:
 
 def test_sb3_saves_and_loads_it(tmp_path: Path) -> None:
     envs = text_envs()
-    config = small_gpt2(envs.unwrapped.tokenizer, layers=1, width=16, heads=2, positions=32)
+    config = tiny(envs.unwrapped.tokenizer, width=16)
     learner = sb3_agent(PPO, config, envs, n_steps=8, batch_size=24, n_epochs=1)
     learner.learn(24)
     learner.save(tmp_path / "ppo.zip")

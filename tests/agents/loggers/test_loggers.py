@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import io
 import json
 import math
@@ -17,7 +16,6 @@ import torch
 from rich.console import Console
 
 import textenv.agents.loggers.registry as loggers_module
-import textenv.utils.terminal as text_display_module
 from textenv.agents.loggers.jsonl import JSONLLogger, read_metrics
 from textenv.agents.loggers.registry import LOGGERS, Logger, RunInfo, make_loggers, register_logger
 from textenv.agents.loggers.rich import RichLogger
@@ -50,11 +48,6 @@ class Failing(Recorder):
 
     def close(self) -> None:
         raise OSError("can't close")
-
-
-@pytest.mark.parametrize("module", [loggers_module, text_display_module])
-def test_doctests(module: Any) -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 # -- the group

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import pytest
 import torch
 
+from tests.helpers import agents
 from textenv.agents.losses.importance import truncated_importance_weights
-from textenv.agents.ppo import PPO, PPOConfig
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 
-TOKENIZER = letter_tokenizer("abcd")
 MASK = torch.tensor([[False, True, True, False], [False, True, False, False]])
-
-
-def agent(**settings: Any) -> PPO:
-    envs = gym.make_vec("TextRLHF-v0", num_envs=8, task="probe-end")
-    defaults = {"iterations": 2, "episodes_per_iteration": 16, "epochs": 1, "minibatches": 1}
-    config = PPOConfig(**{**defaults, "learning_rate": 1e-2, "kl_coef": 0.0, **settings})
-    return PPO(small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32), envs=envs, config=config)
+agent = partial(agents.make, "ppo", epochs=1, minibatches=1, kl_coef=0.0)
 
 
 def test_weights_by_hand() -> None:

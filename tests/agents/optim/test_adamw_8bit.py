@@ -12,22 +12,20 @@ from torch import nn
 from transformers import GPT2Config
 
 import textenv
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.optim.optimizer import make_optimizer
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.sft import SFT, SFTConfig
-from textenv.tasks.letters import letter_tokenizer
 
 pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'textenv[quantized]'")
 
-TOKENIZER = letter_tokenizer("abcd")
 ROWS = [{"prompt": "ab", "completion": text} for text in ("a", "b", "cd", "d")]
 
 
 def config() -> GPT2Config:
     """Its feed-forward matrices have 4,096 numbers, as many as 8-bit moments begin at."""
-    sizes = {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 16, "vocab_size": len(TOKENIZER)}
-    return GPT2Config(**sizes, bos_token_id=None, eos_token_id=TOKENIZER.eos_token_id)
+    return tiny(width=32, positions=16)
 
 
 def distances(kind: Any, device: str, steps: int = 150) -> tuple[list[float], Any]:

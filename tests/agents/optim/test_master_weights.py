@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config
 
 import textenv.agents.checkpointing.checkpoint as checkpoint
 from tests.helpers.agents import make, rollout
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.ilql import ILQL
 from textenv.agents.optim.master_weights import MasterWeights
 from textenv.agents.optim.optimizer import make_optimizer
@@ -20,18 +20,13 @@ from textenv.agents.optim.weight_average import WeightAverage
 from textenv.agents.policies.heads import ILQLHeads
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.sft import SFT, SFTConfig
-from textenv.tasks.letters import letter_tokenizer
 
-TOKENIZER = letter_tokenizer("abcd")
 ROWS = [{"prompt": "ab", "completion": text} for text in ("a", "b", "cd", "d")]
 HALF = [torch.bfloat16, torch.float16]
 
 
 def policy(dtype: torch.dtype = torch.bfloat16) -> LanguagePolicy:
-    eos = TOKENIZER.eos_token_id
-    shape = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": len(TOKENIZER)}
-    config = GPT2Config(**shape, bos_token_id=None, eos_token_id=eos)  # type: ignore[arg-type]
-    return LanguagePolicy(config, tokenizer=TOKENIZER, dtype=dtype)
+    return LanguagePolicy(tiny(positions=16), tokenizer=TOKENIZER, dtype=dtype)
 
 
 def sft(dtype: torch.dtype = torch.bfloat16, **settings: Any) -> SFT:

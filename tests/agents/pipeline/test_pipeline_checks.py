@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config
 
+from tests.helpers.models import letters
 from textenv.agents.checkpointing.needs import check_writable
 from textenv.agents.checkpointing.run_folder import RunFolderError
 from textenv.agents.cli.main import main
 from textenv.agents.pipeline import run as module
 from textenv.agents.pipeline.run import PipelineConfig, StageError, run_pipeline
-from textenv.tasks.letters import letter_tokenizer
 
-TOKENIZER = letter_tokenizer("abcdefgh")
+TOKENIZER = letters("abcdefgh")
 PAIR = '{"prompt": "ab", "chosen": "c", "rejected": "d"}\n'
 
 

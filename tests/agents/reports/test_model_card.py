@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import textenv
+from tests.helpers.models import tiny
 from textenv.agents.cli.main import main
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.ppo import PPO
@@ -41,9 +42,7 @@ class Hub:
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any) -> Path:
     path = tmp_path_factory.mktemp("card") / "run"
-    config = GPT2Config(
-        vocab_size=259, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=257, eos_token_id=258
-    )
+    config = tiny(byte_tokenizer, width=16)
     textenv.train(
         "ppo",
         config,

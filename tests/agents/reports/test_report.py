@@ -17,9 +17,9 @@ import jinja2
 import pytest
 import torch
 from rich.console import Console
-from transformers import GPT2Config
 
 import textenv
+from tests.helpers.models import letters, tiny
 from textenv.agents.cli.main import main
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.loggers.jsonl import read_metrics
@@ -104,7 +104,7 @@ def nasty_reward(prompts: list[str], completions: list[str]) -> list[float]:
 def run_dir(tmp_path_factory: pytest.TempPathFactory, reports: Any, byte_tokenizer: Any) -> Path:
     """A tiny run of PPO whose prompts are hostile."""
     path = tmp_path_factory.mktemp("runs") / "tiny <b>run</b>"
-    config = GPT2Config(vocab_size=259, n_positions=256, n_embd=16, n_layer=1, n_head=2)
+    config = tiny(byte_tokenizer, width=16, positions=256)
     textenv.train(
         "ppo",
         config,
@@ -222,7 +222,7 @@ def test_a_browser_shows_the_page_without_errors(run_dir: Path, tmp_path: Path) 
 def test_a_run_without_report_leaves_none_and_makes_no_further_evaluation(
     tmp_path: Path, reports: Any, byte_tokenizer: Any
 ) -> None:
-    config = GPT2Config(vocab_size=259, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    config = tiny(byte_tokenizer, width=16, positions=64)
     data = EpisodeBatch.from_texts(["a", "b"], ["x", "y"], byte_tokenizer)
     common: dict[str, Any] = {"dataset": data, "tokenizer": byte_tokenizer, "loggers": (), "steps": 3}
     textenv.train("sft", config, run_dir=tmp_path / "off", report=False, **common)
@@ -434,7 +434,7 @@ def test_a_pipeline_has_one_report_on_all_its_stages(run_dir: Path, tmp_path: Pa
 def test_keeping_what_the_report_shows_changes_nothing_and_outlives_a_resume(
     tmp_path: Path, reports: Any, byte_tokenizer: Any
 ) -> None:
-    config = GPT2Config(vocab_size=259, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    config = tiny(byte_tokenizer, width=16, positions=32)
 
     def rows(name: str, **settings: Any) -> list[dict[str, Any]]:
         textenv.train(
@@ -480,12 +480,10 @@ def test_an_agent_built_by_hand_reports_only_with_the_callback(
     tmp_path: Path, reports: Any, attached: bool
 ) -> None:
     from textenv.agents import SFT, RunReport, SFTConfig
-    from textenv.tasks.letters import letter_tokenizer
-    from textenv.tasks.models import small_gpt2
 
-    tokenizer = letter_tokenizer("ab")
+    tokenizer = letters("ab")
     rows = [{"prompt": "a", "completion": "b"}] * 2
-    config = small_gpt2(tokenizer, layers=1, width=8, heads=2, positions=8)
+    config = tiny(tokenizer, positions=8)
     callbacks = [RunReport()] if attached else []
     SFT(
         config,

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.agents import equal, weights
 from tests.helpers.env_helpers import PROMPTS, REWARDS, TOKENIZER, make_vec
+from tests.helpers.models import tiny
 from tests.test_docs import run_page
 from textenv.agents.base.callbacks import make_callbacks
 from textenv.agents.make import make_agent
@@ -40,12 +43,12 @@ from textenv.rewards.term import RewardTerm
 from textenv.rewards.wrappers import wrap_reward
 from textenv.rollout import collect
 from textenv.scoring import RewardError, reward_wrappers
-from textenv.tasks.models import small_gpt2
 from textenv.utils.ray_session import ActorsLostError, connect, gather, start_actors
 
 ray = pytest.importorskip("ray", reason="ray is not installed (extra 'ray')")
 pytestmark = pytest.mark.timeout(900)  # starting a process takes long on a busy machine
 CPUS = 0.1
+config = partial(tiny, TOKENIZER, layers=2, width=16)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,10 +73,6 @@ def cluster() -> Iterator[None]:
 def actors(cluster: None) -> list[Any]:
     """Two actors that all tests share; each may be killed a few times."""
     return start_rollout_actors(RayRollouts(num_actors=2, num_cpus=CPUS, max_restarts=10))
-
-
-def config() -> Any:
-    return small_gpt2(TOKENIZER, layers=2, width=16, heads=2, positions=32)
 
 
 def make(
@@ -103,14 +102,6 @@ def make(
 def watch(agent: Any, callback: Callable[[Any, dict[str, float]], Any]) -> None:
     """Call ``callback(agent, metrics)`` after every iteration."""
     agent.callbacks.extend(make_callbacks([callback]))
-
-
-def weights(agent: Any) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in agent.policy.parameters()]
-
-
-def equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def comparable(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -321,8 +312,8 @@ def test_asynchronous_rollouts_without_correction_are_warned_of(actors: list[Any
 
 
 def slow(num_envs: int = 2) -> Any:
-    """Rollouts of a second or more: long texts, few at a time."""
-    return make_vec(num_envs, max_new_tokens=150, min_new_tokens=150)
+    """Rollouts of half a second or more: long texts, few at a time."""
+    return make_vec(num_envs, max_new_tokens=80, min_new_tokens=80)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -330,7 +321,7 @@ def test_a_killed_actor_is_replaced_and_no_ticket_is_lost_or_played_twice(
     mode: str, actors: list[Any]
 ) -> None:
     settings = {
-        "model": small_gpt2(TOKENIZER, layers=2, width=16, heads=2, positions=160),
+        "model": config(positions=90),
         "rollouts": {"mode": mode},
         "importance_correction": "token",
         "epochs": 1,

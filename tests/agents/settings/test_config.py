@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import math
 import typing
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import yaml
 
-import textenv.agents.settings.base as config_module
 from textenv.agents.base.registry import agent_names, get_agent
 from textenv.agents.cli.options import EvaluateOptions, GenerateOptions, TrainOptions
 from textenv.agents.pipeline.config import PipelineConfig
@@ -22,10 +20,6 @@ from textenv.agents.settings.engine_rollouts import EngineRollouts
 from textenv.agents.settings.env_options import EnvOptions
 from textenv.agents.settings.policy_options import PolicyOptions
 from textenv.agents.settings.ray_rollouts import RayRollouts
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(config_module).failed == 0
 
 
 @pytest.mark.parametrize(

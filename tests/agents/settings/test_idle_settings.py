@@ -14,6 +14,7 @@ from transformers import GPT2Config
 
 import textenv
 import textenv.agents.settings.effects as effects
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.base.callbacks import BestCheckpoint
 from textenv.agents.base.registry import get_agent
 from textenv.agents.checkpointing.checkpoint import MANIFEST, TRAINER
@@ -34,11 +35,8 @@ from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.plan import differences, identity, plan, without_idle
 from textenv.episodes.preferences import PreferenceBatch
 from textenv.rewards.wrappers import wrap_reward
-from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.make import make_vec_env
-from textenv.tasks.models import small_gpt2
 
-TOKENIZER = letter_tokenizer("abcd")
 ONCE = {"epochs": 1, "minibatches": 1}
 ROWS = [{"prompt": "ab", "completion": text, "reward": float(len(text))} for text in ("a", "b", "cd", "d")]
 PAIRS = [{"prompt": "ab", "chosen": "a", "rejected": "bc"}, {"prompt": "b", "chosen": "cd", "rejected": "a"}]
@@ -107,10 +105,6 @@ EFFECTIVE: list[tuple[str, dict[str, Any]]] = [
     ("sft", {"lr_schedule": "cosine", "steps": 1}),
     ("best-of-n", {"n": 2, "eval_episodes": 8, "seed": 3}),
 ]
-
-
-def tiny(**changes: Any) -> GPT2Config:
-    return small_gpt2(TOKENIZER, layers=1, width=8, heads=2, positions=32, **changes)
 
 
 def envs(samples: int = 1, **kwargs: Any) -> Any:

@@ -20,8 +20,8 @@ import gymnasium as gym
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config
 
+from tests.helpers.models import TOKENIZER, tiny
 from textenv.agents.base.policy_gradient import PolicyGradientConfig
 from textenv.agents.base.registry import agent_names, get_agent
 from textenv.agents.best_of_n import BestOfNConfig
@@ -49,10 +49,7 @@ from textenv.agents.settings.groups import GroupBaselineConfig
 from textenv.agents.settings.preferences import PairConfig
 from textenv.agents.settings.sb3 import SB3Config
 from textenv.agents.sft import FilteredBCConfig, SFTConfig
-from textenv.tasks.letters import letter_tokenizer
-from textenv.tasks.models import small_gpt2
 
-TOKENIZER = letter_tokenizer("abcd")
 Values = dict[str, Any]
 Case = tuple[Any, Values]
 """Another value of a field, and the settings beside which it counts."""
@@ -381,13 +378,13 @@ class Stale:
 
 
 def model(width: int, dtype: torch.dtype, *, classifier: bool = False) -> Any:
-    config = small_gpt2(TOKENIZER, layers=1, width=width, heads=2, positions=32)
+    config = tiny(width=width)
     if not classifier:
         return config
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    made = GPT2Config(**{**config.to_dict(), "num_labels": 1, "resid_pdrop": 0.1})
+    made = tiny(width=width, num_labels=1, resid_pdrop=0.1)
     return AutoModelForSequenceClassification.from_config(made).to(dtype)
 
 
