@@ -21,6 +21,7 @@ from textenv.rewards.term import RewardTerm
 from textenv.rewards.wrappers import wrap_reward
 from textenv.tasks.source import EnvSource, make_source
 from textenv.tasks.task import Task, TaskData
+from textenv.tasks.turns import partner_source, turn_arguments, turn_budget
 from textenv.utils.names import nearest
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ def make_vec_env(
     arrays: str = "torch",
     render_mode: str | None = None,
     episode_statistics: bool = True,
+    partner: Any = None,
+    max_turns: int | None = None,
+    max_turn_tokens: int | None = None,
+    max_length: int | None = None,
+    waiting: str = "block",
     **unknown: Any,
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Make a vector environment of ``num_envs`` texts, with reward wrappers around it.
@@ -121,6 +127,12 @@ def make_vec_env(
         arrays: "torch" or "numpy".
         render_mode: None, "ansi", "rgb_array" or "human".
         episode_statistics: put return, length and time into ``info["episode"]``.
+        partner: replies when a turn of the policy ends: a name, ["name", {arguments}], or a ``Partner``; by
+            default the task's. Without a task it may have prompts of its own (and needs ``tokenizer``).
+        max_turns: most turns of the policy in an episode with a partner.
+        max_turn_tokens: most tokens of a turn.
+        max_length: most tokens of an episode with a partner, prompt and replies included.
+        waiting: "block" waits within a step for slow partners; "step" lets the other rows go on.
         unknown: always an error, which names the nearest argument.
 
     Raises:
@@ -128,6 +140,7 @@ def make_vec_env(
         ValueError: if a value is out of range, a name is unknown, or the pieces do not fit.
     """
     _refuse_unknown(unknown, make_vec_env)
+    task, prompts = partner_source(partner, task, prompts, tokenizer)
     source = make_source(
         task,
         prompts,
@@ -139,7 +152,10 @@ def make_vec_env(
         chat_template=chat_template,
     )
     ends = source.stop_token_ids(stop_token_ids, model_stop_token_ids)
-    budget = source.token_budget(max_new_tokens, max_episode_steps)
+    turns = turn_arguments(source, partner, max_turns, max_turn_tokens, max_length, waiting)
+    budget = source.token_budget(
+        turn_budget(source, turns, max_new_tokens, max_episode_steps), max_episode_steps
+    )
     terms = [make_reward(spec) for spec in source.reward_specs(rewards)]
     env = MadeTextVectorEnv(
         num_envs,
@@ -157,6 +173,7 @@ def make_vec_env(
         arrays=arrays,
         render_mode=render_mode,
         episode_statistics=episode_statistics,
+        **turns,
     )
     return _rewarded(env, terms, source, default_stop_tokens=stop_token_ids is None)
 
@@ -183,6 +200,11 @@ def make_env(
     device: str | torch.device = "cpu",
     render_mode: str | None = None,
     episode_statistics: bool = True,
+    partner: Any = None,
+    max_turns: int | None = None,
+    max_turn_tokens: int | None = None,
+    max_length: int | None = None,
+    waiting: str = "block",
     **unknown: Any,
 ) -> gym.Env[Any, Any]:
     """Make an environment of one text, with reward wrappers; see ``make_vec_env`` for the arguments.
@@ -191,6 +213,7 @@ def make_env(
     environment instead. Use ``max_new_tokens=n`` there.
     """
     _refuse_unknown(unknown, make_env)
+    task, prompts = partner_source(partner, task, prompts, tokenizer)
     source = make_source(
         task,
         prompts,
@@ -202,7 +225,10 @@ def make_env(
         chat_template=chat_template,
     )
     ends = source.stop_token_ids(stop_token_ids, model_stop_token_ids)
-    budget = source.token_budget(max_new_tokens, max_episode_steps)
+    turns = turn_arguments(source, partner, max_turns, max_turn_tokens, max_length, waiting)
+    budget = source.token_budget(
+        turn_budget(source, turns, max_new_tokens, max_episode_steps), max_episode_steps
+    )
     terms = [make_reward(spec) for spec in source.reward_specs(rewards)]
     env = MadeTextEnv(
         prompts=source.prompts,
@@ -217,6 +243,7 @@ def make_env(
         device=device,
         render_mode=render_mode,
         episode_statistics=episode_statistics,
+        **turns,
     )
     return _rewarded(env, terms, source, default_stop_tokens=stop_token_ids is None)
 

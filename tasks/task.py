@@ -130,6 +130,14 @@ class TaskData:
     """Tokens that are never legal."""
     min_new_tokens: int = 0
     """Stop tokens are illegal before this many."""
+    partner: Any = None
+    """Replies when a turn of the policy ends: a spec of ``textenv.partners.make_partner``."""
+    max_turns: int | None = None
+    """Most turns of the policy in an episode with a partner."""
+    max_turn_tokens: int | None = None
+    """Most tokens of a turn; ``max_new_tokens`` is the budget of all turns."""
+    max_length: int | None = None
+    """Most tokens of an episode with a partner, prompt and replies included."""
     optimum: float | None = None
     """Best possible mean return, where it is known."""
     model_config: Callable[[], PretrainedConfig] | None = None

@@ -38,6 +38,7 @@ def collect(
     progress: bool = False,
     score: bool = True,
     update_terms: bool = True,
+    waiting: str = "auto",
 ) -> EpisodeBatch:
     """Play the next ``episodes`` episodes to their end.
 
@@ -55,6 +56,8 @@ def collect(
         progress: show a progress bar.
         score: False skips deferred scoring (``textenv.scoring.score_episodes``) and ``update``.
         update_terms: update adaptive terms from these episodes (off in evaluation).
+        waiting: rows that wait for a partner's reply: "step" lets the others go on, "block" waits for all;
+            "auto" is "step". The episodes are the same.
 
     Returns:
         The episodes in order of id, with rewards, and with log-probs and values if the policy gives them.
@@ -77,6 +80,7 @@ def collect(
     check_at_least("world_size", world_size, 1)
     check_at_least("episodes", episodes, 1 if world_size == 1 else world_size * base.samples_per_prompt)
     check_choice("scoring", scoring, SCORING)
+    check_choice("waiting", waiting, ("auto", "step", "block"))
     if base.autoreset == "disabled":
         raise ValueError("autoreset must be 'same_step' or 'next_step' in a rollout, got 'disabled'")
     options: dict[str, Any] = {"episodes": episodes, "rank": rank, "world_size": world_size}
@@ -88,14 +92,17 @@ def collect(
     foreign = scorer.foreign_reward_wrappers(envs)
     deferred = _defer(foreign, scoring)
     before = [wrapper.scoring for wrapper in wrappers]
+    waiting_before = base.waiting
     if hasattr(policy, "attach"):
         policy.attach(base)
     try:
         scorer.set_scoring(wrappers, "deferred" if deferred else "immediate")
+        base.waiting = "step" if waiting == "auto" else waiting
         batch = _play(envs, base, policy, seed, options, add_foreign=bool(foreign), progress=progress)
     finally:
         for wrapper, mode in zip(wrappers, before, strict=True):
             wrapper.scoring = mode
+        base.waiting = waiting_before
     if batch.log_probs is not None:
         check_not_nan(batch.log_probs, policy)
     if hasattr(policy, "sampling"):

@@ -16,7 +16,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from textenv.envs.step_buffer import RAW, counts
+from textenv.envs.step_buffer import PARTNER, RAW, counts
 from textenv.episodes.batch import EpisodeBatch
 from textenv.utils.deprecation import warn_renamed
 
@@ -106,7 +106,7 @@ def score_episodes(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch
     """Compute all rewards of finished episodes: the same as the wrappers would add step by step.
 
     Replaces ``batch.reward_terms`` (one entry per wrapper, and ``raw/NAME`` for the inputs of shaped rewards)
-    and ``batch.rewards``, their sum.
+    and ``batch.rewards``, their sum. The rewards of a partner's replies, term "partner", stay.
 
     Args:
         batch: B episodes; changed in place.
@@ -120,6 +120,9 @@ def score_episodes(batch: EpisodeBatch, wrappers: Sequence[Any]) -> EpisodeBatch
     """
     terms: dict[str, Tensor] = {}
     rewards = torch.zeros(batch.input_ids.shape, device=batch.device)
+    if PARTNER in batch.reward_terms:  # part of the episode, as its replies are
+        terms[PARTNER] = batch.reward_terms[PARTNER]
+        rewards = rewards + terms[PARTNER]
     for wrapper in wrappers:
         term = getattr(wrapper, "term", wrapper)
         name = wrapper.name if wrapper is not term else unique_name(term.name, terms)

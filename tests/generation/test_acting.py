@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from textenv.envs.token_constraints import TokenConstraints
 from textenv.generation import decoder as decoding
-from textenv.generation import policy as acting
+from textenv.generation import row_decoder
 from textenv.generation.policy import DecodingPolicy
 from textenv.utils.hashing import hash_key
 
@@ -355,7 +355,7 @@ def test_bad_arguments() -> None:
 def test_attaching_again_keeps_the_decoder_and_free_drops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[int] = []
     original = decoding.Decoder
-    monkeypatch.setattr(acting, "Decoder", lambda *args, **kw: built.append(1) or original(*args, **kw))
+    monkeypatch.setattr(row_decoder, "Decoder", lambda *args, **kw: built.append(1) or original(*args, **kw))
     policy, rows = DecodingPolicy(gpt2()), Rows()
     for _ in range(3):
         policy.attach(environment())

@@ -113,6 +113,15 @@ class Replay:
             self.error = max(self.error, float((logits - right).abs().max()))
             self.cached = {row: count + 1 for row, count in self.cached.items()}
 
+    def extend(self, counts: dict[int, int]) -> None:
+        """Append several tokens at once to some rows."""
+        tokens = torch.zeros(len(counts), max(counts.values()) + 1, dtype=torch.int64)
+        for i, (row, count) in enumerate(counts.items()):
+            start = self.cached[row]
+            tokens[i, :count] = self.texts[row][start : start + count]
+            self.cached[row] += count
+        self.decoder.extend(torch.tensor(list(counts)), tokens, torch.tensor(list(counts.values())))
+
     def release(self, *rows: int) -> None:
         self.decoder.release(torch.tensor(rows))
         self.cached = {row: count for row, count in self.cached.items() if row not in rows}
@@ -132,6 +141,11 @@ def rollout(model: nn.Module) -> Replay:
     replay.release(1)
     replay.start({0: 4, 2: 0})
     replay.step(9)
+    replay.extend({2: 8, 0: 1, 4: 0})
+    replay.step(2)
+    replay.release(3)
+    replay.extend({4: 5})
+    replay.step()
     return replay
 
 

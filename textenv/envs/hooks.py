@@ -13,13 +13,16 @@ from torch import Tensor
 
 from textenv.envs.step_buffer import FinishedEpisodes, StepBuffer
 from textenv.envs.transition import Transition
+from textenv.envs.turns import WAITING
 from textenv.episodes.batch import EpisodeBatch
+from textenv.utils.checks import check_choice
 from textenv.utils.deprecation import warn_renamed
 
 if TYPE_CHECKING:
     from textenv.envs.rows import Rows
     from textenv.envs.scheduler import EpisodeScheduler
     from textenv.envs.token_constraints import TokenConstraints
+    from textenv.envs.turns import Turns
     from textenv.prompts.prompt_set import PromptSet
 
 
@@ -35,6 +38,7 @@ class EnvHooks:
     _pad: int
     _rows: Rows
     _recorded: dict[str, Tensor]
+    _turns: Turns | None
 
     policy: Any = None
     """The policy given to ``bind``; KL penalties ask it for log-probs and its reference."""
@@ -72,7 +76,9 @@ class EnvHooks:
             (ids (m, P) int64 right-padded, lengths (m,) int64) on the CPU, m <= count; m is 0 outside
             rollouts.
         """
-        ids, _, lengths = self.prompts.rows(self._scheduler.upcoming(count), self._pad)
+        # A partner's opening follows the prompt when the episode starts.
+        coming = self._scheduler.upcoming(count if self._turns is None else 0)
+        ids, _, lengths = self.prompts.rows(coming, self._pad)
         return ids, lengths
 
     # -- after a step -----
@@ -129,6 +135,24 @@ class EnvHooks:
     def step_reward(self) -> Tensor:
         """(N,) float: sum of the reward terms that were added for the step so far."""
         return self._transition.reward
+
+    # -- turns -----
+
+    @property
+    def has_partner(self) -> bool:
+        """Whether episodes have several turns, with a partner's replies between them."""
+        return self._turns is not None
+
+    @property
+    def waiting(self) -> str:
+        """Mode "block": a step waits for all replies; "step": the rows that wait are inactive meanwhile."""
+        return "block" if self._turns is None else self._turns.waiting
+
+    @waiting.setter
+    def waiting(self, mode: str) -> None:
+        check_choice("waiting", mode, WAITING)
+        if self._turns is not None:
+            self._turns.waiting = mode
 
     # -- the stream of episodes -----
 

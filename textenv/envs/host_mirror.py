@@ -27,6 +27,10 @@ class HostMirror:
         """(N,) int64: tokens of prompt and response."""
         self.active = np.zeros(num_rows, dtype=bool)
         """(N,) bool: the row needs an action."""
+        self.waiting = np.zeros(num_rows, dtype=bool)
+        """(N,) bool: the row waits for a reply, and keeps its place in a policy's cache."""
+        self.turn_starts = np.zeros(num_rows, dtype=np.int64)
+        """(N,) int64: column where the present turn begins."""
         self.version = np.zeros(num_rows, dtype=np.int64)
         """(N,) int64: changes whenever the row starts another episode."""
         self._began = np.zeros(num_rows)
@@ -34,18 +38,20 @@ class HostMirror:
 
     def clear(self) -> None:
         """Empty all rows."""
-        self.lengths[:], self.active[:] = 0, False
+        self.lengths[:], self.active[:], self.waiting[:] = 0, False, False
         self.version += 1
         self._published = ()
 
     def deactivate(self, rows: np.ndarray) -> None:
         """``rows``, indices or a (N,) bool mask, need no more actions."""
         self.active[rows] = False
+        self.waiting[rows] = False
         self._published = ()
 
     def start(self, rows: np.ndarray, lengths: np.ndarray) -> None:
         """Episodes with prompts of ``lengths`` (n,) start in ``rows`` (n,)."""
         self.lengths[rows], self.active[rows] = lengths, True
+        self.turn_starts[rows] = lengths
         self.version[rows] += 1
         self._began[rows] = time.perf_counter()
         self._published = ()
@@ -54,6 +60,16 @@ class HostMirror:
         """Active rows got a token, and ``ended`` (n,) are the rows whose episode ended."""
         self.lengths += self.active
         self.deactivate(ended)
+
+    def wait(self, rows: np.ndarray) -> None:
+        """``rows`` (n,) wait for a reply."""
+        self.active[rows], self.waiting[rows] = False, True
+
+    def add(self, rows: np.ndarray, counts: np.ndarray) -> None:
+        """Replies of ``counts`` (n,) tokens follow in ``rows`` (n,), and new turns begin."""
+        self.lengths[rows] += counts
+        self.turn_starts[rows] = self.lengths[rows]
+        self.active[rows], self.waiting[rows] = True, False
 
     def elapsed(self, rows: np.ndarray) -> np.ndarray:
         """Seconds since the episodes of ``rows`` (n,) started, 0 in other rows: (N,) float32."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textenv.envs.picture import draw
 from textenv.episodes.texts import split_texts
@@ -13,9 +13,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from textenv.envs.rows import Rows
+    from textenv.envs.step_buffer import StepBuffer
 
 RENDER_MODES = ("ansi", "human", "rgb_array")
 RENDER_FPS = 10
+
+
+def render_rows(
+    mode: str, tokenizer: PreTrainedTokenizerBase, rows: Rows, buffer: StepBuffer
+) -> tuple[Any, ...] | None:
+    """All rows as N strings ("ansi"), N pictures ("rgb_array"), or printed ("human")."""
+    show: Any = render_picture if mode == "rgb_array" else render_row
+    frames = tuple(show(tokenizer, rows, row, buffer.totals(row)) for row in range(len(rows.steps)))
+    if mode != "human":
+        return frames
+    print("\n".join(frames), flush=True)
+    return None
 
 
 def render_row(
@@ -40,11 +53,11 @@ def _parts(
     tokenizer: PreTrainedTokenizerBase, rows: Rows, row: int, reward_terms: dict[str, float]
 ) -> tuple[str, str, str, str]:
     """Episode id and state, prompt, response, reward terms."""
-    split, steps = int(rows.prompt_lengths[row]), int(rows.steps[row])
+    split, length = int(rows.prompt_lengths[row]), int(rows.lengths[row])
     if not split:
         return "(no episode)", "", "", ""
     ids = rows.tokens[row].tolist()
-    ids = ids[: split + steps]
+    ids = ids[:length]
     parts = split_texts([ids], [split], tokenizer, skip_special_tokens=False)[0]
     prompt, response = (printable(part) for part in parts)
     terms = "  ".join(f"{printable(name)}={value:+.3f}" for name, value in reward_terms.items())

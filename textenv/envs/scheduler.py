@@ -74,6 +74,8 @@ class Assignment(NamedTuple):
     """(m,) int64: index into the prompt set."""
     noise: np.ndarray
     """(m,) uint64: argument of ``noise_keys``."""
+    seeds: np.ndarray
+    """(m,) int64: of their streams."""
 
 
 @dataclass
@@ -230,7 +232,8 @@ class EpisodeScheduler:
         prompts, noise = (part[:count] for part in self._ahead)
         self._ahead = tuple(part[count:] for part in self._ahead)
         queue.assigned += count
-        return Assignment(rows[:count], episode_ids[:count], prompts, noise)
+        seeds = np.full(count, queue.seed, dtype=np.int64)
+        return Assignment(rows[:count], episode_ids[:count], prompts, noise, seeds)
 
     def _from_streams(self, rows: np.ndarray) -> Assignment:
         episode_ids = self._next[rows]
@@ -242,7 +245,8 @@ class EpisodeScheduler:
             found = self._look_up(np.repeat(self._seeds[stale], _STREAM_BLOCK), ahead.reshape(-1))
             self._prompts[stale], self._noise[stale] = (part.reshape(ahead.shape) for part in found)
         self._next[rows] += 1
-        return Assignment(rows, episode_ids, self._prompts[rows, place], self._noise[rows, place])
+        prompts, noise = self._prompts[rows, place], self._noise[rows, place]
+        return Assignment(rows, episode_ids, prompts, noise, self._seeds[rows])
 
     def _look_up(self, seeds: np.ndarray, episode_ids: np.ndarray) -> tuple[np.ndarray, ...]:
         """Prompts and noise of some episodes: (n,), (n,) -> (n,) int64 and (n,) uint64."""

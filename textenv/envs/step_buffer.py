@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 RAW = "raw/"
 """Prefix of the inputs of a shaped reward: stored, but not part of the reward."""
+PARTNER = "partner"
+"""Name of the reward term for the rewards of a partner's replies."""
 _FIELDS = {"log_prob": "log_probs", "value": "values"}
 
 
@@ -81,6 +83,10 @@ class StepBuffer:
         self.reward_terms.clear()
         self.returns.zero_()
 
+    def last(self, name: str, steps: Tensor) -> Tensor:
+        """What was recorded under ``name`` for the last token of each row; ``steps`` (N,) is its number."""
+        return self.recorded[name].gather(1, (steps - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
+
     def totals(self, row: int) -> dict[str, float]:
         """Sum of each term over the running episode of one row."""
         return {name: float(table[row].sum()) for name, table in self.reward_terms.items()}
@@ -106,10 +112,18 @@ class FinishedEpisodes:
     """(N,): return of the finished rows, 0 elsewhere; the tensor in ``info["episode"]["r"]``."""
     max_steps: int
     """T."""
+    extras: dict[str, list[Any]]
+    """Columns of these episodes beside those of their prompts, F values each."""
 
     @classmethod
     def take(
-        cls, index: Tensor, rows: Rows, terminated: Tensor, truncated: Tensor, buffer: StepBuffer
+        cls,
+        index: Tensor,
+        rows: Rows,
+        terminated: Tensor,
+        truncated: Tensor,
+        buffer: StepBuffer,
+        extras: dict[str, list[Any]],
     ) -> FinishedEpisodes:
         """Copy the rows ``index`` (F,) of the running state; the flags are (N,)."""
         returns = torch.zeros_like(buffer.returns)
@@ -123,6 +137,7 @@ class FinishedEpisodes:
             reward_terms={name: table.index_select(0, index) for name, table in buffer.reward_terms.items()},
             returns=returns,
             max_steps=buffer.max_steps,
+            extras=extras,
         )
 
     def add_reward(self, name: str, values: Tensor) -> None:
@@ -158,6 +173,7 @@ def to_episodes(
         sampling,
         by_step={_FIELDS[name]: table for name, table in recorded.items() if name in _FIELDS},
         terms_by_step=terms,
+        extras={name: [value for part in parts for value in part.extras[name]] for name in parts[0].extras},
         terminated=torch.cat([part.terminated for part in parts]),
         truncated=torch.cat([part.truncated for part in parts]),
     )

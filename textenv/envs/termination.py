@@ -1,4 +1,4 @@
-"""When an episode ends: at a stop token, a stop string or the token budget, checked for all rows at once."""
+"""When an episode or a turn ends: at stop tokens, stop strings and budgets, checked for all rows at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from textenv.envs.rows import Rows
 from textenv.envs.stop_strings import StopStrings
 from textenv.envs.token_constraints import TokenConstraints
+from textenv.envs.turns import TurnCheck, TurnLimits
 
 _PLAIN, _STOP, _MAYBE, _OUTSIDE = range(4)
 
@@ -79,12 +80,32 @@ class TerminationRule:
                 terminated[completed] = done[completed] = True
         return Termination(terminated, out_of_budget & ~terminated, done.nonzero()[0])
 
+    def check_turns(self, chosen: Tensor, rows: Rows, limits: TurnLimits) -> TurnCheck:
+        """Which turns and budgets end if the tokens ``chosen`` (N,) int64 are appended.
+
+        Raises:
+            ValueError: if the token of an active row is outside the vocabulary.
+        """
+        acting, t = rows.active, rows.turn_steps
+        kind = self._kinds.take(chosen.clamp(-1, self._legality.vocab_size))
+        late = acting & (t >= self._legality.min_new_tokens)
+        outside, closed, maybe = acting & (kind == _OUTSIDE), late & (kind == _STOP), late & (kind == _MAYBE)
+        over = closed | (acting & (t >= limits.max_turn_tokens - 1))
+        spent = acting & ((rows.steps >= self._last_step) | (rows.lengths >= limits.max_length - 1))
+        # The only place in a step where the host waits for the device, unless a turn ends.
+        flags = torch.stack([outside, closed, over, spent, maybe, acting]).cpu().numpy()
+        if flags[0].any():
+            self._refuse(chosen, outside)
+        if flags[4].any():
+            flags[2][self._completed(chosen, maybe, rows)] = True
+        return TurnCheck(flags[1], flags[2], flags[3], flags[5])
+
     def _completed(self, chosen: Tensor, candidates: Tensor, rows: Rows) -> list[int]:
         """Rows among ``candidates`` (N,) bool whose response completes a stop string by this token."""
         found = []
         for row in candidates.nonzero().squeeze(-1).tolist():
-            start, steps = int(rows.prompt_lengths[row]), int(rows.steps[row])
-            ids = [*rows.tokens[row, : start + steps].tolist(), int(chosen[row])]
+            start, length = int(rows.turn_starts[row]), int(rows.lengths[row])
+            ids = [*rows.tokens[row, :length].tolist(), int(chosen[row])]
             if self._strings.completed(ids, start):
                 found.append(row)
         return found

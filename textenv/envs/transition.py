@@ -29,7 +29,7 @@ class Transition:
     sampling: dict[str, Any]
     """For ``EpisodeBatch.sampling``."""
     acting: Tensor
-    """(N,) bool: rows that got a token."""
+    """(N,) bool: rows that got a token. A row whose token ended a turn counts when the reply is there."""
     terminated: Tensor
     """(N,) bool."""
     truncated: Tensor
@@ -86,8 +86,8 @@ class Transition:
             index = self.acting_rows
             snapshot = rows.take(index)
             if self.finished is not None:
-                snapshot.replace(torch.searchsorted(index, self.finished.rows), self.finished.snapshot)
-            self._stepped_batch = snapshot.to_batch(
+                snapshot.overwrite(torch.searchsorted(index, self.finished.rows), self.finished.snapshot)
+            self._stepped_batch = snapshot.until_last_action().to_batch(
                 self.prompts,
                 self.sampling,
                 terminated=self.terminated[index],

@@ -24,14 +24,18 @@ from textenv.envs.guards import Guarded, one_thread
 from textenv.envs.hooks import EnvHooks
 from textenv.envs.host_mirror import HostMirror
 from textenv.envs.observation_source import remember_source
-from textenv.envs.rendering import RENDER_FPS, RENDER_MODES, render_picture, render_row
+from textenv.envs.play_step import play_step
+from textenv.envs.rendering import RENDER_FPS, RENDER_MODES, render_rows
 from textenv.envs.reset_options import split_options
 from textenv.envs.rows import Rows
 from textenv.envs.scheduler import EpisodeScheduler, noise_keys
-from textenv.envs.step_buffer import FinishedEpisodes
+from textenv.envs.spaces import observation_space
+from textenv.envs.step_buffer import PARTNER, FinishedEpisodes
 from textenv.envs.stop_strings import StopStrings
 from textenv.envs.termination import TerminationRule
 from textenv.envs.token_constraints import TokenConstraints, tokenizer_vocab_size
+from textenv.envs.turn_options import make_turns
+from textenv.envs.turn_prompts import padded
 from textenv.prompts.prompt_set import PromptSet
 from textenv.utils.checks import (
     as_token_ids,
@@ -76,6 +80,14 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
             and step prints).
         episode_statistics: put return, length and time into ``info["episode"]`` when an episode ends.
             Switch it off below Gymnasium's own ``RecordEpisodeStatistics``, which uses the same key.
+        partner: replies when a turn of the policy ends (see ``textenv.partners``). Stop tokens and strings
+            then end a turn, and the partner ends the episode. None = episodes of one turn.
+        max_turns: most turns of the policy in an episode with a partner, by default 8.
+        max_turn_tokens: most tokens of a turn, by default ``max_new_tokens``.
+        max_length: most tokens of an episode with a partner, prompt and replies included. By default it has
+            room for ``max_turns`` replies of ``Partner.max_reply_tokens``.
+        waiting: "block" waits within the step for every reply; "step" lets the other rows go on.
+        chat: replies are messages of the tokenizer's chat template.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -110,6 +122,12 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         arrays: str = "torch",
         render_mode: str | None = None,
         episode_statistics: bool = True,
+        partner: Any = None,
+        max_turns: int | None = None,
+        max_turn_tokens: int | None = None,
+        max_length: int | None = None,
+        waiting: str = "block",
+        chat: bool = False,
     ) -> None:
         check_at_least("num_envs", num_envs, 1)
         check_at_least("max_new_tokens", max_new_tokens, 1)
@@ -133,8 +151,13 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         self.prompts = prompts
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
-        self.max_length = prompts.max_length + max_new_tokens
-        """L, the most tokens of prompt and response."""
+        budgets = {"max_turns": max_turns, "max_turn_tokens": max_turn_tokens, "max_length": max_length}
+        self._turns = make_turns(
+            partner, num_envs, prompts, tokenizer, max_new_tokens, waiting=waiting, chat=chat, **budgets
+        )
+        one_turn, turns = prompts.max_length + max_new_tokens, self._turns is not None
+        self.max_length = self._turns.limits.max_length if self._turns else one_turn
+        """L, the most tokens of an episode: prompt, response and replies."""
         check_fits(f"num_envs={num_envs} rows of {self.max_length} tokens", 16 * num_envs * self.max_length)
         self.samples_per_prompt = samples_per_prompt
         self.shuffle = shuffle
@@ -158,13 +181,7 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         """Which tokens a policy may choose; the environment itself accepts any token of its action space."""
         self.stop_strings = StopStrings(stop_strings, tokenizer)
 
-        self.single_observation_space = spaces.Dict(
-            {
-                "input_ids": spaces.Box(0, vocab_size - 1, (self.max_length,), np.int64),
-                "attention_mask": spaces.Box(0, 1, (self.max_length,), np.int8),
-                "prompt_length": spaces.Discrete(self.max_length + 1),
-            }
-        )
+        self.single_observation_space = observation_space(vocab_size, self.max_length)
         self.single_action_space = spaces.Discrete(vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -177,10 +194,10 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         """CPU copy of the rows' state, so that policies need not read from the device."""
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._pad = 0 if pad is None or not 0 <= pad < vocab_size else pad
-        self._rows = Rows(num_envs, self.max_length, max_new_tokens, self._pad, self.device)
+        self._rows = Rows(num_envs, self.max_length, max_new_tokens, self._pad, self.device, turns=turns)
         self._termination = TerminationRule(self.legality, self.stop_strings, max_new_tokens, self.device)
         self._ready = False
-        self._waiting = np.zeros(0, dtype=np.int64)
+        self._restart = np.zeros(0, dtype=np.int64)
         self._init_hooks()
 
     # -- Gymnasium's interface -----
@@ -227,11 +244,13 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
             self._rows.clear()
             self.host_mirror.clear()
             self._buffer.clear()
-            self._waiting = rows[:0]
+            self._restart = rows[:0]
         else:
             self._rows.active[torch.from_numpy(mask).to(self.device)] = False
             self.host_mirror.deactivate(mask)
-            self._waiting = np.setdiff1d(self._waiting, rows)
+            self._restart = np.setdiff1d(self._restart, rows)
+        if self._turns is not None:
+            self._turns.forget(rows)
         self._ready = True
         self._begin_step()
         self._start_episodes(rows)
@@ -261,23 +280,26 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         if not self._ready:
             raise ResetNeeded("step() was called before reset(); call envs.reset(seed=...) first")
         chosen = as_token_ids(actions, self.num_envs, self.device)
-        rows, acting = self._rows, self._rows.active.clone()
-        terminated, truncated, ended_rows = self._termination.check(chosen, rows)
-        rows.append(chosen, acting)
-        self.host_mirror.step(ended_rows)
+        rows = self._rows
+        acting, terminated, truncated, ended_rows, partner_rewards, late = play_step(
+            self._turns, self._termination, rows, self.host_mirror, chosen
+        )
+        if late:  # a policy's values belong to the token that ended the turn
+            self._recorded = {name: self._buffer.last(name, rows.steps) for name in self._buffer.recorded}
         self._end_step(acting, terminated, truncated)
 
-        waiting, self._waiting = self._waiting, self._waiting[:0]
+        restart, self._restart = self._restart, self._restart[:0]
         ended = self._finish(terminated | truncated, ended_rows) if len(ended_rows) else {}
         if self.render_mode == "human":
             self.render()  # before the next prompts overwrite the finished episodes
         if len(ended_rows) and self.autoreset == "same_step":
             self._transition.replaced = self._start_episodes(ended_rows)
-        if len(waiting):
-            self._start_episodes(waiting)
+        if len(restart):
+            self._start_episodes(restart)
         obs, info = self.host_mirror.publish(self._observe(), {**self._info(), **ended})
-        rewards = self._out(torch.zeros(self.num_envs, device=self.device))
-        return obs, rewards, self._out(terminated), self._out(truncated), info
+        if partner_rewards is not None:
+            self.add_reward(PARTNER, partner_rewards)
+        return obs, self._out(self.step_reward), self._out(terminated), self._out(truncated), info
 
     def render(self) -> tuple[Any, ...] | None:
         """The rows as N strings, or as N pictures (H, W, 3) uint8; mode "human" prints.
@@ -289,32 +311,29 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         self._admit("render")
         if self.render_mode is None:
             raise ValueError(f"render needs render_mode, expected one of {RENDER_MODES} in make, got None")
-        show: Any = render_picture if self.render_mode == "rgb_array" else render_row
-        totals = [self._buffer.totals(row) for row in range(self.num_envs)]
-        frames = tuple(show(self.tokenizer, self._rows, row, terms) for row, terms in enumerate(totals))
-        if self.render_mode != "human":
-            return frames
-        print("\n".join(frames), flush=True)
-        return None
+        return render_rows(self.render_mode, self.tokenizer, self._rows, self._buffer)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free the device's memory."""
         self.refuse_while_scored("close")
+        if self._turns is not None:
+            self._turns.close()
         del self._rows, self._termination
         self._close_hooks()
 
     def action_masks(self) -> Any:
         """Which tokens are legal now: (N, V) bool, under the name that sb3-contrib asks for."""
         self._admit("action_masks")
-        return self._out(self.legality.mask(self._rows.steps))
+        return self._out(self.legality.mask(self._rows.turn_steps))
 
     # -- internal -----
 
     def _finish(self, done: Tensor, rows: np.ndarray) -> dict[str, Any]:
         """End the episodes of ``rows``, those that are ``done`` (N,), and return their entries of info."""
         last, index = self._transition, to_device(rows, self.device)
+        extras = {} if self._turns is None else self._turns.extras(rows.tolist())
         last.finished = FinishedEpisodes.take(
-            index, self._rows, last.terminated, last.truncated, self._buffer
+            index, self._rows, last.terminated, last.truncated, self._buffer, extras
         )
         self._rows.active &= ~done
         ended: dict[str, Any] = {}
@@ -333,7 +352,7 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         if self.autoreset == "same_step":
             ended |= final_entries(self._observe(), {**self._info(), **ended}, ended_rows)
         elif self.autoreset == "next_step":
-            self._waiting = rows
+            self._restart = rows
         return ended
 
     def _start_episodes(self, rows: np.ndarray) -> Tensor:
@@ -341,7 +360,11 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         assigned = self._scheduler.assign(rows)
         index = to_device(assigned.rows, self.device)
         if len(assigned.rows):
-            ids, attention_mask, lengths = self.prompts.rows(assigned.prompts, self._pad)
+            if self._turns is None:
+                ids, attention_mask, lengths = self.prompts.rows(assigned.prompts, self._pad)
+            else:
+                begun = self._turns.begin(assigned, self.samples_per_prompt)
+                ids, attention_mask, lengths = padded(begun, self._pad)
             state: dict[str, np.ndarray | Tensor] = {
                 "ids": ids,
                 "attention_mask": attention_mask,
@@ -356,19 +379,22 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         return index
 
     def _observe(self) -> dict[str, Any]:
-        state = self._rows.tokens, self._rows.attention_mask, self._rows.prompt_lengths
+        state = self._rows.tokens, self._rows.attention_mask, self._rows.turn_starts
         copies = [self._out(tensor.clone(memory_format=torch.contiguous_format)) for tensor in state]
         names = "input_ids", "attention_mask", "prompt_length"
         return remember_source(self, dict(zip(names, copies, strict=True)))
 
     def _info(self) -> dict[str, Any]:
         rows = self._rows
-        return {
-            "key": self._out(rows.key()),
-            "episode_id": self._out(rows.episode_ids.clone()),
-            "prompt_index": self._out(rows.prompt_index.clone()),
-            "active": self._out(rows.active.clone()),
+        info = {
+            "key": rows.key(),
+            "episode_id": rows.episode_ids.clone(),
+            "prompt_index": rows.prompt_index.clone(),
+            "active": rows.active.clone(),
         }
+        if self._turns is not None:
+            info["waiting"] = to_device(self.host_mirror.waiting.copy(), self.device)
+        return {name: self._out(value) for name, value in info.items()}
 
     def _out(self, tensor: Tensor) -> Any:
         return tensor.cpu().numpy() if self.arrays == "numpy" else tensor

@@ -17,10 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from textenv.generation.cuda_graphs import DecodeGraphs
-from textenv.generation.kv_cache import SlotCache
+from textenv.generation.kv_cache import Extension, SlotCache
 from textenv.generation.prefill_cache import PrefillCache, UpcomingPrompts
 from textenv.generation.self_check import verify_decoder
-from textenv.modeling.attention_masks import SlotMasks, UnsupportedModelError, attention_windows, causal_masks
+from textenv.generation.slots import SlotTable
+from textenv.modeling.attention_masks import (
+    SlotMasks,
+    UnsupportedModelError,
+    attention_windows,
+    causal_masks,
+    extension_masks,
+)
 from textenv.modeling.split_model import catch_head_input, eval_mode, output_head, split_model
 from textenv.utils.devices import to_device
 
@@ -124,19 +131,14 @@ class Decoder:
         self._positions = torch.zeros(slots, dtype=torch.int64, device=self.device)
         self._lengths = np.zeros(slots, dtype=np.int64)
         self._prefilled = PrefillCache(self._prefill_ahead)
-        self._row_of_slot = np.full(slots, -1, dtype=np.int64)
-        self._slot_of_row = np.full(slots, -1, dtype=np.int64)
-        self._live = 0
-        self._rows: Tensor | None = None
+        self._table = SlotTable(slots)
 
     # -- rows and slots --------------------------------------------------------------------------------------
 
     @property
     def rows(self) -> Tensor:
         """(n,) int64 on the CPU: the live rows in slot order, for which ``decode`` is cheapest."""
-        if self._rows is None:
-            self._rows = torch.from_numpy(self._row_of_slot[: self._live].copy())
-        return self._rows
+        return self._table.rows
 
     @property
     def cache_updates(self) -> list[int]:
@@ -146,60 +148,30 @@ class Decoder:
     @property
     def live(self) -> np.ndarray:
         """(slots,) bool: whether each row is live."""
-        return self._slot_of_row >= 0
-
-    def _host_rows(self, rows: Tensor) -> np.ndarray:
-        indices = rows.cpu().numpy()
-        if len(indices) and not (indices.min() >= 0 and indices.max() < self.slots):
-            raise ValueError(f"rows must lie in [0, {self.slots}), got {indices.tolist()}")
-        if len(np.unique(indices)) != len(indices):
-            raise ValueError(f"rows must be distinct, got {indices.tolist()}")
-        return indices
-
-    def _claim(self, rows: np.ndarray) -> np.ndarray:
-        """Slots of rows; rows without a slot get one at the end of the live prefix."""
-        new = rows[self._slot_of_row[rows] < 0]
-        if len(new):
-            slots = np.arange(self._live, self._live + len(new))
-            self._slot_of_row[new], self._row_of_slot[slots] = slots, new
-            self._live += len(new)
-            self._rows = None
-        return self._slot_of_row[rows]
+        return self._table.live
 
     def release(self, rows: Tensor) -> None:
         """Free the slots of those rows (n,) int64 that are live; the last live slots move into the gaps."""
-        indices = self._host_rows(rows)
-        holes = self._slot_of_row[indices]
-        holes = holes[holes >= 0]
-        if not len(holes):
+        before = self._table.count
+        moves = self._table.release(self._table.checked(rows))
+        if moves is None:
             return
-        live = self._live - len(holes)
-        self._slot_of_row[self._row_of_slot[holes]] = -1
-        self._row_of_slot[holes] = -1
-        target = np.sort(holes[holes < live])
-        tail = np.arange(live, self._live)
-        source = tail[self._row_of_slot[tail] >= 0]
+        source, target = moves
         if len(source):
-            moved = self._row_of_slot[source]
-            self._row_of_slot[target], self._slot_of_row[moved] = moved, target
             self._lengths[target] = self._lengths[source]
             source_, target_ = self._to_device(source), self._to_device(target)
             self._positions[target_] = self._positions[source_]
             self._cache.copy(source_, target_, int(self._lengths[source].max()))
             self._masks.copy(source_, target_)
-        self._row_of_slot[tail] = -1
-        self._lengths[tail] = 0
+        self._lengths[self._table.count : before] = 0
         # A CUDA graph of a larger bucket may still compute a free slot: keep its position inside the buffers.
-        self._positions[live : self._live] = 0
-        self._live = live
-        self._rows = None
+        self._positions[self._table.count : before] = 0
 
     def invalidate(self) -> None:
         """Free all slots; call it when the model's weights have changed."""
-        self._slot_of_row[:], self._row_of_slot[:], self._lengths[:] = -1, -1, 0
+        self._table.clear()
+        self._lengths[:] = 0
         self._positions.zero_()
-        self._live = 0
-        self._rows = None
         self._modules = list(self.model.modules())
         self._prefilled.clear()
         if self._graphs is not None:
@@ -231,7 +203,7 @@ class Decoder:
         Raises:
             ValueError: if a length is outside 0..P, or leaves no column of ``max_length`` to decode.
         """
-        indices = self._host_rows(rows)
+        indices = self._table.checked(rows)
         ends = lengths.cpu().numpy().astype(np.int64)
         most = min(tokens.shape[1], self.max_length - 1)
         if len(ends) and not (ends.min() >= 0 and ends.max() <= most):
@@ -239,12 +211,12 @@ class Decoder:
                 f"lengths must lie in [0, {most}] (tokens has {tokens.shape[1]} columns, max_length is "
                 f"{self.max_length}), got {ends.tolist()}"
             )
-        slots = self._claim(indices)
+        slots = self._table.claim(indices)
         slots_ = self._to_device(slots)
         self._lengths[slots] = ends
         self._positions[slots_] = ends_ = self._to_device(ends)
         self._masks.restart(slots_, ends_)
-        self._reserve(int(self._lengths[: self._live].max(initial=0)))
+        self._reserve(int(self._lengths[: self._table.count].max(initial=0)))
         if upcoming is None:
             self._fill(self._cache, slots_, tokens, ends)
         elif ends.any():
@@ -271,32 +243,92 @@ class Decoder:
                     self._forward(padded, masks, positions, cache)
 
     @torch.no_grad()
-    def decode(self, rows: Tensor, tokens: Tensor) -> DecodeOutput:
+    def extend(self, rows: Tensor, tokens: Tensor, counts: Tensor) -> None:
+        """Append several tokens to live rows, without running the LM head.
+
+        Args:
+            rows: (n,) int64, distinct live rows.
+            tokens: (n, K) int64, right-padded with any valid id.
+            counts: (n,) int64 tokens of each row, 0..K.
+
+        Raises:
+            ValueError: if a row is not live, or a count is outside 0..K or leaves no column of
+                ``max_length`` to decode.
+        """
+        indices, added = self._table.checked(rows), counts.cpu().numpy().astype(np.int64)
+        slots = self._table.of(indices)
+        if (slots < 0).any():
+            raise ValueError(f"rows must be live, got {indices[slots < 0].tolist()}")
+        starts = self._lengths[slots]
+        if len(added) and not (
+            added.min() >= 0 and added.max() <= tokens.shape[1] and (starts + added).max() < self.max_length
+        ):
+            raise ValueError(
+                f"counts must lie in [0, {tokens.shape[1]}], and rows of {starts.tolist()} tokens must stay "
+                f"shorter than max_length={self.max_length}, got {added.tolist()}"
+            )
+        self._lengths[slots] = starts + added
+        self._reserve(int(self._lengths[: self._table.count].max(initial=0)))
+        order = np.argsort(-added, kind="stable")
+        order = order[added[order] > 0]
+        with eval_mode(self._modules):
+            while len(order):
+                longest = int(added[order[0]])
+                width = self._width(int((starts + added)[order].max()))
+                batch, order = np.split(order, [max(1, _PREFILL_TOKENS // (longest + width // 8))])
+                chosen = self._to_device(batch)
+                self._append(slots[batch], tokens[:, :longest].to(self.device)[chosen], added[batch], width)
+        slots_, ends_ = self._to_device(slots), self._to_device(starts + added)
+        self._positions[slots_] = ends_
+        self._masks.restart(slots_, ends_)
+
+    def _append(self, slots: np.ndarray, tokens: Tensor, added: np.ndarray, width: int) -> None:
+        """One forward pass over tokens (n, K) that follow those in ``slots`` (n,)."""
+        ends = self._lengths[slots]
+        row = np.repeat(np.arange(len(slots)), added)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(added) - added, added)
+        where = Extension(*map(self._to_device, (row, place, np.repeat(ends - added, added) + place)))
+        slots_, starts = self._to_device(slots), self._to_device(ends - added)
+        columns = torch.arange(tokens.shape[1], device=self.device)
+        # Padding sees its row's last token at most: it is not stored, and its output is not used.
+        positions = torch.minimum(starts.unsqueeze(-1) + columns, self._to_device(ends - 1).unsqueeze(-1))
+        masks = extension_masks(self.windows, positions, width, self._dtype)
+        self._cache.extend(slots_, where, width)
+        with nullcontext() if self._trunk is not None else catch_head_input(self._head, skip=True):
+            self._forward(tokens, masks, positions, self._cache)
+
+    @torch.no_grad()
+    def decode(self, rows: Tensor, tokens: Tensor, acting: Tensor | None = None) -> DecodeOutput:
         """Append one token to every live row.
 
         Args:
             rows: (n,) int64, all live rows in any order.
             tokens: (n,) int64, the token of each row.
+            acting: (n,) bool on the CPU; the other rows keep their tokens, and their output means nothing.
+                None = all.
 
         Raises:
             ValueError: if ``rows`` is not exactly the live rows, or a row already has ``max_length`` tokens.
         """
-        if rows is self._rows:
-            return self._step(tokens.to(self.device, non_blocking=True))
-        indices = self._host_rows(rows)
-        slots = self._slot_of_row[indices]
-        if len(indices) != self._live or (slots < 0).any():
+        if rows is self._table.rows:
+            return self._step(tokens.to(self.device, non_blocking=True), acting)
+        indices = self._table.checked(rows)
+        slots = self._table.of(indices)
+        if len(indices) != self._table.count or (slots < 0).any():
             raise ValueError(
                 f"rows must be the live rows {sorted(self.rows.tolist())}, got {sorted(indices.tolist())}"
             )
         slots_ = self._to_device(slots)
         in_slots = torch.empty_like(slots_).scatter_(0, slots_, tokens.to(self.device))
-        logits, hidden = self._step(in_slots)
+        moves = (
+            None if acting is None else torch.empty_like(acting).scatter_(0, torch.from_numpy(slots), acting)
+        )
+        logits, hidden = self._step(in_slots, moves)
         return DecodeOutput(logits[slots_], hidden[slots_])
 
-    def _step(self, tokens: Tensor) -> DecodeOutput:
-        """Append tokens (n,), in slot order, to the live slots."""
-        live = self._live
+    def _step(self, tokens: Tensor, acting: Tensor | None = None) -> DecodeOutput:
+        """Append tokens (n,), in slot order, to the live slots that are ``acting`` (n,)."""
+        live = self._table.count
         lengths = self._lengths[:live]
         longest = int(lengths.max()) if live else 0
         if longest >= self.max_length:
@@ -306,16 +338,24 @@ class Decoder:
             graphs = None if self._split.hooked else self._graphs
             replayed = None if graphs is None else graphs.step(tokens, live, width)
             output = self.compute(tokens, live, width) if replayed is None else DecodeOutput(*replayed)
-        self._positions[:live] += 1
-        lengths += 1
+        if acting is None:
+            self._positions[:live] += 1
+            lengths += 1
+        else:
+            self._positions[:live] += acting.to(self.device, non_blocking=True)
+            lengths += acting.numpy()
         return output
 
     def _reserve(self, length: int) -> int:
         """Make room for rows of ``length`` tokens; returns the number of columns that attention must read."""
-        width = min(-(-max(length, 1) // self._bucket) * self._bucket, self.capacity)
+        width = self._width(length)
         if self._elastic and (width > self._cache.columns or 2 * width <= self._cache.columns):
-            self._cache.resize(width, self._live)
+            self._cache.resize(width, self._table.count)
         return width
+
+    def _width(self, length: int) -> int:
+        """Columns to read for rows of ``length`` tokens."""
+        return min(-(-max(length, 1) // self._bucket) * self._bucket, self.capacity)
 
     def compute(self, tokens: Tensor, live: int, width: int) -> DecodeOutput:
         """The tensor operations of one step over the first ``live`` slots; running it twice changes nothing.

@@ -7,7 +7,7 @@ heads, P prompt tokens, D head width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +23,23 @@ class WriteTarget:
         """(n,) int64: the slots of the batch rows."""
         self.positions: Tensor | None = None
         """(n,) int64: the column each row writes (decode); None writes columns 0..P-1 (prefill)."""
+        self.extension: Extension | None = None
+        """Where the tokens of an extension go."""
         self.width = 0
         """Number of columns that attention reads (decode)."""
         self.updates = [0] * layers
         """Number of updates of each layer, for the self-check."""
+
+
+class Extension(NamedTuple):
+    """The m tokens of a batch (n, K) that are no padding, and where they go."""
+
+    row: Tensor
+    """(m,) int64: row of the batch."""
+    place: Tensor
+    """(m,) int64: column of the batch."""
+    position: Tensor
+    """(m,) int64: column of the cache."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -64,8 +77,8 @@ class SlotLayer(CacheLayerMixin):
             kwargs: unused.
 
         Returns:
-            Views of the first n slots and ``target.width`` columns (decode), or the arguments themselves
-            (prefill: a row that starts at position 0 attends only to its new tokens).
+            Views of the first n slots and ``target.width`` columns (decode), copies of them (extend), or the
+            arguments themselves (prefill: a row that starts at position 0 attends only to its new tokens).
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -78,6 +91,12 @@ class SlotLayer(CacheLayerMixin):
             self.keys[:, :, :length].index_copy_(0, slots, key_states)
             self.values[:, :, :length].index_copy_(0, slots, value_states)
             return key_states, value_states
+        if target.extension is not None:
+            row, place, position = target.extension
+            for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+                buffer[slots[row], :, position] = states[row, :, place]
+            chosen = self.keys[:, :, : target.width], self.values[:, :, : target.width]
+            return chosen[0].index_select(0, slots), chosen[1].index_select(0, slots)
         self.keys[slots, :, positions] = key_states[:, :, 0]
         self.values[slots, :, positions] = value_states[:, :, 0]
         live = key_states.shape[0]
@@ -127,11 +146,17 @@ class SlotCache(Cache):
 
     def prefill(self, slots: Tensor) -> None:
         """The next forward pass writes columns 0..P-1 of ``slots`` (n,) int64."""
-        self.target.slots, self.target.positions = slots, None
+        self.target.slots, self.target.positions, self.target.extension = slots, None, None
 
     def decode(self, slots: Tensor, positions: Tensor, width: int) -> None:
         """The next forward pass writes columns ``positions`` (n,) and reads the first ``width`` columns."""
         self.target.slots, self.target.positions, self.target.width = slots, positions, width
+        self.target.extension = None
+
+    def extend(self, slots: Tensor, extension: Extension, width: int) -> None:
+        """The next forward pass appends tokens to ``slots`` (n,) and reads the first ``width`` columns."""
+        self.target.slots, self.target.positions, self.target.width = slots, slots, width
+        self.target.extension = extension
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first ``length`` columns of the slots ``source`` (m,) to the slots ``target`` (m,)."""

@@ -13,16 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from textenv.envs.host_mirror import HostMirror
 from textenv.envs.observation_source import source_of
 from textenv.envs.token_constraints import TokenConstraints
-from textenv.generation.cached_rows import CachedRows
-from textenv.generation.decoder import DecodeOutput, Decoder
 from textenv.generation.prefill_cache import UpcomingPrompts
+from textenv.generation.row_decoder import RowDecoder
 from textenv.generation.sampling import filter_top_k_top_p, greedy_with_log_prob, sample_with_log_prob
 from textenv.generation.uncached import uncached_logits
 from textenv.modeling.attention_masks import UnsupportedModelError
@@ -100,14 +98,12 @@ class DecodingPolicy:
         self.legality: TokenConstraints | None = None
         self._upcoming: UpcomingPrompts | None = None
         self._host_mirror: HostMirror | None = None
-        self._decoder: Decoder | None = None
+        self._decoder: RowDecoder | None = None
         self._warned = False
         self._shape: tuple[int, int] | None = None
         self._base, self._layout = watch_of(model).state()
         self._version = 0
         self._seen: tuple[int, int] | None = None
-        self._cached_rows = CachedRows(0, 0)
-        self._every_row = np.arange(0)
         register = getattr(model, "register_load_state_dict_post_hook", None)
         if register is not None:
             register(note_weight_change)
@@ -153,7 +149,7 @@ class DecodingPolicy:
         self._decoder = None
         if self.cached:
             try:
-                self._decoder = Decoder(self.model, rows, length, cuda_graphs=self.cuda_graphs)
+                self._decoder = RowDecoder(self.model, rows, length, cuda_graphs=self.cuda_graphs)
             except UnsupportedModelError as error:
                 warnings.warn(
                     f"{type(self.model).__name__} cannot be decoded with a slot cache, so every token "
@@ -162,9 +158,6 @@ class DecodingPolicy:
                 )
                 self.cached = False
         self._shape = (rows, length)
-        self._length = length
-        self._cached_rows = CachedRows(rows, length)
-        self._every_row = np.arange(rows)
 
     @property
     def weights_version(self) -> int:
@@ -199,9 +192,8 @@ class DecodingPolicy:
             self._forget()
 
     def _forget(self) -> None:
-        self._cached_rows.forget()
         if self._decoder is not None:
-            self._decoder.invalidate()
+            self._decoder.forget()
 
     def free(self) -> None:
         """Free the cache's memory; the next ``act`` allocates it again."""
@@ -310,7 +302,7 @@ class DecodingPolicy:
         if self._decoder is None:
             return uncached_logits(self.model, ids, lengths, acting)
         try:
-            return self._decode(self._decoder, ids, lengths, acting, known)
+            return self._decoder.next_logits(ids, lengths, acting, known, self._upcoming)
         except BaseException:
             self._forget()
             raise
@@ -322,12 +314,6 @@ class DecodingPolicy:
         if as_numpy:
             return actions.numpy(), {name: zeros.numpy() for name in names}
         return actions, dict.fromkeys(names, zeros)
-
-    def _next_texts(self, count: int) -> tuple[Tensor, Tensor]:
-        """Prompts of the next episodes without the last token, as the decoder caches them."""
-        assert self._upcoming is not None
-        tokens, lengths = self._upcoming(count)
-        return tokens, (lengths - 1).clamp_max(self._length - 1)
 
     def _exposed(self, hidden: Tensor | None) -> Tensor:
         """The LM head's input, which value heads and processors read."""
@@ -363,38 +349,3 @@ class DecodingPolicy:
         if self.top_k or self.top_p < 1.0:
             logits = filter_top_k_top_p(logits, self.top_k, self.top_p)
         return sample_with_log_prob(logits, key)
-
-    def _decode(
-        self,
-        decoder: Decoder,
-        ids: Tensor,
-        lengths: Tensor,
-        acting: Tensor | None,
-        known: HostMirror | None,
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """``next_logits`` with the KV cache."""
-        status = self._cached_rows.compare(ids, lengths, acting, known)
-        acts = status.active
-        if acts.any() and status.lengths[acts].min() < 1:
-            raise ValueError(
-                f"every observation must hold at least one token, got lengths {status.lengths[acts].tolist()}"
-            )
-        inactive = decoder.live & ~acts
-        if inactive.any():
-            decoder.release(torch.from_numpy(inactive.nonzero()[0]))
-        # A new row of one token has nothing to cache, but it needs a slot.
-        refill = ((status.stale | ~decoder.live) & acts).nonzero()[0]
-        if len(refill):
-            ends = status.lengths[refill] - 1
-            texts = ids[to_device(refill, ids.device), : max(int(ends.max()), 1)]
-            upcoming = None if self._upcoming is None else self._next_texts
-            decoder.prefill(torch.from_numpy(refill), texts, torch.from_numpy(ends), upcoming=upcoming)
-        last = ids.gather(1, (lengths - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
-        rows = decoder.rows
-        in_order = len(rows) == len(ids) and np.array_equal(rows.numpy(), self._every_row)
-        if len(rows):
-            output = decoder.decode(rows, last if in_order else last[to_device(rows, ids.device)])
-        else:
-            output = DecodeOutput(*(torch.empty(0, 0, device=decoder.device) for _ in range(2)))
-        self._cached_rows.keep(ids, lengths, acting, status, known)
-        return None if in_order else rows, *output

@@ -50,6 +50,10 @@ class SupportsDecode(Protocol):
         """Append one token to every row."""
         ...
 
+    def extend(self, rows: Tensor, tokens: Tensor, counts: Tensor) -> None:
+        """Append several tokens to rows."""
+        ...
+
     def release(self, rows: Tensor) -> None:
         """Free the cache of rows."""
         ...
@@ -58,8 +62,8 @@ class SupportsDecode(Protocol):
 def verify_decoder(model: nn.Module, max_length: int, make: Callable[..., SupportsDecode]) -> None:
     """Compare a small decoder with the model's plain forward pass; the result is stored per model.
 
-    The check decodes two rows of different length, releases one (which moves the other) and refills it. Rows
-    are longer than the smallest attention window that ``max_length`` reaches.
+    The check extends and decodes two rows of different length, releases one (which moves the other) and
+    refills it. Rows are longer than the smallest attention window that ``max_length`` reaches.
 
     Args:
         model: a transformers causal LM.
@@ -127,11 +131,13 @@ def _check(model: nn.Module, length: int, make: Callable[..., SupportsDecode]) -
         return logits_agree(logits, right)
 
     start = sizes[0] - 2
-    decoder.prefill(torch.tensor([0, 1]), ids[:2], torch.tensor([start, 3]))
+    decoder.prefill(torch.tensor([0, 1]), ids[:2], torch.tensor([start - 2, 2]))
+    added = torch.stack([ids[0, start - 2 : start], ids[1, 2:4]])
+    decoder.extend(torch.tensor([0, 1]), added, torch.tensor([2, 1]))
     right = agrees([0, 1], [start, 3], [0, 1])
     updates = decoder.cache_updates
-    if any(count != 2 for count in updates):
-        return f"its layers updated the cache {updates} times in two forward passes, expected 2 each"
+    if any(count != 3 for count in updates):
+        return f"its layers updated the cache {updates} times in three forward passes, expected 3 each"
     right &= agrees([1, 0], [4, start + 1], [1, 0])
     decoder.release(torch.tensor([0]))
     decoder.prefill(torch.tensor([0]), ids[2:], torch.tensor([1]))

@@ -122,6 +122,28 @@ def causal_masks(
     return next(iter(masks.values())) if len(masks) == 1 else masks
 
 
+def extension_masks(
+    windows: Mapping[str, int | None], positions: Tensor, width: int, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """Masks (n, 1, K, width) of tokens that follow those in a cache: each sees the columns up to its own.
+
+    Args:
+        windows: see ``attention_windows``.
+        positions: (n, K) int64, the column of each token.
+        width: columns that are read.
+        dtype: the model's.
+    """
+    key, query = torch.arange(width, device=positions.device), positions.unsqueeze(-1)
+    masks = {}
+    for kind, window in windows.items():
+        visible = key <= query
+        if window is not None:
+            visible &= key > query - window
+        mask = torch.full(visible.shape, torch.finfo(dtype).min, dtype=dtype, device=positions.device)
+        masks[kind] = mask.masked_fill_(visible, 0.0).unsqueeze(1)
+    return next(iter(masks.values())) if len(masks) == 1 else masks
+
+
 def packed_masks(
     windows: Mapping[str, int | None], episode: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:

@@ -1,0 +1,115 @@
+"""Replies as token ids: what stands between two turns of the policy, in text or in a chat template.
+
+The policy's own ids are never encoded again. With a chat template the tokens around a reply are the
+difference between a short conversation rendered with and without the reply.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from textenv.prompts.continuations import encode_continuations
+from textenv.prompts.messages import render, turn_end
+from textenv.prompts.token_ids import is_unicode, token_ids
+from textenv.utils.names import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ASKED, _SAID = "textenvask", "textenvsay"
+_CONTENT = "textenvreply"
+
+
+class TurnTemplate:
+    """Encodes replies.
+
+    Args:
+        tokenizer: of the episodes.
+        chat: put replies into messages of the tokenizer's chat template; else they are appended as they are.
+        options: further arguments of the template; see ``textenv.prompts.messages.chat_options``.
+
+    Raises:
+        ValueError: if ``chat`` and the tokenizer has no chat template, or the template changes earlier turns
+            when a conversation goes on.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, chat: bool, options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self._options = options
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+        added |= {str(token) for token in tokenizer.all_special_tokens}
+        longest_first = sorted((token for token in added if token), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._around: dict[str, tuple[str, str, str]] = {}
+        if chat:
+            self._role("user")
+
+    def encode(self, text: str, *, role: str = "user", closed: bool, before: str = "") -> list[int]:
+        """Token ids of a reply, with those that close the last turn and open the next one.
+
+        Args:
+            text: of the reply. Names of control tokens in it are encoded as plain text.
+            role: of the message; "tool" or "user", for instance.
+            closed: the turn before ended by its stop token.
+            before: the end of the text before, for tokenizers that tokenize the start of a text differently.
+
+        Raises:
+            ValueError: if the text cannot be tokenized, or the template refuses the role.
+        """
+        if not is_unicode(text):
+            raise ValueError(f"a reply must be encodable text, got {shown(text)}")
+        if not self.chat:
+            return self._plain(text, before)
+        end, header, footer = self._role(role)
+        opening = header if closed else end + header
+        if self._control is None or not self._control.search(text):
+            return token_ids([opening + text + footer], self.tokenizer, special=False, name="replies")[0]
+        outer = token_ids([opening, footer], self.tokenizer, special=False, name="chat template")
+        return [*outer[0], *self._plain(text, "\n"), *outer[1]]
+
+    def _plain(self, text: str, before: str) -> list[int]:
+        """Token ids of a text that continues another; names of control tokens are encoded as plain text."""
+        if not text:
+            return []
+        pieces = [text]
+        if self._control is not None:
+            # A name of a control token is cut after its first character, so that no tokenizer recognises it.
+            cuts = [match.start() + 1 for match in self._control.finditer(text)]
+            pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        befores = [before, *pieces[:-1]]
+        encoded = encode_continuations(befores, pieces, self.tokenizer)
+        ids = [i for piece in encoded for i in piece]
+        if self._control is None:
+            return ids
+        control = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
+        if control & set(ids):
+            raise ValueError(f"a reply must not encode to control tokens, got {shown(text)}")
+        return ids
+
+    def _role(self, role: str) -> tuple[str, str, str]:
+        """The template's text that ends the policy's turn, and that before and after a reply of a role."""
+        if role in self._around:
+            return self._around[role]
+        begun = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
+        spoken = [*begun, {"role": role, "content": _CONTENT}]
+        closed = render(begun, self.tokenizer, generation_prompt=False, options=self._options)
+        whole = render(spoken, self.tokenizer, generation_prompt=True, options=self._options)
+        if not whole.startswith(closed):
+            raise ValueError(
+                f"the chat template changes earlier turns when a message of the role {role!r} follows, so "
+                "the policy's tokens would not be what it generated; use another template, or prompts "
+                "without one"
+            )
+        said = closed.rpartition(_SAID)[2]
+        at = turn_end(said, self.tokenizer) or 0
+        header, found, footer = whole[len(closed) :].partition(_CONTENT)
+        if not found:
+            raise ValueError(f"the chat template does not show the messages of the role {role!r}")
+        # After its stop token a turn may have more of the template, such as a line break.
+        self._around[role] = said[:at], said[at:] + header, footer
+        return self._around[role]
