@@ -26,6 +26,14 @@ class EnvOptions(Config):
     """Render text prompts with the tokenizer's chat template (messages always are)."""
     stop_strings: tuple[str, ...] | None = None
     """Strings that end a response."""
+    partner: str | list[Any] | None = None
+    """Replies when a turn of the policy ends: a name or ["name", {arguments}]."""
+    max_turns: int | None = None
+    """Most turns of the policy in an episode with a partner."""
+    max_turn_tokens: int | None = None
+    """Most tokens of a turn."""
+    max_length: int | None = None
+    """Most tokens of an episode with a partner, prompt and replies included."""
     samples_per_prompt: int = 1
     """Consecutive episodes with the same prompt."""
     shuffle: bool = True
@@ -35,7 +43,7 @@ class EnvOptions(Config):
         """Check the ranges."""
         super().validate()
         self.check(max_new_tokens=">= 1", min_new_tokens=">= 0", max_prompt_tokens=">= 1")
-        self.check(samples_per_prompt=">= 1")
+        self.check(max_turns=">= 1", max_turn_tokens=">= 1", max_length=">= 1", samples_per_prompt=">= 1")
 
     def kwargs(self) -> dict[str, Any]:
         """Arguments of ``make_vec_env`` that differ from their defaults."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -22,9 +23,11 @@ from tests.helpers.partners import (
     Slow,
     Waiting,
 )
+from textenv.generation.replay import Replay
 from textenv.partners import Partner, Reply
 from textenv.partners.calls import PartnerError
 from textenv.partners.registry import PARTNERS, register_partner
+from textenv.partners.transcript import Transcript
 from textenv.tasks.letters import letter_tokenizer
 
 EOS = TALKER.eos_token_id
@@ -297,6 +300,51 @@ def test_rewards_are_conserved() -> None:
             said = [sum(reply["reward"] for reply in replies) for replies in ended.extras["replies"]]
             assert ended.returns.tolist() == pytest.approx(said)
     assert total == pytest.approx(kept)
+
+
+# -- records -----
+
+
+def replayed(batch: textenv.EpisodeBatch, partner: Any, seed: int) -> textenv.EpisodeBatch:
+    """Play recorded episodes again, with their own tokens."""
+    rows = zip(batch.input_ids, batch.action_mask, strict=True)
+    said = [row[mask].tolist() for row, mask in rows]
+    policy = Replay(
+        seed=seed,
+        episode_ids=batch.episode_id.numpy(),
+        responses=said,
+        log_probs=[[0.0] * len(ids) for ids in said],
+        max_new_tokens=8,
+        sampling={},
+    )
+    return textenv.collect(make_vec(2, partner=partner), policy, len(batch), seed=seed)
+
+
+@pytest.mark.parametrize("partner", [Slow, Hanging, Endless])
+def test_a_transcript_replays_the_record(partner: Any, tmp_path: Path) -> None:
+    batch = textenv.collect(make_vec(4, partner=partner), by_key, 12, seed=6)
+    path = tmp_path / "episodes.jsonl"
+    batch.save(path)
+    for source in (batch, str(path)):
+        again = replayed(batch, Transcript(source), seed=6)
+        again.log_probs = None
+        assert record(again) == record(batch)
+    spec = ["transcript", {"episodes": str(path)}]
+    assert replayed(batch, spec, seed=6).extras == batch.extras
+    with pytest.raises(ValueError, match="is not recorded"):
+        textenv.collect(make_vec(1, partner=Transcript(batch.select([5]))), by_key, 2, seed=6)
+    (turn, *_), *_ = batch.extras["turns"]
+    script = Transcript(batch)
+    script.begin(np.random.default_rng(0), episode_id=0)
+    with pytest.raises(ValueError, match=f"turn 0 must be the recorded '{turn}', got '{turn}9'"):
+        script.reply(turn + "9")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ""])
+def test_a_record_is_saved_with_its_conversations(suffix: str, tmp_path: Path) -> None:
+    batch = textenv.collect(make_vec(3), by_key, 8, seed=2)
+    batch.save(tmp_path / f"saved{suffix}", tokenizer=TALKER)
+    assert record(textenv.EpisodeBatch.load(tmp_path / f"saved{suffix}")) == record(batch)
 
 
 # -- what goes wrong -----

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 STOP_REASONS = ("done", "max_turns", "max_new_tokens", "max_length", "timeout", "error")
 """Why an episode of several turns ended; all but "done" truncate it."""
 WAITING = ("block", "step")
+RESERVED = ("episode_id",)
+"""Argument of ``Partner.begin`` beside the columns of the prompt."""
 EXTRAS = ("opening", "turns", "replies", "last_reply", "stop_reason", "partner_errors", "partner_timeouts")
 """Columns that episodes of several turns add to ``EpisodeBatch.extras``."""
 
@@ -134,10 +136,13 @@ class Turns:
         """
         found = []
         groups = assigned.episode_ids // samples_per_prompt
-        each = np.stack([assigned.rows, assigned.seeds, groups, assigned.prompts], axis=1)
-        for row, seed, group, index in each.tolist():
+        each = np.stack(
+            [assigned.rows, assigned.episode_ids, assigned.seeds, groups, assigned.prompts], axis=1
+        )
+        for row, episode, seed, group, index in each.tolist():
             partner = self._partners[row] = self._partners[row] or self.spec.make()
-            arguments = self.spec.begin_arguments(self.prompts.columns(index))
+            columns = {**self.prompts.columns(index), "episode_id": episode}
+            arguments = self.spec.begin_arguments(columns)
             opening = partner.begin(_generator(seed, group), **arguments)
             ids = self.prompts.start(index, opening)
             if len(ids) >= self.limits.max_length:
@@ -232,9 +237,13 @@ class Turns:
             self._end(row, "timeout" if outcome.timed_out else "error")
             return
         step.rewards[row] = reply.reward
-        talk.replies.append(
-            {"text": reply.text, "role": reply.role, "reward": float(reply.reward), "info": dict(reply.info)}
-        )
+        said = {
+            "text": reply.text,
+            "role": reply.role,
+            "reward": float(reply.reward),
+            "info": dict(reply.info),
+        }
+        talk.replies.append(said if reply.ids is None else {**said, "ids": list(reply.ids)})
         if reply.done:
             step.terminated[row] = True
             self._end(row, "done", reply.text)

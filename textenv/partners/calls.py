@@ -42,6 +42,7 @@ class Outcome:
     """None if the call failed."""
     error: BaseException | None = None
     timed_out: bool = False
+    """It took too long, or raised a TimeoutError."""
 
 
 @dataclass
@@ -264,7 +265,7 @@ def _answer(turn: Turn, method: str) -> Outcome:
     try:
         return _outcome(turn, method, _call(turn, method))
     except Exception as error:
-        return Outcome(turn.row, error=error)
+        return Outcome(turn.row, error=error, timed_out=isinstance(error, TimeoutError))
 
 
 async def _answer_later(call: _Call, method: str, finished: queue.SimpleQueue[tuple[_Call, Outcome]]) -> None:
@@ -275,7 +276,7 @@ async def _answer_later(call: _Call, method: str, finished: queue.SimpleQueue[tu
     except asyncio.CancelledError:
         return
     except Exception as error:
-        outcome = Outcome(call.turn.row, error=error)
+        outcome = Outcome(call.turn.row, error=error, timed_out=isinstance(error, TimeoutError))
     finished.put((call, outcome))
 
 

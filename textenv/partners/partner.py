@@ -111,7 +111,8 @@ class Partner:
 
         Args:
             rng: a generator that depends on the seed and the group of the episode only.
-            columns: the columns of the prompt, and the arguments of the spec that have a name of a parameter.
+            columns: the columns of the prompt, ``episode_id``, and the arguments of the spec that are
+                parameters here. A method without ``**columns`` gets those that it names.
 
         Returns:
             The text or the messages that follow the prompt, or None.

@@ -99,17 +99,19 @@ class TurnTemplate:
         spoken = [*begun, {"role": role, "content": _CONTENT}]
         closed = render(begun, self.tokenizer, generation_prompt=False, options=self._options)
         whole = render(spoken, self.tokenizer, generation_prompt=True, options=self._options)
-        if not whole.startswith(closed):
+        opened = render(begun[:1], self.tokenizer, generation_prompt=True, options=self._options)
+        said = closed.rpartition(_SAID)[2]
+        at = turn_end(said, self.tokenizer) or 0
+        turn = closed[: len(closed) - len(said) + at]
+        if not (whole.startswith(turn) and turn.startswith(opened)):
             raise ValueError(
                 f"the chat template changes earlier turns when a message of the role {role!r} follows, so "
                 "the policy's tokens would not be what it generated; use another template, or prompts "
                 "without one"
             )
-        said = closed.rpartition(_SAID)[2]
-        at = turn_end(said, self.tokenizer) or 0
-        header, found, footer = whole[len(closed) :].partition(_CONTENT)
+        header, found, footer = whole[len(turn) :].partition(_CONTENT)
         if not found:
             raise ValueError(f"the chat template does not show the messages of the role {role!r}")
         # After its stop token a turn may have more of the template, such as a line break.
-        self._around[role] = said[:at], said[at:] + header, footer
+        self._around[role] = said[:at], header, footer
         return self._around[role]
