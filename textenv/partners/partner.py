@@ -106,11 +106,12 @@ class Partner:
     on_error: ClassVar[str] = "raise"
     """After an exception or a time-out: "raise" it, make it the "reply", or "end" the episode."""
 
-    def begin(self, rng: np.random.Generator, **columns: Any) -> Opening:
-        """Start an episode.
+    def begin(self, rng: np.random.Generator, *args: Any, **columns: Any) -> Opening:
+        """Start an episode. A subclass names the arguments that it takes.
 
         Args:
             rng: a generator that depends on the seed and the group of the episode only.
+            args: none are given.
             columns: the columns of the prompt, ``episode_id``, and the arguments of the spec that are
                 parameters here. A method without ``**columns`` gets those that it names.
 

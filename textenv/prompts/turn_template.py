@@ -66,11 +66,13 @@ class TurnTemplate:
         if not self.chat:
             return self._plain(text, before)
         end, header, footer = self._role(role)
-        opening = header if closed else end + header
-        if self._control is None or not self._control.search(text):
-            return token_ids([opening + text + footer], self.tokenizer, special=False, name="replies")[0]
-        outer = token_ids([opening, footer], self.tokenizer, special=False, name="chat template")
-        return [*outer[0], *self._plain(text, "\n"), *outer[1]]
+        control = self._control is not None and self._control.search(text)
+        # Encoded from the end of the turn on: some tokenizers treat the start of a text differently.
+        texts = [end, end + header, footer] if control else [end, end + header + text + footer]
+        closing, opening, *footers = token_ids(texts, self.tokenizer, special=False, name="chat template")
+        if closed and opening[: len(closing)] == closing:
+            opening = opening[len(closing) :]
+        return [*opening, *self._plain(text, "\n"), *footers[0]] if control else opening
 
     def _plain(self, text: str, before: str) -> list[int]:
         """Token ids of a text that continues another; names of control tokens are encoded as plain text."""
