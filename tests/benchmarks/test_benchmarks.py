@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import mutation, random_walks, rollout
+from benchmarks import mutation, random_walks, rollout, turns
 from benchmarks.common import interleave, matmul_flops, write_json
 from benchmarks.fingerprints import differences, record, rows_hashes, tensor_digest, tensors_digest
 from benchmarks.models import ModelShape, language_model, random_prompts, sequence_classifier, word_tokenizer
 from benchmarks.mutation_operators import mutations_of
 from benchmarks.ppo_cycle import CASES, contender, contenders_of, expected_tokens, ratios, run_case
 from benchmarks.worker import Worker, memory_mb
+from textenv.generation.policy import DecodingPolicy
+from textenv.rollout import collect
 
 TINY = ModelShape(layers=1, width=16, heads=2, vocab=64, positions=64)
 
@@ -259,3 +261,27 @@ def test_a_run_has_the_same_hashes_again_and_when_it_is_resumed() -> None:
     found = worker.hashes(worker.train(given))
     assert found == worker.resumed(given)
     assert found["weights"] != worker.hashes(worker.train(given, seed=1))["weights"]
+
+
+def test_slow_tools_give_the_same_tokens_with_and_without_a_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SHAPE", replace(TINY, positions=256))
+    monkeypatch.setattr(turns, "LONGEST", 9)
+    figures = turns.slow_tools(2, False, 3, 6, 0.0005, repeats=1)
+    assert all(rate > 0 for rate in figures["tokens_s"].values()) and figures["ratio"] > 0
+    # Two turns of mean length 8.5 and latency 2; the longest has 9, the slowest of three waits 2 * 11 / 6.
+    assert figures["bound"] == pytest.approx((9 + 2 * 11 / 6) / (8.5 + 2))
+    batches = []
+    for partner in (turns.Tool, turns.BarrierTool):
+        turns.BarrierTool.rows, turns.BarrierTool.waiting = 3, []
+        envs = turns.make_envs(turns.SHAPE, 3, 6, partner(0.001))
+        policy = turns.TurnEnds(DecodingPolicy(language_model(turns.SHAPE)), TINY.eos_token_id)
+        batches.append(collect(envs, policy, 6, seed=0))
+        envs.close()
+    assert batches[0].input_ids.tolist() == batches[1].input_ids.tolist()
+    assert batches[0].extras["stop_reason"] == ["done"] * 6
+
+
+def test_the_cost_of_a_reply_is_measured_in_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SHAPE", TINY)
+    figures = turns.reply_cost(20, 2, repeats=1)
+    assert set(figures["seconds"]) == {"extend", "prefill", "forced"} and figures["of_prefill"] > 0
