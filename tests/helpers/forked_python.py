@@ -21,10 +21,13 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 LIBRARIES = ("accelerate", "gymnasium.vector", "matplotlib", "rich", "safetensors.torch", "stable_baselines3")
 LIBRARIES += ("tokenizers", "torch", "transformers")
+if find_spec("deepspeed"):  # accelerate imports it where it is installed
+    LIBRARIES += ("deepspeed",)
 """What a server imports. ``transformers`` imports its parts when they are used: see ``_PARTS``."""
 _PARTS = ("AutoModelForCausalLM", "GPT2LMHeadModel", "PreTrainedTokenizerFast", "GenerationConfig")
 ADDRESS = "FORKED_PYTHON"
@@ -189,6 +192,9 @@ def _serve(address: str, modules: Sequence[str]) -> None:
 
     for name in _PARTS:
         getattr(transformers, name)
+    with tempfile.TemporaryDirectory() as folder:  # what transformers makes once in a process
+        config = transformers.GPT2Config(n_layer=1, n_embd=2, n_head=1, n_positions=2, vocab_size=2)
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     torch.set_num_threads(1)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)

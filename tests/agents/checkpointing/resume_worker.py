@@ -11,9 +11,12 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +31,25 @@ KINDS: dict[str, dict[str, Any]] = {
         "lr_schedule": "linear",
         "eval_every": 2,
     },
-    "ppo-best": {
-        "agent": "ppo",
-        "kl_controller": "adaptive",
-        "score_scale": True,
-        "ema_decay": 0.5,
-        "lr_schedule": "linear",
-        "eval_every": 2,
-    },
     "ppo-lora": {"agent": "ppo", "policy_kwargs": {"lora": {"r": 2}}},
-    "ppo-separate": {"agent": "ppo", "value_model": "separate", "value_head": "mlp"},
     "ppo-frozen": {"agent": "ppo", "policy_kwargs": {"train_layers": 1}, "kl_placement": "loss"},
-    # What they generate beside the episodes that they learn from counts, too.
-    "remax": {"agent": "reinforce", "baseline": "greedy", "score_scale": True},
-    "dapo": {"agent": "grpo", "samples_per_prompt": 3, "max_rollouts": 2, "aggregation": "dapo"},
     "ilql": {"agent": "ilql", "target_every": 3, "target_alpha": 0.5, "lr_schedule": "cosine"},
     "dpo": {"agent": "dpo", "lr_schedule": "linear"},
     "reward-model": {"agent": "reward-model", "heads": 2, "dropout": 0.1},
     "sft": {"agent": "sft", "warmup_steps": 2, "weight_decay": 0.1, "eval_every": 3},
 }
+KINDS["ppo-best"] = KINDS["ppo"]
 STEPS = 4
+TRAINING = (
+    "training",
+    "train_setup.environments",
+    "train_setup.evaluation",
+    "train_setup.task_start",
+    "reports.recorder",
+)
+LATE = [f"textenv.agents.{name}" for name in TRAINING]
+LATE += ["textenv.data.held_out", "textenv.envs.text_env", "textenv.tasks.make", "peft", "deepspeed"]
+"""What a run imports late, the worker imports once for all; accelerate imports deepspeed where it is."""
 
 
 def arguments(kind: str) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def arguments(kind: str) -> dict[str, Any]:
         shared |= {"dataset": pairs * 2, "steps": STEPS, "batch_size": 4}
         if given["agent"] == "reward-model":
             del shared["eval_episodes"]
-    elif given["agent"] in ("ppo", "reinforce", "grpo"):
+    elif given["agent"] == "ppo":
         shared |= {"prompts": ["a", "bc", "def"], "iterations": STEPS, "episodes_per_iteration": 6}
         shared |= {"epochs": 2, "minibatches": 2}
     else:
@@ -252,23 +254,19 @@ def main() -> None:
     import torch
     import transformers
 
-    import textenv.agents.grpo
-    import textenv.agents.ilql
-    import textenv.agents.ppo
-    import textenv.agents.reinforce
-    import textenv.agents.sft
     from textenv import register_reward
+    from textenv.agents.base.registry import get_agent
 
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     register_reward("count-a")(count_a)
-    for agent in (
-        "ppo",
-        "sft",
-        "reward-model",
-    ):  # whatever is imported late is imported now, once for all children
-        textenv.agents.base.registry.get_agent(agent)
-    import peft  # noqa: F401
+    for given in KINDS.values():
+        get_agent(given["agent"])
+    for name in LATE:
+        if find_spec(name):
+            import_module(name)
+    with tempfile.TemporaryDirectory() as folder:  # what transformers makes once in a process
+        transformers.GPT2LMHeadModel(arguments("ppo")["model"]).save_pretrained(folder)
 
     print("ready", flush=True)
     for line in sys.stdin:

@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFT
 """What ``accelerate launch`` says to its processes where the configuration asks for FSDP2."""
 
 
-PYTHON = Server("textenv.agents.training", *(("deepspeed",) if find_spec("deepspeed") else ()))
+PYTHON = Server("textenv.agents.training")
 
 
 def zero(stage: int) -> dict[str, str]:
@@ -116,7 +115,7 @@ def accelerate_launch(config: str, folder: Path, *scenarios: str, timeout: float
     """The same in two processes that ``accelerate launch`` starts by one of the project's configurations."""
     folder.mkdir(parents=True, exist_ok=True)
     file = ROOT / "configs" / "accelerate" / config
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(file)]
     command += [
         "--num_processes",
         "2",
@@ -128,7 +127,7 @@ def accelerate_launch(config: str, folder: Path, *scenarios: str, timeout: float
         *scenarios,
     ]
     env = {**os.environ, ADDRESS: PYTHON.start()}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
+    done = PYTHON.run(command, cwd=ROOT, env=env, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -160,13 +159,13 @@ def arguments(name: str, **changes: Any) -> dict[str, Any]:
             "reward": [["normalized", {"of": count_a}]],
             "env_kwargs": {"max_new_tokens": 9, "samples_per_prompt": 2},
             "num_envs": 4,
-            "iterations": 3,
+            "iterations": 2,
             "episodes_per_iteration": 12,
             "epochs": 1,
             "minibatches": 2,
         }
     else:
-        given |= {"steps": 4, "batch_size": 5}
+        given |= {"steps": 3, "batch_size": 5}
     return {**given, **changes}
 
 
@@ -261,7 +260,7 @@ def unlike_lengths(folder: Path) -> dict[str, Any]:
         def __call__(self, agent: Any, metrics: Any) -> None:
             agent.policy.set_logits_processor(end)
 
-    changes = {"env_kwargs": {"max_new_tokens": 64}, "iterations": 3, "stop_at_kl": None}
+    changes = {"env_kwargs": {"max_new_tokens": 32}, "iterations": 3, "stop_at_kl": None}
     plain = {"dataset": None, "ptx_coef": 0.0, "ptx_batch_size": 32}
     result = train(**arguments("ppo", callbacks=[Ends()], **changes, **plain))
     return {"lengths": [row["episode/length"] for row in result.history], "steps": result.optimizer_steps}
