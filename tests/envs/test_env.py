@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ from tests.helpers.env_helpers import (
     random_actions,
     vector_env,
 )
+from tests.helpers.forked_python import PYTHON
 from textenv.envs.text_env import SHARED_ATTRIBUTES, TextEnv
 from textenv.prompts.prompt_set import PromptSet
 
@@ -372,7 +371,7 @@ def test_a_users_own_rewards_and_tasks_do_not_matter(tmp_path: Path) -> None:
         "env = gym.make('TextRLHF-v0', rewards=[['length', {}]])\n"
         "print(env.reset(seed=0)[1]['episode_id'])\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+    done = PYTHON.run([str(script)], cwd=tmp_path)
     assert (done.stdout.strip(), done.returncode) == ("0", 0), done.stderr
 
 

@@ -113,8 +113,9 @@ def test_extras_and_required_packages_are_declared() -> None:
     own = {"gymnasium", "torch", "transformers", "datasets", "stable-baselines3", "accelerate"}
     assert own | {"sentencepiece", "wandb"} <= required
     assert required.isdisjoint({"rouge-score", "sacrebleu", "vaderSentiment", "tabulate", "scipy"})
+    provider = packages_distributions()  # it reads the files of every installed package
     for package, extra, _ in NEEDS.values():
-        names = {name.lower().replace("_", "-") for name in packages_distributions()[package]}
+        names = {name.lower().replace("_", "-") for name in provider[package]}
         assert any(spec.lower().startswith(name) for name in names for spec in extras[extra])
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 
 import textenv
 from tests.helpers.env_helpers import TOKENIZER, make_vec, vector_env
+from tests.helpers.forked_python import PYTHON
 from textenv.agents.base.registry import get_agent, register_agent
 from textenv.agents.evaluation.metrics.registry import register_metric
 from textenv.agents.loggers.registry import register_logger
@@ -224,7 +223,7 @@ for module, kind, name in (
     except ValueError as error: assert "already registered" in str(error), error
     else: raise AssertionError(kind)
 """
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        done = PYTHON.run(["-c", script])
         assert done.returncode == 0, done.stderr
 
 
