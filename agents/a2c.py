@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from textenv.agents.base.critic import critic_metrics, idle_critic, policy_with_critic
+from textenv.agents.base.critic import CRITIC_ARGUMENTS, critic_metrics, idle_critic, policy_with_critic
 from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
@@ -31,6 +31,7 @@ class A2C(PolicyGradientAgent):
     """A2C: policy gradient with a critic, one step per batch, no probability ratio."""
 
     config_class = A2CConfig
+    policy_arguments = CRITIC_ARGUMENTS
     config: A2CConfig
 
     def make_policy(self, model: Any) -> LanguagePolicy:

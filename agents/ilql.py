@@ -5,8 +5,8 @@ Shape letters: A action tokens, B episodes, L tokens, n rows, d width, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,6 +140,12 @@ class ILQL(OfflineAgent):
 
     config_class = ILQLConfig
     policy_class = ILQLPolicy
+    policy_arguments: ClassVar[Mapping[str, str]] = {
+        "beta": "it is the agent's setting decode_beta",
+        "num_q": "it is the agent's setting num_q",
+        "q_head": "it is the agent's setting head",
+        "top_k": "it is the agent's setting decode_top_k",
+    }
     config: ILQLConfig
     policy: ILQLPolicy
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from textenv import scoring as scorer
-from textenv.agents.base.critic import critic_metrics, idle_critic, policy_with_critic
+from textenv.agents.base.critic import CRITIC_ARGUMENTS, critic_metrics, idle_critic, policy_with_critic
 from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
@@ -89,6 +89,10 @@ class NLPO(PolicyGradientAgent):
 
     config_class = NLPOConfig
     policy_class = NucleusPolicy
+    policy_arguments = CRITIC_ARGUMENTS | {
+        "mask_top_p": "it is the agent's setting mask_top_p",
+        "mask_min_tokens": "it is the agent's setting mask_min_tokens",
+    }
     config: NLPOConfig
     policy: NucleusPolicy
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from textenv.agents.base.critic import critic_metrics, idle_critic, policy_with_critic
+from textenv.agents.base.critic import CRITIC_ARGUMENTS, critic_metrics, idle_critic, policy_with_critic
 from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
@@ -31,6 +31,7 @@ class PPO(PolicyGradientAgent):
     """PPO with a value head, GAE and a KL penalty."""
 
     config_class = PPOConfig
+    policy_arguments = CRITIC_ARGUMENTS
     config: PPOConfig
 
     def make_policy(self, model: Any) -> LanguagePolicy:

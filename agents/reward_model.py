@@ -54,6 +54,11 @@ class RewardModelAgent(OfflineAgent):
     config: RewardModelConfig
     from_preferences = True
     policy_class = Scorer  # type: ignore[assignment]
+    policy_arguments: ClassVar[Mapping[str, str]] = {
+        "heads": "it is the agent's setting heads",
+        "append_eos": "it is the agent's setting append_eos",
+        "dropout": "it is the agent's setting dropout",
+    }
     policy: Scorer  # type: ignore[assignment]
     dataset: RewardBatch
     dataset_template: str | None = None

@@ -38,6 +38,9 @@ class SB3(Agent):
     """
 
     config_class = SB3Config
+    policy_arguments: ClassVar[Mapping[str, str]] = {
+        "value_head": "the agent's critic is always a value head on the policy's trunk"
+    }
     online = True
     config: SB3Config
     cannot: ClassVar[Mapping[str, str]] = {

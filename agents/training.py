@@ -158,7 +158,7 @@ def train(
     if not isinstance(config, Mapping):
         check_config(config, cls.config_class)
     env_kwargs, config_overrides = divide(cls, env_kwargs, config_overrides)
-    check_policy_kwargs(policy_kwargs, getattr(cls, "policy_class", None))
+    check_policy_kwargs(policy_kwargs, cls)
     if num_envs is not None:
         check_at_least("num_envs", num_envs, 1)
     of_task = task_settings(task, agent)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from textenv.prompts.prompt_set import PromptSet
@@ -40,6 +41,8 @@ class EnvSource:
     """The task's data; None if there is no task and the prompts were given as a ``PromptSet``."""
     chat: bool = False
     """Whether the prompts were rendered by the chat template."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of ``make_source`` that it was made with."""
 
     @classmethod
     def of(
@@ -65,6 +68,22 @@ class EnvSource:
         )
         chat = bool(chat_template) or not isinstance(data.prompts[0], str)
         return cls(given, prompts, data.tokenizer, data, chat)
+
+    def check_arguments(self, given: Mapping[str, Any]) -> None:
+        """Refuse arguments of ``make_source`` that are neither its defaults nor those of this source.
+
+        Raises:
+            ValueError: naming the argument.
+        """
+        parameters = inspect.signature(make_source).parameters
+        for name, value in given.items():
+            default = parameters[name].default
+            own = self.arguments.get(name, default)
+            if value is not own and value != default and value != own:
+                raise ValueError(
+                    f"{name} must be given when the EnvSource is made; it was made with {shown(own)}, "
+                    f"got {shown(value)}"
+                )
 
     def token_budget(self, max_new_tokens: int | None = None, max_episode_steps: int | None = None) -> int:
         """Token budget of a response: the one given, or else the task's.
@@ -138,26 +157,46 @@ def make_source(
 ) -> EnvSource:
     """Build the task, if there is one, and tokenize the prompts; see ``make_vec_env`` for the arguments.
 
-    An ``EnvSource`` as ``prompts`` is returned as it is.
+    An ``EnvSource`` as ``prompts`` is returned as it is. Other arguments must then be the defaults or those
+    that it was made with.
 
     Raises:
         TypeError: if ``task_kwargs`` is no dict, or ``chat_template`` no bool.
-        ValueError: if a name is unknown, or the pieces do not fit.
+        ValueError: if a name is unknown, the pieces do not fit, or an argument is not the one that the
+            ``EnvSource`` was made with.
     """
     if task_kwargs is not None and not isinstance(task_kwargs, Mapping):
         raise TypeError(f"task_kwargs must be a dict of the task's arguments, got {shown(task_kwargs)}")
-    kwargs = dict(task_kwargs or {})
     check_flag("chat_template", chat_template)
-    if task is None and prompts is not None and kwargs:
-        raise ValueError(f"task_kwargs {sorted(kwargs)} need a task; prompts alone have none")
-    if isinstance(prompts, EnvSource):
-        return prompts
-
-    cut: dict[str, Any] = {
+    if task is None and prompts is not None and task_kwargs:
+        raise ValueError(f"task_kwargs {sorted(task_kwargs)} need a task; prompts alone have none")
+    arguments: dict[str, Any] = {
+        "task": task,
+        "task_kwargs": task_kwargs,
+        "split": split,
+        "tokenizer": tokenizer,
         "max_prompt_tokens": max_prompt_tokens,
         "truncation_side": truncation_side,
         "chat_template": chat_template,
     }
+    if isinstance(prompts, EnvSource):
+        prompts.check_arguments(arguments)
+        return prompts
+    source = _new_source(prompts, **arguments)
+    return replace(source, arguments=arguments)
+
+
+def _new_source(
+    prompts: Any,
+    *,
+    task: str | Task | None,
+    task_kwargs: Mapping[str, Any] | None,
+    split: str | None,
+    tokenizer: Any,
+    **cut: Any,
+) -> EnvSource:
+    """Build the task and tokenize the prompts; ``cut`` is how long prompts and chats are treated."""
+    kwargs = dict(task_kwargs or {})
     data: TaskData | None = None
     if task is not None or prompts is None:
         chosen = make_task(DEFAULT_TASK if task is None else task)

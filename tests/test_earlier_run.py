@@ -89,7 +89,6 @@ def test_the_agent_loads_from_its_checkpoint(name: str) -> None:
         sources: dict[str, Any] = {
             "envs": make_vec_env(**pieces, rewards=told["reward"], **told["env_kwargs"])
         }
-        sources["callbacks"] = [agents.BestCheckpoint()]  # ``train`` added it, and its state was saved
     else:
         sources = {"dataset": told["dataset"], "tokenizer": TOKENIZER}
     agent = Agent.load(checkpoint, **sources)

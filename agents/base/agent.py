@@ -79,6 +79,8 @@ class Agent:
     """Guarantees that the agent cannot give, for example because it wraps another library: name -> reason."""
     policy_class: ClassVar[type[LanguagePolicy]] = LanguagePolicy
     """The class of its policy."""
+    policy_arguments: ClassVar[Mapping[str, str]] = {}
+    """Arguments of the policy that the agent sets, so that ``policy_kwargs`` can't: name -> where from."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Accept the old names of hooks that a subclass defines."""
@@ -106,7 +108,7 @@ class Agent:
         arguments.check_config(config, self.config_class)
         arguments.check_sources(self, envs, eval_envs, dataset, rollouts)
         arguments.check_options(tokenizer, callbacks, metric_fn)
-        arguments.check_policy_kwargs(policy_kwargs, self.policy_class)
+        arguments.check_policy_kwargs(policy_kwargs, self)
         self.collector: Collector = make_collector(rollouts)
         self.envs, self.eval_envs = envs, eval_envs
         spare = next((e.unwrapped for e in (envs, eval_envs) if e is not None), None)

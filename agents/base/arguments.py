@@ -14,6 +14,8 @@ BY_AGENT = {
     "model": "it is the first argument",
     "tokenizer": "it is given as tokenizer=",
     "seed": "it is the agent's setting seed",
+    "autocast": "it is the agent's setting autocast",
+    "max_tokens": "it is the agent's setting max_tokens_per_microbatch",
 }
 """Arguments of a policy that the agent gives it -> where they come from."""
 
@@ -84,18 +86,23 @@ def check_options(tokenizer: Any, callbacks: Any, metric_fn: Any) -> None:
         raise TypeError(f"metric_fn must be a function, got {shown(metric_fn)}")
 
 
-def check_policy_kwargs(policy_kwargs: Any, policy_class: type[Any] | None) -> None:
-    """Refuse further arguments of a policy that its class does not have.
+def check_policy_kwargs(policy_kwargs: Any, agent: Any) -> None:
+    """Refuse further arguments of a policy that its class does not have, or that the agent sets.
 
     Args:
         policy_kwargs: None or arguments by name.
-        policy_class: the class; one that takes any keyword is left to say what it does not
-            know. None if it is not known.
+        agent: the agent or its class. Arguments are not checked against a ``policy_class`` that takes any
+            keyword, or if the agent has none.
 
     Raises:
         TypeError: if it is no dictionary, or naming the argument and those that there are, the nearest first.
     """
     check_dict("policy_kwargs", policy_kwargs)
+    by_agent = {**BY_AGENT, **getattr(agent, "policy_arguments", {})}
+    for name in policy_kwargs or ():
+        if name in by_agent:
+            raise TypeError(f"policy_kwargs can't hold {name!r}: {by_agent[name]}")
+    policy_class = getattr(agent, "policy_class", None)
     if not policy_kwargs or policy_class is None:
         return
     parameters = inspect.signature(policy_class).parameters.values()
@@ -103,10 +110,8 @@ def check_policy_kwargs(policy_kwargs: Any, policy_class: type[Any] | None) -> N
         return
     known = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
     for name in policy_kwargs:
-        if name in BY_AGENT:
-            raise TypeError(f"policy_kwargs can't hold {name!r}: {BY_AGENT[name]}")
         if name not in known:
-            raise TypeError(f"policy_kwargs: unknown argument {name!r}; {nearest(name, known - {*BY_AGENT})}")
+            raise TypeError(f"policy_kwargs: unknown argument {name!r}; {nearest(name, known - {*by_agent})}")
 
 
 def check_effects(agent: Any) -> None:

@@ -154,6 +154,11 @@ class Callbacks(list[Callback]):
         states = [(_name(callback), callback.state_dict()) for callback in self]
         return [{"callback": name, "state": state} for name, state in states if state]
 
+    def without_added(self, states: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Saved states without that of ``BestCheckpoint``, which ``train`` adds, if there is none here."""
+        added = () if any(type(callback) is BestCheckpoint for callback in self) else ("BestCheckpoint",)
+        return [state for state in states if state["callback"] not in added]
+
     def load_state_dict(self, states: Iterable[Mapping[str, Any]]) -> None:
         """Restore what ``state_dict`` gave.
 

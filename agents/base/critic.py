@@ -11,6 +11,12 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.settings.actor_critic import ActorCriticConfig
 from textenv.agents.settings.effects import Idle, unlike
 
+CRITIC_ARGUMENTS = {
+    "value_head": "it is the agent's setting value_model",
+    "head_kind": "it is the agent's setting value_head",
+}
+"""Arguments of the policy that an agent with a critic sets, see ``Agent.policy_arguments``."""
+
 
 def policy_with_critic(model: Any, config: ActorCriticConfig, **options: Any) -> LanguagePolicy:
     """The policy with a value head on its trunk, or with a separate critic (``value_model``).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +82,8 @@ def load(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
         cls: the agent's class, or a base class of it.
         path: the folder.
         kwargs: of the constructor: ``envs``, ``dataset``, ``callbacks``, ...; ``config`` replaces the saved
-            settings.
+            settings. Without ``callbacks`` the states of the saved callbacks are not used; those given
+            continue from their saved states.
 
     Raises:
         ValueError: if the folder was written by another kind of agent.
@@ -89,11 +91,14 @@ def load(cls: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
     """
     verify(path)
     state = files.read_state(path)
+    if "callbacks" not in kwargs:
+        state.callbacks = []
     kind: Any = cls if vars(cls).get("name") == state.agent else get_agent(state.agent)
     if not issubclass(kind, cls):
         raise ValueError(f"{Path(path)} holds a {kind.__name__}, expected a {cls.__name__}")
     config = kwargs.pop("config", None) or kind.config_class.from_saved(state.config)
     agent = kind(kind.policy_class.load(path), config=config, **kwargs)
+    state.callbacks = agent.callbacks.without_added(state.callbacks)
     with agent.backend.unsharded_state(write=True):
         agent.load_training_state(state)
     return agent
@@ -109,6 +114,9 @@ def restore(
 
     Raises:
         FileNotFoundError, RunFolderError, ValueError: see ``find_checkpoint``.
+
+    Warns:
+        UserWarning: if the run kept its best agent and this agent has no ``BestCheckpoint``.
     """
     config = agent.config
     own = RunIdentity(
@@ -117,6 +125,15 @@ def restore(
     found = find_checkpoint(run_dir, own, missing=missing, keep=config.keep_checkpoints)
     if found is not None:
         state = files.read_state(found)
+        callbacks = agent.callbacks.without_added(state.callbacks)
+        if len(callbacks) < len(state.callbacks):
+            warnings.warn(
+                "the run kept its best agent and this agent has no BestCheckpoint: "
+                "the folder with the best agent does not change; "
+                "pass callbacks=[BestCheckpoint()] to update it",
+                stacklevel=4,
+            )
+        state.callbacks = callbacks
         with agent.backend.unsharded_state(write=True):
             agent.restore_policy(found)
             agent.load_training_state(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -126,7 +127,8 @@ class StageInputs:
             held_out = make_source(task, task_kwargs={**kwargs, "data": given}, split=split)
         else:
             held_out = make_source(task, given, task_kwargs=kwargs, split="validation")
-        return {"train": EnvSource.of(self.data), "validation": held_out}
+        train = replace(EnvSource.of(self.data), arguments={"task": task})
+        return {"train": train, "validation": held_out}
 
     @cached_property
     def budget(self) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.helpers.models import TOKENIZER
@@ -20,6 +22,28 @@ def test_environments_of_one_source_share_its_prompts() -> None:
     assert (many.unwrapped.max_new_tokens, one.unwrapped.max_new_tokens) == (2, 64)  # type: ignore[attr-defined]
     assert [wrapper.name for wrapper in reward_wrappers(many)] == ["length"]
     assert make_source(prompts=source) is source
+    assert make_source(prompts=source, tokenizer=TOKENIZER) is source  # the one that it was made with
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("task", "random-walks"),
+        ("split", "validation"),
+        ("max_prompt_tokens", 1),
+        ("truncation_side", "right"),
+        ("chat_template", True),
+    ],
+)
+def test_a_source_refuses_arguments_that_it_was_not_made_with(name: str, value: Any) -> None:
+    source = make_source(prompts=["ab", "c"], tokenizer=TOKENIZER)
+    arguments: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=f"{name} must be given when the EnvSource is made; .*got {value!r}"):
+        make_source(prompts=source, **arguments)
+    with pytest.raises(ValueError, match=f"{name} must be given when the EnvSource is made"):
+        make_vec_env(2, prompts=source, **arguments)
+    made = make_source("probe-end", split="validation")
+    assert make_source("probe-end", made, split="validation") is made
 
 
 def test_the_tasks_rules_are_defaults() -> None:
