@@ -1,1 +1,1 @@
-"""Speed and memory of textenv beside what people use today. Run one as ``python -m benchmarks.NAME``."""
+"""Benchmarks of speed, memory and learning. Run one as ``python -m benchmarks.NAME``."""

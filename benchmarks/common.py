@@ -1,7 +1,7 @@
 """Timing, memory and output shared by the benchmarks: one thread, interleaved contenders, best of n.
 
-Contenders take turns, so that a slow spell of the machine falls on all of them, and the best turn of each
-counts: noise only ever adds time.
+Contenders take turns, so that a slow phase of the machine affects all of them. The best turn of each counts,
+because noise only adds time.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def interleave(
 
 
 def matmul_flops(*, size: int = 1536, repeats: int = 5) -> float:
-    """FLOP/s of a large float32 matrix product on the current number of threads: what the machine can do."""
+    """FLOP/s of a large float32 matrix product on the current number of threads: the limit of the machine."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     best = min(seconds(lambda: a @ b) for _ in range(repeats + 1))
     return 2 * size**3 / best
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, to go with figures."""
+    """Versions and machine, written with the figures."""
     packages = ("torch", "transformers", "gymnasium", "textenv")
     return {
         "python": platform.python_version(),

@@ -1,8 +1,8 @@
-"""Decoding on one device: rollouts against ``transformers`` generate and against the memory's bandwidth.
+"""Decoding on one device: rollouts against ``transformers`` generate and against the memory bandwidth.
 
-A part of ``benchmarks.scaling``. Two workloads: responses of one length, and responses that an end token cuts
-to half of that on average. A rollout refills rows as they end; ``generate`` works on batches of as many
-prompts and pads each to its longest row. Tokens count up to and with the end token, on both sides.
+A part of ``benchmarks.scaling``. Two workloads: responses of one length, and responses that end by EOS, half
+as long on average. A rollout gives each finished row the next prompt. ``generate`` processes batches of as
+many prompts and pads each to its longest row. On both sides, tokens up to and including EOS count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from textenv.rollout import collect
 
 
 def eos_probability(mean: float, longest: int) -> float:
-    """Chance of the end token at every step that makes texts of ``mean`` tokens, cut at ``longest``.
+    """Probability of EOS per step for which responses have ``mean`` tokens, cut at ``longest``.
 
     The mean of a geometric length cut at T is (1 - (1 - p)^T) / p, which falls with p.
 
@@ -38,7 +38,7 @@ def eos_probability(mean: float, longest: int) -> float:
 
 
 def decoded_bytes(shape: ModelShape, lengths: Tensor, *, prompt_tokens: int, steps: int, width: int) -> float:
-    """Bytes that a rollout must read: the weights at every step, and each token's own cached texts.
+    """Bytes that a rollout has to read: the weights at every step, and the KV cache of each token's prefix.
 
     Args:
         shape: of the model; its LM head is its embedding.
@@ -71,13 +71,13 @@ class _Steps:
 def against_generate(
     work: Workload, *, device: str, dtype: torch.dtype, bandwidth: float, repeats: int
 ) -> dict[str, Any]:
-    """Useful tokens a second of both sides in turn, their ratio, and the share of the bandwidth limit.
+    """Useful tokens per second of both sides in turn, their ratio, and the share of the bandwidth limit.
 
     Args:
         work: what is generated.
         device: where.
         dtype: of the weights.
-        bandwidth: bytes a second that the device's memory gives.
+        bandwidth: memory bandwidth of the device in bytes per second.
         repeats: turns of each side, of which the best counts; one more is a warm-up.
     """
     model: nn.Module = language_model(work.shape).to(device, dtype)
@@ -122,7 +122,7 @@ def against_generate(
 def both_workloads(
     shape: ModelShape, *, rows: int, prompt_tokens: int, new_tokens: int, **options: Any
 ) -> dict[str, dict[str, Any]]:
-    """Responses of one length, and ended ones of half that mean; ``options`` of ``against_generate``."""
+    """Responses of one length, and ended by EOS with half that mean; ``options`` of ``against_generate``."""
     shape = replace(shape, positions=prompt_tokens + new_tokens)
     ended = replace(shape, eos_probability=eos_probability(new_tokens / 2, new_tokens))
     size = {"rows": rows, "episodes": 2 * rows, "max_new_tokens": new_tokens, "prompt_tokens": prompt_tokens}

@@ -61,7 +61,7 @@ def hashes(result: Any) -> Hashes:
 
 
 def saved_tensors(folder: Path) -> dict[str, Any]:
-    """The tensors of all safetensors files below a folder, but for the state of the random generators."""
+    """The tensors of all safetensors files below a folder, except for the state of the random generators."""
     return {
         f"{path.relative_to(folder)} {name}": tensor
         for path in sorted(folder.rglob("*.safetensors"))

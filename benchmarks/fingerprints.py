@@ -9,9 +9,9 @@ in one process, on one thread of the CPU; it takes about 80 seconds. Four hashes
 - ``weights``: all tensors of the policy in memory, with their names, dtypes and shapes;
 - ``values``: the same without the names;
 - ``saved``: the tensors of the files that the agent saves (weights, optimizer, target networks, reference);
-- ``metrics``: all logged metrics and the last evaluation, without what depends on the clock.
+- ``metrics``: all logged metrics and the last evaluation, without times, speeds and memory.
 
-Hashes are equal on one machine with one version of torch; other processors add in another order.
+Hashes are equal on one machine with one version of torch; other processors sum in another order.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from typing import Any
 
 from benchmarks.worker import ONE_THREAD, ROOT
 
-CLOCK = re.compile(r"(^|[/_])(time|seconds|throughput|memory|fps)([/_]|$)")
-"""What the names of metrics have that differ between two runs of the same code."""
+TIMING = re.compile(r"(^|[/_])(time|seconds|throughput|memory|fps)([/_]|$)")
+"""Names of metrics that differ between two runs of the same code."""
 ENVIRONMENT = {**ONE_THREAD, "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg"}
 Hashes = dict[str, Any]
 
@@ -55,7 +55,7 @@ def tensors_digest(tensors: Mapping[str, Any], *, names: bool = True) -> str:
 
 def lasting(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of metrics without times, speeds and memory."""
-    return {name: value for name, value in row.items() if not CLOCK.search(name)}
+    return {name: value for name, value in row.items() if not TIMING.search(name)}
 
 
 def columns_digest(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -80,7 +80,7 @@ def rows_hashes(rows: Sequence[Mapping[str, Any]]) -> Hashes:
 
 
 def differences(before: Mapping[str, Hashes], after: Mapping[str, Hashes]) -> list[str]:
-    """What differs between two recordings, one line a run; runs of one of them only differ, too."""
+    """What differs between two recordings, one line per run; a run that only one of them has differs, too."""
     found = []
     for name in sorted({*before, *after}):
         if name not in before or name not in after:

@@ -2,14 +2,14 @@
 
     python -m benchmarks.first_command [--agents ppo grpo ...] [--tasks random-walks ...] [--json FILE]
 
-Start and end are mean returns of 512 held-out episodes (prompts and noise of a seed that no training uses) of
-the policy that the agent begins with, after the task's start, and of the trained one. An agent has learned if
-the end is above the start by 3 standard errors and at least half of the gap to the optimum is closed. Seconds
-are CPU time of the whole run, with what the command does around the training (evaluations, report), and with
-one thread. A cell that stays at chance has its reason beside it: what the command says at its start.
+Start and end are mean returns of 512 held-out episodes (prompts and noise of a seed that no training uses):
+before the training (after the task's fine-tuned start) and after it. An agent has learned if the end is above
+the start by 3 standard errors and at least half of the gap to the optimum is closed. Seconds are CPU time of
+the whole command on one thread, evaluations and report included. If a cell has not learned, the reason that
+the command prints at its start is in the table.
 
-With ``--json`` every cell is written as it is done, and cells that stand in the file are not run again, so
-the table can be made in parts.
+With ``--json`` every finished cell is written at once. Cells that are in the file are not run again, so the
+table can be made in parts.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from textenv.tasks.registry import make_task
 TASKS = ("random-walks", *PROBES)
 EPISODES = 512
 LIMIT = 120.0
-"""Seconds that a command may take."""
+"""Time limit of a command in seconds."""
 
 
 class Start(Callback):
-    """Plays the policy that an agent begins with; the time of it is not the command's."""
+    """Evaluates the policy before the training; this time is not counted."""
 
     def __init__(self, task: str, episodes: int = EPISODES) -> None:
         self.task, self.episodes = task, episodes
@@ -46,7 +46,7 @@ class Start(Callback):
         self.seconds = 0.0
 
     def on_start(self, agent: Any) -> None:
-        """Play, unless the agent writes no texts."""
+        """Evaluate, unless the agent generates no texts."""
         begin = time.process_time()
         if hasattr(agent.policy, "act"):
             self.returns = evaluate(
@@ -84,7 +84,7 @@ def verdict(start: Any, end: Any, optimum: float) -> bool:
 def measure(
     agent: str, task: str, *, seed: int = 0, episodes: int = EPISODES, **changes: Any
 ) -> dict[str, Any]:
-    """One cell: train as the command does, in a folder, and play the start and the end.
+    """One cell: train as the command does, in a folder, and evaluate start and end.
 
     Args:
         agent: its name.
@@ -126,7 +126,7 @@ def measure(
 
 
 def run(agents: Sequence[str], tasks: Sequence[str], path: Path | None, seed: int) -> list[dict[str, Any]]:
-    """All cells, those of the file first."""
+    """All cells; those in the file are not run again."""
     rows = json.loads(path.read_text())["cells"] if path is not None and path.exists() else []
     for task in tasks:
         for agent in agents:
@@ -141,7 +141,7 @@ def run(agents: Sequence[str], tasks: Sequence[str], path: Path | None, seed: in
 
 
 def main() -> int:
-    """Run the cells; the exit status says whether each learned in time or says why not."""
+    """Run the cells; the exit status is 0 if each learned in time or has a reason why not."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--agents", nargs="+", choices=agent_names(), default=agent_names())
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))

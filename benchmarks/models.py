@@ -1,7 +1,7 @@
-"""Random models, tokenizers and prompts that every contender builds alike (torch and transformers only).
+"""Random models, tokenizers and prompts, the same for every contender (torch and transformers only).
 
-Ends of episodes come from a constant end-of-sequence bias inside the LM head, so that no contender needs a
-logits processor and all see the same geometric lengths. Shape letters: V vocabulary, d width, P prompts.
+A constant bias of EOS in the LM head ends the episodes. So no contender needs a logits processor, and all
+lengths are geometric with the same mean. Shape letters: V vocabulary, d width, P prompts.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class ModelShape:
     vocab: int
     positions: int = 256
     eos_probability: float = 0.0
-    """Chance of the end-of-sequence token at every step; 0 makes it impossible."""
+    """Probability of EOS at every step; with 0 it is never sampled."""
     seed: int = 0
 
     @property
     def eos_token_id(self) -> int:
-        """The last but one id."""
+        """The second last id."""
         return self.vocab - 2
 
     @property
     def pad_token_id(self) -> int:
-        """The last id; no model ever samples it."""
+        """The last id; no model samples it."""
         return self.vocab - 1
 
     def config(self, layers: int | None = None) -> GPT2Config:
-        """The transformers configuration without dropout, of another depth if asked."""
+        """The transformers configuration without dropout; ``layers`` changes the depth."""
         return GPT2Config(
             vocab_size=self.vocab,
             n_positions=self.positions,

@@ -1,4 +1,4 @@
-"""Mutation score of the numerical code: of N drawn faults, how many does some test catch?
+"""Mutation score of the numerical code: how many of N randomly drawn faults make a test fail?
 
     python -m benchmarks.mutation --count 100 --seed 2026 --json mutation.json
 

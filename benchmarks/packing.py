@@ -1,7 +1,7 @@
 """Supervised fine-tuning on short episodes with and without packing: ``python -m benchmarks.packing``.
 
-Tokens/s of optimizer steps, no padding counted, on random GPT-2s whose prompts have 2 to 16 tokens and whose
-responses have geometric lengths. Without packing a step forwards its episodes in a few groups of like length.
+Tokens/s of optimizer steps, padding not counted, on random GPT-2s. Prompts have 2 to 16 tokens, responses
+geometric lengths. Without packing, a step runs its episodes in a few groups of similar length.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def short_episodes(vocab: int, *, mean: int, cap: int, seed: int = 0) -> Episode
 
 
 def steps_rate(agent: SFT) -> float:
-    """Tokens a processor second over optimizer steps on all the data."""
+    """Tokens per CPU second over optimizer steps on all the data."""
     size, started = agent.config.batch_size, time.process_time()
     for rows in torch.arange(EPISODES).split(size):
         agent.optimizer_step(agent.batch(rows))
@@ -80,7 +80,7 @@ def main() -> None:
         for case in found
     ]
     columns = ("model", "batch", "mean response", "groups", "packed", "gain")
-    print_table("SFT, tokens a processor second", columns, rows, "One thread, interleaved, best of n.")
+    print_table("SFT, tokens per CPU second", columns, rows, "One thread, interleaved, best of n.")
     write_json(options.json, {"cases": found})
 
 

@@ -1,18 +1,17 @@
 """One PPO cycle against TRL 1.12's PPOTrainer: ``python -m benchmarks.ppo_cycle [--json FILE] [--quick]``.
 
 A cycle is rollout, score and update on a random GPT-2 2x128 with a one-layer reward model: 16 episodes in 16
-rows (8 for the large vocabulary), 4 epochs of one optimizer step. Every contender lives in a process of its
-own, computes on one thread, and does one cycle when its turn comes; the best of five turns counts. TRL runs
-in the environment that ``benchmarks/trl_env.sh`` makes, as it is ("trl") and with its garbage collections
-taken out ("trl_nogc").
+rows (8 for the large vocabulary), 4 epochs of one optimizer step. Every contender runs in a separate process
+on one thread, and does one cycle per turn; the best of five turns counts. TRL runs in the Python environment
+that ``benchmarks/trl_env.sh`` makes, unchanged ("trl") and without its garbage collections ("trl_nogc").
 
-Responses are of fixed length, or end by EOS (geometric, mean 24, cap 96). There lengths are random, so a
-turn is several cycles, and samples/s are tokens/s over the tokens that a sample is expected to cost the
-contender: luck with short responses is no speed. TRL plays twice there: ending a batch's generation with
-its longest response ("trl_nogc"), and generating, training and masking the full 96 tokens ("trl_full",
-without garbage collections too), as it does where its policy's generation config carries no EOS.
-``ratio_shared`` and ``ratio_separate`` are against "trl_full" there, with the suffix ``_trimmed`` against
-"trl_nogc". "shared_packed" is "shared" with ``packing=True``, where lengths are random.
+Responses have a fixed length, or end by EOS (geometric, mean 24, cap 96). With EOS, lengths are random. So a
+turn is several cycles, and samples/s are tokens/s divided by the expected number of tokens that the contender
+processes per sample: short responses drawn by chance do not count as speed. TRL has two variants there.
+"trl_nogc" ends a batch's generation with its longest response. "trl_full" generates, trains and masks the
+full 96 tokens, as TRL does if the policy's generation config has no EOS; it has no garbage collections
+either. ``ratio_shared`` and ``ratio_separate`` are against "trl_full" there, with the suffix ``_trimmed``
+against "trl_nogc". "shared_packed" is "shared" with ``packing=True``, where lengths are random.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ PARTS = ("rollout", "score", "update")
 def make_case(
     name: str, *, vocab: int, batch: int, new_tokens: int, eos_probability: float = 0.0, cycles: int = 1
 ) -> dict[str, Any]:
-    """A case as the workers read it; a turn is ``cycles`` cycles."""
+    """A case in the form that the workers read; a turn is ``cycles`` cycles."""
     shape = ModelShape(layers=2, width=128, heads=4, vocab=vocab, eos_probability=eos_probability)
     return {
         "name": name,
@@ -82,7 +81,7 @@ def contender(name: str, case: Mapping[str, Any]) -> Worker:
 
 
 def contenders_of(case: Mapping[str, Any], *, ours_only: bool = False) -> list[str]:
-    """Who takes part in a case."""
+    """The contenders of a case."""
     fixed = not case["model"]["eos_probability"]
     only_varying = ("trl_full", "shared_packed")
     return [name for name in (OURS if ours_only else ALL) if not (fixed and name in only_varying)]
@@ -150,7 +149,7 @@ def run_case(
 
 
 def ratios(prefix: str, rates: Mapping[str, float]) -> dict[str, float]:
-    """How many times as fast as TRL ours are, by the names that the module's docstring explains."""
+    """Speed of textenv's contenders divided by TRL's; the module's docstring explains the names."""
     against = {"": "trl_nogc", "_with_gc": "trl"}
     if "trl_full" in rates:
         against |= {"": "trl_full", "_trimmed": "trl_nogc"}

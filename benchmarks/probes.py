@@ -2,10 +2,10 @@
 
     python -m benchmarks.probes [--agent ppo|a2c|reinforce|rloo|grpo|...] [--task NAME] [--json FILE]
 
-Every probe pays at most 1. Settings are the tasks' own (``textenv.tasks.probe_settings``). Online agents
-start from random weights; ILQL learns from episodes of a policy that draws every token equally often, where
-such data hold right answers (they count to 2, hardly to 5).
-Solved means: mean return of 512 sampled episodes within 2 % of the optimum.
+The highest return of every probe is 1. Settings are the tasks' own (``textenv.tasks.probe_settings``). Online
+agents start from random weights; ILQL learns from episodes of a uniformly random policy, on the probes where
+such data contain right answers (they count to 2, rarely to 5). Solved means: mean return of 512 sampled
+episodes within 2 % of the optimum.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TASK_KWARGS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 ONLINE = ("ppo", "a2c", "reinforce", "reinforce++", "rloo", "grpo", "nlpo", "online-dpo", "rft", "best-of-n")
-# Nothing is learned by choosing, and one random sample in thousands is right.
+# Best-of-n does not learn, and one random sample in thousands is right.
 SKIPPED = {("best-of-n", "probe-constant"), ("best-of-n", "probe-count")}
 
 
@@ -86,7 +86,7 @@ TRAINERS = {**{agent: partial(train_online, agent) for agent in ONLINE}, "ilql":
 
 
 def measure(agent: str, name: str, *, seed: int = 0) -> dict[str, Any]:
-    """Train and play."""
+    """Train and evaluate."""
     begin = time.perf_counter()
     trained = TRAINERS[agent](name, seed=seed)
     seconds = time.perf_counter() - begin

@@ -61,7 +61,7 @@ def write_records(path: Path, count: int, *, chat: bool = False) -> None:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each word, found by splitting at white space."""
+    """A tokenizer with one token per word, split at white space."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -76,7 +76,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def limits(envs: Any, tokenizer: Any) -> dict[str, float]:
-    """CPU seconds of what other libraries do: encoding the texts, rendering the conversations."""
+    """CPU seconds spent in other libraries: encoding the texts, rendering the conversations."""
     from textenv.prompts.packed_ids import chunks
 
     prompts, seconds = envs.unwrapped.prompts, {"tokenizer_s": 0.0, "template_s": 0.0}
@@ -104,12 +104,12 @@ def serve(case: dict[str, object]) -> None:
     if case["tokenizer"] == "word":
         tokenizer = word_tokenizer()
     else:
-        tokenizer = bpe_tokenizer([" ".join(words())], vocab_size=8192)  # a token for most words
+        tokenizer = bpe_tokenizer([" ".join(words())], vocab_size=8192)  # one token for most words
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant> {% endif %}"
     )
-    # What is imported at the first use is no part of the figure, so a few thousand prompts come first.
+    # Load a few thousand prompts first, so that imports at first use are not part of the figure.
     few = [{"prompt": f"bo {i}", "answer": "ba", "level": i} for i in range(5000)]
     gym.make_vec("TextRLHF-v0", num_envs=ROWS, prompts=few, tokenizer=tokenizer, max_new_tokens=2)
     del few

@@ -42,12 +42,12 @@ from textenv.utils.files import atomic_folder
 COSTS = ("episodes", "optimizer_steps", *SPENT)
 BETAS = (0.0, 1.0, 4.0, 16.0, 100.0)
 UNMEASURED = ("best-of-n", "reward-model")
-"""No exact value is known of the first, and the second writes no walks."""
+"""The first has no exact value, and the second generates no walks."""
 AGENTS = [name for name in make_task("random-walks").agent_settings if name not in UNMEASURED]
 """The agents of the table."""
 
 PRETRAINING_STEPS = 1000
-"""Five times as many as the task's start has, which is to be quick: figures from before are comparable."""
+"""Five times as many as the task's quick start has, so that figures stay comparable with earlier ones."""
 
 
 def settings_of(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def settings_of(name: str, overrides: Mapping[str, Any] | None = None) -> dict[s
 
 
 def begins_pretrained(name: str) -> bool:
-    """Whether an agent begins with the pretrained model; else with random weights."""
+    """Whether an agent starts from the pretrained model instead of random weights."""
     return task_settings("random-walks", name).start is not None
 
 
@@ -75,7 +75,7 @@ def new_model(task: Any, seed: int) -> Any:
 
 
 def pretrained(graph_seed: int, seed: int, starts: Path) -> Any:
-    """The pretrained model, to be trained further: made once, and kept in ``starts`` for all agents."""
+    """The pretrained model, made once and kept in the folder ``starts`` for all agents."""
     folder = starts / f"graph-{graph_seed}-seed-{seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -88,7 +88,7 @@ def pretrained(graph_seed: int, seed: int, starts: Path) -> Any:
 
 
 class Curve(Callback):
-    """Exact optimality every so many iterations."""
+    """Exact optimality after every given number of iterations."""
 
     def __init__(self, graph_seed: int, every: int, betas: tuple[float, ...] | None) -> None:
         self.graph_seed, self.every, self.betas = graph_seed, every, betas
@@ -111,7 +111,7 @@ class Curve(Callback):
         self.points.append(point)
 
     def on_iteration(self, agent: Any, metrics: dict[str, float]) -> bool:
-        """Measure when it is time."""
+        """Measure if a point is due."""
         if agent.iteration % self.every == 0:
             self.measure(agent)
         return False
@@ -225,7 +225,7 @@ def main() -> None:
 
 
 def _print_all(found: Sequence[dict[str, Any]], graph_seed: int) -> None:
-    """A row an agent: its optimality with a bootstrap interval, and what a run cost."""
+    """One row per agent: its optimality with a bootstrap interval, and the cost of a run."""
     rows = []
     for result in found:
         scores = result["optimality"]["per_seed"]
@@ -241,14 +241,14 @@ def _print_all(found: Sequence[dict[str, Any]], graph_seed: int) -> None:
 
 
 def starts_note(names: Sequence[str]) -> str:
-    """What these agents start from, in a sentence or two."""
+    """One or two sentences on the models that these agents start from."""
     fresh = [name for name in names if not begins_pretrained(name)]
     pretrained_ones = [name for name in names if begins_pretrained(name)]
     parts = []
     if pretrained_ones:
-        parts.append(f"After next-token pretraining on the walks begin: {', '.join(pretrained_ones)}.")
+        parts.append(f"Start after next-token pretraining on the walks: {', '.join(pretrained_ones)}.")
     if fresh:
-        parts.append(f"From random weights begin: {', '.join(fresh)}.")
+        parts.append(f"Start from random weights: {', '.join(fresh)}.")
     return " ".join(parts)
 
 

@@ -1,13 +1,13 @@
 """Rollouts by Ray actors: ``python -m benchmarks.ray_rollouts [--json FILE] [--quick] [--actors 1,2]``.
 
-A random GPT-2 2x128 with a vocabulary of 1,024 writes 64 episodes of 8 prompt tokens and at most 48 of its
-own (geometric, mean 24 before the cap), 16 rows in every process. First the rollout alone: tokens/s of the
-learner's own process and of 1, 2, ... actors. Then PPO with 2 epochs of 4 optimizer steps: iterations/s
-without actors, with actors in step (sync) and with actors that play one iteration ahead (async, token-level
-importance weights).
+A random GPT-2 2x128 with a vocabulary of 1,024 generates 64 episodes of 8 prompt tokens and at most 48
+response tokens (geometric, mean 24 before the cap), 16 rows in every process. First the rollout alone:
+tokens/s of the learner's process and of 1, 2, ... actors. Then PPO with 2 epochs of 4 optimizer steps:
+iterations/s without actors, with actors in step (sync) and with actors that play one iteration ahead (async,
+token-level importance weights).
 
-Processes have one thread each, so actors pay only as far as there are free cores; the first iteration, in
-which actors get ready, is not counted.
+Each process has one thread, so more actors than free cores give no speed-up. The first iteration, in which
+actors start, is not counted.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from textenv.tasks.make import make_vec_env
 SHAPE = ModelShape(layers=2, width=128, heads=4, vocab=1024, positions=64, eos_probability=1 / 24)
 ROWS, EPISODES, PROMPT, LONGEST = 16, 64, 8, 48
 CPUS = 0.1
-"""Ray's bookkeeping only: the operating system shares out the cores."""
+"""Only what Ray is given as the number of CPUs; the operating system schedules the processes."""
 
 
 def make_agent(
     actors: Sequence[Any] = (), mode: Literal["sync", "async"] = "sync", iterations: int = 100
 ) -> PPO:
-    """PPO on random prompts; ``actors`` play if there are any."""
+    """PPO on random prompts; ``actors``, if any, generate the episodes."""
     prompts = PromptSet([row.tolist() for row in random_prompts(SHAPE, count=256, length=PROMPT)])
     envs = make_vec_env(
         ROWS, prompts=prompts, tokenizer=word_tokenizer(SHAPE), max_new_tokens=LONGEST, rewards=["length"]
@@ -56,8 +56,8 @@ def make_agent(
 
 
 def rollout_rates(actors: Sequence[Any], counts: Sequence[int], repeats: int) -> dict[str, float]:
-    """Own tokens a second of a rollout, the best of ``repeats``, by who plays."""
-    agents = {"own process": make_agent()}
+    """Action tokens per second of a rollout, the best of ``repeats``, without and with actors."""
+    agents = {"one process": make_agent()}
     agents |= {f"{count} actor{'s' * (count > 1)}": make_agent(actors[:count]) for count in counts}
 
     def turn(agent: PPO) -> float:
@@ -72,11 +72,11 @@ def rollout_rates(actors: Sequence[Any], counts: Sequence[int], repeats: int) ->
 
 
 def iteration_rates(actors: Sequence[Any], iterations: int) -> dict[str, dict[str, float]]:
-    """Iterations a second of PPO, and seconds of its parts, by mode."""
+    """Iterations per second of PPO, and seconds of its parts, by mode."""
     rows = {}
-    modes: dict[str, Literal["sync", "async"]] = {"own process": "sync", "sync": "sync", "async": "async"}
+    modes: dict[str, Literal["sync", "async"]] = {"one process": "sync", "sync": "sync", "async": "async"}
     for name, mode in modes.items():
-        agent = make_agent(() if name == "own process" else actors, mode, iterations + 1)
+        agent = make_agent(() if name == "one process" else actors, mode, iterations + 1)
         ends: list[float] = []
         agent.callbacks.extend(_at_iterations(ends))
         history = agent.learn().history[1:]
@@ -99,25 +99,25 @@ def _at_iterations(ends: list[float]) -> Any:
 
 def report(figures: Mapping[str, Any]) -> None:
     """Print the figures as tables."""
-    alone = figures["rollout_tokens_s"]["own process"]
+    alone = figures["rollout_tokens_s"]["one process"]
     rows = [(name, rate, rate / alone) for name, rate in figures["rollout_tokens_s"].items()]
-    print_table("Rollout", ("played by", "tokens/s", "x own process"), rows)
-    slowest = figures["ppo"]["own process"]["iterations_s"]
+    print_table("Rollout", ("processes", "tokens/s", "x one process"), rows)
+    slowest = figures["ppo"]["one process"]["iterations_s"]
     rows = [
         (name, row["iterations_s"], row["iterations_s"] / slowest, *(row[part] for part in PARTS))
         for name, row in figures["ppo"].items()
     ]
     print_table(
         f"PPO, {figures['actors']} actors",
-        ("mode", "iterations/s", "x own process", "rollout s", "score s", "update s"),
+        ("mode", "iterations/s", "x one process", "rollout s", "score s", "update s"),
         rows,
-        note=f"{os.cpu_count()} cores, a thread a process. Async: a rollout's time is the wait for it.",
+        note=f"{os.cpu_count()} cores, one thread per process. Async: rollout s is the learner's wait.",
     )
 
 
 def main() -> None:
     """Measure, print, and write JSON if asked."""
-    parser = arguments("Rollouts by Ray actors against the learner's own process.")
+    parser = arguments("Rollouts by Ray actors against the learner's process.")
     parser.add_argument("--actors", default="1,2", metavar="1,2,...", help="numbers of actors")
     options = parser.parse_args()
     counts = [int(part) for part in options.actors.split(",")]

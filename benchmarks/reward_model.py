@@ -1,9 +1,9 @@
-"""The reward model and the judge of the reviews demo: accuracy on prompts never seen, calibration, ratings.
+"""The reward model and the judge of the reviews demo: held-out accuracy, calibration, human ratings.
 
     python -m benchmarks.reward_model [--seeds 3] [--config configs/reviews.yaml] [--json FILE]
 
-People's own figures stand beside the model's: one person against the mean of all, and half of a text's raters
-against the other half. ``make data`` fetches the ratings.
+Human figures for comparison: one rater against the mean of all, and half of a text's raters against the other
+half. ``make data`` fetches the ratings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FIGURES = ("accuracy", "agreement", "ece", "log_loss", "spearman", "rmse", "scor
 
 
 def people(films: RatedSnippets, seed: int = 0) -> dict[str, float]:
-    """How well people do on the held-out pairs and ratings: one person, and half of them against the rest."""
+    """Human agreement on the held-out pairs and ratings: one rater, and half of them against the rest."""
     draw = random.Random(seed)
     halves: dict[str, tuple[float, float]] = {}
     for text, ratings in zip(films.texts, films.ratings, strict=True):
@@ -41,7 +41,7 @@ def people(films: RatedSnippets, seed: int = 0) -> dict[str, float]:
     by_text = {text.casefold(): half for text, half in halves.items()}
 
     def gap(i: int, half: int) -> float:
-        # A prompt is written in the group's commonest case.
+        # Upper or lower case of a prompt is that of most texts of its group.
         better, worse = pairs.prompts[i] + pairs.chosen[i], pairs.prompts[i] + pairs.rejected[i]
         return by_text[better.casefold()][half] - by_text[worse.casefold()][half]
 
@@ -76,7 +76,7 @@ def train(
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train with each seed and put the figures together."""
+    """Train with each seed and collect the figures."""
     config = PipelineConfig.from_dict(yaml.safe_load(args.config.read_text()))
     feedback = reviews_feedback()
     found: dict[str, Any] = {"people": people(load_snippets("movie"))}
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         found[name] = runs
         means = {key: statistics.fmean(row[key] for row in runs) for key in runs[0]}
         rows.append([name, *(means.get(key, float("nan")) for key in (*FIGURES, "seconds"))])
-    print_table(f"on data never seen, mean of {args.seeds} seeds", ["", *FIGURES, "seconds"], rows)
-    print_table("people", ["", "value"], [list(item) for item in found["people"].items()])
+    print_table(f"held-out data, mean of {args.seeds} seeds", ["", *FIGURES, "seconds"], rows)
+    print_table("human raters", ["", "value"], [list(item) for item in found["people"].items()])
     table = [[row[key] for key in ("low", "count", "confidence", "accuracy")] for row in found["reliability"]]
     print_table("reliability of the reward model", ["from", "pairs", "confidence", "right"], table)
     return found

@@ -1,9 +1,9 @@
 """The rollout against ``transformers`` generate: ``python -m benchmarks.rollout [--json FILE] [--quick]``.
 
-Both sides decode the same random GPT-2 with the same sampling in the same process, on one thread, taking
-turns; the best of five turns counts. A useful token is one up to and including the end of its episode. Our
-side plays all prompts through the vector environment and its draining tail is counted; the other side calls
-``generate`` on batches of as many prompts, which pads until a batch's longest row has ended.
+Both sides decode with the same random GPT-2 and the same sampling in one process, on one thread, in turns;
+the best of five turns counts. Useful tokens are those up to and including the end of an episode. textenv
+plays all prompts in the vector environment; the last steps, with few active rows, are counted. The other side
+calls ``generate`` on batches of as many prompts, which pads until a batch's longest row has ended.
 
 Shape letters: N environment rows, P prompts, V vocabulary.
 """
@@ -118,7 +118,7 @@ def against_generate(work: Workload, *, repeats: int) -> dict[str, Any]:
     return {"ratio": best["textenv"] / best["generate"], "tokens_s": best, "turns": turns}
 
 
-# -- (c): the environment's own share --------------------
+# -- (c): the environment's share of the time --------------------
 
 
 class Stopwatch:

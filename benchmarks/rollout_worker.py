@@ -1,4 +1,4 @@
-"""Rollouts of one size in a process of its own, so that memory is that of this size alone.
+"""Rollouts of one size in a separate process, so that the measured memory is that of this size only.
 
 ``python -m benchmarks.rollout_worker WORKLOAD-AS-JSON``; the parent is ``benchmarks.rollout.scaling``.
 """
@@ -19,7 +19,7 @@ from textenv.rollout import collect
 
 
 def main() -> None:
-    """Serve rollouts of ``episodes`` episodes to the parent until it is done."""
+    """Run rollouts of ``episodes`` episodes for the parent until it ends."""
     pipe = Pipe()
     torch.set_num_threads(1)
     fields = json.loads(sys.argv[1])

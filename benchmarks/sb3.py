@@ -2,10 +2,10 @@
 
     python -m benchmarks.sb3 [--quick] [--json FILE]
 
-All play the same environment with equal models and take as many optimizer steps on as many actions: a turn is
-one rollout of fixed-length responses and ``EPOCHS`` passes of ``MINIBATCHES`` minibatches. "sequences" is
-SB3's PPO with ``SequenceRolloutBuffer``, "prefixes" the same with SB3's own buffer. Best of n interleaved
-turns.
+All contenders use the same environment, equal models, and equal numbers of optimizer steps and actions. A
+turn is one rollout of fixed-length responses and ``EPOCHS`` passes of ``MINIBATCHES`` minibatches.
+"sequences" is SB3's PPO with ``SequenceRolloutBuffer``, "prefixes" the same with SB3's own buffer. Best of n
+interleaved turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTENDERS = ("native", "sequences", "prefixes")
 
 
 def make_envs(shape: ModelShape, *, rows: int, new_tokens: int) -> Any:
-    """The environment that all play; it pays nothing."""
+    """The environment of all contenders; all rewards are 0."""
     from textenv.envs.vector_env import TextVectorEnv
     from textenv.prompts.prompt_set import PromptSet
 
@@ -34,7 +34,7 @@ def make_envs(shape: ModelShape, *, rows: int, new_tokens: int) -> Any:
 
 
 def contender(name: str, shape: ModelShape, *, rows: int, new_tokens: int) -> Callable[[], Any]:
-    """What plays one turn of ``rows * new_tokens`` tokens and learns from it.
+    """A function that runs one turn: a rollout of ``rows * new_tokens`` tokens and the update.
 
     Raises:
         ValueError: if there is no contender of that name.
@@ -81,7 +81,7 @@ def contender(name: str, shape: ModelShape, *, rows: int, new_tokens: int) -> Ca
 
 
 def measure(shape: ModelShape, *, rows: int, new_tokens: int, repeats: int) -> dict[str, Any]:
-    """Microseconds a token of each contender, and how many times the native PPO's they are."""
+    """Microseconds per token of each contender, and their ratio to the native PPO's."""
     turns = {name: contender(name, shape, rows=rows, new_tokens=new_tokens) for name in CONTENDERS}
     times = interleave({name: partial(seconds, turn) for name, turn in turns.items()}, repeats=repeats)
     best = {name: 1e6 * min(values) / (rows * new_tokens) for name, values in times.items()}
@@ -102,7 +102,7 @@ def main() -> None:
     repeats = 2 if options.quick else 5
     cases = [measure(SHAPE, rows=ROWS, new_tokens=length, repeats=repeats) for length in lengths]
     print_table(
-        f"Rollout and update, microseconds a token: GPT-2 2x128, vocabulary 1,024, {ROWS} rows, "
+        f"Rollout and update, microseconds per token: GPT-2 2x128, vocabulary 1,024, {ROWS} rows, "
         f"{EPOCHS} epochs of {MINIBATCHES} minibatches",
         ("response tokens", *CONTENDERS, "sequences / native", "prefixes / native"),
         [

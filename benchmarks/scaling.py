@@ -1,15 +1,15 @@
 """How PPO scales: ``python -m benchmarks.scaling [--processes 1,2,4] [--json FILE] [--quick]``.
 
-Over processes: tokens a second of rollout and update with the same episodes in each iteration, whatever the
-number of processes (strong scaling), each number in fresh processes with one thread apiece; on a machine with
-GPUs a process has one of its own. The best of the iterations after the first counts.
+Over processes: tokens per second of rollout and update. The episodes of an iteration are the same for every
+number of processes (strong scaling). Each number runs in fresh processes with one thread each, and one GPU
+each on a machine with GPUs. The best of the iterations after the first counts.
 
 On one GPU, everything in bfloat16 with 256 rows, prompts of 64 and responses of 128 tokens. Decoding with the
-shape of GPT-2 small: tokens a second of a rollout and of ``transformers`` generate, and the share of the time
-that reading weights and KV cache once a step would take at the measured memory bandwidth. PPO over model
-sizes and vocabularies: the same of its rollout, the update's share of the measured matmul rate, peak memory,
-how an iteration's time is split. Without a GPU this is skipped, but for ``--quick``, which runs all of it on
-the processor with a tiny model in float32: a check that it runs, no measurement.
+shape of GPT-2 small: tokens per second of a rollout and of ``transformers`` generate, and the share of the
+limit set by the measured memory bandwidth (weights and KV cache are read once per step). PPO over model sizes
+and vocabularies: the same figures of its rollout, the update's share of the measured matmul rate, peak
+memory, and how an iteration's time is split. Without a GPU this part is skipped, except with ``--quick``:
+then all of it runs on the CPU with a tiny float32 model, as a check and not as a measurement.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def over_processes(case: Mapping[str, Any], counts: Sequence[int], iterations: i
 
 
 def in_processes(case: Mapping[str, Any], count: int, iterations: int) -> dict[str, float]:
-    """The best tokens a second of ``count`` fresh processes.
+    """The best tokens per second of ``count`` fresh processes.
 
     Raises:
         RuntimeError: if one of them fails; the error has what it said.
@@ -129,7 +129,7 @@ def in_processes(case: Mapping[str, Any], count: int, iterations: int) -> dict[s
 
 
 def worker(case: Mapping[str, Any], iterations: int) -> dict[str, float]:
-    """What one of the processes does; figures of the whole, not of its part."""
+    """The work of one process; its figures are those of all processes together."""
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     _, history = run_iterations(case, iterations, device=device)
     names = ("throughput/rollout_tokens_s", "throughput/train_tokens_s")
@@ -142,7 +142,7 @@ def worker(case: Mapping[str, Any], iterations: int) -> dict[str, float]:
 
 
 def limits(device: str, dtype: torch.dtype, *, size: int) -> dict[str, float]:
-    """What the device can do: bytes a second of a copy (read and written), FLOP/s of a matrix product."""
+    """Limits of the device: bytes per second of a copy (read and written), FLOP/s of a matrix product."""
     block = torch.empty(size * size * 8, device=device, dtype=dtype)
     copy = min(seconds(lambda: block.clone()) for _ in range(5))
     a = torch.randn(size, size, device=device, dtype=dtype)
@@ -154,7 +154,7 @@ def limits(device: str, dtype: torch.dtype, *, size: int) -> dict[str, float]:
 
 
 def step_bytes(shape: ModelShape, *, rows: int, length: float, width: int) -> float:
-    """Bytes that a decoding step must read: every weight once, and each row's keys and values.
+    """Bytes that a decoding step has to read: every weight once, and each row's keys and values.
 
     Args:
         shape: of the model; its LM head is its embedding.
@@ -222,7 +222,7 @@ def report(figures: Mapping[str, Any]) -> None:
     rows = figures["processes"]
     alone = rows[0]
     print_table(
-        f"PPO over processes, {figures['episodes']} episodes an iteration",
+        f"PPO over processes, {figures['episodes']} episodes per iteration",
         ("processes", "rollout tokens/s", "update tokens/s", "samples/s", "speed-up"),
         [
             (str(row["processes"]), *(row[name] for name in RATES), row["samples_s"] / alone["samples_s"])

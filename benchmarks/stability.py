@@ -2,8 +2,8 @@
 
     python -m benchmarks.stability [--iterations 100] [--kl-coef 0.05] [--json FILE]
 
-A small language model is first trained on the review snippets (``make data`` fetches them). What is looked
-for: no NaN, a KL that stays finite and under control, and a moderate clip fraction.
+A small language model is first trained on the review snippets (``make data`` fetches them). Expected: no
+NaN, a finite and bounded KL, and a moderate clip fraction.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def small_language_model(steps: int, seed: int) -> Any:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and say how KL, clip fraction and reward went."""
+    """Train and return KL, clip fraction and reward over the iterations."""
     model = small_language_model(args.sft_steps, args.seed)
     envs = gym.make_vec("TextRLHF-v0", num_envs=32, task="reviews", max_new_tokens=24)
     config = PPOConfig(
@@ -88,7 +88,9 @@ def main() -> None:
     one_thread()
     figures = run(args)
     write_json(args.json, figures)
-    print("finite" if figures["finite"] else "NOT FINITE", f"max KL {figures['max_kl']:.2f} nats a sequence")
+    print(
+        "finite" if figures["finite"] else "NOT FINITE", f"max KL {figures['max_kl']:.2f} nats per sequence"
+    )
 
 
 if __name__ == "__main__":

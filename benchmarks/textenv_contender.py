@@ -1,4 +1,4 @@
-"""Our PPO as a contender of benchmarks.ppo_cycle, in a process of its own like the others.
+"""Our PPO as a contender of benchmarks.ppo_cycle, in a separate process like the others.
 
 ``python -m benchmarks.textenv_contender CASE-AS-JSON`` builds the agent and lets ``learn()`` run; a
 callback at the end of every iteration waits for the parent, so a cycle is exactly one iteration of the
@@ -52,7 +52,7 @@ def build_agent(case: Mapping[str, Any], callbacks: list[Any], *, device: str = 
 
 
 def update_flops(agent: Any, episode_tokens: float, response_tokens: float, epochs: int) -> float:
-    """Floating-point operations of the update's matrix products: 6 a weight and token that uses it.
+    """Floating-point operations of the update's matrix products: 6 per weight and token that uses it.
 
     The LM head works on response tokens only; attention scores are left out.
     """
@@ -65,14 +65,14 @@ def update_flops(agent: Any, episode_tokens: float, response_tokens: float, epoc
 
 
 def main() -> None:
-    """Serve cycles to the parent until it is done."""
+    """Run cycles for the parent until it ends."""
     pipe = Pipe()
     torch.set_num_threads(1)
     case = json.loads(sys.argv[1])
     import transformers
 
     import textenv.agents.ppo
-    import textenv.rewards.reward_model  # noqa: F401 - so that imports are over before memory counts
+    import textenv.rewards.reward_model  # noqa: F401 - imported before memory is counted
     from textenv.agents.base.callbacks import Callback
 
     class Cycles(Callback):

@@ -1,10 +1,10 @@
 """TRL's PPOTrainer as a contender of benchmarks.ppo_cycle; runs in the environment that trl_env.sh makes.
 
-``python -m benchmarks.trl_contender CASE-AS-JSON`` builds the trainer and then trains one cycle (rollout,
-score, update) whenever the parent says so: a callback that waits at the end of each of the trainer's steps
-turns its one endless loop into cycles, so a cycle is exactly one pass through the body of that loop.
+``python -m benchmarks.trl_contender CASE-AS-JSON`` builds the trainer and trains one cycle (rollout, score,
+update) each time the parent asks for one. A callback waits for the parent at the end of each of the trainer's
+steps, so a cycle is exactly one pass through the body of the trainer's loop.
 
-TRL does the work it always does. Only what would burden it needlessly is off: gradient checkpointing, mixed
+TRL does its usual work. Off is only what would slow it down needlessly: gradient checkpointing, mixed
 precision, reports, checkpoints, sample generations. With ``"gc": false`` its two ``gc.collect()`` and its
 ``empty_cache()`` calls per cycle do nothing. With ``"stop_early": false`` generation does not know the end
 token, so that TRL generates and trains every response to its full length and masks what follows the end.

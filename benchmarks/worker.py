@@ -1,7 +1,7 @@
-"""A contender in a process of its own, driven line by line, so that several can take turns.
+"""A contender in a separate process, controlled line by line, so that several can take turns.
 
-The parent writes ``run`` and reads one line of JSON: the seconds of that cycle and whatever the contender
-adds. Standard library only, because both sides of the pipe import it.
+The parent writes ``run`` and reads one line of JSON: the seconds of that cycle and other figures of
+the contender. Standard library only, because both sides of the pipe import it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def memory_mb(field: str = "VmHWM") -> float:
 
 
 def reset_peak_memory() -> float:
-    """Make the kernel forget the peak so far, and return the resident memory now, in MB."""
+    """Reset the kernel's peak of this process, and return the resident memory now, in MB."""
     Path("/proc/self/clear_refs").write_text("5")
     return memory_mb("VmRSS")
 
