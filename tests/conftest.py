@@ -72,7 +72,7 @@ _CHAT_TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """256 bytes, <pad>, <s> and </s>, and a chat template; it adds no special tokens by itself."""
+    """256 bytes, <pad>, <s> and </s>, and a chat template; it adds no special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -83,14 +83,14 @@ def last_checkpoint(run_dir: Path) -> Path:
 
 def test_the_agent_loads_from_its_checkpoint(name: str) -> None:
     checkpoint = last_checkpoint(FOLDER / name)
-    told = given(name)
+    arguments = given(name)
     if name == "ppo":
-        pieces = {key: told[key] for key in ("prompts", "tokenizer", "num_envs")}
+        pieces = {key: arguments[key] for key in ("prompts", "tokenizer", "num_envs")}
         sources: dict[str, Any] = {
-            "envs": make_vec_env(**pieces, rewards=told["reward"], **told["env_kwargs"])
+            "envs": make_vec_env(**pieces, rewards=arguments["reward"], **arguments["env_kwargs"])
         }
     else:
-        sources = {"dataset": told["dataset"], "tokenizer": TOKENIZER}
+        sources = {"dataset": arguments["dataset"], "tokenizer": TOKENIZER}
     agent = Agent.load(checkpoint, **sources)
     assert type(agent) is AGENTS[name] and agent.iteration == STEPS[name][1]
     saved = json.loads((checkpoint / "trainer.json").read_text())
@@ -141,9 +141,9 @@ def test_the_run_goes_on(name: str, run_dir: Path, tmp_path: Path) -> None:
     before = read_metrics(run_dir)
     saved = json.loads((last_checkpoint(run_dir) / "trainer.json").read_text())
     # What the call does not say is the checkpoint's.
-    told = {key: value for key, value in given(name).items() if key not in saved["config"]}
-    told |= {length: steps + 1, "run_dir": run_dir, "resume": True, "loggers": ["jsonl"]}
-    result = textenv.train(**told)
+    arguments = {key: value for key, value in given(name).items() if key not in saved["config"]}
+    arguments |= {length: steps + 1, "run_dir": run_dir, "resume": True, "loggers": ["jsonl"]}
+    result = textenv.train(**arguments)
     assert result.agent.iteration == steps + 1 and result.agent.resumed
     assert result.agent.config.to_dict() == {**saved["config"], length: steps + 1}
     after = read_metrics(run_dir)

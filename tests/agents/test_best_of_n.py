@@ -97,8 +97,8 @@ def test_groups_are_whole_or_refused() -> None:
     assert group_rows(episodes, 2).tolist() == [[2, 1], [0, 3]]
     with pytest.raises(ValueError, match="in groups of 3, got 4 episodes"):
         group_rows(episodes, 3)
-    for tickets in ([5, 6, 7, 8], [0, 2, 4, 6]):  # off the groups' places; halves of groups
-        episodes.episode_id = torch.tensor(tickets)
+    for ids in ([5, 6, 7, 8], [0, 2, 4, 6]):  # off the groups' places; halves of groups
+        episodes.episode_id = torch.tensor(ids)
         with pytest.raises(ValueError, match="whole groups of 2"):
             group_rows(episodes, 2)
     episodes.episode_id = torch.tensor([4, 5, 6, 7])

@@ -1,4 +1,4 @@
-"""Three cells of the table that ``benchmarks.first_command`` makes, and how it judges."""
+"""Three cells of the table that ``benchmarks.first_command`` makes, and when a cell counts as learned."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from textenv.episodes.batch import EpisodeBatch
 
 
 def groups_of_three() -> EpisodeBatch:
-    """Six episodes, tickets 3 to 8: returns 1, 3, 8 on one prompt and 2, 2, 2 on the same one again."""
+    """Six episodes, ids 3 to 8: returns 1, 3, 8 on one prompt and 2, 2, 2 on the same one again."""
     episodes = EpisodeBatch.from_ids([[0]] * 6, [[1, 2, 4]] * 6)
     episodes.episode_id = torch.arange(3, 9)
     episodes.rewards = torch.zeros(6, 4)
-    # R = score - beta * sum of k1: what the KL penalty paid at the tokens is part of it.
+    # R = score - beta * sum of k1: the KL penalties of the tokens are part of it.
     episodes.rewards[:, 3] = torch.tensor([1.5, 3.5, 8.0, 2.5, 2.5, 2.5])
     episodes.rewards[:, 1] = torch.tensor([-0.5, -0.5, 0.0, -0.5, -0.5, -0.5])
     return episodes
@@ -55,7 +55,7 @@ def with_a_kl_penalty() -> EpisodeBatch:
     scores[:, 3] = torch.tensor([0.1, 0.3, 0.8, 0.7, 0.7, 0.7])
     kl[:, 1] = torch.tensor([-0.01, -0.03, -0.02, -0.001, -0.0025, -0.0055])
     kl[:, 3] = torch.tensor([-0.01, -0.01, -0.01, -0.0033, -0.0033, -0.0033])
-    episodes.reward_terms = {"paid": scores, "kl": kl, "raw/kl": -20 * kl}
+    episodes.reward_terms = {"score": scores, "kl": kl, "raw/kl": -20 * kl}
     episodes.rewards = scores + kl
     return episodes
 
@@ -194,7 +194,7 @@ def test_groups_are_those_that_were_dealt_together() -> None:
 
 
 class _Scripted:
-    """Pays 1 to the second episode of the groups named, and 0 to all others."""
+    """Reward 1 for the second episode of the named groups, 0 for all others."""
 
     def __init__(self, uneven: set[int]) -> None:
         self.uneven, self.calls = uneven, 0

@@ -219,8 +219,8 @@ def test_pairs_count_plus_and_minus_one_at_their_last_token() -> None:
     rejected = EpisodeBatch.from_ids([[0], [1]], [[2], [1, 2, 3]])
     episodes = from_preferences(PreferenceBatch(chosen=chosen, rejected=rejected))
     assert episodes.returns.tolist() == [1.0, 1.0, -1.0, -1.0]
-    paid = episodes.rewards.nonzero()
-    assert paid[:, 1].tolist() == episodes.last_action.tolist()
+    rewarded = episodes.rewards.nonzero()
+    assert rewarded[:, 1].tolist() == episodes.last_action.tolist()
     assert as_episodes(PreferenceBatch(chosen=chosen, rejected=rejected), None).returns.tolist() == [
         1,
         1,

@@ -74,7 +74,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "simpo": ("simpo", "probe-copy", {**_OFFLINE, "steps": 120, "gamma": 2.0}),
 }
-"""Test id -> (agent, task, settings). ``probe-end`` pays for stopping at once; offline agents learn to copy
+"""Test id -> (agent, task, settings). ``probe-end`` rewards stopping at once; offline agents learn to copy
 from random responses."""
 UNPAID = {"sft", "reward-model"}
 """Agents that learn from no reward."""

@@ -243,7 +243,7 @@ def test_scaled_rewards_have_unit_variance_and_zeros_stay_zeros() -> None:
     batch = rollout(agent)
     paid = batch.episodes.rewards
     spread = paid[batch.mask].std(correction=0)
-    # A shift would pay for length: every token without a reward would get the same one.
+    # A shift would reward length: every token without a reward would get the same one.
     assert torch.allclose(batch["returns"], paid.sum(-1, keepdim=True) / spread * batch.mask, rtol=1e-4)
 
 
@@ -333,7 +333,7 @@ def test_running_spread() -> None:
 
 
 class _Broken(RewardTerm):
-    """Pays NaN to one episode."""
+    """The reward of one episode is NaN."""
 
     name = "broken"
 

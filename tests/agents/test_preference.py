@@ -354,8 +354,8 @@ def test_texts_in_the_ecosystems_columns() -> None:
     ]
     episodes, desirable = as_labelled(rows, TOKENIZER)
     assert desirable.tolist() == [True, False] and len(episodes) == 2
-    paid = [{"prompt": "a", "completion": c, "reward": r} for c, r in (("b", 1.0), ("c", 0.0))]
-    assert as_pairs(paid, TOKENIZER).chosen.completion_texts(TOKENIZER) == ["b"]
+    with_rewards = [{"prompt": "a", "completion": c, "reward": r} for c, r in (("b", 1.0), ("c", 0.0))]
+    assert as_pairs(with_rewards, TOKENIZER).chosen.completion_texts(TOKENIZER) == ["b"]
     with pytest.raises(ValueError, match="must have the columns chosen and rejected, completions, or reward"):
         as_pairs([{"prompt": "a", "completion": "b"}], TOKENIZER)
     with pytest.raises(ValueError, match="needs tokenizer=, got None"):

@@ -18,7 +18,7 @@ from textenv.agents.rollouts.factory import make_collector
 from textenv.agents.settings.ray_rollouts import RayRollouts
 from textenv.episodes.batch import EpisodeBatch
 
-# Two episodes on prompts of one token: own tokens in columns 1-3 and in column 1.
+# Two episodes on prompts of one token: action tokens in columns 1-3 and in column 1.
 REWARDS = torch.tensor([[0.0, 1.0, 0.0, 2.0], [0.0, 5.0, 0.0, 0.0]])
 
 
@@ -106,7 +106,7 @@ def test_greedy_episodes_are_paid_the_same_rewards_and_all_their_cost_is_counted
     assert played > plain.env_tokens
 
 
-def test_iterations_play_tickets_of_their_own() -> None:
+def test_each_iteration_plays_new_episodes() -> None:
     agent = make("remax", kl_coef=0.0)
     first, second = rollout(agent), rollout(agent)
     assert first.episodes.episode_id.tolist() == list(range(16))
@@ -187,7 +187,7 @@ def test_acting_greedily_ends_with_the_block_even_after_an_error() -> None:
     assert not agent.policy.decoding.greedy
 
 
-def test_actors_that_play_ahead_cannot_play_tickets_twice() -> None:
+def test_actors_that_play_ahead_cannot_play_episodes_twice() -> None:
     agent: Any = make("remax")
     agent.collector = make_collector(RayRollouts(mode="async"))
     with pytest.raises(ValueError, match="generates each episode twice, rollouts in mode 'async' do it once"):

@@ -1,4 +1,4 @@
-"""`collect`: exactly n tickets in order, whatever the policy's form; what it books; what it refuses."""
+"""`collect`: exactly n episodes in order for every form of policy; what it records; what it refuses."""
 
 from __future__ import annotations
 

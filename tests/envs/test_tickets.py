@@ -1,4 +1,4 @@
-"""Tickets: an episode is a function of seed and episode_id, whoever plays it, whenever, beside whom."""
+"""Episode ids: an episode depends on seed and episode_id only, not on row, time or other rows."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class TestPermutation:
 class TestPrompts:
     @pytest.mark.parametrize("samples", [1, 3])
     def test_every_epoch_deals_every_prompt_once(self, samples: int) -> None:
-        tickets = np.arange(4 * P * samples)
-        index = prompt_index(np.full(len(tickets), 9), tickets, P, samples_per_prompt=samples)
+        ids = np.arange(4 * P * samples)
+        index = prompt_index(np.full(len(ids), 9), ids, P, samples_per_prompt=samples)
         groups = index.reshape(-1, samples)
         assert (groups == groups[:, :1]).all()
         epochs = groups[:, 0].reshape(4, P)
@@ -100,8 +100,8 @@ class TestPrompts:
 
 class TestNoise:
     def test_keys_are_unique(self) -> None:
-        seeds, tickets = (grid.reshape(-1) for grid in np.meshgrid(np.arange(30), np.arange(100)))
-        keys = noise_keys(noise_base(seeds, tickets), 50)
+        seeds, ids = (grid.reshape(-1) for grid in np.meshgrid(np.arange(30), np.arange(100)))
+        keys = noise_keys(noise_base(seeds, ids), 50)
         assert len(np.unique(keys)) == keys.size == 150_000
 
     def test_bits_are_fair(self) -> None:
@@ -146,7 +146,7 @@ class TestEpisodeScheduler:
             check(np.full(len(assigned.rows), 40), assigned)
         assert assigned_ids == [episode_id for episode_id in range(600) if episode_id // samples % 2 == 1]
 
-    def test_ranks_share_the_tickets(self) -> None:
+    def test_ranks_share_the_episodes(self) -> None:
         queues = [EpisodeQueue(seed=0, first=5, episodes=10, rank=r, world_size=3) for r in range(3)]
         assigned_ids = [queue.peek(99).tolist() for queue in queues]
         assert assigned_ids == [[5, 8, 11, 14], [6, 9, 12], [7, 10, 13]]
@@ -162,7 +162,7 @@ class TestSameEpisodes:
         assert list(played) == list(range(40))
 
     def test_whatever_the_slot_order(self) -> None:
-        """Rows are handed their tickets in another order: who plays a ticket does not matter."""
+        """Rows get their episodes in another order: the row of an episode does not matter."""
 
         class Backwards(EpisodeScheduler):
             def assign(self, rows: np.ndarray) -> Any:
@@ -178,7 +178,7 @@ class TestSameEpisodes:
         assert short == {episode_id: long[episode_id] for episode_id in range(12)}
 
     def test_first_in_time_would_be_the_short_ones(self) -> None:
-        """The first n tickets are an unbiased sample; the first n to finish are not."""
+        """The first n episodes by id are an unbiased sample; the first n to finish are not."""
         batch = collect(vector_env(16, max_new_tokens=30), by_key, 400, seed=0)
         mean = float(batch.response_lengths.float().mean())
         expected = (1 - (7 / 8) ** 30) * 8  # stops with probability 1/8, cut at 30
@@ -212,7 +212,7 @@ class TestSameEpisodes:
         assert len({tuple(row) for row in batch.input_ids.tolist()}) > P
 
     def test_a_row_of_plain_stepping_is_a_queue_of_its_seed(self) -> None:
-        """Row i with seed s plays the tickets that a rollout with seed s + i plays."""
+        """Row i with seed s plays the episodes that a rollout with seed s + i plays."""
         envs = vector_env(3)
         obs, info = envs.reset(seed=3)
         seen: dict[int, list[int]] = {}

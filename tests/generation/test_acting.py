@@ -1,4 +1,4 @@
-"""The policy: the cache is a memo, so every act equals the uncached one; weights, parking, legality, keys."""
+"""The policy: acts with the cache equal uncached ones; weights, inactive rows, token constraints, keys."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Rows:
         self.prompts = torch.ones(rows, dtype=torch.int64)
         self.ends = torch.zeros(rows, dtype=torch.int64)
         self.active = torch.ones(rows, dtype=torch.bool)
-        self.tickets = torch.zeros(rows, dtype=torch.int64)
+        self.episode_ids = torch.zeros(rows, dtype=torch.int64)
         for row in range(rows):
             self.deal(row)
 
@@ -59,14 +59,14 @@ class Rows:
         self.ids[row, :size] = torch.from_numpy(self.generator.integers(3, V, size))
         self.lengths[row] = self.prompts[row] = size
         self.ends[row] = size + int(self.generator.integers(1, L - size))
-        self.tickets[row] = self.left
+        self.episode_ids[row] = self.left
 
     def observe(self) -> dict[str, Tensor]:
         mask = (torch.arange(L) < self.lengths.unsqueeze(-1)).to(torch.int8)
         return {"input_ids": self.ids.clone(), "attention_mask": mask, "prompt_length": self.prompts.clone()}
 
     def key(self) -> Tensor:
-        return hash_key(self.tickets, self.lengths - self.prompts)
+        return hash_key(self.episode_ids, self.lengths - self.prompts)
 
     def step(self, actions: Tensor) -> None:
         for row in self.active.nonzero().squeeze(-1).tolist():
@@ -188,7 +188,7 @@ def test_only_new_rows_are_prefilled_and_parked_ones_cost_nothing() -> None:
     assert act() == [(1, int(rows.lengths[4]) - 2), (1, 1)]
 
 
-def test_prompts_of_the_next_tickets_are_prefilled_ahead() -> None:
+def test_prompts_of_the_next_episodes_are_prefilled_ahead() -> None:
     model, rows = gpt2(), Rows(episodes=2 * N, shortest=3)
     policy, slow = DecodingPolicy(model), DecodingPolicy(model, cached=False)
     waiting = torch.randint(3, V, (3, 6))

@@ -1,7 +1,7 @@
 """Python processes forked from one that has imported the large libraries: importing those anew takes seconds.
 
 A forked process has its own working folder, environment and standard streams. Modules of textenv are imported
-anew, unless the server was told to import them: what importing them does is done.
+anew, except those that the server was asked to import.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ COLUMNS = {
     "label": [0, 1, 2, 3, 4],
 }
 SCRIPT = {"ab": "a bad", "c": "b"}
-"""Prompts to which the policy always says the same: something that rewards on texts pay for."""
+"""Prompts to which the policy always gives the same response, one with rewards that are not 0."""
 
 
 def config(**changes: Any) -> GPT2Config:
@@ -59,7 +59,7 @@ def classifier(seed: int = 0, **changes: Any) -> GPT2ForSequenceClassification:
 
 
 class TinyPolicy:
-    """What rewards ask of a policy, written out: draws by key (but for SCRIPT), log-probs by one forward."""
+    """What rewards ask of a policy: draws by key (except with SCRIPT), log-probs from one forward pass."""
 
     def __init__(self, model: GPT2LMHeadModel, reference: GPT2LMHeadModel | None = None) -> None:
         self.model = model

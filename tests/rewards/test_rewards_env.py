@@ -1,4 +1,4 @@
-"""Rewards on the real environment: what steps pay is what deferred scoring pays."""
+"""Rewards on the real environment: steps and deferred scoring give equal rewards."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_deferred_scoring_equals_immediate_scoring(name: str) -> None:
         for term in now.reward_terms:
             torch.testing.assert_close(now.reward_terms[term], later.reward_terms[term], rtol=1e-5, atol=2e-5)
         torch.testing.assert_close(now.rewards, later.rewards, rtol=1e-5, atol=2e-5)
-    assert bool((paid["deferred"][0].rewards != 0).any()), "a reward that never pays proves nothing"
+    assert bool((paid["deferred"][0].rewards != 0).any()), "a reward that is always 0 proves nothing"
 
 
 @pytest.mark.parametrize(("name", "per_token"), OF_TASKS)

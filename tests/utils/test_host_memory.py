@@ -19,7 +19,7 @@ def faults(count):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(count)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-counts = [faults(12_000_000) for _ in range(20)]  # blocks of 48 MB, more than glibc keeps by itself
+counts = [faults(12_000_000) for _ in range(20)]  # blocks of 48 MB, more than glibc keeps by default
 print(json.dumps({"kept": kept, "first": counts[0], "later": min(counts[10:])}))
 """
 

@@ -36,7 +36,7 @@ def test_the_coefficient_in_the_loss_follows_the_measured_kl_by_hand(case: str) 
 def test_the_kl_of_the_controller_is_a_sum_over_the_sequence() -> None:
     agent = make("ppo", **ADAPTIVE)
     batch = rollout(agent)
-    # 0.1 nats at each own token: the mean length in nats a sequence, not 0.1.
+    # 0.1 nats at each action token: the mean length in nats per sequence, not 0.1.
     batch.tensors["ref_log_probs"] = batch["old_log_probs"] - 0.1
     lengths = batch.mask.sum(-1).double()
     found, episodes = agent.sequence_kl(batch)

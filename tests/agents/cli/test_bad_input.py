@@ -50,11 +50,11 @@ class TestSeeds:
 
     @pytest.mark.parametrize("seed", [np.int32(7), np.uint8(7), np.int64(7)], ids=repr)
     def test_numpy_integers_are_integers(self, seed: Any) -> None:
-        def tickets(seed: Any) -> list[int]:
+        def episode_ids(seed: Any) -> list[int]:
             return vector_env(2).reset(seed=seed)[1]["key"].tolist()
 
-        assert tickets(seed) == tickets(7)
-        assert tickets(np.array([7, 8])) == tickets([7, 8]) == tickets(7)
+        assert episode_ids(seed) == episode_ids(7)
+        assert episode_ids(np.array([7, 8])) == episode_ids([7, 8]) == episode_ids(7)
 
     @pytest.mark.parametrize("seed", [-1, 1.5, True, 2**63, "a"], ids=repr)
     def test_of_a_single_environment(self, seed: Any) -> None:

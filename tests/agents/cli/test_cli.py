@@ -181,7 +181,7 @@ def test_prompts_from_a_file_and_a_reward_of_ones_own(
     assert "terms/count_a" in out
     assert "model: run/checkpoints/step-00000001" in out
     assert AutoModelForCausalLM.from_pretrained("run/checkpoints/step-00000001")
-    # Another run in the same folder is refused; resumed, it is finished already, or goes on if told to.
+    # Another run in the same folder is refused; resumed, it is finished already, or goes on with more steps.
     code, _, errors = say("train", "ppo", *given, "--reward", "my_own_rewards.py:count_a", "--run_dir=run")
     assert (code, errors.count("\n"), "run holds another run" in errors) == (1, 1, True)
     longer = ["--settings.iterations=2" if token == "--settings.iterations=1" else token for token in given]
@@ -224,7 +224,7 @@ def test_sft_and_reward_model_on_folders(say: Say, model: Path, tmp_path: Path) 
     code, out, errors = say("sft", "--dataset=sft", *small, "--run_dir=policy")
     assert (code, errors) == (0, "")
     assert "sft/nll" in out
-    assert "episode/length" in out and "return/" not in out  # nothing is paid here
+    assert "episode/length" in out and "return/" not in out  # there is no reward here
     code, out, errors = say("reward-model", "--dataset=pairs", *small, "--run_dir=scorer")
     assert (code, errors) == (0, "")
     assert "pairs/accuracy" in out

@@ -45,7 +45,7 @@ class Biased:
 
 
 class Moving(RewardTerm):
-    """Pays for every "a"; remembers how often its state was asked to move, and draws random numbers."""
+    """Reward 1 for every "a"; counts how often its state is asked to move, and draws random numbers."""
 
     name = "moving"
 
@@ -113,7 +113,7 @@ def test_repeated_evaluations_and_any_number_of_rows_see_the_same_episodes() -> 
     assert _same(first, evaluate(Biased(), make_envs([Moving()], num_envs=3), 17))
     assert evaluate(Biased(), envs, 17, seed=1).samples != first.samples
     longer = evaluate(Biased(), envs, 30)
-    assert longer.samples == first.samples  # the first tickets stay the first
+    assert longer.samples == first.samples  # the first episodes stay the first
 
 
 def test_training_does_not_notice() -> None:

@@ -18,8 +18,8 @@ from textenv.rewards.registry import make_reward
 KL: list[Any] = ["kl", {"coef": 0.1}]
 
 
-def paid(**terms: list[float]) -> EpisodeBatch:
-    """Three episodes of two actions; each term pays at the last one, and the KL at the first, too."""
+def with_terms(**terms: list[float]) -> EpisodeBatch:
+    """Three episodes of two actions; each term is added at the last one, and the KL at the first, too."""
     episodes = EpisodeBatch.from_ids([[0]] * 3, [[1, 2]] * 3)
     for name, values in terms.items():
         placed = episodes.at_last_action(torch.tensor(values))
@@ -36,12 +36,12 @@ def envs_with(*rewards: Any) -> Any:
 
 
 def test_without_a_penalty_scores_are_the_returns() -> None:
-    episodes = paid(length=[1.0, 0.5, 0.25])
+    episodes = with_terms(length=[1.0, 0.5, 0.25])
     assert task_returns(episodes, envs_with("length")).tolist() == [1.0, 0.5, 0.25]
 
 
 def test_equal_scores_stay_equal_although_the_rewards_were_rounded() -> None:
-    episodes = paid(length=[0.1, 0.1, 0.1], other=[0.3, 0.3, 0.3], kl=[-0.0123, -0.0457, -0.0003])
+    episodes = with_terms(length=[0.1, 0.1, 0.1], other=[0.3, 0.3, 0.3], kl=[-0.0123, -0.0457, -0.0003])
     envs = envs_with("length", KL)
     found = task_returns(episodes, envs)
     assert found.dtype == torch.float64
@@ -52,13 +52,13 @@ def test_equal_scores_stay_equal_although_the_rewards_were_rounded() -> None:
 
 
 def test_episodes_that_no_penalty_was_paid_for() -> None:
-    episodes = paid(length=[1.0, 0.5, 0.25])
+    episodes = with_terms(length=[1.0, 0.5, 0.25])
     assert task_returns(episodes, envs_with("length", KL)).tolist() == [1.0, 0.5, 0.25]
 
 
 def test_beside_a_wrapper_from_elsewhere_it_is_the_difference() -> None:
     envs = gym.wrappers.vector.TransformReward(envs_with("length", KL), lambda reward: 2 * reward)
-    episodes = paid(length=[1.0, 0.5, 0.25], kl=[-0.25, -0.5, -0.125])
+    episodes = with_terms(length=[1.0, 0.5, 0.25], kl=[-0.25, -0.5, -0.125])
     episodes.rewards = 2 * episodes.reward_terms["length"] + episodes.reward_terms["kl"]
     assert task_returns(episodes, envs).tolist() == pytest.approx([2.0, 1.0, 0.5])
 
@@ -82,6 +82,6 @@ def test_what_pays_for_the_kl_alone_is_a_penalty_however_it_is_shaped(spec: Any,
 
 def test_a_shaped_penalty_is_no_score() -> None:
     envs = envs_with("length", ["weighted", {"of": KL, "weight": 2}])
-    episodes = paid(length=[0.1, 0.1, 0.1], weighted=[-0.02, -0.04, -0.06])
+    episodes = with_terms(length=[0.1, 0.1, 0.1], weighted=[-0.02, -0.04, -0.06])
     assert "weighted" in {wrapper.name for wrapper in scoring.reward_wrappers(envs)}
     assert len(task_returns(episodes, envs).unique()) == 1

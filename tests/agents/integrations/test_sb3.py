@@ -73,8 +73,8 @@ def test_the_adapter_says_what_the_native_environment_says(arrays: str) -> None:
             assert rows.observation_space[name].contains(observation[name][0])  # type: ignore[index]
         actions = rng.integers(0, int(rows.action_space.n), size=3)  # type: ignore[attr-defined]
         observation, rewards, dones, infos = rows.step(actions)
-        expected, paid, terminated, truncated, info = native.step(actions)
-        assert rewards.dtype == np.float32 and np.allclose(rewards, paid.numpy())
+        expected, native_rewards, terminated, truncated, info = native.step(actions)
+        assert rewards.dtype == np.float32 and np.allclose(rewards, native_rewards.numpy())
         assert np.array_equal(dones, (terminated | truncated).numpy())
         for row in np.flatnonzero(dones):
             ended += 1
@@ -292,7 +292,7 @@ def test_truncated_episodes_are_bootstrapped_only_if_asked(bootstrap: bool) -> N
     if not bootstrap:
         assert not rewards.any()
         return
-    paid = rewards[rewards != 0]
+    nonzero = rewards[rewards != 0]
     ids = torch.as_tensor(np.stack(list(seen.values())))
     full = {
         "input_ids": ids,
@@ -300,7 +300,7 @@ def test_truncated_episodes_are_bootstrapped_only_if_asked(bootstrap: bool) -> N
         "prompt_length": torch.ones(len(ids), dtype=torch.int64),
     }
     expected = 0.5 * learner.policy.predict_values(full).flatten()
-    assert sorted(paid.tolist()) == pytest.approx(sorted(expected.tolist()), abs=1e-5)
+    assert sorted(nonzero.tolist()) == pytest.approx(sorted(expected.tolist()), abs=1e-5)
 
 
 def test_a_kl_penalty_knows_the_policy() -> None:

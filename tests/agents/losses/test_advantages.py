@@ -76,7 +76,7 @@ def test_gae_bootstraps_from_final_values_by_hand() -> None:
 
 
 def test_tokens_of_others_carry_value_and_advantage() -> None:
-    # Own tokens at columns 1 and 4, two tokens of another speaker in between: the same as if they were
+    # Action tokens at columns 1 and 4, two tokens of another speaker in between: the same as if they were
     # neighbours.
     mask = torch.tensor([[False, True, False, False, True]])
     rewards = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]])

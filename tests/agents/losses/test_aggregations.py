@@ -21,7 +21,7 @@ from textenv.agents.losses.aggregation import (
 from textenv.agents.losses.masked import masked_sum
 from textenv.agents.losses.policy_gradient import ppo_policy_loss
 
-# Rows of 3, 1 and 0 own tokens: sums 6, 10 and 0, means 2, 10 and none.
+# Rows of 3, 1 and 0 action tokens: sums 6, 10 and 0, means 2, 10 and none.
 VALUES = torch.tensor([[1.0, 2.0, 3.0], [10.0, 0.0, 0.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
 

@@ -65,7 +65,7 @@ def test_values_that_are_all_equal_are_whitened_to_zero() -> None:
 
 
 def test_centring_by_group_by_hand() -> None:
-    # Own tokens of group 7 are 1, 3 and 8, of group 2 only 5.
+    # Action tokens of group 7 are 1, 3 and 8, of group 2 only 5.
     values = torch.tensor([[1.0, 3.0, 9.0], [5.0, 9.0, 9.0], [8.0, 9.0, 9.0]], dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)
     expected = torch.tensor([[-3.0, -1.0, 0.0], [0.0, 0.0, 0.0], [4.0, 0.0, 0.0]], dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_clip_range_high_and_dual_clip_by_hand() -> None:
 
 
 def test_sequence_ratio_by_hand() -> None:
-    # GSPO: mean difference (0.2 + 0.4) / 2 = 0.3 at both own tokens.
+    # GSPO: mean difference (0.2 + 0.4) / 2 = 0.3 at both action tokens.
     difference = log_ratio(row(9.0, 0.2, 0.4), row(0.0, 0.0, 0.0), own(0, 1, 1), level="sequence")
     torch.testing.assert_close(difference, row(0.0, 0.3, 0.3))
     with pytest.raises(ValueError, match="ratio level"):
@@ -236,7 +236,7 @@ def test_losses_and_gradients_add_up_over_micro_batches(how: str) -> None:
 
 
 def test_ilql_targets_by_hand_skip_the_turns_of_others() -> None:
-    # Own tokens at 1, 2 and 5: y_1 = 0 + 0.5 V_2, y_2 = 1 + 0.5 V_5, y_5 = 2 (last).
+    # Action tokens at 1, 2 and 5: y_1 = 0 + 0.5 V_2, y_2 = 1 + 0.5 V_5, y_5 = 2 (last).
     mask = own(0, 1, 1, 0, 0, 1)
     targets = ilql_targets(row(0, 0, 1, 0, 0, 2), row(9, 9, 4, 9, 9, 6), mask, gamma=0.5)
     torch.testing.assert_close(targets, row(0, 2, 4, 0, 0, 2))

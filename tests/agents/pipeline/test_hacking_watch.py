@@ -45,7 +45,7 @@ def evaluation(
 
 
 class Judge:
-    """A judge that says what it is told, with scatter."""
+    """A judge with a given mean, with scatter."""
 
     def __init__(self) -> None:
         self.mean, self.seed = 0.0, 0

@@ -247,7 +247,7 @@ def test_fused_activations_are_the_same_function() -> None:
     torch.testing.assert_close(plain(ids).logits, before, rtol=0, atol=1e-12)
 
 
-# -- memo ----------------------------------------------------------------------------------------------------
+# -- cache ---------------------------------------------------------------------------------------------------
 
 
 def count_passes(policy: LanguagePolicy) -> list[int]:

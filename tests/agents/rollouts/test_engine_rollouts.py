@@ -1,4 +1,4 @@
-"""Responses from an engine: the environment judges them, log-probs and weights are the policy's."""
+"""Responses from an engine: the environment ends and scores them; log-probs and weights are the policy's."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_every_iteration_plays_with_the_weights_of_the_moment(lora: Any) -> None
     assert engine.calls == ["load", "generate"] * 3
 
 
-def test_a_run_is_a_function_of_its_seed_and_of_the_tickets() -> None:
+def test_a_run_is_a_function_of_its_seed_and_of_the_episode_ids() -> None:
     first, again, other = (ppo(make_vec(rows), seed=seed) for rows, seed in ((4, 0), (3, 0), (4, 1)))
     episodes = [agent.collect() for agent in (first, again, other)]
     assert torch.equal(episodes[0].input_ids, episodes[1].input_ids)

@@ -124,7 +124,7 @@ def check_same_episodes(found: EpisodeBatch, expected: EpisodeBatch, *, bitwise:
 # -- in step -------------------------------------------------------------------------------------------------
 
 
-def test_two_actors_play_the_tickets_of_one_process(actors: list[Any]) -> None:
+def test_two_actors_play_the_episodes_of_one_process(actors: list[Any]) -> None:
     alone, shared = make(), make(actors)
     for _ in range(2):  # the second time with other weights
         check_same_episodes(shared.collect(), alone.collect())

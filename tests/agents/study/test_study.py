@@ -100,7 +100,7 @@ def test_a_finished_study_is_left_alone_and_grows(done: Any, tmp_path: Path) -> 
         run_study(tiny(), folder, jobs=0)
 
 
-def test_runs_of_a_seed_play_the_same_tickets(tmp_path: Path) -> None:
+def test_runs_of_a_seed_play_the_same_episodes(tmp_path: Path) -> None:
     still = {**ONLINE, "learning_rate": 0.0, "iterations": 2}
     agents = {"one": {"agent": "ppo", "settings": still}, "other": {"agent": "reinforce", "settings": still}}
     results = run_study(tiny(agents=agents, best_of=(), evaluations=1), tmp_path)
