@@ -131,7 +131,7 @@ def restore(
                 "the run kept its best agent and this agent has no BestCheckpoint: "
                 "the folder with the best agent does not change; "
                 "pass callbacks=[BestCheckpoint()] to update it",
-                stacklevel=4,
+                stacklevel=3,
             )
         state.callbacks = callbacks
         with agent.backend.unsharded_state(write=True):

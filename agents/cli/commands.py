@@ -242,7 +242,7 @@ def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePoli
     from textenv.agents.checkpointing.checkpoint import read_trainer
     from textenv.agents.distributed.devices import device_kwargs
     from textenv.agents.policies.language_policy import LanguagePolicy
-    from textenv.agents.training import tokenizer_of
+    from textenv.agents.train_setup.arguments import tokenizer_of
     from textenv.modeling.saved_runs import model_folder
     from textenv.tasks.prompts import load_tokenizer, model_tokenizer
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from textenv.agents.policies.adapter_files import tokenizer_source
 from textenv.agents.settings.policy_options import PolicyOptions
 from textenv.modeling.model_checks import usable_positions
 from textenv.modeling.pretrained import load_pretrained
@@ -163,3 +164,21 @@ def _names(function: Any) -> set[str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(target).parameters.values()
     return {parameter.name for parameter in parameters if parameter.kind in kinds} - {"self"}
+
+
+def tokenizer_of(model: Any) -> Any:
+    """A model's tokenizer: the policy's, or the name or folder that the model was loaded from.
+
+    Raises:
+        ValueError: if the model does not say.
+    """
+    if isinstance(model, str | os.PathLike):
+        return tokenizer_source(os.fspath(model))
+    own = getattr(model, "tokenizer", None)
+    if own is not None:
+        return own
+    name = getattr(getattr(model, "config", model), "name_or_path", "")
+    if not name:
+        kind = type(model).__name__
+        raise ValueError(f"give tokenizer=: the {kind} does not say where it was loaded from")
+    return name

@@ -15,7 +15,8 @@ from textenv import collect
 from textenv.agents.base.callbacks import BestCheckpoint
 from textenv.agents.checkpointing.run_folder import RunFolder
 from textenv.agents.settings.base import OfflineConfig, OnlineConfig
-from textenv.agents.training import tokenizer_of, train
+from textenv.agents.train_setup.arguments import tokenizer_of
+from textenv.agents.training import train
 from textenv.episodes.batch import EpisodeBatch
 from textenv.scoring import reward_wrappers
 
