@@ -17,6 +17,7 @@ from torch import Tensor
 
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.conversations import (
+    TURN_EXTRAS,
     completion_messages,
     generation_prompts,
     is_chat,
@@ -125,7 +126,8 @@ class FunctionReward(RewardTerm):
     def bind(self, env: Any) -> None:
         """Bind to an environment; an error if the task lacks a column that the function requires."""
         super().bind(env)
-        self._check_columns(env.prompts.columns)
+        turns = TURN_EXTRAS if getattr(env, "has_partner", False) else ()
+        self._check_columns({**env.prompts.columns, **dict.fromkeys(turns)})
         reads = self._takes("prompts") or self._takes("completions")
         if self.options.messages is None and MESSAGES in env.prompts.columns and reads and not self._warned:
             self._warned = True
@@ -194,7 +196,7 @@ class FunctionReward(RewardTerm):
             )
         if takes_completions:
             texts = [completion for _, completion in pairs]
-            inputs["completions"] = completion_messages(texts) if messages else texts
+            inputs["completions"] = completion_messages(episodes, texts) if messages else texts
         if _OPENED in self._parameters and _OPENED not in (*inputs, *self._constants):
             inputs[_OPENED] = generation_prompts(episodes, self.tokenizer)
         if self._takes("completion_ids"):

@@ -21,6 +21,7 @@ import numpy as np
 from textenv import scoring as scorer
 from textenv.agents.distributed import process_group
 from textenv.agents.rollouts.collector import RolloutRequest
+from textenv.agents.rollouts.engine_turns import EngineTurns
 from textenv.agents.rollouts.vllm_engine import EngineSampling, GenerationEngine, Response, VLLMEngine
 from textenv.agents.settings.engine_rollouts import EngineRollouts
 from textenv.envs.scheduler import noise_base, prompt_index
@@ -75,6 +76,10 @@ class EngineCollector:
         started = time.perf_counter()
         engine = self._ready(policy, base.max_length)
         loaded = time.perf_counter()
+        if base.has_partner:
+            episodes, written = self._collect_turns(engine, request)
+            self.metrics = self._timings(started, loaded, time.perf_counter(), written, episodes)
+            return episodes
         tickets = np.arange(first_ticket, first_ticket + size)
         seeds = np.full_like(tickets, seed)
         index = prompt_index(
@@ -101,12 +106,33 @@ class EngineCollector:
             sampling={**policy.sampling(), "engine": type(engine).__name__},
         )
         episodes = collect(envs, replay, size, seed=seed, first_ticket=first_ticket, score=False)
-        self.metrics = {
+        self.metrics = self._timings(started, loaded, generated, _tokens(responses), episodes)
+        return episodes
+
+    def _collect_turns(self, engine: GenerationEngine, request: RolloutRequest) -> tuple[EpisodeBatch, int]:
+        """Episodes of several turns, and the number of tokens that the engine wrote."""
+        base, policy = request.envs.unwrapped, request.policy
+        settings = {**policy.sampling(), "engine": type(engine).__name__}
+        sampling = engine_sampling(policy, base, ())
+        turns = EngineTurns(engine, sampling, base.max_length, settings)
+        size, first = request.episodes, request.first_ticket
+        # Rows that end their turn together are written together, so all replies are awaited.
+        episodes = collect(
+            request.envs, turns, size, seed=request.seed, first_ticket=first, score=False, waiting="block"
+        )
+        if self.settings.sleep:
+            engine.sleep()
+        return episodes, turns.written
+
+    @staticmethod
+    def _timings(
+        started: float, loaded: float, generated: float, written: int, episodes: EpisodeBatch
+    ) -> dict[str, float]:
+        return {
             "rollout/generate": generated - loaded,
             "rollout/load_weights": loaded - started,
-            "rollout/tokens_dropped": float(_tokens(responses) - int(episodes.response_lengths.sum())),
+            "rollout/tokens_dropped": float(written - int(episodes.response_lengths.sum())),
         }
-        return episodes
 
     def close(self) -> None:
         """Stop an engine that was started here."""
@@ -137,7 +163,7 @@ def check_playable(request: RolloutRequest) -> None:
 
     Raises:
         ValueError: for several learning processes; an environment of another class, or with wrappers that are
-            no rewards, whose observations may be more than a prompt and its response (several turns); and a
+            no rewards, whose observations may be more than the tokens so far; and a
             policy with a logits processor or nucleus.
     """
     from textenv.tasks.make import MadeTextVectorEnv
@@ -147,8 +173,8 @@ def check_playable(request: RolloutRequest) -> None:
         raise ValueError(f"rollouts by an engine need one learning process, got {process_group.world_size()}")
     if type(base) not in (TextVectorEnv, MadeTextVectorEnv):
         raise ValueError(
-            "an engine answers a prompt once, so envs must be TextVectorEnv, "
-            f"got {type(base).__name__}, which may have several turns"
+            "an engine writes what follows the tokens of a row, so envs must be TextVectorEnv, "
+            f"got {type(base).__name__}, which may do more"
         )
     layers = [
         layer for layer in scorer.walk(request.envs) if layer is not base and not hasattr(layer, "term")
@@ -179,7 +205,7 @@ def engine_sampling(policy: LanguagePolicy, base: TextVectorEnv, seeds: tuple[in
         top_k=decoding.top_k,
         top_p=decoding.top_p,
         greedy=decoding.greedy,
-        max_new_tokens=base.max_new_tokens,
+        max_new_tokens=base.max_turn_tokens,
         min_new_tokens=legality.min_new_tokens,
         stop_token_ids=legality.stop_token_ids,
         allowed_token_ids=allowed,

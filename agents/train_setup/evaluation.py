@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from textenv.episodes.batch import EpisodeBatch
+from textenv.episodes.conversations import TURN_EXTRAS
 from textenv.modeling.model_checks import check_holds, usable_positions
 
 VALIDATION = "the validation split of the task {task!r}"
@@ -55,7 +56,8 @@ def envs_of_data(
     places = torch.linspace(0, len(rows) - 1, count).round().long().tolist()
     prompts = [list(rows)[place] for place in places]
     first = [rows[prompt] for prompt in prompts]
-    columns = {name: [values[row] for row in first] for name, values in episodes.extras.items()}
+    kept = {name: values for name, values in episodes.extras.items() if name not in TURN_EXTRAS}
+    columns = {name: [values[row] for row in first] for name, values in kept.items()}
     chat = "prompt_messages" in columns or "prompt_text" in columns
     given = {**env_kwargs}
     longest, positions = max(map(len, prompts)), usable_positions(agent.policy.model)

@@ -23,6 +23,7 @@ from tests.helpers.partners import (
     Slow,
     Waiting,
 )
+from textenv.episodes.conversations import completion_messages
 from textenv.generation.replay import Replay
 from textenv.partners import Partner, Reply
 from textenv.partners.calls import PartnerError
@@ -300,6 +301,28 @@ def test_rewards_are_conserved() -> None:
             said = [sum(reply["reward"] for reply in replies) for replies in ended.extras["replies"]]
             assert ended.returns.tolist() == pytest.approx(said)
     assert total == pytest.approx(kept)
+
+
+def test_reward_functions_see_turns_and_messages() -> None:
+    seen: dict[str, Any] = {}
+
+    def texts(completions: list[str], turns: list[list[str]], stop_reason: list[str], **columns: Any) -> Any:
+        seen["texts"] = completions, turns, stop_reason
+        return [float(len(said)) for said in turns]
+
+    envs = make_vec(3, rewards=[texts])
+    batch = textenv.collect(envs, by_key, 6, seed=1)
+    completions, turns, reasons = seen["texts"]
+    assert batch.reward_terms["texts"].sum(-1).tolist() == [float(len(said)) for said in turns]
+    assert (batch.rewards.sum(-1) - batch.reward_terms["partner"].sum(-1)).tolist() == list(map(len, turns))
+    assert reasons == batch.extras["stop_reason"] and completions == batch.completion_texts(TALKER)
+    replies = batch.extras["replies"]
+    messages = completion_messages(batch, completions)
+    for said, heard, conversation in zip(turns, replies, messages, strict=True):
+        roles = [message["role"] for message in conversation]
+        assert roles == (["assistant", "user"] * len(said))[:-1]
+        assert [message["content"] for message in conversation[::2]] == said
+        assert [message["content"] for message in conversation[1::2]] == [r["text"] for r in heard[:-1]]
 
 
 # -- records -----

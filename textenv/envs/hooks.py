@@ -144,6 +144,11 @@ class EnvHooks:
         return self._turns is not None
 
     @property
+    def max_turn_tokens(self) -> int:
+        """Most tokens of a turn."""
+        return self.max_new_tokens if self._turns is None else self._turns.limits.max_turn_tokens
+
+    @property
     def waiting(self) -> str:
         """Mode "block": a step waits for all replies; "step": the rows that wait are inactive meanwhile."""
         return "block" if self._turns is None else self._turns.waiting

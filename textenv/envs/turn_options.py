@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from textenv.envs.token_constraints import tokenizer_vocab_size
 from textenv.envs.turn_prompts import TurnPrompts
-from textenv.envs.turns import EXTRAS, RESERVED, WAITING, TurnLimits, Turns
+from textenv.envs.turns import RESERVED, WAITING, TurnLimits, Turns
+from textenv.episodes.conversations import TURN_EXTRAS
 from textenv.partners.registry import make_partner
 from textenv.prompts.prompt_set import PromptSet
 from textenv.utils.checks import check_at_least, check_choice, check_flag
@@ -58,7 +59,7 @@ def make_turns(
         raise ValueError(
             f"max_length must be more than the longest prompt ({prompts.max_length} tokens), got {max_length}"
         )
-    for name in (*EXTRAS, *RESERVED):
+    for name in (*TURN_EXTRAS, *RESERVED):
         if name in prompts.columns:
             raise ValueError(f"prompts must have no column {name!r}, which episodes with a partner add")
     limits = TurnLimits(turns, tokens, max_new_tokens, max_length)

@@ -15,6 +15,7 @@ import numpy as np
 from textenv.envs.host_mirror import HostMirror
 from textenv.envs.scheduler import Assignment
 from textenv.envs.turn_prompts import TurnPrompts
+from textenv.episodes.conversations import TURN_EXTRAS
 from textenv.partners.calls import Outcome, PartnerError, ReplyCalls, Turn
 from textenv.partners.partner import Partner, Reply
 from textenv.partners.registry import PartnerSpec
@@ -27,8 +28,6 @@ STOP_REASONS = ("done", "max_turns", "max_new_tokens", "max_length", "timeout", 
 WAITING = ("block", "step")
 RESERVED = ("episode_id",)
 """Argument of ``Partner.begin`` beside the columns of the prompt."""
-EXTRAS = ("opening", "turns", "replies", "last_reply", "stop_reason", "partner_errors", "partner_timeouts")
-"""Columns that episodes of several turns add to ``EpisodeBatch.extras``."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +171,9 @@ class Turns:
         self._partners = [None] * len(self._partners)
 
     def extras(self, rows: Sequence[int]) -> dict[str, list[Any]]:
-        """The columns of ``EXTRAS`` for some rows."""
+        """The columns of ``TURN_EXTRAS`` for some rows."""
         parts = [self.conversations[row].extras() for row in rows]
-        return {name: [part[name] for part in parts] for name in EXTRAS}
+        return {name: [part[name] for part in parts] for name in TURN_EXTRAS}
 
     # -- one step -----
 

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+OPENING, TURNS, REPLIES = "opening", "turns", "replies"
+LAST_REPLY, STOP_REASON = "last_reply", "stop_reason"
+ERRORS, TIMEOUTS = "partner_errors", "partner_timeouts"
+TURN_EXTRAS = (OPENING, TURNS, REPLIES, LAST_REPLY, STOP_REASON, ERRORS, TIMEOUTS)
+"""Columns that episodes of several turns add to ``EpisodeBatch.extras``: what the partner said at first, the
+policy's turns as texts, the partner's replies, the reply that was not appended, why the episode ended, and
+the numbers of failed calls."""
+
+
 def is_chat(episodes: EpisodeBatch) -> bool:
     """Whether the prompts of these episodes were given as messages."""
     return MESSAGES in episodes.extras
@@ -56,6 +65,21 @@ def generation_prompts(episodes: EpisodeBatch, tokenizer: PreTrainedTokenizerBas
     return [opened_turn(messages, tokenizer, options=options) for messages, options in chats]
 
 
-def completion_messages(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """B completions as lists of one message, the assistant's."""
-    return [[{"role": "assistant", "content": text}] for text in texts]
+def completion_messages(episodes: EpisodeBatch, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """B completions as messages: the assistant's, and in episodes of several turns the replies between them.
+
+    Args:
+        episodes: B episodes.
+        texts: their completions.
+    """
+    if TURNS not in episodes.extras:
+        return [[{"role": "assistant", "content": text}] for text in texts]
+    conversations = []
+    for turns, replies in zip(episodes.extras[TURNS], episodes.extras[REPLIES], strict=True):
+        messages = []
+        for i, text in enumerate(turns):
+            messages.append({"role": "assistant", "content": text})
+            if i < len(turns) - 1:  # the last reply is not part of the episode
+                messages.append({"role": replies[i]["role"], "content": replies[i]["text"]})
+        conversations.append(messages)
+    return conversations

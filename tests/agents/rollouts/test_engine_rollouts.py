@@ -14,6 +14,7 @@ from transformers import GPT2Config
 
 from tests.helpers.engine_helpers import TransformersEngine
 from tests.helpers.env_helpers import EOS, TOKENIZER, V, make_vec, vector_env
+from tests.helpers.partners import TALKER, Guess
 from textenv.agents import PPO, EngineCollector, EngineRollouts, PPOConfig, Reinforce, ReinforceConfig
 from textenv.agents.nlpo import NLPO, NLPOConfig
 from textenv.agents.rollouts.vllm_engine import EngineSampling, Response, VLLMEngine
@@ -186,7 +187,7 @@ class Shouting(gym.vector.VectorWrapper):
 def test_what_no_engine_can_play_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     base = vector_env(3)
     talk = Conversation(3, prompts=base.prompts, tokenizer=TOKENIZER, max_new_tokens=5)
-    with pytest.raises(ValueError, match=r"envs must be TextVectorEnv, got Conversation, .* several turns"):
+    with pytest.raises(ValueError, match=r"envs must be TextVectorEnv, got Conversation, .* may do more"):
         ppo(talk, kl_coef=0.0).collect()
     with pytest.raises(ValueError, match="does not see what the wrapper Shouting"):
         ppo(Shouting(make_vec(3))).collect()
@@ -211,3 +212,35 @@ def test_what_no_engine_can_play_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     starting = PPO(config(), envs=make_vec(3), config=PPOConfig(**SETTINGS), rollouts=EngineRollouts())
     with pytest.raises(ImportError, match="rollouts by vLLM need vllm"):
         starting.collect()
+
+
+def turn_envs(num_envs: int = 3, **changes: Any) -> Any:
+    made = {"tokenizer": TALKER, "rewards": [], "max_turns": 3, "max_turn_tokens": 3, "partner": Guess}
+    return gym.make_vec("TextRLHF-v0", num_envs, **{**made, **changes})
+
+
+def talker() -> GPT2Config:
+    eos, bos = TALKER.eos_token_id, TALKER.bos_token_id
+    return config(vocab_size=len(TALKER), n_positions=64, bos_token_id=bos, eos_token_id=eos)
+
+
+def test_an_engine_writes_turn_by_turn() -> None:
+    engine = TransformersEngine()
+    agent = ppo(turn_envs(min_new_tokens=1), engine, talker())
+    episodes = agent.collect()
+    assert episodes.episode_id.tolist() == list(range(12)) and engine.calls.count("generate") > 3
+    torch.testing.assert_close(episodes.log_probs, agent.policy.log_prob(episodes), atol=1e-5, rtol=0)
+    assert max(map(len, episodes.extras["turns"])) > 1
+    metrics = agent.collector.metrics
+    assert metrics["rollout/tokens_dropped"] == 0 and metrics["rollout/generate"] > 0
+
+
+@pytest.mark.parametrize("stop", [[], ["7"]])
+def test_greedy_turns_of_an_engine_are_those_of_the_policy(stop: list[str]) -> None:
+    made = {"stop_strings": stop, "max_turn_tokens": 4}
+    agent = ppo(turn_envs(**made), model=talker(), policy_kwargs={"greedy": True})
+    found = agent.collect()
+    by_hand = collect(turn_envs(5, **made), agent.policy, 12, seed=0, first_ticket=0)
+    assert found.input_ids.tolist() == by_hand.input_ids.tolist()
+    assert found.action_mask.tolist() == by_hand.action_mask.tolist() and found.extras == by_hand.extras
+    assert found.reward_terms["partner"].tolist() == by_hand.reward_terms["partner"].tolist()
