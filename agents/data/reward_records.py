@@ -13,7 +13,7 @@ import torch
 from textenv.agents.data.ratings import RATING_COLUMNS, RewardBatch, end_rows, joined
 from textenv.data.encoding import joined_conversation, raise_at
 from textenv.data.loading import load_columns
-from textenv.data.record_warnings import HeldPrompts
+from textenv.data.record_warnings import RepeatedPrompts
 from textenv.data.records import Records
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.preferences import PreferenceBatch
@@ -114,9 +114,9 @@ def _pairs(records: Records) -> tuple[list[Item], list[Item], dict[str, torch.Te
     weights: dict[str, list[float]] = {name: [] for name in ("margin", "label") if name in records.columns}
     chosen: list[Item] = []
     rejected: list[Item] = []
-    held = HeldPrompts(records.name)
+    in_completions = RepeatedPrompts(records.name)
     for place, row in records.require("prompt", "chosen", "rejected", *weights).rows():
-        held.add(row["prompt"], row["chosen"], row["rejected"])
+        in_completions.add(row["prompt"], row["chosen"], row["rejected"])
         if row["chosen"] == row["rejected"]:
             raise ValueError(f"{place}: chosen and rejected are equal: {row['chosen']!r}")
         for name, column in weights.items():
@@ -125,7 +125,7 @@ def _pairs(records: Records) -> tuple[list[Item], list[Item], dict[str, torch.Te
             raise ValueError(f"{place}: label must lie in [0, 1], got {weights['label'][-1]}")
         for items, side in ((chosen, "chosen"), (rejected, "rejected")):
             _add(items, _whole(place, row["prompt"], row[side]), place)
-    held.warn()
+    in_completions.warn()
     return chosen, rejected, {name: torch.tensor(column) for name, column in weights.items()}
 
 

@@ -1,4 +1,4 @@
-"""Users' data: files, folders, ``datasets`` objects and hub ids as prompts, episodes and preferences."""
+"""Load users' data (files, folders, ``datasets`` objects, hub ids) as prompts, episodes or pairs."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Prompts and completions, as texts or messages, encoded into episodes, with errors that name the record."""
+"""Encode prompts and completions (texts or messages) into episodes; errors name the record."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def raise_at(place: str, error: Exception) -> NoReturn:
-    """Raise the error again with the place before its message.
+    """Raise the error again, with the place in front of its message.
 
     Raises:
-        TypeError: if it was one.
+        TypeError: if ``error`` is a TypeError.
         ValueError: otherwise.
     """
     kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -31,12 +31,12 @@ def raise_at(place: str, error: Exception) -> NoReturn:
 
 
 Pair = tuple[str, Any, Any, Mapping[str, Any]]
-"""Place, prompt, completion, and the record's other columns, which may speak to the chat template."""
+"""(place, prompt, completion, the record's other columns). The chat template may use the other columns."""
 
 
 @dataclass
 class PairEncoder:
-    """How the records of one source become episodes; see ``textenv.data.episodes_from_records``."""
+    """Encodes the records of one source into episodes; see ``textenv.data.episodes_from_records``."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
@@ -53,20 +53,20 @@ class PairEncoder:
         check_choice("turns", self.turns, TURNS)
 
     def encode(self, pairs: Sequence[Pair], rewards: Sequence[float] | None = None) -> EpisodeBatch:
-        """Encode records.
+        """Encode n records.
 
         Args:
-            pairs: prompt and completion are both texts or both lists of messages. Messages of the prompt that
-                the completion repeats at its front are there once.
-            rewards: one number each, paid at the last action.
+            pairs: n records. Prompt and completion are both texts or both lists of messages. If the
+                completion starts with messages of the prompt, these are used once.
+            rewards: n numbers, the reward of the last action of each episode. None = no rewards.
 
         Returns:
-            The episodes. Where a chat template rendered them, their extras are the column that keeps what the
-            prompts were; see ``textenv.prompts.conversations.conversation_columns``.
+            n episodes. If a chat template rendered them, ``extras`` has one column with the original prompts;
+            see ``textenv.prompts.conversations.conversation_columns``.
 
         Raises:
-            ValueError: naming the place of the first record that cannot be encoded.
-            TypeError: naming the place, if texts and messages are mixed.
+            ValueError: if a record cannot be encoded. The message names the place of the first one.
+            TypeError: if a record mixes texts and messages. The message names the place.
         """
         try:
             batch = self._encode(pairs, rewards)
@@ -79,7 +79,7 @@ class PairEncoder:
         except (TypeError, ValueError) as error:
             if len(pairs) == 1:
                 raise_at(pairs[0][0], error)
-            for i, pair in enumerate(pairs):  # one by one, to find out which
+            for i, pair in enumerate(pairs):  # one by one, to find the record that fails
                 self.encode([pair], None if rewards is None else rewards[i : i + 1])
             raise
 
@@ -105,7 +105,7 @@ class PairEncoder:
         return batch
 
     def _before_the_actions(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The messages that are the prompt."""
+        """The messages before the first one whose tokens are actions."""
         if self.turns == "last":
             return messages[:-1]
         return messages[: next(i for i, message in enumerate(messages) if message["role"] == "assistant")]
@@ -150,16 +150,17 @@ class PairEncoder:
 
 
 def joined_conversation(prompt: Any, completion: Any, *, texts_too: bool = False) -> list[dict[str, Any]]:
-    """Prompt and completion as one conversation.
+    """Join prompt and completion to one conversation.
 
     Args:
-        prompt: messages, or a text, which is the user's message.
-        completion: messages, or a text, which is the assistant's. It may repeat the prompt's messages at its
-            front; they are there once.
-        texts_too: texts may stand for messages; else only a prompt that the completion repeats may.
+        prompt: messages, or a text that becomes a user message.
+        completion: messages, or a text that becomes an assistant message. Messages at its start that repeat
+            the end of the prompt are dropped.
+        texts_too: accept texts as messages. If False, a text is accepted only as a prompt that the completion
+            repeats.
 
     Raises:
-        TypeError: if texts and messages are mixed.
+        TypeError: if texts and messages are mixed and ``texts_too`` is False.
     """
     before, after = _messages(prompt, "user"), _messages(completion, "assistant")
     most = min(len(before), len(after) - 1)

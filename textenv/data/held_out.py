@@ -1,7 +1,7 @@
-"""Splitting off a held-out part of records that come without one: by a hash of the prompt.
+"""Split records into a training part and a held-out part by a hash of the prompt.
 
-On which side a record falls is a function of its prompt alone, so no prompt is on both sides, the same file
-is always split alike, and files that share prompts agree.
+The side depends on the prompt only. So no prompt is on both sides, a file is always split the same way, and a
+prompt that is in several files is on the same side in all of them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from textenv.data.sources import HELD_OUT_SHARE, Row
 
 
 def prompt_key(record: Mapping[str, Any]) -> int:
-    """A number in [0, 2^64) from the prompt of a record: a BLAKE2b hash of it.
+    """BLAKE2b hash of a record's prompt, an integer in [0, 2^64).
 
-    The prompt is the column ``prompt``, or ``messages`` without the assistant's last turn, or ``text``. One
-    message of the user is the same as its text.
+    The prompt is the column ``prompt``, or ``messages`` without a last turn of the assistant, or ``text``. A
+    single user message has the same hash as its text.
     """
     prompt = next((record[name] for name in ("prompt", "messages", "text") if name in record), None)
     if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[-1], Mapping):
@@ -33,7 +33,7 @@ def prompt_key(record: Mapping[str, Any]) -> int:
         if len(prompt) == 1 and set(prompt[0]) == {"role", "content"} and prompt[0]["role"] == "user":
             prompt = prompt[0]["content"]
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=repr)
-    # A text that is no Unicode is refused where records are checked, with its place.
+    # surrogatepass: texts that are not valid Unicode are refused later, when records are checked.
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
@@ -41,16 +41,17 @@ def prompt_key(record: Mapping[str, Any]) -> int:
 def split_off(
     records: Records, *, held_out: bool, share: float = HELD_OUT_SHARE, limit: int | None = None
 ) -> Records:
-    """One side of records that are split by their prompts.
+    """Return one side of records that are split by their prompts.
 
-    Prompts whose hash lies below ``share`` of its range are held out; if none does, the one with the least
-    hash, and if all do, all but the one with the greatest. So both sides have at least one prompt.
+    A prompt is held out if its hash is below ``share * 2**64``. Both sides have at least one prompt: if no
+    hash is that small, the prompt with the smallest hash is held out; if all are, the prompt with the largest
+    hash is kept for training.
 
     Args:
-        records: of one source; they are read once now, and once at every pass over a side.
-        held_out: the held-out side, or the other one.
-        share: expected share of the different prompts that is held out, in (0, 1).
-        limit: look at the first so many records only.
+        records: of one source. They are read once here, and once in every pass over a side.
+        held_out: True = the held-out side, False = the training side.
+        share: expected fraction of the distinct prompts that is held out, in (0, 1).
+        limit: use only the first ``limit`` records.
 
     Raises:
         ValueError: if ``share`` is out of range, or all records have the same prompt.
@@ -75,6 +76,6 @@ def split_off(
 
 
 def _keyed(records: Records, limit: int | None) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """(place, row as the source has it, key of its prompt)."""
+    """Yield (place, row with the source's column names, hash of its prompt)."""
     for place, row in itertools.islice(records.source(), limit):
         yield place, row, prompt_key({records.rename.get(name, name): value for name, value in row.items()})

@@ -1,13 +1,13 @@
-r"""Preference pairs without a column ``prompt``: what the two dialogues share at their front is the prompt.
+r"""Prompts of preference pairs without a column ``prompt``: the common beginning of both dialogues.
 
     >>> split_pair("Human: Hi\n\nAssistant: Hello.", "Human: Hi\n\nAssistant: How are you?", "row 0")
     ('Human: Hi\n\nAssistant:', ' Hello.', ' How are you?')
     >>> split_pair("The sky is blue.", "The sky is green.", "row 0")
     ('The sky is', ' blue.', ' green.')
 
-TRL's ``extract_prompt`` cuts two texts at their first different character (a blank before it goes to the
-completions). Where answers begin alike it cuts inside a word; here the cut lies at the last turn, or in texts
-without turns at a word.
+TRL's ``extract_prompt`` cuts two texts at their first different character (a space before it goes to the
+completions). If two answers begin with the same letters, that cut is inside a word. Here the cut is at the
+last turn, or between words if the texts have no turns.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from textenv.utils.names import shown
 
 PAIR = ("chosen", "rejected")
 _OTHERS = ("prompt", "messages", "text")
-"""Columns beside which a pair needs no prompt of its own."""
+"""If one of these columns is present, the prompt is not extracted from the pair."""
 _TURN = re.compile(r"(?:^|\n)[ \t]*(?:Human|User|Assistant|AI|Bot|System)[ \t]*:")
-"""The name of who speaks, at the start of a line, as in the data of Anthropic's HH-RLHF."""
+"""A speaker's name at the start of a line, as in Anthropic's HH-RLHF data."""
 
 
 def has_implicit_prompt(columns: Sequence[str], wanted: Sequence[str] | None) -> bool:
-    """Whether the prompts of a data set have to be read off its pairs.
+    """Whether prompts must be extracted from the pairs of a data set.
 
     Args:
-        columns: of the data.
-        wanted: columns that the caller asks for; None and none at all leave it to the data.
+        columns: names of the data's columns.
+        wanted: names of the columns that the caller needs. None or empty = not restricted.
     """
     return (
         set(PAIR) <= set(columns) and not set(_OTHERS) & set(columns) and (not wanted or "prompt" in wanted)
@@ -40,10 +40,11 @@ def has_implicit_prompt(columns: Sequence[str], wanted: Sequence[str] | None) ->
 def with_prompts(
     rows: Iterator[tuple[str, dict[str, Any]]],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of pairs, with the column ``prompt`` in front, and without it in both sides.
+    """Yield rows with the extracted column ``prompt`` first, and with the prompt removed from both sides.
 
     Raises:
         ValueError: see ``split_pair``.
+        TypeError: see ``split_pair``.
     """
     for place, row in rows:
         prompt, chosen, rejected = split_pair(row["chosen"], row["rejected"], place)
@@ -51,14 +52,17 @@ def with_prompts(
 
 
 def split_pair(chosen: Any, rejected: Any, place: str) -> tuple[Any, Any, Any]:
-    """Prompt, chosen and rejected completion of two dialogues, texts or lists of messages.
+    """Split two dialogues (both texts or both lists of messages) into their prompt and two completions.
 
-    Messages that both have at their front are the prompt. Texts share their beginning up to the last turn
-    ("Assistant:" at the start of a line), or without turns up to the last whole word.
+    Messages: the prompt is the common first messages. Texts: the prompt is the common text up to the last
+    turn ("Assistant:" at the start of a line), or up to the last whole word if there are no turns.
+
+    Returns:
+        (prompt, chosen completion, rejected completion).
 
     Raises:
-        ValueError: naming the place, if there is no such prompt: nothing is shared, both are equal, or they
-            part before their last turn.
+        ValueError: if there is no such prompt: the beginnings differ, both dialogues are equal, or they
+            differ before their last turn. The message names the place.
         TypeError: if one is a text and the other a list.
     """
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -76,7 +80,7 @@ def split_pair(chosen: Any, rejected: Any, place: str) -> tuple[Any, Any, Any]:
 
 
 Split = tuple[tuple[Any, Any, Any] | None, str]
-"""What was found, or None and the reason."""
+"""((prompt, chosen, rejected), "") or (None, why there is no prompt)."""
 
 
 def _split_messages(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> Split:
@@ -96,7 +100,7 @@ def _split_texts(chosen: str, rejected: str) -> Split:
     shared = next((i for i, (one, other) in both if one != other), min(len(chosen), len(rejected)))
     ends = [[turn.end() for turn in _TURN.finditer(side)] for side in (chosen, rejected)]
     if any(ends):
-        # Both must open their last turn at one place, which the shared part holds.
+        # The last turn of both texts must start at the same position, inside the common beginning.
         cut = ends[0][-1] if ends[0] else 0
         if ends[0] != ends[1] or cut > shared:
             return None, f"they part before their last turn (at character {shared})"
@@ -110,7 +114,7 @@ def _split_texts(chosen: str, rejected: str) -> Split:
 
 
 def _word_start(chosen: str, rejected: str, shared: int) -> int:
-    """The last place at or before ``shared`` where no word of either text is cut; blanks go with the word."""
+    """Last position <= ``shared`` that cuts no word of either text; a space goes with the word after it."""
     cut = shared
     inside = any(len(side) > cut and not side[cut].isspace() for side in (chosen, rejected))
     if inside:

@@ -1,4 +1,4 @@
-"""Files of JSON lines, read a row at a time, or many rows at once where nothing about them is unusual."""
+"""Read JSON-lines files: one row at a time with exact errors, or faster in blocks of rows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from textenv.data.row_blocks import Block, Row, row_blocks
 from textenv.utils.json_text import parse_json
 
 _BLOCK_BYTES = 2**16
-"""Bytes of a file that are parsed together, and what is missing of the last line. A few hundred short-lived
-objects do not start the garbage collector."""
+"""Bytes that are read and parsed at once (the last line is completed). Small blocks create too few objects to
+start Python's garbage collector."""
 _DECODER = json.JSONDecoder()
 
 
 class JsonLines:
-    """Rows of one file; a blank line is none.
+    """The rows of one file; blank lines are skipped.
 
-    Calling it starts a pass over (place, row). ``blocks`` gives the same rows and errors in less time.
+    Calling it starts a pass over (place, row). ``blocks`` gives the same rows and errors, faster.
 
     Args:
         path: of the file, UTF-8.
@@ -39,7 +39,7 @@ class JsonLines:
         """The rows in blocks.
 
         Raises:
-            ValueError: as iterating does, once the rows before the wrong one were given.
+            ValueError: as ``__call__``, after all rows before the invalid one.
         """
         path, number, start = self._path, 1, 0
         with open(path, "rb") as file:
@@ -59,17 +59,17 @@ def _place(path: Path, first: int, i: int) -> str:
 
 
 def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text with its line break) of a UTF-8 file, a byte order mark removed.
+    """Yield (line number from 1, text with its line break) of a UTF-8 file, without a byte order mark.
 
     Raises:
-        ValueError: naming file, line and byte where the text is not UTF-8.
+        ValueError: if the file is not UTF-8. The message names the file, line and byte.
     """
     with open(path, "rb") as file:
         yield from _decoded(file, path)
 
 
 def _decoded(file: IO[bytes], path: Path, first: int = 1, start: int = 0) -> Iterator[tuple[int, str]]:
-    """Lines of a part of the file that begins with line ``first`` at byte ``start``."""
+    """``decoded_lines`` of a part of the file that begins with line ``first`` at byte ``start``."""
     for number, raw in enumerate(file, start=first):
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -95,7 +95,7 @@ def _rows(lines: Iterable[tuple[int, str]], path: Path) -> Iterator[Row]:
 
 
 def _parsed(raw: bytes, number: int) -> list[dict[str, Any]] | None:
-    """One object a line, or None where one by one they could be read otherwise, or not at all."""
+    """One object per line, or None if the lines need the slow reader (blank lines, errors, repeated keys)."""
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -116,15 +116,16 @@ def _parsed(raw: bytes, number: int) -> list[dict[str, Any]] | None:
 
 
 def _pairs_at_most(text: str) -> int:
-    """How many keys with a value JSON texts have at most.
+    """Upper bound on the number of keys in JSON texts.
 
-    Before the colon of each stands a quote or white space; so it may within a string, too.
+    Every key is followed by a colon after a quote or white space. Strings may contain the same characters, so
+    the count may be too high.
     """
     return sum(text.count(before) for before in ('":', " :", "\t:", "\r:", "\n:"))
 
 
 def _keys(objects: list[dict[str, Any]], *, nested: bool) -> int:
-    """How many keys parsed objects have; fewer than their texts if one stands twice in an object."""
+    """Number of keys of parsed objects. It is lower than in their text if an object repeats a key."""
     count, level = sum(map(len, objects)), chain.from_iterable(map(dict.values, objects))
     while nested:
         inner = [value for value in level if type(value) is dict or type(value) is list]

@@ -1,9 +1,11 @@
-"""Users' data by the ecosystem's column names: prompts, completions, preferences, rewards, labels, messages.
+"""Tokenise users' records into prompts, episodes and preference pairs.
+
+The column names are those of ``datasets`` on the Hugging Face hub and TRL:
 
     text | prompt | prompt, completion | prompt, completion, label | prompt, completion, reward
     [prompt,] chosen, rejected [, margin, label] | messages
 
-``load_columns`` finds and checks the records; ``prompts_from_records``, ``episodes_from_records`` and
+``load_columns`` finds and checks the records. ``prompts_from_records``, ``episodes_from_records`` and
 ``preferences_from_records`` tokenise them. Every error names the place: file and line, or row.
 """
 
@@ -17,7 +19,7 @@ import torch
 
 from textenv.data.encoding import PairEncoder, raise_at
 from textenv.data.prompt_records import read_prompts
-from textenv.data.record_warnings import HeldPrompts, Repeats
+from textenv.data.record_warnings import RepeatedPrompts, Repeats
 from textenv.data.records import FORMATS, Records, load_columns
 from textenv.data.row_blocks import Row
 from textenv.episodes.batch import EpisodeBatch
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 _CHUNK = 1024
-"""Records tokenised at once."""
+"""Number of records that are tokenised at once."""
 
 
 def prompts_from_records(
@@ -51,22 +53,23 @@ def prompts_from_records(
     truncation_side: str = "left",
     chat_template: bool = False,
 ) -> PromptSet:
-    """Tokenise the prompts; all other columns become columns of the set.
+    """Tokenise n prompts; all other columns become columns of the ``PromptSet``.
 
     Args:
-        records: with the column ``prompt`` (text or messages), or ``messages`` (if the assistant speaks last,
-            that turn is left off). ``tools`` and ``chat_template_kwargs`` reach the chat template.
+        records: n records with the column ``prompt`` (text or messages) or ``messages`` (a last turn of the
+            assistant is dropped). The columns ``tools`` and ``chat_template_kwargs`` are passed to the chat
+            template.
         tokenizer: a transformers tokenizer.
         max_prompt_tokens: see ``PromptSet.from_texts``.
         truncation_side: see ``PromptSet.from_texts``.
-        chat_template: render text prompts as a user's message, too; messages are always rendered.
+        chat_template: render text prompts as user messages. Messages are always rendered.
 
     Raises:
-        ValueError: naming the place, if a prompt is missing, empty or too long.
-        TypeError: naming the place, if a prompt has the wrong type.
+        ValueError: if a prompt is missing, empty or too long. The message names the place.
+        TypeError: if a prompt has the wrong type. The message names the place.
 
     Warns:
-        UserWarning: if prompts repeat, with their number.
+        UserWarning: if prompts repeat; it gives their number.
     """
     prompts, columns = read_prompts(records, alike=True)
     try:
@@ -91,27 +94,30 @@ def episodes_from_records(
     chat_template: bool = False,
     turns: str = "last",
 ) -> EpisodeBatch:
-    """Tokenise prompts and completions into episodes.
+    """Tokenise n prompts and completions into n episodes.
 
     Args:
-        records: with the columns ``prompt`` and ``completion`` (both text or both messages), or ``messages``
-            (the assistant's last turn is the completion), or ``text`` (a completion of nothing). A column
-            ``reward`` (number) is paid at the last action. ``tools`` and ``chat_template_kwargs`` reach the
-            chat template. All other columns become extras; ``label`` becomes bools if ``load_columns`` was
-            told to require it. The messages of chat prompts become the extra ``prompt_messages`` (texts that
-            the chat template rendered: ``prompt_text``), so that rewards read them.
+        records: n records with ``prompt`` and ``completion`` (both text or both messages), or ``messages``
+            (the assistant's last turn is the completion), or ``text`` (a completion of an empty prompt). A
+            column ``reward`` (number) is the reward of the last action. The columns ``tools`` and
+            ``chat_template_kwargs`` are passed to the chat template. All other columns become extras.
+            ``label`` is converted to bool if ``load_columns`` was asked to require it. Rewards find the
+            original prompts of chats in the extra ``prompt_messages``, and those of texts that the chat
+            template rendered in ``prompt_text``.
         tokenizer: a transformers tokenizer; messages need one with a chat template.
-        max_length: longest episode in tokens; a longer one loses its end and counts as truncated.
-        append_eos: end completions by EOS, as generated ones would.
-        chat_template: render text prompts and completions as a user's and an assistant's message.
-        turns: whose tokens are actions in messages: the assistant's "last" turn, or "all" its turns.
+        max_length: maximum length of an episode in tokens. Longer ones are cut at the end and marked as
+            truncated.
+        append_eos: append EOS to completions, as generated ones have it.
+        chat_template: render text prompts as user messages and text completions as assistant messages.
+        turns: which assistant turns of ``messages`` are actions: "last" or "all".
 
     Raises:
-        ValueError: naming the place, if a record cannot be an episode (no token to learn, prompt too long).
-        TypeError: naming the place, if a value has the wrong type.
+        ValueError: if a record cannot become an episode (no token to learn, prompt too long). The message
+            names the place.
+        TypeError: if a value has the wrong type. The message names the place.
 
     Warns:
-        UserWarning: if records repeat or completions begin with the text of their prompt, with their number.
+        UserWarning: if records repeat, or completions begin with their prompt; it gives their number.
     """
     found = set(records.columns)
     forms: list[tuple[str, ...]] = [("prompt", "completion"), ("messages",), ("text",)]
@@ -120,7 +126,7 @@ def episodes_from_records(
     records = records.require(*used, *(["reward"] if paid else []))
     encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template or used[0] == "messages", turns)
     extras, seen = Columns(), Repeats(records.name, " and ".join(used))
-    held = HeldPrompts(records.name)
+    in_completions = RepeatedPrompts(records.name)
     parts = []
     for chunk in _chunks(records.rows()):
         rewards = [row.pop("reward") for _, row in chunk] if paid else None
@@ -133,11 +139,11 @@ def episodes_from_records(
             elif used[0] == "text":
                 values = ["", values[0]]
             pairs.append((place, values[0], values[1], row))
-            held.add(values[0], values[1])
+            in_completions.add(values[0], values[1])
             extras.add(row)
         parts.append(encoder.encode(pairs, rewards))
     seen.warn()
-    held.warn()
+    in_completions.warn()
     return _joined(parts, extras.values, records.name)
 
 
@@ -149,32 +155,32 @@ def preferences_from_records(
     append_eos: bool = True,
     chat_template: bool = False,
 ) -> PreferenceBatch:
-    """Tokenise pairs of completions.
+    """Tokenise n pairs of completions.
 
     Args:
-        records: with ``prompt``, ``chosen`` and ``rejected`` (all text or all messages). Sides that are whole
-            conversations may repeat the prompt's messages (or its text, as the user's message) at their
-            front. A column ``margin`` (number) is the margin; ``label`` (number in [0, 1]) the probability
-            that ``chosen`` is really better. All other columns become extras of both sides.
+        records: n records with ``prompt``, ``chosen`` and ``rejected`` (all text or all messages). ``chosen``
+            and ``rejected`` may be whole conversations that start with the prompt (its messages, or its text
+            as a user message). ``margin`` (number) is the margin of the pair. ``label`` (number in [0, 1]) is
+            the probability that ``chosen`` is the better one. All other columns become extras of both sides.
         tokenizer: a transformers tokenizer.
         max_length: see ``episodes_from_records``.
         append_eos: see ``episodes_from_records``.
         chat_template: see ``episodes_from_records``.
 
     Raises:
-        ValueError: naming the place, if both sides of a pair are equal, or it cannot be encoded; if the
-            sides of all pairs have the same tokens.
-        TypeError: naming the place, if a value has the wrong type.
+        ValueError: if both sides of a pair are equal, or a pair cannot be encoded (the message names the
+            place); if both sides have the same tokens in all pairs.
+        TypeError: if a value has the wrong type. The message names the place.
 
     Warns:
-        UserWarning: if pairs repeat, texts hold their prompt again, or both sides of a pair have the same
-            tokens (cut alike, say), with their number.
+        UserWarning: if pairs repeat, if completions begin with their prompt, or if both sides of some pairs
+            have the same tokens (for example after truncation); it gives their number.
     """
     weights: dict[str, list[float]] = {name: [] for name in ("margin", "label") if name in records.columns}
     records = records.require("prompt", "chosen", "rejected", *weights)
     encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template, "last")
     extras, seen = Columns(), Repeats(records.name, "pair")
-    held = HeldPrompts(records.name)
+    in_completions = RepeatedPrompts(records.name)
     chosen, rejected = [], []
     for chunk in _chunks(records.rows()):
         pairs = []
@@ -188,12 +194,12 @@ def preferences_from_records(
                 raise ValueError(f"{place}: label must lie in [0, 1], got {weights['label'][-1]}")
             pairs.append((place, prompt, better, worse, row))
             seen.add((prompt, better, worse))
-            held.add(prompt, better, worse)
+            in_completions.add(prompt, better, worse)
             extras.add(row)
         chosen.append(encoder.encode([(place, prompt, one, row) for place, prompt, one, _, row in pairs]))
         rejected.append(encoder.encode([(place, prompt, one, row) for place, prompt, _, one, row in pairs]))
     seen.warn()
-    held.warn()
+    in_completions.warn()
     tensors = {name: torch.tensor(column) for name, column in weights.items()}
     batch = PreferenceBatch(
         chosen=_joined(chosen, extras.values, records.name),
@@ -210,7 +216,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _joined(parts: list[EpisodeBatch], extras: Mapping[str, Column], source: str) -> EpisodeBatch:
-    """One batch, with the data's columns and what the chat prompts were made of as extras."""
+    """Concatenate the parts; extras are the data's columns and the original prompts of chats."""
     conversations = [part.extras for part in parts]
     for part in parts:
         part.extras = {}

@@ -1,4 +1,4 @@
-"""Prompts of records, and the columns beside them."""
+"""Read the prompts and the other columns of records."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from textenv.prompts.columns import Column, Columns
 def read_prompts(
     records: Records, *, limit: int | None = None, open_turns: bool = False, alike: bool = False
 ) -> tuple[Column, dict[str, Column]]:
-    """The prompts and all other columns.
+    """Read the prompts and all other columns.
 
     Args:
-        records: with the column ``prompt`` (text or messages), or ``messages`` (if the assistant speaks last,
-            that turn is left off).
-        limit: read only the first so many records.
-        open_turns: leave off the assistant's last turn of messages in ``prompt``, too.
-        alike: refuse texts beside messages.
+        records: with the column ``prompt`` (text or messages) or ``messages`` (a last turn of the assistant
+            is dropped).
+        limit: read only the first ``limit`` records.
+        open_turns: drop a last turn of the assistant in ``prompt``, too.
+        alike: require that all prompts are texts or all are messages.
+
+    Returns:
+        (prompts, {name of another column: its values}).
 
     Raises:
-        ValueError: naming the place, if a prompt is missing or empty.
-        TypeError: naming the place, if a prompt has the wrong type.
+        ValueError: if a prompt is missing or empty. The message names the place.
+        TypeError: if a prompt has the wrong type, or texts and messages are mixed although ``alike`` is set.
+            The message names the place.
 
     Warns:
-        UserWarning: if prompts repeat, with their number.
+        UserWarning: if prompts repeat; it gives their number.
     """
     by_messages = "prompt" not in records.columns and "messages" in records.columns
     name = "messages" if by_messages else "prompt"
@@ -53,7 +57,7 @@ def read_prompts(
 
 
 def _opened(prompt: Any, block: ColumnBlock, i: int) -> Any:
-    """A conversation without the assistant's last turn, which is what the policy is to write."""
+    """A conversation without a last turn of the assistant, because the policy generates that turn."""
     if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
         return prompt
     if len(prompt) == 1:

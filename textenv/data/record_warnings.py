@@ -1,4 +1,4 @@
-"""Warnings about a whole data set, counted while it is read: records that repeat, prompts in completions."""
+"""Warnings about a data set, counted while it is read: repeated records, prompts repeated in completions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 
 from textenv.prompts.messages import are_plain
 
-_SURELY = 12
-"""Characters of a prompt that no completion repeats by chance."""
+_LONG = 12
+"""A completion that starts with a prompt of at least this many characters does not do so by chance."""
 
 
 class Repeats:
-    """Counts records that were there before; it keeps a hash of each, 8 bytes, not the record.
+    """Counts repeated records. It stores a hash of 8 bytes per record, not the record.
 
     Args:
-        source: where the records come from, for the warning.
-        what: what of a record is compared.
+        source: name of the data, for the warning.
+        what: which part of a record is compared, for the warning.
     """
 
     def __init__(self, source: str, what: str) -> None:
@@ -28,16 +28,16 @@ class Repeats:
         self._hashes = array("q")
 
     def add(self, content: object) -> None:
-        """Note one record."""
+        """Count one record."""
         self.extend([content])
 
     def extend(self, contents: Sequence[Any]) -> None:
-        """Note several records."""
+        """Count several records."""
         if set(map(type, contents)) == {str}:
             self._hashes.extend(map(hash, contents))
         elif are_plain(contents):
             self._hashes.extend(hash(tuple([tuple(m.items()) for m in messages])) for messages in contents)
-        elif len(contents) > 1:  # what one record counts as must not depend on those beside it
+        elif len(contents) > 1:  # the hash of a record must not depend on the other records in the call
             for content in contents:
                 self.extend([content])
         else:
@@ -46,7 +46,7 @@ class Repeats:
             )
 
     def warn(self, stacklevel: int = 3) -> None:
-        """Warn if records repeat, with their number."""
+        """Warn if records repeat; the warning gives their number."""
         hashes = np.sort(np.frombuffer(self._hashes, dtype=np.int64))
         if repeats := int((hashes[1:] == hashes[:-1]).sum()):
             warnings.warn(
@@ -55,31 +55,32 @@ class Repeats:
             )
 
 
-class HeldPrompts:
-    """Counts records whose completions begin with the text of the prompt, which would be learned twice.
+class RepeatedPrompts:
+    """Counts records whose completions begin with the text of their prompt.
 
-    Whether they do by chance cannot be seen in one record, so short prompts count only if all pairs agree.
+    A short prompt may be repeated by chance. So short prompts are counted only if every record has several
+    completions and all of them begin with the prompt.
 
     Args:
-        source: where the records come from, for the warning.
+        source: name of the data, for the warning.
     """
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._count = self._held = self._surely = 0
+        self._count = self._in_pairs = self._long = 0
 
     def add(self, prompt: object, *completions: object) -> None:
-        """Note one record; only texts are looked at."""
+        """Count one record; prompts and completions that are not texts are ignored."""
         self._count += 1
         if isinstance(prompt, str) and prompt.strip():
             start = prompt.strip()
             if all(isinstance(text, str) and text.lstrip().startswith(start) for text in completions):
-                self._held += len(completions) > 1
-                self._surely += len(start) >= _SURELY
+                self._in_pairs += len(completions) > 1
+                self._long += len(start) >= _LONG
 
     def warn(self) -> None:
-        """Warn if completions hold the prompt, with their number."""
-        if found := max(self._surely, self._held if self._held == self._count else 0):
+        """Warn if completions begin with their prompt; the warning gives their number."""
+        if found := max(self._long, self._in_pairs if self._in_pairs == self._count else 0):
             warnings.warn(
                 f"{self._source}: in {found} of {self._count} records the completion begins with the text of "
                 "the prompt, so it is learned twice; leave the prompt out of the completions",

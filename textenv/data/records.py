@@ -1,4 +1,4 @@
-"""Records: rows of users' data, found anywhere, checked by column name, and errors that name their place."""
+"""Records: rows of users' data, checked by column name; errors name the place of a row."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ FORMATS = (
     ("prompt",),
     ("text",),
 )
-"""Columns that make a usable record; the first that a source has is required where the caller names none."""
+"""Sets of columns that can be used. If the caller names none, the first set that the data has is required."""
 TEXT_COLUMNS = ("text", "prompt", "completion", "chosen", "rejected")
-"""Columns of text or (but for ``text``) of messages."""
+"""Columns of text or (except ``text``) of messages."""
 FLOAT32_MAX = 3.4028234663852886e38
-"""Largest number that float32, in which rewards are kept, can hold."""
+"""Largest finite float32; rewards are stored as float32."""
 _NOT_EMPTY = ("text", "prompt")
 """Text columns whose texts must not be empty."""
 NUMBER_COLUMNS = ("reward", "margin", "label")
-"""Columns of numbers; the label of a pair is a probability, any other is a flag."""
+"""Columns of numbers. ``label`` is a probability in preference pairs, and True or False otherwise."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ class ColumnBlock:
     """Consecutive checked records."""
 
     columns: dict[str, list[Any]]
-    """Name -> values, None where a record lacks the column."""
+    """Name -> ``count`` values, None for a record without the column."""
     count: int
-    """How many records."""
+    """Number of records."""
     place: Callable[[int], str]
-    """Number of a record in the block -> its place."""
+    """Index of a record in the block -> its place, for errors."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """Checked records of one source. Iterating reads the source again, a row at a time."""
+    """Checked records of one source. Each iteration reads the source again, one row at a time."""
 
     name: str
-    """Where they come from, for messages."""
+    """Name of the data, for messages."""
     columns: tuple[str, ...]
     """Columns of the first record."""
     required: tuple[str, ...]
@@ -60,10 +60,10 @@ class Records:
     source: Source
     """Starts a pass over the unchecked rows."""
     rename: Mapping[str, str]
-    """The source's name of a column -> ours."""
+    """Column name in the source -> column name here."""
 
     def rows(self) -> Iterator[Row]:
-        """(place, record) of every record, checked on the way.
+        """Yield (place, record); each record is checked when it is read.
 
         Raises:
             ValueError: if a required column is missing or null, a prompt or text is empty, or a number is not
@@ -73,20 +73,20 @@ class Records:
         return self._checked_rows(self.source())
 
     def blocks(self, limit: int | None = None) -> Iterator[ColumnBlock]:
-        """The same records as columns, many rows at a time, which is several times as fast.
+        """Yield the same records in blocks of columns, several times faster than ``rows``.
 
         Args:
-            limit: only the first so many.
+            limit: read only the first ``limit`` records.
 
         Raises:
-            ValueError: as ``rows`` does, once the records before the wrong one were given.
-            TypeError: likewise.
+            ValueError: as ``rows``, after all records before the invalid one.
+            TypeError: as ``rows``, after all records before the invalid one.
         """
         for block in source_blocks(self.source):
             if limit is not None:
                 block = Block(block.rows[:limit], block.place)
                 limit -= len(block.rows)
-            columns = self._surely_right(block.rows)
+            columns = self._valid_columns(block.rows)
             if columns is not None:
                 yield ColumnBlock(columns, len(block.rows), block.place)
             else:
@@ -108,8 +108,8 @@ class Records:
                 row[name] = _checked(name, row[name], place, flag="chosen" not in self.required)
             yield place, row
 
-    def _surely_right(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]] | None:
-        """What ``_checked_rows`` gives, as columns, or None if the rows must be looked at one by one."""
+    def _valid_columns(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]] | None:
+        """The rows of ``_checked_rows`` as columns, or None if the rows must be checked one by one."""
         found = transposed(rows)
         columns = {self.rename.get(name, name): values for name, values in found.items()}
         if len(columns) < len(found) or not columns.keys() >= set(self.required):
@@ -131,10 +131,10 @@ class Records:
         return (row for _, row in self.rows())
 
     def require(self, *names: str) -> Records:
-        """The same records, with more columns required.
+        """The same records with more required columns.
 
         Raises:
-            ValueError: if the first record lacks one; the message lists its columns and names the nearest.
+            ValueError: if the first record lacks one; the message names the most similar column.
         """
         for name in names:
             if name not in self.columns:
@@ -143,10 +143,10 @@ class Records:
         return replace(self, required=(*self.required, *more))
 
     def renamed(self, rename: Mapping[str, str]) -> Records:
-        """The same records with some columns under other names, none of them required any more.
+        """The same records with some columns renamed. No column is required any more.
 
         Args:
-            rename: name now -> name then.
+            rename: old name -> new name.
 
         Raises:
             ValueError: if there is no such column, or the new name is taken.
@@ -165,7 +165,7 @@ class Records:
         )
 
     def to_columns(self) -> dict[str, Column]:
-        """All records in memory: column -> values, None where a record lacks the column."""
+        """Read all records into memory: column -> values, None for a record without the column."""
         columns = Columns()
         for block in self.blocks():
             columns.extend(block.columns, block.count)
@@ -180,25 +180,26 @@ def load_columns(
     rename: Mapping[str, str] | None = None,
     config: str | None = None,
 ) -> Records:
-    """Find records and check what the first one says about them.
+    """Open a data source and check that its first record has the required columns.
 
-    Files are streamed at every pass, so a large one costs no memory here. Blank lines are skipped. Pairs
-    without a prompt get the one that both sides begin with; see ``textenv.data.implicit_prompts``.
+    Files are streamed in every pass, not kept in memory. Blank lines are skipped. For pairs without a column
+    ``prompt`` the prompt is the common beginning of both sides; see ``textenv.data.implicit_prompts``.
 
     Args:
         data: a path to JSON lines, JSON, CSV or Parquet; a folder of such files (splits by file or folder
             name) or of a saved ``datasets.Dataset``; a ``Dataset`` or ``DatasetDict``; a list of dicts; a
             dict of lists; a hub id; or ``Records``.
-        columns: columns that every record must have. None takes the first of ``FORMATS`` that the data has.
-        split: which split, where there are several; None means the only one or "train".
-        rename: the source's name of a column -> ours, for example ``{"question": "prompt"}``.
-        config: configuration of a hub data set that has several.
+        columns: columns that every record must have. None = the first of ``FORMATS`` that the data has.
+        split: name of the split. None = the only split, or "train".
+        rename: column name in the data -> column name here, for example ``{"question": "prompt"}``.
+        config: name of the configuration of a hub data set.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
         ConnectionError: if a hub id cannot be loaded.
-        ValueError: if the source is empty, lacks a column or has no such split; errors in later rows come
-            when the records are read.
+        ValueError: if the data are empty, lack a column or have no such split. Errors in later rows are
+            raised when the records are read.
+        TypeError: if ``columns``, ``rename`` or ``data`` has the wrong type.
 
     Example:
         >>> records = load_columns([{"prompt": "1 + 1 =", "answer": "2"}])
@@ -245,10 +246,10 @@ def load_columns(
 
 
 def _format_of(records: Records) -> Sequence[str]:
-    """The first of ``FORMATS`` that records have.
+    """The first of ``FORMATS`` that the records have.
 
     Raises:
-        ValueError: if they have none.
+        ValueError: if they have none of them.
     """
     found = next((form for form in FORMATS if set(form) <= set(records.columns)), None)
     if found is None:
@@ -263,7 +264,7 @@ def _no_column(where: str, name: str, columns: Sequence[str] | Mapping[str, Any]
 
 
 def _checked(name: str, value: Any, place: str, *, flag: bool) -> Any:
-    """The value of a required column, or an error that names the place; ``flag``: a label is one."""
+    """Check the value of a required column; errors name the place. ``flag``: a label must be a bool."""
     where = f"{place}: {name}"
     if value is None:
         raise ValueError(f"{where} is null")
@@ -288,7 +289,7 @@ def _checked(name: str, value: Any, place: str, *, flag: bool) -> Any:
 
 
 def _flag(value: Any, place: str) -> bool:
-    """True or False; 1 and 0 are these. CSV cells, which have no type, are parsed."""
+    """A bool; 1 and 0 are accepted. CSV cells are parsed, because they have no type."""
     given = value.item() if isinstance(value, np.generic) else value
     if isinstance(given, str) and is_untyped(place):
         words = {"true": 1, "false": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
@@ -301,7 +302,7 @@ def _flag(value: Any, place: str) -> bool:
 
 
 def _number(value: Any, name: str, place: str) -> float | bool:
-    """A finite number; for label also a bool. CSV cells, which have no type, are parsed."""
+    """A finite number, or a bool for ``label``. CSV cells are parsed, because they have no type."""
     where = f"{place}: {name}"
     if isinstance(value, np.generic):
         value = value.item()

@@ -1,4 +1,4 @@
-"""Rows in blocks: what is done with many rows at once takes a fraction of the time per row."""
+"""Blocks of rows. Many rows are processed at once, which takes less time per row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row: TypeAlias = tuple[str, dict[str, Any]]
 Source: TypeAlias = Callable[[], Iterator[Row]]
 """Starts a new pass over the rows."""
 _ROWS = 512
-"""Rows in a block. A few hundred short-lived objects do not start the garbage collector."""
+"""Rows per block. Small blocks create too few objects to start Python's garbage collector."""
 
 
 @dataclass(frozen=True)
@@ -21,35 +21,35 @@ class Block:
 
     rows: list[dict[str, Any]]
     place: Callable[[int], str]
-    """Number of a row in the block -> its place."""
+    """Index of a row in the block -> its place, for errors."""
 
     def __iter__(self) -> Iterator[Row]:
         return ((self.place(i), row) for i, row in enumerate(self.rows))
 
 
 class ChainedSource:
-    """Several sources, one after the other."""
+    """Concatenation of several sources."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
 
     def __call__(self) -> Iterator[Row]:
-        """All their rows."""
+        """The rows of all sources in order."""
         return chain.from_iterable(source() for source in self._sources)
 
     def blocks(self) -> Iterator[Block]:
-        """All their blocks."""
+        """The blocks of all sources in order."""
         return chain.from_iterable(map(source_blocks, self._sources))
 
 
 def source_blocks(source: Source) -> Iterator[Block]:
-    """The rows of a source in blocks: those that it makes itself, or rows collected one at a time."""
+    """The rows of a source in blocks: from its method ``blocks`` if it has one, else from its rows."""
     blocks = getattr(source, "blocks", None)
     return row_blocks(source()) if blocks is None else blocks()
 
 
 def row_blocks(rows: Iterator[Row]) -> Iterator[Block]:
-    """Blocks of rows that come one at a time; an error comes once the rows before it were given."""
+    """Group rows into blocks. If reading a row fails, the rows before it are yielded before the error."""
     while True:
         block: list[Row] = []
         try:

@@ -1,8 +1,8 @@
-"""Where records come from: files, folders, ``datasets`` objects, lists or a hub id, one row at a time.
+"""Sources of records: files, folders, ``datasets`` objects, lists and hub ids, read one row at a time.
 
-A source is a function that starts a pass over the rows; each row comes with its place ("file.jsonl:12"),
-which error messages name. Files are streamed, so memory does not grow with their size (a list in a ``.json``
-file is the exception).
+A source is a function that starts a pass over the rows. Each row has a place ("file.jsonl:12") for error
+messages. Files are streamed, so memory use does not grow with their size (except for a list in a ``.json``
+file).
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ DataLike: TypeAlias = (
 )
 
 OTHER_VALIDATION = ("valid", "val", "dev", "eval")
-"""Names under which the split "validation" is found, too."""
+"""Other names of the split "validation"."""
 VALIDATION = frozenset({"validation", *OTHER_VALIDATION})
 """All names of a validation split."""
 HELD_OUT_SHARE = 0.1
-"""Share of the prompts that is held out where nothing is said, see ``textenv.data.held_out``."""
+"""Default fraction of the prompts that is held out, see ``textenv.data.held_out``."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BATCH = 1024
-"""Rows that are turned from Arrow to Python at once."""
+"""Number of rows that are converted from Arrow to Python at once."""
 
 
 def open_source(data: DataLike, *, split: str | None = None, config: str | None = None) -> tuple[str, Source]:
-    """Find the rows of ``data``; see ``textenv.data.load_columns`` for what it may be.
+    """Open ``data``; ``textenv.data.load_columns`` lists what it may be.
 
     Returns:
         (name for messages, source).
 
     Raises:
-        FileNotFoundError: if a path does not exist or a folder holds no data file.
+        FileNotFoundError: if a path does not exist, or a folder has no data file.
         ConnectionError: if a hub id cannot be loaded.
         ValueError: if the format is unknown, or there is no such split.
-        TypeError: if ``data`` is none of the kinds known.
+        TypeError: if ``data`` has another type than those listed.
     """
     if isinstance(data, (str, os.PathLike)):
         path = Path(data)
@@ -56,7 +56,7 @@ def open_source(data: DataLike, *, split: str | None = None, config: str | None 
             return str(path), _file_source(path)
         if path.is_dir():
             return str(path), _folder_source(path, split)
-        # No hub id begins with a point: "./data", "../data" and ".cache/data" are paths.
+        # A hub id never starts with a dot: "./data", "../data" and ".cache/data" are paths.
         local = not isinstance(data, str) or data.startswith(".") or path.suffix in _READERS
         if local or not _HUB_ID.fullmatch(str(data)):
             raise FileNotFoundError(f"{data}: no such file or folder")
@@ -80,7 +80,7 @@ def open_source(data: DataLike, *, split: str | None = None, config: str | None 
 
 
 def splits_of(data: DataLike) -> list[str]:
-    """Names of the splits of a folder or a ``DatasetDict``; none for what has no splits, or may be a hub id.
+    """Names of the splits of a folder or a ``DatasetDict``; [] for other data and for hub ids.
 
     >>> splits_of([{"prompt": "a"}])
     []
@@ -100,12 +100,12 @@ def splits_of(data: DataLike) -> list[str]:
 
 
 def may_be_hub_id(data: DataLike) -> bool:
-    """Whether data are named by what is no file or folder here."""
+    """Whether ``data`` is a name that is not an existing file or folder."""
     return isinstance(data, str | os.PathLike) and not Path(data).exists()
 
 
 def is_untyped(place: str) -> bool:
-    """Whether the row stands in a CSV file, where numbers are text."""
+    """Whether the row is from a CSV file, where numbers are texts."""
     return re.search(r"\.csv:\d+$", place, re.IGNORECASE) is not None
 
 
@@ -132,7 +132,7 @@ def _file_source(path: Path) -> Source:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    """A list of objects, or JSON lines under the name .json."""
+    """Read a ``.json`` file: a list of objects, or JSON lines."""
     head = next((text for _, text in decoded_lines(path) if text.strip()), "")
     if not head.lstrip().startswith("["):
         yield from JsonLines(path)()
@@ -148,7 +148,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     reader = csv.reader((text for _, text in decoded_lines(path)), strict=True)
     header: list[str] | None = None
     while True:
-        line = reader.line_num + 1  # where the row starts: a quoted field may span lines
+        line = reader.line_num + 1  # first line of the row: a quoted cell may span lines
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -192,11 +192,11 @@ _READERS: dict[str, Callable[[Path], Source]] = {
     ".csv": lambda path: lambda: _read_csv(path),
     ".parquet": lambda path: lambda: _read_parquet(path),
 }
-"""Suffix -> what makes a source of such a file."""
+"""Suffix -> function that opens such a file."""
 
 
 def _folder_source(folder: Path, split: str | None) -> Source:
-    """A folder that ``datasets`` saved, or one of data files named or foldered by split."""
+    """Open a folder saved by ``datasets``, or a folder of data files with splits by file or folder name."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         import datasets
 
@@ -221,7 +221,7 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _split_of(file: Path, folder: Path) -> str:
-    """The split that a path names ("train.jsonl", "test-00000-of-00002.parquet", "dev/a.csv"), or "train"."""
+    """The split in a path ("test" for "test-00000-of-00002.parquet", "dev" for "dev/a.csv"), else "train"."""
     for part in (file.stem, *(parent.name for parent in file.relative_to(folder).parents)):
         found = re.fullmatch(r"(train|validation|valid|val|dev|test|eval)(?:[-_.].*)?", part)
         if found:
@@ -230,7 +230,7 @@ def _split_of(file: Path, folder: Path) -> str:
 
 
 def _is_dataset(data: Any) -> bool:
-    """Whether this is a Dataset or IterableDataset, asked by name so that nobody pays for the import."""
+    """Whether this is a Dataset or IterableDataset. Checked by name, to avoid importing ``datasets``."""
     return any(base.__module__.startswith("datasets.") for base in type(data).__mro__)
 
 
@@ -241,7 +241,7 @@ def _dataset_source(dataset: Any, place: str) -> Source:
         while True:
             try:
                 batch = next(batches, None)
-            except Exception as error:  # a generator of the user's, a picture that is none
+            except Exception as error:  # from a user's generator, or a damaged image
                 kind = type(error).__name__
                 raise ValueError(f"{place}{number} or after: cannot be read: {kind}: {error}") from error
             if batch is None:
@@ -298,10 +298,10 @@ def _from_hub(name: str, split: str | None, config: str | None) -> tuple[str, So
 
 
 def _check_reachable(name: str) -> None:
-    """Ask the hub once before ``datasets`` does with many retries; what is in the cache needs no hub.
+    """Ask the hub once, because ``datasets`` retries many times. A data set in the cache is not asked for.
 
     Raises:
-        ConnectionError: if there is no answer.
+        ConnectionError: if the hub does not answer.
     """
     import datasets
     from huggingface_hub import HfApi, constants
@@ -315,9 +315,9 @@ def _check_reachable(name: str) -> None:
         return
     try:
         HfApi().dataset_info(name, timeout=10)
-    except HfHubHTTPError:  # it answered; what it said is for datasets to tell
+    except HfHubHTTPError:  # the hub answered; datasets reports its answer
         return
-    except Exception as error:  # of whichever HTTP library
+    except Exception as error:  # the type depends on the HTTP library
         raise _unreachable(name, error) from error
 
 
