@@ -131,7 +131,7 @@ class ScoreReader:
         mask = torch.cat([ones, ones[:, :2] * 0], -1)
         if not _agree(self(padded, mask), scores):
             raise ValueError(
-                f"reward-model: {type(self.model).__name__} scores a text otherwise when it is padded; "
+                f"reward-model: {type(self.model).__name__} gives a text another score when it is padded; "
                 "name the module that makes scores of hidden states by head="
             )
         for pad in self._pads:

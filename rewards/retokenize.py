@@ -73,7 +73,7 @@ def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase)
         return True
     if len(one) != len(other) or one.get_vocab() != other.get_vocab():
         return False
-    # The same vocabulary can still be used by another rule (merges, normalisation): try a text that both
+    # Equal vocabularies can still tokenize differently (merges, normalisation): try a text that both
     # know.
     sample = one.decode(list(range(min(len(one), 256))), skip_special_tokens=True)
     ids = [tokenizer(sample, add_special_tokens=False)["input_ids"] for tokenizer in (one, other)]

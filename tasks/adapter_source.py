@@ -23,7 +23,7 @@ def find_adapter(source: str | os.PathLike[str]) -> dict[str, Any] | None:
         if (folder / "config.json").is_file():
             raise ValueError(
                 f"{folder} holds a whole model (config.json) and an adapter (adapter_config.json), expected "
-                "one of them; give the adapter a folder of its own"
+                "one of them; give the adapter a separate folder"
             )
         return json.loads(path.read_text())
     from transformers.utils import find_adapter_config_file

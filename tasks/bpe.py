@@ -20,7 +20,7 @@ def bpe_tokenizer(texts: Sequence[str], *, vocab_size: int = 2048) -> PreTrained
     """A small byte-level BPE tokenizer for these texts; trained once (about a second), then cached.
 
     Every text can be written. BOS, EOS and PAD are one token, so every token means something; padding is
-    known by lengths. Nothing is added to a text.
+    known by lengths. No special tokens are added.
 
     Args:
         texts: what to train on.

@@ -28,9 +28,9 @@ class Feedback:
     held_out: Mapping[str, Rows]
     """Prompts and texts that it never saw."""
     judge: Mapping[str, Rows]
-    """What the judge learns from: nothing that the reward model saw."""
+    """Training data of the judge; the reward model sees none of it."""
     judge_held_out: Mapping[str, Rows]
-    """Texts that the judge never saw."""
+    """Texts on which the judge is not trained."""
     make_scorer: Callable[[], tuple[PretrainedConfig, PreTrainedTokenizerBase]] | None = None
     """Config and tokenizer of a small model that suits; None takes the policy's."""
 

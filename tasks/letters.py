@@ -10,7 +10,7 @@ BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 def letter_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     """A tokenizer whose token i is the i-th letter, then BOS, EOS and PAD; no separator between letters.
 
-    A letter outside the alphabet is an error, not an unknown token. Nothing is added to a text.
+    A letter outside the alphabet is an error, not an unknown token. No special tokens are added.
 
     Args:
         alphabet: distinct characters, none of them ``<`` or ``>``.

@@ -128,7 +128,7 @@ def make_vec_env(
         render_mode: None, "ansi", "rgb_array" or "human".
         episode_statistics: put return, length and time into ``info["episode"]``.
         partner: replies when a turn of the policy ends: a name, ["name", {arguments}], or a ``Partner``; by
-            default the task's. Without a task it may have prompts of its own (and needs ``tokenizer``).
+            default the task's. Without a task it may have its own prompts (and needs ``tokenizer``).
         max_turns: most turns of the policy in an episode with a partner.
         max_turn_tokens: most tokens of a turn.
         max_length: most tokens of an episode with a partner, prompt and replies included.

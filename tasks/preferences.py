@@ -40,7 +40,7 @@ class PreferencePairs:
 
     prompts: list[str]
     chosen: list[str]
-    """What people rated higher on average; with the space that separates it from the prompt."""
+    """Continuation that people rated higher on average; with the space that separates it from the prompt."""
     rejected: list[str]
     labels: list[float]
     """P(a person's rating of chosen > another's of rejected) + P(tie) / 2."""

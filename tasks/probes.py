@@ -1,6 +1,6 @@
 """Probe tasks: five tiny problems with a known optimum, each failing for one kind of mistake in an agent.
 
-Each reward is written token by token, so that its sum is the return; it is paid at the end by default and at
+Each reward is written token by token, so that its sum is the return; it is given at the end by default and at
 each token with ``per_token=True``. The best possible return is 1 in all of them. BOS and PAD are actions,
 too, which are never right. Shape letters: B episodes, L tokens.
 """
@@ -187,7 +187,7 @@ def build_longest(
 
 @register_task("probe-end", settings=settings_of_probe("probe-end"))
 def build_end(split: str = "train", letters: int = 4, budget: int = 8, per_token: bool = False) -> TaskData:
-    """Stop at once: EOS must be an action that is paid and trained like any other."""
+    """Stop at once: EOS must be rewarded and trained like any other action."""
     alphabet = _letters(letters)
     spec = ["probe-end", {"budget": budget, "per_token": per_token}]
     return _probe(split, alphabet, list(alphabet), spec, budget)
@@ -207,7 +207,7 @@ def random_episodes(
     Args:
         prompts: P prompts, taken in turn.
         tokenizer: its EOS ends an episode.
-        term: pays them; it is given the tokenizer.
+        term: reward term that scores the episodes; its tokenizer is set.
         max_new_tokens: budget of a response.
         episodes: how many.
         seed: of the draws.

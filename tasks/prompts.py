@@ -97,7 +97,7 @@ def build_prompts(
 
 
 def _is_undivided(data: Any) -> bool:
-    """Whether a source has no validation split of its own; hub ids are taken at their word."""
+    """Whether a source has no validation split; hub ids are assumed to have one."""
     names = splits_of(data)
     if names:
         return "train" in names and VALIDATION.isdisjoint(names)

@@ -37,7 +37,7 @@ MAX_NODES = 10
 """A walk has at most ten nodes; one that needs ten or more is worth nothing."""
 WALKS = 1000
 MAX_NEW_TOKENS = MAX_NODES
-"""Nine more letters and EOS, so that a walk of ten nodes can end by itself (trlX stops after nine tokens)."""
+"""Nine more letters and EOS, so that a walk of ten nodes can end with EOS (trlX stops after nine tokens)."""
 DEFAULT_SEED = 1000
 
 _EDGE_THRESHOLD = 0.9
@@ -189,7 +189,7 @@ def _shortest(edges: np.ndarray) -> dict[str, int]:
 
 @register_reward("random-walks-optimality")
 class WalkOptimality(RewardTerm):
-    """Optimality of the walk that prompt and response spell, paid at the end.
+    """Optimality of the walk that prompt and response spell, given at the last token.
 
     The response counts up to its EOS; any other special token in it makes the walk invalid.
     """

@@ -53,7 +53,7 @@ def build_reviews(
     The reward is a lexicon's sentiment. Columns: "reference" (how the review really went on) and "rating"
     (the mean of at least 15 people, from -4 to 4). Demonstrations are the reviews themselves with their
     rating as reward; preferences are pairs that people rated unequally; feedback is what a reward model and
-    a judge learn from, and what they are held to. Texts are split by md5, see
+    a judge are trained and evaluated on. Texts are split by md5, see
     ``textenv.tasks.snippets``.
 
     Args:

@@ -36,7 +36,7 @@ def split_of(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RatedSnippets:
-    """n texts and what people said about their sentiment.
+    """n texts and their sentiment ratings.
 
     Raises:
         ValueError: if the counts differ or a text has no rating.

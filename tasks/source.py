@@ -204,7 +204,7 @@ def _new_source(
             if "tokenizer" in kwargs:
                 raise ValueError("tokenizer was given twice, as an argument and in task_kwargs")
             if not chosen.takes("tokenizer"):
-                raise ValueError(f"task {chosen.name!r} has a tokenizer of its own and takes no other")
+                raise ValueError(f"task {chosen.name!r} has its own tokenizer and takes no other")
             kwargs["tokenizer"] = tokenizer
         own_data = chosen.builder is build_prompts and not isinstance(prompts, PromptSet | None)
         if own_data:  # the data of the task "prompts", given as an argument of the environment

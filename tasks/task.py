@@ -212,7 +212,7 @@ class TaskData:
 
     @cached_property
     def feedback(self) -> Feedback | None:
-        """What a reward model and a judge learn from, or None if the task has no human feedback."""
+        """Training data of a reward model and a judge, or None if the task has no human feedback."""
         return None if self.make_feedback is None else self.make_feedback()
 
     def prompt_set(

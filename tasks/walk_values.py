@@ -1,8 +1,8 @@
 """The exact expected optimality of a policy on random walks: a sum over all walks that score, no sampling.
 
-Only walks that reach the goal within nine nodes pay (2,104 of them for seed 1000), so their probabilities
-are all it takes; everything else (missing edges, EOS too early, longer walks) is worth 0. A language model
-is not Markov, so each walk is scored with its whole prefix, teacher-forced.
+Only walks that reach the goal within nine nodes have a reward (2,104 of them for seed 1000), so only their
+probabilities are needed; all other responses (missing edges, EOS too early, longer walks) have reward 0.
+A language model is not Markov, so each walk is scored with its whole prefix, teacher-forced.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class RunFolder:
         return self.path / "run.json"
 
     def checkpoint_dir(self, step: int) -> Path:
-        """Folder of the checkpoint of a step."""
+        """Folder of the checkpoint at ``step``."""
         return self.path / "checkpoints" / f"step-{step:08d}"
 
     @contextmanager

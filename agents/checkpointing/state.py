@@ -15,7 +15,7 @@ class TrainingState:
     """All that an exact resume needs beside the policy's own files and the global random states.
 
     ``Agent.training_state`` makes it, ``Agent.load_training_state`` takes it, and
-    ``textenv.agents.checkpointing.checkpoint`` writes and reads it. An agent with state of its own adds to
+    ``textenv.agents.checkpointing.checkpoint`` writes and reads it. An agent with additional state adds to
     ``values`` and ``tensors``.
     """
 

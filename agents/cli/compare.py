@@ -1,4 +1,4 @@
-"""The command ``textenv compare``: read the study, make the missing runs, print tables and verdict."""
+"""The command ``textenv compare``: read the study, run what is missing, print tables and conclusions."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 return _run(flags)
     except SystemExit as leaving:  # jsonargparse exits so after --help and --print_config
-        if isinstance(leaving.code, str):  # as Python itself treats a text
+        if isinstance(leaving.code, str):  # as Python treats a string exit code
             print(leaving.code, file=sys.stderr)
             return 1
         return int(leaving.code or 0)
@@ -132,7 +132,7 @@ def _print_help() -> None:
 
 def _is_user_error(error: Exception) -> bool:
     """Whether an error is about the user's input and not about code."""
-    # Tokenizers raise a bare Exception, about texts; safetensors an error of its own, about damaged files.
+    # tokenizers raises a bare Exception for bad texts; safetensors a custom error for damaged files.
     of_files = type(error) is Exception or type(error).__name__ == "SafetensorError"
     return isinstance(error, USER_ERRORS) or of_files or type(error).__module__.startswith("textenv.")
 

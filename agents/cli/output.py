@@ -16,12 +16,12 @@ def check_there(model: str | None) -> None:
 
 
 def print_numbers(row: Mapping[str, float], title: str) -> None:
-    """Print metrics as a table, without times, and without returns where nothing is paid."""
+    """Print metrics as a table, without times; returns are left out if there are no rewards."""
     import rich
 
-    from textenv.agents.loggers.unpaid import without_unpaid
+    from textenv.agents.loggers.missing_rewards import without_empty_returns
     from textenv.utils.terminal import text_table
 
-    numbers = without_unpaid(row).items()
+    numbers = without_empty_returns(row).items()
     shown = [[name, value] for name, value in numbers if not name.startswith(("time/", "throughput/"))]
     rich.print(text_table([title, "value"], shown))

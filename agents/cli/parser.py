@@ -130,7 +130,7 @@ def check_keys(path: Path, hints: Mapping[str, Any]) -> None:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a path can hold a null byte, a text can be no UTF-8
+    except (yaml.YAMLError, ValueError) as error:  # null byte in a path, or invalid UTF-8
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deeply to be read") from error
@@ -285,7 +285,7 @@ def _check_value(name: str, text: str) -> None:
         return
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError):  # a text that is no YAML is the parser's to judge
+    except (yaml.YAMLError, ValueError):  # the parser reports invalid YAML
         return
     except RecursionError as error:
         raise UsageError(f"--{name} is nested too deeply to be read") from error

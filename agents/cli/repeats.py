@@ -93,7 +93,7 @@ def _items(text: str, item: Any) -> str:
 def _read(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:  # a text such as "[INST] hello"
+    except yaml.YAMLError:  # a string that is not YAML, such as "[INST] hello"
         return text
 
 

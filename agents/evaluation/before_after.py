@@ -1,4 +1,4 @@
-"""Before and after a training: the same prompts and noise, judged by what the policy never trained on."""
+"""Compare a policy before and after training: same prompts and sampling noise, scored by a held-out judge."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.metrics.registry import Generated
 from textenv.agents.evaluation.metrics.suite import MetricSpec, check_metrics, measure
 from textenv.agents.evaluation.metrics.text import distinct_n, repetition_n
-from textenv.agents.loggers.unpaid import is_unpaid
+from textenv.agents.loggers.missing_rewards import has_no_rewards
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.functions import copied
@@ -55,20 +55,20 @@ class Evaluation:
     ``text/distinct_2``; ``metric/NAME`` (the user's, and those asked for by name); ``episodes``.
     """
     samples: list[dict[str, Any]] = field(default_factory=list)
-    """The first episodes by ticket: prompt, completion, return, terms, length, terminated, metrics."""
+    """The episodes with the lowest ids: prompt, completion, return, terms, length, terminated, metrics."""
     episodes: EpisodeBatch
-    """All B episodes, in ticket order."""
+    """All B episodes, ordered by episode id."""
     seconds: float = 0.0
     """Wall time."""
 
     def table(self, *, max_chars: int = 200) -> Table:
         """The samples as a rich table, untrusted text escaped: ``rich.print(evaluation.table())``.
 
-        Returns are left out where nothing is paid.
+        Returns are left out if there are no rewards.
         """
         columns, rows = self.sample_table()
         title = f"return {number(self.metrics['return/mean'])} over {len(self.episodes)} episodes"
-        if is_unpaid(self.metrics):
+        if has_no_rewards(self.metrics):
             title = f"{len(self.episodes)} episodes"
             place = columns.index("return")
             columns, *rows = [[*cells[:place], *cells[place + 1 :]] for cells in (columns, *rows)]

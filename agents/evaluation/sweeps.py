@@ -30,7 +30,7 @@ class Sweep:
     """The evaluations, in the same order."""
 
     def rows(self) -> list[dict[str, Any]]:
-        """Settings and metrics of each evaluation, as JSON values but for non-finite numbers."""
+        """Settings and metrics of each evaluation, as JSON values, except for non-finite numbers."""
         pairs = zip(self.settings, self.evaluations, strict=True)
         return [{**settings, **found.metrics} for settings, found in pairs]
 

@@ -52,7 +52,7 @@ class TextVecEnv(VecEnv):
         super().__init__(envs.num_envs, base.single_observation_space, base.single_action_space)
 
     def bind(self, policy: LMActorCriticPolicy) -> None:
-        """Tell the environment which policy plays, so that a KL penalty can ask it.
+        """Bind the acting policy to the environment; a KL penalty needs it.
 
         ``sb3_agent`` does it; call it with ``learner.policy`` after SB3's own ``load``.
         """
@@ -69,7 +69,7 @@ class TextVecEnv(VecEnv):
         return _arrays(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions, and book what the policy knows about them."""
+        """Keep the actions, and record their log-probs in the environment."""
         self._actions = np.asarray(actions).reshape(self.num_envs)
         known = None if self._policy is None else self._policy.last_act
         # Actions of another origin (``predict``, a script) are not the ones that it was sampled with.
@@ -231,7 +231,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Choose tokens: observations of b rows -> actions (b,), values (b, 1), log-probs (b,)."""
         actions, info = self._act(obs, deterministic)
-        # A critic with a trunk of its own does not take part in decoding.
+        # A critic with a separate trunk does not take part in decoding.
         values = info["value"] if "value" in info else self.predict_values(obs).squeeze(-1)
         known = {"action": actions, "log_prob": info["log_prob"], "value": values}
         self.last_act = {name: _array(value) for name, value in known.items()}

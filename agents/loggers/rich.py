@@ -19,8 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from textenv.agents.loggers.missing_rewards import without_empty_returns
 from textenv.agents.loggers.registry import RunInfo
-from textenv.agents.loggers.unpaid import without_unpaid
 from textenv.utils.terminal import number, shorten, text_table
 
 KEY_METRICS = (
@@ -52,7 +52,7 @@ class RichLogger:
     Args:
         info: the run.
         keys: metrics to show, in order; None for the known ones of ``KEY_METRICS`` and then others, without
-            the returns of evaluations in which nothing is paid.
+            the returns of evaluations without rewards.
         max_rows: most metrics shown.
         window: logged rows that the column "mean" is taken over.
         every_seconds: shortest time between two lines without a terminal.
@@ -128,9 +128,9 @@ class RichLogger:
         """Names of the metrics to show, at most ``max_rows``."""
         if self.keys is not None:
             return [name for name in self.keys if name in self._history][: self.max_rows]
-        paid = without_unpaid({name: values[-1] for name, values in self._history.items()})
-        known = [name for name in KEY_METRICS if name in paid]
-        return [*known, *(name for name in paid if name not in known)][: self.max_rows]
+        shown = without_empty_returns({name: values[-1] for name, values in self._history.items()})
+        known = [name for name in KEY_METRICS if name in shown]
+        return [*known, *(name for name in shown if name not in known)][: self.max_rows]
 
     def _view(self) -> Group:
         rows = [(name, h[-1], sum(h) / len(h)) for name in self._shown() for h in [self._history[name]]]

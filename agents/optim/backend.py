@@ -31,7 +31,7 @@ class Backend:
     Args:
         policy: the module that holds the weights.
         parameters: the trainable parameters, the same in every process and in the same order.
-        optimizer: an optimizer of these parameters that has not made a step.
+        optimizer: an optimizer of these parameters; it must not have made a step.
         autocast: number format of matrix products; "float16" scales the loss.
         max_grad_norm: gradients are scaled down to this L2 norm; None leaves them as they are.
     """
@@ -109,7 +109,7 @@ class Backend:
         """Take over weights that were changed outside of the optimizer (target heads)."""
 
     def summon_full_params(self) -> AbstractContextManager[None]:
-        """Within the block every process holds all weights, for passes without gradient of its own."""
+        """Within the block every process holds all weights, for forward passes without gradients."""
         return nullcontext()
 
     def unsharded_state(self, *, write: bool = False) -> AbstractContextManager[None]:

@@ -31,7 +31,7 @@ class ZeroBackend(Backend):
     Args:
         policy: a ``LanguagePolicy``.
         parameters: its trainable parameters.
-        optimizer: AdamW over them, which has not made a step.
+        optimizer: AdamW over them; it must not have made a step.
         stage: ZeRO's stage, 1 to 3.
         autocast: number format of matrix products.
         max_grad_norm: gradients are scaled down to this L2 norm; None leaves them as they are.

@@ -127,7 +127,7 @@ def make_schedule(
 
 
 def _rate(step: int, *, name: str, total: int, warm: int) -> float:
-    """Learning rate of a step, as a fraction of the peak."""
+    """Learning rate at a step, as a fraction of the peak learning rate."""
     if step < warm:
         return step / max(1, warm)
     decaying = max(1, total - warm)

@@ -36,7 +36,7 @@ class StepResult(NamedTuple):
     stats: dict[str, float]
     """Sum of each statistic over the micro-batches, and ``grad_norm``; NaN if the step was skipped."""
     applied: bool
-    """Whether the weights moved. The float16 scaler skips a step whose scaled gradients overflow."""
+    """Whether the weights changed. The float16 scaler skips steps whose scaled gradients overflow."""
 
 
 def optimizer_step(

@@ -69,7 +69,7 @@ class StageInputs:
             )
         model = cfg.model or (None if data.model_config is None else data.model_config())
         if model is None:
-            raise StageError(f"the task {self.task.name!r} has no model of its own; set model")
+            raise StageError(f"the task {self.task.name!r} has no model; set model")
         return model, dataset
 
     def scoring(self, name: str) -> tuple[dict[str, Any], Any]:

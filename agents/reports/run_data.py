@@ -11,7 +11,7 @@ from typing import Any
 
 from textenv.agents.checkpointing.run_folder import STAGES, RunFolder
 from textenv.agents.loggers.jsonl import read_metrics
-from textenv.agents.loggers.unpaid import is_unpaid, without_unpaid
+from textenv.agents.loggers.missing_rewards import has_no_rewards, without_empty_returns
 from textenv.agents.reports.tokens import TokenView, load_views
 from textenv.utils.json_files import read_object
 from textenv.utils.redaction import masked, masked_command
@@ -112,24 +112,24 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
     ]
     if run.before is not None and run.rows:
         run.rows.insert(0, {"step": 0, **{f"eval/{k}": v for k, v in run.before["metrics"].items()}})
-    _drop_unpaid(run)
+    _drop_empty_returns(run)
     for row in run.rows:
         if "eval/return/mean" in row:
             row["eval/score"] = without_kl(row, "eval/")
     return run
 
 
-def _drop_unpaid(run: RunData) -> None:
+def _drop_empty_returns(run: RunData) -> None:
     """Leave out returns and scores of a run whose evaluations paid nothing."""
     sides = [side for side in (run.before, run.after) if side is not None]
     evaluated = [row for row in run.rows if "eval/return/mean" in row]
-    if not all(is_unpaid(side["metrics"]) for side in sides) or not all(
-        is_unpaid(row, "eval/") for row in evaluated
+    if not all(has_no_rewards(side["metrics"]) for side in sides) or not all(
+        has_no_rewards(row, "eval/") for row in evaluated
     ):
         return
-    run.rows = [without_unpaid(row, ("eval/",)) for row in run.rows]
+    run.rows = [without_empty_returns(row, ("eval/",)) for row in run.rows]
     for side in sides:
-        side["metrics"] = without_unpaid(side["metrics"], ("",))
+        side["metrics"] = without_empty_returns(side["metrics"], ("",))
         side.pop("scores", None)
 
 

@@ -36,7 +36,7 @@ light enough for black text."""
 QUANTILE = 0.99
 """Part of the absolute values that the shades spread over; the few above have the strongest one."""
 PARTIAL = "·"
-"""Stands for a token that is only a part of a character; the token that completes it shows it."""
+"""Shown for a token that is only part of a character; the token that completes it shows the character."""
 _REPLACEMENT = "\ufffd"
 
 
@@ -205,7 +205,7 @@ def spans(views: Sequence[TokenView]) -> dict[str, float]:
         sizes = sorted(
             abs(value) for view in views for value in view.quantities.get(name, []) if value is not None
         )
-        # Zeros (a reward is paid at one token of many) would pull the quantile down.
+        # Most rewards are 0 (only one token has the reward); zeros would lower the quantile.
         sizes = [size for size in sizes if size > 0]
         found[name] = sizes[min(len(sizes) - 1, int(QUANTILE * len(sizes)))] if sizes else 0.0
     return found

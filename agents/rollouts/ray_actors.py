@@ -232,11 +232,11 @@ class Work:
     seed: int
     """Of the tickets' stream."""
     first_ticket: int
-    """First ticket of all actors."""
+    """First episode id of all actors."""
     episodes: int
-    """Tickets of all actors."""
+    """Number of episodes of all actors together."""
     rank: int
-    """The actor plays tickets ``first_ticket + rank``, ``+ world_size``, ..."""
+    """The actor generates the episodes ``first_ticket + rank``, ``first_ticket + rank + world_size``, ..."""
     world_size: int
     """Number of actors."""
     device: str

@@ -1,6 +1,6 @@
 """The protocol of generation engines, and vLLM as one.
 
-An engine knows prompts and sampling parameters, and nothing of environments, tickets or rewards.
+An engine gets prompts and sampling parameters; it does not depend on environments, episode ids or rewards.
 """
 
 from __future__ import annotations

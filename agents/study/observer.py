@@ -57,7 +57,7 @@ class Observer(Callback):
         if self.judge is not None:
             self.judge.bind(agent.eval_envs.unwrapped)
             metrics[JUDGE] = float(judged(self.judge, episodes).mean())
-        # An agent without reference that gives a KL (best-of-n) knows it: its texts are not its policy's.
+        # Best-of-n reports its KL: its texts are not samples of its policy, so no estimate is made here.
         stated = metrics.get("objective/kl") if agent.reference is None else None
         metrics[KL] = kl_from(agent.policy, self.reference, episodes) if stated is None else stated
         metrics[SECONDS] = self.seconds

@@ -122,8 +122,8 @@ def latex(columns: Sequence[str], cells: Sequence[Sequence[str]], *, caption: st
     Args:
         columns: heads of the columns.
         cells: rows of texts.
-        caption: a text; what is special to LaTeX in it is escaped.
-        label: a text, of which ``\label`` gets the letters and digits.
+        caption: caption; special characters of LaTeX are escaped.
+        label: name for ``\label``; only its letters and digits are kept.
 
     >>> print(latex(["agent"], [["b_1"]], caption="wide & narrow", label="Wide & narrow: scores"))
     \begin{table}

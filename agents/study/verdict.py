@@ -1,4 +1,4 @@
-"""What a study shows, in words: who is better than whom, and when that can't be said."""
+"""Conclusions of a study in sentences: which agents are better, and where the data do not decide."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _winner(results: Results, ranked: list[tuple[str, float]], pairs: list[Compa
 
 
 def _against_start(results: Results, ranked: list[tuple[str, float]]) -> list[str]:
-    """How agents stand to the policy that they began with, and to best-of-n."""
+    """Compare the agents with their initial policy and with best-of-n."""
     start = [value for value in results.scores(START).values() if math.isfinite(value)]
     if not start:
         return []
@@ -158,7 +158,7 @@ def _on_task(results: Results, task: str) -> list[tuple[str, float]]:
 
 
 def _by_reward(results: Results, ranked: list[tuple[str, float]]) -> list[str]:
-    """Whether the reward that agents were trained on tells another story than the judge."""
+    """Whether the training reward ranks the agents differently from the judge."""
     if not results.judged:
         return ["There is no judge: agents are compared by the reward that they were trained on."]
     means = {

@@ -158,7 +158,7 @@ def test_any_module_will_do(kind: Any) -> None:
 
 
 def test_a_module_that_reads_padding_is_refused() -> None:
-    with pytest.raises(ValueError, match="Padded scores a text otherwise when it is padded"):
+    with pytest.raises(ValueError, match="Padded gives a text another score when it is padded"):
         RewardModel(Padded())
 
 

@@ -54,7 +54,7 @@ def self_bleu(generated: Generated, samples: int = 100, max_order: int = 4) -> F
 
 @register_metric("length")
 def length(generated: Generated, by: Units = "tokens") -> Found:
-    """Mean, standard deviation, median, least and most tokens (or words) of a text."""
+    """Mean, standard deviation, median, minimum and maximum number of tokens (or words) per text."""
     sizes = [len(units) for units in generated.units(by)]
     return {
         f"length_{by}/mean": statistics.fmean(sizes),

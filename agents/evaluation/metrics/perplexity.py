@@ -14,7 +14,7 @@ from textenv.modeling.log_probs import token_log_probs
 
 @torch.no_grad()
 def perplexity(lm: Any, episodes: EpisodeBatch, *, max_tokens: int = 16384) -> float:
-    """Exponential of the mean negative log-likelihood of the own tokens, over all tokens of all B episodes.
+    """Exponential of the mean negative log-likelihood of the action tokens, over all B episodes.
 
     Under the model itself: temperature 1, no filters, every token legal. Tokens of another tokenizer are
     other units: compare perplexities of one model only.
@@ -25,7 +25,7 @@ def perplexity(lm: Any, episodes: EpisodeBatch, *, max_tokens: int = 16384) -> f
         max_tokens: padded tokens of one forward pass.
 
     Returns:
-        At least 1; NaN if no episode has a token of its own.
+        At least 1; NaN if no episode has an action token.
     """
     total, tokens = 0.0, int(episodes.action_mask.sum())
     if not tokens:

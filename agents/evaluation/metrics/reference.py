@@ -104,7 +104,7 @@ def bert_score(
         generated: the texts.
         column: of references.
         model: hub id or folder of an encoder, of an architecture that transformers has.
-        layer: whose states are compared; None is the package's choice for the models that it knows.
+        layer: layer whose hidden states are compared; None takes the default of the package for known models.
         batch_size: texts of one forward pass.
     """
     score = import_extra("bert_score", extra="metrics", what="metric 'bert_score'").score
@@ -127,7 +127,7 @@ def bert_score(
 
 
 def _check_plain(model: str) -> None:
-    """Refuse a model with code of its own, about which the package would ask on the terminal.
+    """Refuse a model with custom code, for which the package would prompt on the terminal.
 
     Raises:
         ValueError: if the model can't be loaded without such code.

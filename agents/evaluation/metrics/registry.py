@@ -47,7 +47,7 @@ class Generated:
 
     @cached_property
     def tokens(self) -> list[list[int]]:
-        """The own tokens of each response."""
+        """The action tokens of each response."""
         rows = zip(self.episodes.input_ids.cpu(), self.episodes.action_mask.cpu(), strict=True)
         return [ids[mask].tolist() for ids, mask in rows]
 
