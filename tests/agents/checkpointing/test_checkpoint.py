@@ -36,7 +36,7 @@ ROWS = [{"prompt": "ab", "completion": text} for text in ("a", "b", "cd", "d")]
 
 def train(run_dir: Path | None = None, **changes: Any) -> Any:
     """Four steps of SFT; with a folder for the run, a checkpoint after each."""
-    given = {"steps": 4, "batch_size": 2, "learning_rate": 1e-2, "loggers": ()}
+    given = {"steps": 4, "batch_size": 2, "learning_rate": 1e-2, "eval_episodes": 2, "loggers": ()}
     given |= {} if run_dir is None else {"checkpoint_every": 1}
     settings = {**given, "dataset": ROWS, "tokenizer": TOKENIZER, **changes}
     return textenv.train("sft", tiny(positions=16), run_dir=run_dir, **settings).agent

@@ -35,7 +35,8 @@ def zero(completions: list[str], **columns: Any) -> list[float]:
 
 
 def train(run_dir: Path | None, reward: Any = zero, **given: Any) -> Any:
-    settings = {"iterations": 2, "episodes_per_iteration": 2, "minibatches": 1, "epochs": 1, "report": False}
+    settings = {"iterations": 2, "episodes_per_iteration": 2, "minibatches": 1, "epochs": 1}
+    settings |= {"eval_episodes": 2, "report": False}
     return textenv.train(
         "ppo",
         CONFIG,
