@@ -169,6 +169,17 @@ class RewardTerm:
         """
         return episodes.completion_texts(self.tokenizer, skip_special_tokens=not self.special_tokens)
 
+    def answer_texts(self, episodes: EpisodeBatch) -> list[str]:
+        """The B answers as text: the responses, or with a partner the policy's last turns.
+
+        Raises:
+            RewardError: if the term has no tokenizer.
+        """
+        extras = episodes.extras
+        if "turns" in extras and "stop_reason" in extras:
+            return [said[-1] if said else "" for said in extras["turns"]]
+        return self.completion_texts(episodes)
+
     def close(self) -> None:
         """Free the term's resources (models, processes)."""
 

@@ -204,6 +204,8 @@ class Regex(RewardTerm):
 class ExactMatch(RewardTerm):
     """Reward for responses equal to a task column's text (or to one of its texts, if it holds lists).
 
+    In episodes with a partner the policy's last turn is compared.
+
     Args:
         column: task column of answers: strings, numbers, or lists of acceptable ones.
         pattern: regular expression whose first group (or whole match) is compared instead of the whole
@@ -252,7 +254,7 @@ class ExactMatch(RewardTerm):
         Raises:
             RewardError: if the pattern's time limit is over.
         """
-        texts = self.completion_texts(episodes)
+        texts = self.answer_texts(episodes)
         answers = column(episodes, self.column, self.name)
         rewards = [
             self.reward if self._is_right(text, answer) else self.otherwise

@@ -53,8 +53,12 @@ def make_turns(
     spec = make_partner(partner)
     turns = MAX_TURNS if max_turns is None else max_turns
     tokens = min(max_new_tokens, max_new_tokens if max_turn_tokens is None else max_turn_tokens)
+    vocab_size = tokenizer_vocab_size(tokenizer)
+    tools = spec.tools(tokenizer, chat=chat)
+    encoder = TurnPrompts(prompts, tokenizer, vocab_size, chat=chat, tools=tools)
     if max_length is None:
-        max_length = prompts.max_length + max_new_tokens + turns * spec.cls.max_reply_tokens
+        longest = prompts.max_length + encoder.tool_tokens
+        max_length = longest + max_new_tokens + turns * spec.cls.max_reply_tokens
     if max_length <= prompts.max_length:
         raise ValueError(
             f"max_length must be more than the longest prompt ({prompts.max_length} tokens), got {max_length}"
@@ -63,5 +67,4 @@ def make_turns(
         if name in prompts.columns:
             raise ValueError(f"prompts must have no column {name!r}, which episodes with a partner add")
     limits = TurnLimits(turns, tokens, max_new_tokens, max_length)
-    encoder = TurnPrompts(prompts, tokenizer, tokenizer_vocab_size(tokenizer), chat=chat)
     return Turns(spec, num_envs, encoder, limits, waiting=waiting)

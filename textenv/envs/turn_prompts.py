@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from textenv.episodes.texts import split_texts
-from textenv.partners.partner import Opening, Reply
+from textenv.partners.partner import Opening, Partner, Reply, ToolDescription
+from textenv.partners.registry import PartnerSpec
 from textenv.prompts.conversations import MESSAGES, USER_TEXT, user_message
 from textenv.prompts.messages import OPTION_COLUMNS, chat_options, check_messages, render
 from textenv.prompts.prompt_set import PromptSet
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_FOREIGN = "textenvforeign"
+
+
 class TurnPrompts:
     """Encodes what stands around the turns of the policy.
 
@@ -32,20 +36,38 @@ class TurnPrompts:
         tokenizer: of the episodes.
         vocab_size: token ids that a partner gives must be below it.
         chat: put openings and replies into messages of the tokenizer's chat template.
+        tools: what the policy is shown of a partner's tools: schemas for the chat template, or a text that
+            follows the prompt. Prompts with a column ``tools`` keep theirs.
 
     Raises:
         ValueError: see `TurnTemplate`.
     """
 
     def __init__(
-        self, prompts: PromptSet, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, chat: bool
+        self,
+        prompts: PromptSet,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        *,
+        chat: bool,
+        tools: ToolDescription = None,
     ) -> None:
         self._prompts = prompts
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self.chat = chat
+        self._tools = tools
         self._templates: dict[str, TurnTemplate] = {}
         self._template_of(0)
+
+    def partner(self, spec: PartnerSpec) -> Partner:
+        """A new partner that knows the tokenizer."""
+        return spec.bound(self._tokenizer, chat=self.chat)
+
+    @property
+    def tool_tokens(self) -> int:
+        """By how many tokens the description of the tools makes the first prompt longer."""
+        return len(self.start(0, None)) - int(self._prompts.lengths[0]) if self._tools else 0
 
     def columns(self, index: int) -> dict[str, Any]:
         """The columns of a prompt."""
@@ -60,9 +82,8 @@ class TurnPrompts:
         """
         ids, _, lengths = self._prompts.rows(np.array([index]))
         start: list[int] = ids[0, : int(lengths[0])].tolist()
-        if opening is None or opening == "":
-            return start
-        if not isinstance(opening, str):
+        about = self._tools if isinstance(self._tools, str) else ""
+        if opening is not None and not isinstance(opening, str):
             if not self.chat:
                 raise ValueError(
                     "a partner may begin with messages only where prompts are chats (chat_template=True), "
@@ -70,21 +91,48 @@ class TurnPrompts:
                 )
             opening = check_messages(opening, "what Partner.begin returned")
         if not self.chat:
-            assert isinstance(opening, str)
+            assert opening is None or isinstance(opening, str)
+            if not (text := about + (opening or "")):
+                return start
             before = self._tokenizer.decode(start[-1:])
-            return [*start, *self._template_of(index).encode(opening, closed=True, before=str(before))]
-        messages = user_message(opening) if isinstance(opening, str) else [*opening]
+            return [*start, *self._template_of(index).encode(text, closed=True, before=str(before))]
         columns = self.columns(index)
-        if MESSAGES in columns:
-            messages = [*columns[MESSAGES], *messages]
-        elif columns.get(USER_TEXT):
-            messages = [*user_message(columns[USER_TEXT]), *messages]
-        text = render(
-            messages,
-            self._tokenizer,
-            generation_prompt=True,
-            options=chat_options(columns, f"prompt {index}"),
-        )
+        if self._tools and not about and not columns.get(OPTION_COLUMNS[0]):
+            columns[OPTION_COLUMNS[0]] = self._tools
+        elif not (about or opening):
+            return start
+        return self._chat_start(index, columns, about, opening)
+
+    def _chat_start(self, index: int, columns: dict[str, Any], about: str, opening: Opening) -> list[int]:
+        """Token ids of a chat with the partner's opening, whose control tokens are plain text."""
+        asked = columns.get(USER_TEXT) or ""
+        messages = [*columns[MESSAGES]] if MESSAGES in columns else user_message(asked)
+        template, foreign = self._template_of(index), dict[str, str]()
+
+        def marked(text: str) -> str:
+            if not template.has_control(text):
+                return text
+            mark = f"{_FOREIGN}{len(foreign)}x"
+            foreign[mark] = text
+            return mark
+
+        messages = _continued(messages, about)
+        if opening and not isinstance(opening, str):
+            messages = messages if MESSAGES in columns or asked or about else []
+            messages += [{**message, "content": marked(message["content"] or "")} for message in opening]
+        else:
+            messages = _continued(messages, marked(str(opening or "")))
+        options = chat_options(columns, f"prompt {index}")
+        text = render(messages, self._tokenizer, generation_prompt=True, options=options)
+        ids: list[int] = []
+        for mark, content in foreign.items():
+            before, found, text = text.partition(mark)
+            if not found:
+                raise ValueError(f"the chat template does not show the partner's opening {shown(content)}")
+            ids += self._encoded(before) + template.plain(content, before)
+        return ids + self._encoded(text)
+
+    def _encoded(self, text: str) -> list[int]:
         return token_ids([text], self._tokenizer, special=False, name="the partner's opening")[0]
 
     def reply(self, index: int, reply: Reply, *, closed: bool, said: str) -> list[int]:
@@ -113,6 +161,15 @@ class TurnPrompts:
         if key not in self._templates:
             self._templates[key] = TurnTemplate(self._tokenizer, chat=self.chat, options=options)
         return self._templates[key]
+
+
+def _continued(messages: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
+    """A text put at the end of the last message, if that is the user's, or as a message of its own."""
+    if not text:
+        return [*messages]
+    if messages and messages[-1]["role"] == "user":
+        return [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + text}]
+    return [*messages, *user_message(text)]
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from textenv.envs.scheduler import Assignment
 from textenv.envs.turn_prompts import TurnPrompts
 from textenv.episodes.conversations import TURN_EXTRAS
 from textenv.partners.calls import Outcome, PartnerError, ReplyCalls, Turn
-from textenv.partners.partner import Partner, Reply
+from textenv.partners.partner import Partner, Reply, ReplyError
 from textenv.partners.registry import PartnerSpec
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Turns:
             [assigned.rows, assigned.episode_ids, assigned.seeds, groups, assigned.prompts], axis=1
         )
         for row, episode, seed, group, index in each.tolist():
-            partner = self._partners[row] = self._partners[row] or self.spec.make()
+            partner = self._partners[row] = self._partners[row] or self.prompts.partner(self.spec)
             columns = {**self.prompts.columns(index), "episode_id": episode}
             arguments = self.spec.begin_arguments(columns)
             opening = partner.begin(_generator(seed, group), **arguments)
@@ -233,7 +233,7 @@ class Turns:
             ids = [] if reply is None else self._encoded(row, reply, talk)
         if reply is None:
             step.truncated[row] = True
-            self._end(row, "timeout" if outcome.timed_out else "error")
+            self._end(row, "timeout" if _timed_out(outcome) else "error")
             return
         step.rewards[row] = reply.reward
         said = {
@@ -275,13 +275,13 @@ class Turns:
                 f"partner {name} raised {type(error).__name__}: {error} (row {outcome.row}); "
                 "on_error='reply' or 'end' goes on"
             ) from error
-        talk.partner_timeouts += outcome.timed_out
-        talk.partner_errors += not outcome.timed_out
+        talk.partner_timeouts += _timed_out(outcome)
+        talk.partner_errors += not _timed_out(outcome)
         if outcome.timed_out:
             self._partners[outcome.row] = None  # it may still run
         if self.spec.on_error == "end" or outcome.timed_out:
             return None
-        return Reply(f"Error: {error}")
+        return error.reply if isinstance(error, ReplyError) else Reply(f"Error: {error}")
 
     def _budget(self, row: int, host: HostMirror) -> str:
         return "max_length" if host.lengths[row] >= self.limits.max_length else "max_new_tokens"
@@ -289,6 +289,10 @@ class Turns:
     def _end(self, row: int, reason: str, last_reply: str = "") -> None:
         talk = self.conversations[row]
         talk.stop_reason, talk.last_reply = reason, last_reply
+
+
+def _timed_out(outcome: Outcome) -> bool:
+    return outcome.timed_out or (isinstance(outcome.error, ReplyError) and outcome.error.timed_out)
 
 
 def _generator(seed: int, group: int) -> np.random.Generator:

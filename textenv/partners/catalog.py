@@ -1,6 +1,10 @@
 """The built-in partners by name: the module that registers each, and one line about it."""
 
 BUILTIN: dict[str, tuple[str, str]] = {
+    "tools": (
+        "textenv.partners.tools",
+        "Runs the functions that the policy calls and replies their results.",
+    ),
     "transcript": ("textenv.partners.transcript", "Replies what was replied in recorded episodes."),
 }
 """Name -> (module, description). A module is imported when its partner is first asked for."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from textenv.utils.checks import is_integer
 from textenv.utils.names import shown
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ON_ERROR = ("raise", "reply", "end")
 Opening: TypeAlias = "str | Sequence[Mapping[str, Any]] | None"
 """What a partner says before the first turn: a text, a list of messages, or nothing."""
+ToolDescription: TypeAlias = "Sequence[Mapping[str, Any]] | str | None"
+"""What the policy is shown of a partner's tools: JSON schemas for the chat template, a text, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,21 @@ class Reply:
             raise TypeError(f"Reply.ids must be a list of token ids, got {shown(self.ids)}")
         if not isinstance(self.info, Mapping):
             raise TypeError(f"Reply.info must be a dict, got {shown(self.info)}")
+
+
+class ReplyError(RuntimeError):
+    """An exception of a partner that has a reply of its own for ``on_error="reply"``.
+
+    Args:
+        message: what went wrong.
+        reply: what follows the turn.
+        timed_out: count it as a time-out, not as an error.
+    """
+
+    def __init__(self, message: str, reply: Reply, *, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.reply = reply
+        self.timed_out = timed_out
 
 
 def as_reply(value: Any, where: str) -> Reply:
@@ -105,6 +125,29 @@ class Partner:
     """Seconds that a reply may take; needs ``workers`` or a coroutine."""
     on_error: ClassVar[str] = "raise"
     """After an exception or a time-out: "raise" it, make it the "reply", or "end" the episode."""
+
+    @classmethod
+    def resolve(cls, arguments: Mapping[str, Any], *, allow_imports: bool) -> Mapping[str, Any]:
+        """The arguments of a spec with objects instead of names of code.
+
+        Args:
+            arguments: of the constructor.
+            allow_imports: whether ``"module:name"`` may be imported.
+        """
+        return arguments
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> ToolDescription:
+        """Get the tokenizer, once, before the first episode.
+
+        Args:
+            tokenizer: of the episodes.
+            chat: whether replies are messages of its chat template.
+
+        Returns:
+            What the policy is shown of the partner's tools with every prompt: JSON schemas for the chat
+            template, a text that follows the prompt, or None.
+        """
+        return None
 
     def begin(self, rng: np.random.Generator, *args: Any, **columns: Any) -> Opening:
         """Start an episode. A subclass names the arguments that it takes.

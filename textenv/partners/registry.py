@@ -7,12 +7,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textenv.partners.catalog import BUILTIN
-from textenv.partners.partner import ON_ERROR, Partner, replies_by
+from textenv.partners.partner import ON_ERROR, Partner, ToolDescription, replies_by
 from textenv.utils.checks import check_at_least, check_choice, check_positive
 from textenv.utils.names import check_name, nearest, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PARTNERS: dict[str, type[Partner]] = {}
 """Name -> class, of those that are loaded."""
@@ -42,6 +45,16 @@ class PartnerSpec:
     def make(self) -> Partner:
         """A new partner."""
         return self.cls(**self.arguments) if self.example is None else copy.deepcopy(self.example)
+
+    def bound(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Partner:
+        """A new partner that knows the tokenizer; see ``Partner.bind``."""
+        partner = self.make()
+        partner.bind(tokenizer, chat=chat)
+        return partner
+
+    def tools(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> ToolDescription:
+        """What the policy is shown of the partner's tools; see ``Partner.bind``."""
+        return None if self.cls.bind is Partner.bind else self.make().bind(tokenizer, chat=chat)
 
     def begin_arguments(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of ``Partner.begin``: those of the spec, and the columns of a prompt that it takes."""
@@ -120,13 +133,15 @@ def describe() -> dict[str, str]:
     }
 
 
-def make_partner(spec: Any) -> PartnerSpec:
+def make_partner(spec: Any, *, allow_imports: bool = False) -> PartnerSpec:
     """Check a spec of a partner.
 
     Args:
         spec: a name, ``["name", {arguments}]``, ``{"name": name, **arguments}``, a `Partner` class or object,
             or a `PartnerSpec` (returned as it is). Arguments belong to the constructor, or else to ``begin``;
             ``workers``, ``timeout`` and ``on_error`` are those of `Partner`.
+        allow_imports: import code that an argument names as ``"module:name"``. Do not use it for specs that
+            you do not trust.
 
     Raises:
         ValueError: if the spec is malformed, a name unknown, or an argument does not fit.
@@ -139,7 +154,7 @@ def make_partner(spec: Any) -> PartnerSpec:
     if inspect.isclass(spec) and issubclass(spec, Partner):
         return _checked(spec, {}, spec)
     name, arguments = _split(spec)
-    return _checked(_find(name), arguments, [name, arguments])
+    return _checked(_find(name), arguments, [name, arguments], allow_imports=allow_imports)
 
 
 def _split(spec: Any) -> tuple[str, dict[str, Any]]:
@@ -166,7 +181,11 @@ def _find(name: str) -> type[Partner]:
 
 
 def _checked(
-    cls: type[Partner], arguments: Mapping[str, Any], given: Any, example: Partner | None = None
+    cls: type[Partner],
+    arguments: Mapping[str, Any],
+    given: Any,
+    example: Partner | None = None,
+    allow_imports: bool = False,
 ) -> PartnerSpec:
     """Sort the arguments of a spec by who takes them, and check the options."""
     method = replies_by(cls)
@@ -193,6 +212,8 @@ def _checked(
     where = f"partner {called}: "
     check_at_least(f"{where}workers", options["workers"], 0)
     check_choice(f"{where}on_error", options["on_error"], ON_ERROR)
+    if example is None:
+        made = dict(cls.resolve(made, allow_imports=allow_imports))
     found = PartnerSpec(cls, made, begun, given, example, **options)
     if options["timeout"] is not None:
         check_positive(f"{where}timeout", options["timeout"])

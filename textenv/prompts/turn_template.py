@@ -64,17 +64,21 @@ class TurnTemplate:
         if not is_unicode(text):
             raise ValueError(f"a reply must be encodable text, got {shown(text)}")
         if not self.chat:
-            return self._plain(text, before)
+            return self.plain(text, before)
         end, header, footer = self._role(role)
-        control = self._control is not None and self._control.search(text)
+        control = self.has_control(text)
         # Encoded from the end of the turn on: some tokenizers treat the start of a text differently.
         texts = [end, end + header, footer] if control else [end, end + header + text + footer]
         closing, opening, *footers = token_ids(texts, self.tokenizer, special=False, name="chat template")
         if closed and opening[: len(closing)] == closing:
             opening = opening[len(closing) :]
-        return [*opening, *self._plain(text, "\n"), *footers[0]] if control else opening
+        return [*opening, *self.plain(text, "\n"), *footers[0]] if control else opening
 
-    def _plain(self, text: str, before: str) -> list[int]:
+    def has_control(self, text: str) -> bool:
+        """Whether a text spells a control token."""
+        return self._control is not None and self._control.search(text) is not None
+
+    def plain(self, text: str, before: str) -> list[int]:
         """Token ids of a text that continues another; names of control tokens are encoded as plain text."""
         if not text:
             return []
