@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
+from textenv.episodes.conversations import REPLIES, TURNS
 from textenv.scoring import RewardError
 
 if TYPE_CHECKING:
@@ -176,8 +177,8 @@ class RewardTerm:
             RewardError: if the term has no tokenizer.
         """
         extras = episodes.extras
-        if "turns" in extras and "stop_reason" in extras:
-            return [said[-1] if said else "" for said in extras["turns"]]
+        if TURNS in extras and REPLIES in extras:
+            return [said[-1] if said else "" for said in extras[TURNS]]
         return self.completion_texts(episodes)
 
     def close(self) -> None:
