@@ -32,13 +32,13 @@ class TermFacts(NamedTuple):
     """Properties of a term in another process."""
 
     per_token: bool
-    """Whether it is a reward per token."""
+    """Whether the term gives a reward per token."""
     needs_policy: bool
-    """Whether it needs the policy."""
+    """Whether the term needs the policy."""
     part_names: tuple[str, ...]
     """Names of its raw parts."""
     has_state: bool
-    """Whether it has a state."""
+    """Whether the term has a state."""
 
 
 def own_targets(specs: Any) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Remote(RewardTerm):
 
     @property
     def per_token(self) -> bool:  # type: ignore[override]
-        """Whether it is a reward per token."""
+        """Whether the term gives a reward per token."""
         return self._facts.per_token
 
     @property

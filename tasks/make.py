@@ -45,7 +45,7 @@ class _Made:
 
     @property
     def spec(self) -> EnvSpec | None:
-        """How to make this environment again; JSON can hold it if every argument can be written down."""
+        """Description from which this environment can be made again; JSON values if all arguments are."""
         return self._spec
 
     @spec.setter

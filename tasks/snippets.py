@@ -43,7 +43,7 @@ class RatedSnippets:
     """
 
     name: str
-    """Where they come from."""
+    """Name of the source."""
     texts: tuple[str, ...]
     """n texts."""
     ratings: tuple[tuple[int, ...], ...]

@@ -36,7 +36,7 @@ class EnvSource:
     prompts: PromptSet
     """P tokenized prompts with their columns."""
     tokenizer: PreTrainedTokenizerBase
-    """Of prompts and responses."""
+    """Tokenizer of prompts and responses."""
     data: TaskData | None
     """The task's data; None if there is no task and the prompts were given as a ``PromptSet``."""
     chat: bool = False

@@ -37,7 +37,7 @@ class Task:
     """
 
     name: str
-    """How ``make_task`` and the ``task`` argument of the environment call it."""
+    """Name in ``make_task`` and in the ``task`` argument of the environment."""
     description: str
     """One line."""
     builder: Callable[..., TaskData]
@@ -177,7 +177,7 @@ class TaskData:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: an environment holds its task's data.
+        """State for pickle: an environment holds its task's data.
 
         Raises:
             TypeError: if one of the functions has no name in a module, as a lambda has none.

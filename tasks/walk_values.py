@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WalkValues:
-    """What a policy is worth on the random walks of one graph, exactly. Means are over the 20 starts."""
+    """Exact expected results of a policy on the random walks of one graph. Means are over the 20 starts."""
 
     optimality: float
     """Expected optimality: the expected return of the task."""

@@ -22,7 +22,7 @@ class TrainingState:
     agent: str
     """Name that the agent is registered under."""
     config: dict[str, Any]
-    """Its settings, as JSON values."""
+    """Settings of the agent, as JSON values."""
     counters: dict[str, int]
     """Counters: ``iteration``, ``optimizer_steps``, ..."""
     optimizer: dict[str, Any]
@@ -42,7 +42,7 @@ class TrainingState:
     stopped: bool = False
     """Whether a callback ended the run."""
     data: dict[str, int] = field(default_factory=dict)
-    """How much data the agent has, to notice a resume on other data."""
+    """Size of the agent's data, to detect a resume with other data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,4 +56,4 @@ class RunIdentity:
     config: AgentConfig
     """Its settings."""
     data: dict[str, int]
-    """How much data it has: name -> number."""
+    """Size of its data: name -> number."""

@@ -43,9 +43,9 @@ class BeforeAfter:
     before: dict[str, float]
     """Figure -> value before, see ``LABELS``."""
     after: dict[str, float]
-    """The same after."""
+    """Metrics after the training."""
     human_reference: dict[str, float] = field(default_factory=dict)
-    """The same of texts that humans wrote; empty without any."""
+    """The same metrics of human texts; empty if there are none."""
     judge_gain: float = math.nan
     """Mean difference of the judge's scores, after less before, on the same prompts and noise."""
     judge_gain_error: float = math.nan
@@ -89,7 +89,7 @@ class BeforeAfter:
 
     @staticmethod
     def repetition(episodes: EpisodeBatch) -> float:
-        """Mean share of trigrams that a response repeats."""
+        """Mean fraction of repeated trigrams per response."""
         ids = _responses(episodes)
         return sum(map(repetition_n, ids)) / len(ids)
 

@@ -30,7 +30,7 @@ def spearman(x: Floats, y: Floats) -> float:
 
 
 def ranks(values: Floats) -> Floats:
-    """Ranks from 1 on, (n,); equal values share the mean of theirs.
+    """Ranks from 1 on, (n,); equal values get the mean of their ranks.
 
     >>> ranks(np.array([3.0, 1.0, 3.0])).tolist()
     [2.5, 1.0, 2.5]

@@ -1,7 +1,7 @@
 """Evaluation: generate a fixed set of episodes and measure them, without any effect on training.
 
-The same prompts and sampling noise every time (the tickets of one seed), so two evaluations differ by the
-policy alone. Shape letters: B episodes, L tokens.
+Prompts and sampling noise are the same every time (episode ids 0..B-1 of one seed), so two evaluations differ
+only in the policy. Shape letters: B episodes, L tokens.
 """
 
 from __future__ import annotations
@@ -113,24 +113,24 @@ def evaluate(
 ) -> Evaluation:
     """Generate ``episodes`` episodes and measure them; nothing is trained.
 
-    The policy is bound to ``envs`` while it plays (KL penalties ask it for its reference), the state of the
-    reward terms does not move, and the random states of Python, NumPy and torch are as before. Only the
-    tickets of ``envs`` itself start over, so give it an environment of its own.
+    The policy is bound to ``envs`` during generation, because KL penalties need its reference. The state of
+    the reward terms and the random states of Python, NumPy and torch do not change. ``envs`` restarts at
+    episode id 0, so use a separate environment for evaluation.
 
     Args:
         policy: has ``act``, or is a plain callable ``(obs, info) -> actions``; for a KL it has ``log_prob``,
             too.
-        envs: a native vector environment, apart from the one that is trained on.
-        episodes: B, how many to play: always the tickets 0..B-1 of ``seed``.
+        envs: a native vector environment, not the one used for training.
+        episodes: B, number of episodes: always the episode ids 0..B-1 of ``seed``.
         metric_fn: further metrics, ``fn(prompts, completions, **columns)``; it may leave out columns that it
-            does not name. A list has one value (or None: not applicable) an episode and is averaged.
+            does not name. A list has one value per episode (None: not applicable) and is averaged.
         metrics: names of ``metrics.registry.METRICS``, such as "rouge", or [name, {option: value}].
         seed: of prompts and sampling noise.
         samples: how many episodes to keep as text.
         reference: what to measure the KL against; has ``log_prob(episodes) -> (B, L)``. None measures no KL.
             Perplexities are measured with it, too.
         max_tokens: padded tokens of one forward pass.
-        keep: picks the episodes to measure from those that were played; None measures all.
+        keep: selects the episodes to measure from the generated ones; None measures all.
 
     Raises:
         ValueError: if a count is out of range, a metric unknown, or ``metric_fn`` gives the wrong number of

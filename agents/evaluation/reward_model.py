@@ -1,4 +1,4 @@
-"""How good a reward model is: accuracy on pairs, calibration, and rank correlation with ratings."""
+"""Evaluation of reward models: accuracy on pairs, calibration, and rank correlation with ratings."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class ReliabilityBin:
     confidence: float
     """Mean confidence; NaN if the bin is empty."""
     accuracy: float
-    """Share that was right (by soft labels: the mean probability of it); NaN if the bin is empty."""
+    """Fraction of correct pairs (with soft labels: their mean probability); NaN if the bin is empty."""
 
 
 @dataclass(kw_only=True)
 class RewardEvaluation:
-    """What an evaluation of a reward model found."""
+    """Results of an evaluation of a reward model."""
 
     metrics: dict[str, float]
     """Name -> number.
@@ -112,9 +112,9 @@ def pair_metrics(difference: Tensor, label: Tensor | None = None, *, bins: int =
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of ``count`` independent trials (Wilson 1927); NaN for no trial.
+    """95 % interval of a proportion in ``count`` independent trials (Wilson 1927); NaN if there are none.
 
-    With p the share, n the count and z = 1.96: (p + z^2/2n +- z sqrt(p(1 - p)/n + z^2/4n^2)) / (1 + z^2/n).
+    With proportion p, count n and z = 1.96: (p + z^2/2n +- z sqrt(p(1 - p)/n + z^2/4n^2)) / (1 + z^2/n).
 
     >>> [round(bound, 4) for bound in wilson_interval(0.8, 10)]
     [0.4902, 0.9433]
@@ -125,7 +125,9 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     middle = share + square / 2
     spread = Z * math.sqrt(share * (1 - share) / count + square / (4 * count))
     low, high = (middle - spread) / (1 + square), (middle + spread) / (1 + square)
-    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)  # exact there, but for rounding
+    return (0.0 if share == 0 else low), (
+        1.0 if share == 1 else high
+    )  # the formula gives exactly this, up to rounding
 
 
 def reliability(difference: Tensor, label: Tensor | None = None, *, bins: int = BINS) -> list[ReliabilityBin]:
@@ -166,7 +168,7 @@ def reliability(difference: Tensor, label: Tensor | None = None, *, bins: int = 
 
 
 def rating_metrics(scores: Tensor, ratings: Tensor) -> dict[str, float]:
-    """How scores go with people's ratings, see ``RewardEvaluation.metrics``; NaN where nothing varies.
+    """Correlation of scores with human ratings, see ``RewardEvaluation.metrics``; NaN for constant values.
 
     Args:
         scores: (R,).

@@ -67,7 +67,7 @@ def evaluate_sweep(
     Args:
         policy: a ``LanguagePolicy``.
         envs: see ``evaluate``.
-        episodes: of each evaluation, the same tickets every time.
+        episodes: number per evaluation; all evaluations use the same episode ids.
         grid: setting (see ``SETTINGS``) -> values to try.
         options: further arguments of ``evaluate``, such as ``metrics``.
 

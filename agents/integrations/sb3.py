@@ -172,7 +172,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     """
 
     last_act: dict[str, np.ndarray] | None
-    """What the last ``forward`` chose: "action", "log_prob", "value", (N,) each."""
+    """Result of the last ``forward``: "action", "log_prob", "value", (N,) each."""
     scored_tokens = 0
     """Tokens of the rows that the last ``evaluate_actions`` scored, prompts included."""
 

@@ -128,7 +128,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path) -> list[tuple[dict[str, Any], str]]:
-    """(object, its line) for every whole line of a file."""
+    """(parsed object, raw line) for every complete line of a file."""
     rows = []
     lines = path.read_bytes().split(b"\n")
     if lines.pop():  # what a killed process had begun to write

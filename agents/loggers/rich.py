@@ -1,4 +1,4 @@
-"""The terminal: a progress bar over a table of the numbers that matter, else a line now and then."""
+"""Terminal output: a progress bar and a table of key metrics; without a terminal, one line at intervals."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ KEY_METRICS = (
     "throughput/rollout_tokens_s",
     "throughput/train_tokens_s",
 )
-"""What is shown first, in this order, of what is logged."""
+"""Metrics that are shown first, in this order."""
 
 
 class RichLogger:
-    """Shows a run on standard error: live on a terminal, else by a line now and then and one at the end.
+    """Shows a run on standard error: live on a terminal, else one line at intervals and one at the end.
 
     Generated text and names are untrusted: control characters are dropped and markup is not interpreted.
 

@@ -218,7 +218,7 @@ def load_adapter_folder(
 
 
 def tokenizer_source(source: str) -> str:
-    """Where the tokenizer of a model lies: an adapter's folder may leave it to the base model's."""
+    """Folder of a model's tokenizer: an adapter without tokenizer files uses that of its base model."""
     source = os.fspath(model_folder(source)) if os.path.isdir(source) else source
     folder = Path(source)
     if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():

@@ -100,7 +100,7 @@ def checked_head(head: nn.Module, hidden_size: int) -> nn.Module:
 
 
 class QAtActions(NamedTuple):
-    """What ILQL's losses need of the heads at A own tokens."""
+    """What ILQL's losses need of the heads at A action tokens."""
 
     q: tuple[Tensor, ...]
     """Per Q head (A,): Q_i(s, a)."""

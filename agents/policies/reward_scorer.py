@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 HEADS = "heads.safetensors"
 PAD_TOKEN = "<|pad|>"
 TEMPLATE = "{prompt}{completion}"
-"""How prompt and completion become the text that is scored."""
+"""Ways to form the scored text from prompt and completion."""
 FORMAT = 1
 
 
@@ -118,7 +118,7 @@ class Scorer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     @property
@@ -159,7 +159,7 @@ class Scorer(nn.Module):
         return self.score(EpisodeBatch.from_ids(ids, [[]] * len(ids))).mean(-1)
 
     def reward_spec(self, path: str | os.PathLike[str]) -> list[Any]:
-        """How an environment uses the saved folder ``path``: ``rewards=[scorer.reward_spec(path)]``."""
+        """Reward spec of the saved folder ``path``, for ``rewards=[scorer.reward_spec(path)]``."""
         settings: dict[str, Any] = {
             "model": os.fspath(path),
             "template": self.template,

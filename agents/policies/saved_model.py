@@ -23,11 +23,11 @@ from textenv.utils.quiet import without_bars
 
 PROBE_TOKENS = 8
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Largest difference of logits, as a share of their spread, on one kind of device."""
+"""Largest difference of logits, relative to their standard deviation, on one kind of device."""
 _ACROSS = {torch.float64: 1e-8, torch.float32: 1e-2}
 """The same, where the policy's logits come from an accelerator and the saved model's from the CPU."""
 _SIXTEEN_BITS = 0.1
-"""Root mean square difference, as a share of the spread, where weights have 16 bits: merging rounds them."""
+"""RMS difference relative to the standard deviation, for 16-bit weights: merging rounds them."""
 
 
 class SavedModelDiffers(RuntimeError):

@@ -56,7 +56,7 @@ class TeacherForced(nn.Module):
     critic: SeparateCritic | None
     """The critic with a trunk of its own."""
     decoding: DecodingPolicy
-    """How it acts; holds temperature and logits processor."""
+    """The decoding policy; holds temperature and logits processor."""
     legality: TokenConstraints | None
     """Which tokens are legal, for episodes whose ``sampling`` does not say."""
     max_tokens: int

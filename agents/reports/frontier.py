@@ -14,7 +14,7 @@ from textenv.utils.terminal import number
 
 
 def reward_against_kl(run: RunData, folder: Path) -> Plot | None:
-    """Where the run went in reward and KL, and what best-of-n sampling gets for the same KL, for free."""
+    """Reward and KL of the run's evaluations, compared with best-of-n sampling at the same KL."""
     paths = []
     for label, kl, score in (
         ("training", "objective/kl", "objective/score"),

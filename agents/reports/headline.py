@@ -17,7 +17,7 @@ TITLES = {
     "return/mean": ("return (with KL penalty)", 1),
     "judge/mean": ("held-out judge", 1),
     "accuracy": ("accuracy on held-out pairs", 1),
-    "log_loss": ("log loss, nats a pair", -1),
+    "log_loss": ("log loss, nats per pair", -1),
     "ece": ("calibration error (ECE)", -1),
     "spearman": ("Spearman correlation with ratings", 1),
     "pearson": ("Pearson correlation with ratings", 1),
@@ -29,7 +29,7 @@ TITLES = {
     "text/repetition": ("repeated trigrams", -1),
     "text/distinct_2": ("distinct bigrams", 0),
 }
-"""Figures of an evaluation -> what they are called, and whether more is better (1), worse (-1) or neither."""
+"""Evaluation metric -> label, and whether higher is better (1), worse (-1) or neither (0)."""
 LOGGED = {
     "objective/score": ("reward (without KL penalty), training", 1),
     "objective/kl": ("KL from the reference, nats per text, training", 0),
@@ -39,7 +39,7 @@ LOGGED = {
     "loss": ("loss", -1),
     "episode/length": ("length, tokens, training", 0),
 }
-"""The same of what is logged in training, for runs that were not evaluated twice."""
+"""The same for training metrics, used for runs without evaluations before and after."""
 CARDS = 4
 """Figures that are shown large."""
 _JUDGED = {"reward": 1, "judge": 1, "repetition": -1}
@@ -58,7 +58,7 @@ class Figure:
     better: int = 0
     """1 if more is better, -1 if less is, 0 if neither."""
     human: float | None = None
-    """The same of human texts."""
+    """Value for human texts."""
 
     @property
     def change(self) -> float | None:
@@ -88,7 +88,7 @@ def figures(run: RunData) -> tuple[list[Figure], str]:
         ]
         return [row for row in rows if row.after is not None], (
             "Before: the fine-tuned policy. After: the policy after reinforcement learning. "
-            "Both wrote on the same prompts with the same noise."
+            "Both used the same prompts and sampling noise."
         )
     logged = _logged(run)
     if run.after is not None:
@@ -101,7 +101,7 @@ def figures(run: RunData) -> tuple[list[Figure], str]:
 
 
 def _logged(run: RunData) -> list[Figure]:
-    """What was logged in training, at its first step and its last."""
+    """Training metrics at the first and the last logged step."""
     rows = []
     for name, (title, better) in LOGGED.items():
         values = [value for value in run.series(name)[1] if math.isfinite(value)]
@@ -217,7 +217,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """Seconds as readable text.
 
     >>> duration(4.23), duration(75), duration(7384)
     ('4.2 s', '1 min 15 s', '2 h 3 min')

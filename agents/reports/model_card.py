@@ -45,7 +45,7 @@ class _Source:
     """A model's folder and the run that it came from."""
 
     folder: Path
-    """What transformers loads."""
+    """Folder that transformers loads."""
     run: RunData
     """Metrics, settings and facts, as far as they are known."""
 

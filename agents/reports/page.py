@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 )
-"""What a page may load: its own inline style, images inside it or beside it."""
+"""Content security policy of a page: inline style, and images in the page or next to it."""
 
 
 def render(template_name: str, out: str | os.PathLike[str], **context: Any) -> Path:
@@ -105,5 +105,5 @@ def data_uri(path: str | os.PathLike[str]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """What an expression of a template puts into the page, before it is escaped."""
+    """Text that a template expression inserts, before escaping."""
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

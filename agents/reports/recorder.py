@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EPISODES = 6
 """Episodes that are kept token by token."""
 enabled = True
-"""Whether runs keep records and end with a report at all; the setting ``report`` says it for one agent."""
+"""Global switch of run records and reports; the setting ``report`` is the switch of a single agent."""
 
 
 class RunReport(Callback):
@@ -47,7 +47,7 @@ class RunReport(Callback):
         if not (enabled and agent.run_dir is not None and agent.config.report):
             return
         if agent.iteration == 0 and agent.eval_envs is not None:
-            found = agent.first_evaluation()  # in every process: they play it together
+            found = agent.first_evaluation()  # in every process: generation is collective
             if process_group.is_main():
                 save_evaluation(found, self._place(agent, "evaluations/before.json"), 0)
 
@@ -135,6 +135,6 @@ def scores_of(episodes: EpisodeBatch) -> dict[str, list[Any]]:
 
 
 def scores(episodes: EpisodeBatch) -> Tensor:
-    """What the texts were paid, without the penalties for departing from the reference: (B,)."""
+    """Return of each episode without KL penalties: (B,)."""
     penalties = [term for name, term in episodes.reward_terms.items() if name.split("#")[0] == "kl"]
     return episodes.returns - sum((term.sum(-1) for term in penalties), episodes.returns * 0.0)

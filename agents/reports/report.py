@@ -88,7 +88,7 @@ class Sample:
     before: str | None
     """None if it is not known."""
     after: str
-    """What the trained policy wrote."""
+    """Sample responses of the trained policy."""
     numbers: tuple[tuple[str, float | None, float | None], ...]
     """(name, before, after) of each score."""
 
@@ -126,7 +126,7 @@ def _samples(run: RunData) -> list[Sample]:
 
 
 def _gain(run: RunData) -> str | None:
-    """How sure the judge's gain is, of a pipeline."""
+    """The judge's gain with its standard error, for a pipeline."""
     gain, error = ((run.results or {}).get(name) for name in ("judge_gain", "judge_gain_error"))
     if gain is None or error is None:
         return None

@@ -1,4 +1,4 @@
-"""What is in the folder of a run, read for its report; see ``docs/report.md`` for the files."""
+"""Reads a run's folder for its report; see ``docs/report.md`` for the files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunData:
     stages: dict[str, RunData] = field(default_factory=dict)
     """Stage of a pipeline -> its run."""
     failures: list[dict[str, Any]] = field(default_factory=list)
-    """What made the run fail: iteration, term, values."""
+    """Cause of a failed run: iteration, term, values."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
 
 
 def _drop_empty_returns(run: RunData) -> None:
-    """Leave out returns and scores of a run whose evaluations paid nothing."""
+    """Leave out returns and scores of a run whose evaluations had no rewards."""
     sides = [side for side in (run.before, run.after) if side is not None]
     evaluated = [row for row in run.rows if "eval/return/mean" in row]
     if not all(has_no_rewards(side["metrics"]) for side in sides) or not all(

@@ -32,11 +32,11 @@ class Curves:
     title: str
     """Heading."""
     unit: str
-    """What the vertical axis shows."""
+    """Label of the vertical axis."""
     lines: tuple[tuple[str, str], ...]
     """(metric, label) of each line; those that were not logged are left out."""
     caption: str = ""
-    """What to know when reading it."""
+    """Note below the plot."""
 
 
 CURVES = (
@@ -55,7 +55,7 @@ CURVES = (
         "Held-out judge",
         "score per text",
         (("eval/judge/mean", "evaluation"),),
-        "Training never sees this judge. Reward up and judge down is reward hacking.",
+        "This judge is not used for training. Reward up and judge down is reward hacking.",
     ),
     Curves(
         "kl",
@@ -74,23 +74,23 @@ CURVES = (
         "Entropy",
         "nats per token",
         (("objective/entropy", "training"), ("eval/objective/entropy", "evaluation")),
-        "Estimated by minus the log-probability of the sampled tokens.",
+        "Estimated as the mean negative log-probability of the sampled tokens.",
     ),
     Curves(
         "texts",
         "Diversity of the texts",
-        "share",
+        "fraction",
         (
             ("eval/text/distinct_2", "distinct bigrams"),
             ("eval/text/repetition", "repeated trigrams"),
-            ("eval/episode/eos_rate", "ended by themselves"),
-            ("episode/eos_rate", "ended by themselves, training"),
+            ("eval/episode/eos_rate", "ended with EOS"),
+            ("episode/eos_rate", "ended with EOS, training"),
         ),
     ),
     Curves(
         "clip_fraction",
         "Clip fraction",
-        "share of tokens",
+        "fraction of tokens",
         (("policy/clip_fraction", "policy"), ("value/clip_fraction", "value")),
     ),
     Curves("kl_coef", "KL coefficient", "", (("objective/kl_coef", "coefficient"),)),
@@ -98,15 +98,15 @@ CURVES = (
     Curves(
         "explained_variance",
         "Explained variance of the critic",
-        "share",
+        "fraction",
         (("value/explained_variance", "explained variance"),),
-        "1: the critic knows the returns; 0: no better than their mean; below 0: worse.",
+        "1: the critic predicts the returns exactly; 0: no better than their mean; below 0: worse.",
     ),
     Curves("nll", "Negative log-likelihood", "nats per token", (("sft/nll", "training"),)),
     Curves(
         "accuracy",
         "Accuracy on pairs",
-        "share of pairs",
+        "fraction of pairs",
         (
             ("pairs/accuracy", "training"),
             ("rewards/accuracy", "training"),
@@ -117,7 +117,7 @@ CURVES = (
         "calibration_error",
         "Calibration error and log loss",
         "held-out pairs",
-        (("eval/ece", "expected calibration error"), ("eval/log_loss", "log loss, nats a pair")),
+        (("eval/ece", "expected calibration error"), ("eval/log_loss", "log loss, nats per pair")),
     ),
     Curves(
         "rank_correlation",
@@ -125,19 +125,19 @@ CURVES = (
         "correlation",
         (("eval/spearman", "Spearman"), ("eval/pearson", "Pearson")),
     ),
-    Curves("loss", "Loss", "loss", (("loss", "whole"), ("policy/loss", "policy"), ("value/loss", "value"))),
+    Curves("loss", "Loss", "loss", (("loss", "total"), ("policy/loss", "policy"), ("value/loss", "value"))),
     Curves("grad_norm", "Gradient norm", "L2 norm, before clipping", (("grad_norm", "gradient norm"),)),
     Curves("learning_rate", "Learning rate", "", (("lr", "learning rate"),)),
     Curves(
         "throughput",
         "Throughput",
-        "tokens a second",
+        "tokens per second",
         (("throughput/rollout_tokens_s", "rollout"), ("throughput/train_tokens_s", "update")),
     ),
 )
-"""Plots that have a name; metrics that are in none of them are grouped by what stands before their "/"."""
+"""Named plots; all other metrics are grouped by the prefix before "/"."""
 CONSTANTS = ("kl_coef", "learning_rate")
-"""Plots that are left out if nothing in them changes: the settings say what it was."""
+"""Plots that are left out if their values are constant: the settings show the value."""
 _NOT_PLOTTED = (
     "step",
     "episodes",
@@ -213,7 +213,7 @@ def score_distribution(run: RunData, folder: Path) -> Plot | None:
         folder / "scores.png",
         title="Rewards of the evaluated texts",
         x="reward per text",
-        y="share of texts",
+        y="fraction of texts",
         alt=f"Histograms of the rewards of texts before and after training. Means: {means}.",
     ) as (axes, plot):
         for i, (label, scores) in enumerate(sides):
@@ -230,7 +230,7 @@ def score_distribution(run: RunData, folder: Path) -> Plot | None:
 
 
 def reliability(run: RunData, folder: Path) -> Plot | None:
-    """Confidence of a reward model against how often it is right."""
+    """Accuracy of a reward model over its confidence (reliability diagram)."""
     bins = [row for row in (run.after or {}).get("reliability", []) if row["count"]]
     if not bins:
         return None
@@ -241,7 +241,7 @@ def reliability(run: RunData, folder: Path) -> Plot | None:
         folder / "reliability.png",
         title="Calibration on held-out pairs",
         x="confidence of the reward model",
-        y="share of pairs it is right about",
+        y="fraction of correct pairs",
         alt=f"Reliability diagram with {len(bins)} bins. {error}",
         caption=f"On the dashed line confidence is accuracy. Areas are numbers of pairs. {error}",
     ) as (axes, plot):
@@ -289,7 +289,7 @@ def _terms(run: RunData) -> Iterator[Curves]:
 
 
 def _others(run: RunData) -> Iterator[Curves]:
-    """What no other plot shows, grouped by the part of the name before the first "/"."""
+    """Metrics that no other plot shows, grouped by the prefix before the first "/"."""
     shown = {metric for curves in CURVES for metric, _ in curves.lines}
     groups: dict[str, list[str]] = defaultdict(list)
     for name in run.names():

@@ -55,7 +55,7 @@ class Collector(Protocol):
 class LocalCollector:
     """Generates episodes in the agent's own process.
 
-    Of several processes each generates its share, and all get all episodes.
+    With several processes each generates a part, and all of them get all episodes.
     """
 
     ahead = 0

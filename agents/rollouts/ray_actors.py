@@ -46,12 +46,12 @@ HINT = (
 
 @dataclass(frozen=True)
 class EnvRecipe:
-    """How an actor makes its environment: from the parts of a native one, or by a gym id."""
+    """Recipe of an actor's environment: the parts of a native one, or a Gymnasium id."""
 
     num_envs: int
     """N, rows of the actor."""
     arguments: dict[str, Any]
-    """Of ``TextVectorEnv``, or of ``gym.make_vec``."""
+    """Arguments of ``TextVectorEnv``, or of ``gym.make_vec``."""
     env_id: str | None = None
     """Gym id, if it is made by one."""
 
@@ -113,7 +113,7 @@ def env_recipe(
 
 @dataclass(frozen=True)
 class PolicyRecipe:
-    """How an actor makes its policy, and the rewards that it computes, if any."""
+    """Recipe of an actor's policy, and of the rewards that it computes, if any."""
 
     policy_class: type[LanguagePolicy]
     """The class of the policy."""
@@ -230,7 +230,7 @@ class Work:
     sampling: dict[str, Any]
     """Sampling settings: attribute of ``DecodingPolicy`` -> value."""
     seed: int
-    """Of the tickets' stream."""
+    """Seed of the episodes' random streams."""
     first_ticket: int
     """First episode id of all actors."""
     episodes: int
@@ -240,7 +240,7 @@ class Work:
     world_size: int
     """Number of actors."""
     device: str
-    """Where the actor computes."""
+    """Device of the actor."""
     reward_state: dict[str, Any] | None = None
     """State of the reward terms, if the actor scores."""
 
@@ -257,7 +257,7 @@ class Played(NamedTuple):
 
 
 class RolloutActor:
-    """Plays tickets with copies of the learner's environment and policy.
+    """Generates episodes with copies of the learner's environment and policy.
 
     Args:
         fetch: reference -> object, by default ``ray.get``.

@@ -1,8 +1,8 @@
 """Rollouts by Ray actors: other processes, on this machine or others, generate an online agent's episodes.
 
-The learner sends its weights once a version, the actors share the tickets of an iteration, and the episodes
-come back in ticket order. A ticket's episode is a function of weights, seed and ticket, so who plays it, and
-whether it is played again because an actor died, changes nothing.
+The learner sends each version of its weights once. The episode ids of an iteration are divided among the
+actors, and the episodes are returned in the order of their ids. An episode depends only on weights, seed and
+id, so it does not matter which actor generates it, or whether it is generated again after an actor died.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class _Round:
 class RayCollector:
     """Generates an online agent's episodes in Ray actors.
 
-    In mode async the calls of the next ``max_staleness`` iterations are always under way, with the weights of
-    the moment they were sent. So a run is a function of its seed there, too: no timing enters it.
+    In mode async the calls of the next ``max_staleness`` iterations are always pending, each with the weights
+    at the time it was sent. The result depends on the seed and not on timing, as in mode sync.
 
     Args:
         settings: see ``RayRollouts``.
@@ -52,8 +52,8 @@ class RayCollector:
     def __init__(self, settings: RayRollouts, actors: Sequence[Any] | None = None) -> None:
         self.settings = settings
         self.metrics: dict[str, float] = {}
-        """Of the last ``collect``: staleness in iterations, seconds waited, the slowest actor's seconds,
-        actors replaced so far."""
+        """Metrics of the last ``collect``: staleness in iterations, seconds waited, seconds of the slowest
+        actor, actors replaced so far."""
         self.pids: dict[int, int] = {}
         """Rank of an actor -> id of the process that last answered for it."""
         self._given = None if actors is None else list(actors)

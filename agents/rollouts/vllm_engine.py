@@ -115,7 +115,7 @@ class VLLMEngine:
                 ignore_eos=True,
                 stop_token_ids=list(sampling.stop_token_ids),
                 allowed_token_ids=sampling.allowed_token_ids and list(sampling.allowed_token_ids),
-                logprobs=0,  # that of the chosen token alone
+                logprobs=0,  # only that of the chosen token
                 detokenize=False,
             )
             for seed in sampling.seeds

@@ -30,7 +30,7 @@ def ngram_entropy(generated: Generated, n: Sequence[int] = (1, 2, 3), by: Units 
 
 @register_metric("msttr")
 def mean_segmental_ttr(generated: Generated, segment: int = 100, by: Units = "tokens") -> Found:
-    """Mean share of distinct tokens in segments of ``segment`` tokens (MSTTR, Johnson 1944)."""
+    """Mean fraction of distinct tokens in segments of ``segment`` tokens (MSTTR, Johnson 1944)."""
     return {"msttr": msttr(generated.units(by), segment)}
 
 
@@ -83,7 +83,8 @@ def generated_perplexity(generated: Generated, model: str | None = None) -> Foun
 def reference_perplexity(generated: Generated, column: str = "reference", model: str | None = None) -> Found:
     """Perplexity of the reference texts after their prompts, under the policy and under a language model.
 
-    Under the policy it tells how much of the language is left. Both after the same prompts, with an EOS.
+    A high value under the policy means that it no longer models the references. Both are computed after the
+    same prompts, with an EOS.
 
     Args:
         generated: the texts.

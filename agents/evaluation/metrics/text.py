@@ -1,4 +1,4 @@
-"""Repetition and diversity of token sequences: what reward alone does not show when a policy collapses."""
+"""Repetition and diversity of token sequences; they show a policy collapse that the reward can miss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ngrams(tokens: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
 
 
 def repetition_n(tokens: Sequence[int], n: int = 3) -> float:
-    """Share of a sequence's n-grams that it has said before (seq-rep-n, Welleck et al. 2020, section 6.1).
+    """Fraction of n-grams that occurred earlier in it (seq-rep-n, Welleck et al. 2020, section 6.1).
 
     Args:
         tokens: one response.
@@ -44,10 +44,10 @@ def repetition_n(tokens: Sequence[int], n: int = 3) -> float:
 def distinct_n(sequences: Iterable[Sequence[Any]], n: int) -> float:
     """Distinct n-grams over all n-grams of a set of responses (distinct-n, Li et al. 2016, section 5.2).
 
-    It falls as the set grows: compare sets of one size only.
+    It falls as the set grows: compare only sets of equal size.
 
     Returns:
-        A share in (0, 1]; NaN if no response has n tokens.
+        A fraction in (0, 1]; NaN if no response has n tokens.
 
     >>> distinct_n([[1, 2], [1, 2]], 1), distinct_n([[1, 2], [1, 2]], 2)
     (0.5, 0.5)
