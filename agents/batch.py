@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 from textenv.agents.data.batch import Totals, TrainingBatch, rows_of_step
+from textenv.utils.deprecation import warn_renamed
 
 __all__ = ["Totals", "TrainingBatch", "rows_of_step"]
 
-warnings.warn(
-    "textenv.agents.batch goes in version 0.3: import TrainingBatch and Totals from textenv.agents",
-    DeprecationWarning,
-    stacklevel=2,
-)
+warn_renamed("textenv.agents.batch", "TrainingBatch and Totals of textenv.agents", stacklevel=3)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 from textenv.agents.base.agent import Agent
 from textenv.agents.base.registry import get_agent, list_agents
+from textenv.utils.deprecation import warn_renamed
 from textenv.utils.names import nearest
 
 
@@ -80,5 +80,5 @@ def check_arguments(name: str | type[Agent], given: Iterable[str]) -> list[str]:
 
 def describe() -> dict[str, str]:
     """Deprecated: ``list_agents``."""
-    warnings.warn("describe is now called list_agents", DeprecationWarning, stacklevel=2)
+    warn_renamed("describe", "list_agents")
     return list_agents()

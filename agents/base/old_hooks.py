@@ -5,7 +5,6 @@ An agent defines ``advantages`` and ``loss`` instead. Shape letters: B episodes,
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from textenv.agents.losses.masked import masked_whiten
 from textenv.agents.losses.policy_gradient import entropy_loss
 from textenv.agents.optim.backend import Stats
 from textenv.episodes.batch import EpisodeBatch
+from textenv.utils.deprecation import warn_renamed
 
 
 def accept_old_hooks(cls: type) -> None:
@@ -29,11 +29,7 @@ def accept_old_hooks(cls: type) -> None:
         ("objective", "loss", _loss_by_objective),
     ):
         if old in vars(cls) and new not in vars(cls):
-            warnings.warn(
-                f"{cls.__name__}.{old} is deprecated: define {new} instead, the next version ignores {old}",
-                DeprecationWarning,
-                stacklevel=3,
-            )
+            warn_renamed(f"{cls.__name__}.{old}", new, stacklevel=4)
             setattr(cls, new, method)
 
 

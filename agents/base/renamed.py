@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+
+from textenv.utils.deprecation import warn_renamed
 
 RENAMED: Mapping[str, str] = {
     "step": "optimizer_step",
@@ -32,11 +33,7 @@ def pair_names(cls: type, renamed: Mapping[str, str] = RENAMED) -> None:
         own = vars(each)
         for old, new in renamed.items():
             if old in own and new not in own:
-                warnings.warn(
-                    f"{each.__name__}.{old} is now called {new}: rename it, the next version ignores {old}",
-                    DeprecationWarning,
-                    stacklevel=4,
-                )
+                warn_renamed(f"{each.__name__}.{old}", new, stacklevel=5)
                 setattr(each, new, own[old])
             elif new in own and old not in own:
                 setattr(each, old, _alias(own[new], old, new))
@@ -45,7 +42,7 @@ def pair_names(cls: type, renamed: Mapping[str, str] = RENAMED) -> None:
 def _alias(method: Callable[..., Any], old: str, new: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=2)
+        warn_renamed(old, new)
         return method(*args, **kwargs)
 
     return call
@@ -59,18 +56,10 @@ def accept_old_names(cls: type) -> None:
     """
     pair_names(cls)
     if "run_loop" in vars(cls):
-        warnings.warn(
-            f"{cls.__name__}.run_loop is deprecated: define train_loop, without open_loggers, and end "
-            "each iteration with end_iteration(metrics)",
-            DeprecationWarning,
-            stacklevel=3,
-        )
+        new = "train_loop, without open_loggers, and end each iteration with end_iteration(metrics)"
+        warn_renamed(f"{cls.__name__}.run_loop", new, stacklevel=4)
     if own := sorted({"state_values", "state_tensors", "load_state"} & vars(cls).keys()):
-        warnings.warn(
-            f"{cls.__name__}.{own[0]} is deprecated: extend training_state and load_training_state",
-            DeprecationWarning,
-            stacklevel=3,
-        )
+        warn_renamed(f"{cls.__name__}.{own[0]}", "training_state and load_training_state", stacklevel=4)
 
 
 def add_old_names(agent: type) -> None:
@@ -106,7 +95,7 @@ def load_state(agent: Any, values: Mapping[str, Any], tensors: Mapping[str, Tens
 
 def run_loop(agent: Any) -> None:
     """Deprecated: ``train_loop``."""
-    warnings.warn("run_loop is now called train_loop", DeprecationWarning, stacklevel=2)
+    warn_renamed("run_loop", "train_loop")
     agent.stopped = False
     with agent.open_loggers(agent.planned_iterations()) as agent.loggers:
         agent.train_loop()
@@ -114,7 +103,7 @@ def run_loop(agent: Any) -> None:
 
 def finish(agent: Any, row: Mapping[str, float], loggers: Any, *, last: bool) -> bool:
     """Deprecated: ``end_iteration``. Returns whether a callback ended the run."""
-    warnings.warn("finish is now called end_iteration(metrics)", DeprecationWarning, stacklevel=2)
+    warn_renamed("finish", "end_iteration(metrics)")
     agent.loggers = loggers
     agent.end_iteration(row, last=last)
     return bool(agent.stopped)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.episodes.batch import EpisodeBatch
 from textenv.rewards.registry import make_reward
 from textenv.scoring import reward_wrappers
+from textenv.utils.deprecation import warn_renamed
 from textenv.utils.files import write_text
 from textenv.utils.json_files import json_values, write_json
 from textenv.utils.terminal import text_table
@@ -56,7 +56,7 @@ class BeforeAfter:
     @property
     def people(self) -> dict[str, float]:
         """Deprecated: ``human_reference``."""
-        warnings.warn("people is now called human_reference", DeprecationWarning, stacklevel=2)
+        warn_renamed("people", "human_reference")
         return self.human_reference
 
     def table(self) -> Table:
@@ -118,7 +118,7 @@ def compare(
         people: deprecated name of ``human_reference``.
     """
     if people is not None:
-        warnings.warn("people is now called human_reference", DeprecationWarning, stacklevel=2)
+        warn_renamed("people", "human_reference")
         human_reference = people
     base = envs.unwrapped
     term = None if judge is None else make_reward(judge)

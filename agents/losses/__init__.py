@@ -1,9 +1,10 @@
 """Losses and advantages: pure functions of tensors."""
 
 import importlib
-import warnings
 
 import lazy_loader
+
+from textenv.utils.deprecation import warn_renamed
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 _RENAMED = {
@@ -18,6 +19,6 @@ def __getattr__(name: str) -> object:
     if name not in _RENAMED:
         return _load(name)
     module, new = _RENAMED[name].split(".")
-    hint = f"use textenv.agents.losses.{module}.{new}" if not new.startswith("_") else "write it out"
-    warnings.warn(f"textenv.agents.losses.{name} will be removed; {hint}", DeprecationWarning, stacklevel=2)
+    public = None if new.startswith("_") else f"textenv.agents.losses.{module}.{new}"
+    warn_renamed(f"textenv.agents.losses.{name}", public)
     return getattr(importlib.import_module(f"{__name__}.{module}"), new)

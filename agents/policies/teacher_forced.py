@@ -32,6 +32,7 @@ from textenv.modeling.log_probs import TokenLogProbs, token_log_probs
 from textenv.modeling.nucleus import TokenRestriction
 from textenv.modeling.packing import check_packing
 from textenv.modeling.weight_version import float_settings, watch_of
+from textenv.utils.deprecation import warn_renamed
 
 Autocast = Literal["float32", "bfloat16", "float16"]
 
@@ -260,7 +261,7 @@ class TeacherForced(nn.Module):
 
     def score(self, model: nn.Module, episodes: EpisodeBatch, **options: Any) -> TokenLogProbs:
         """Deprecated: ``forward_model``."""
-        warnings.warn("score is now called forward_model", DeprecationWarning, stacklevel=2)
+        warn_renamed("score", "forward_model")
         return self.forward_model(model, episodes, **options)
 
     def warn_of_filters(self, sampling: Mapping[str, Any] | None = None) -> bool:

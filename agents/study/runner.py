@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -31,6 +30,7 @@ from textenv.agents.study.plan import (
 )
 from textenv.agents.study.run import Study, perform
 from textenv.modeling.pretrained import trusting
+from textenv.utils.deprecation import warn_renamed
 from textenv.utils.extras import import_extra
 from textenv.utils.json_files import read_object, write_json
 from textenv.utils.redaction import masked
@@ -78,7 +78,7 @@ def run_study(
         ImportError: without scipy and tabulate, which its tables need.
     """
     if tell is not None:
-        warnings.warn("tell is now called log", DeprecationWarning, stacklevel=2)
+        warn_renamed("tell", "log")
         log = tell
     for module in ("scipy.stats", "tabulate"):
         import_extra(module, extra="study", what="a comparison study")

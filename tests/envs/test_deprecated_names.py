@@ -18,7 +18,9 @@ def test_old_names_of_the_environment() -> None:
     envs = vector_env(2, max_new_tokens=1)
     envs.reset(seed=0, options={"episodes": 2})
     envs.step([1, 2])
-    with pytest.warns(DeprecationWarning, match="pay goes in version 0.3: use add_reward"):
+    with pytest.warns(
+        DeprecationWarning, match="pay is deprecated and will be removed in version 0.3: use add_reward"
+    ):
         envs.pay("x", torch.tensor([1.0, 2.0]))
     with pytest.warns(DeprecationWarning, match="paid_now .* use step_reward"):
         assert torch.equal(envs.paid_now, envs.step_reward) and envs.step_reward.tolist() == [1.0, 2.0]

@@ -42,8 +42,8 @@ def test_an_agent_with_estimate_and_objective_still_learns_the_same() -> None:
                 return loss, {"policy/loss": loss.detach(), "policy/approx_kl": found["approx_kl"]}
 
     assert [str(one.message) for one in said] == [
-        "Old.estimate is deprecated: define advantages instead, the next version ignores estimate",
-        "Old.objective is deprecated: define loss instead, the next version ignores objective",
+        "Old.estimate is deprecated and will be removed in version 0.3: use advantages",
+        "Old.objective is deprecated and will be removed in version 0.3: use loss",
     ]
     assert equal(trained(Old), trained(Reinforce))
 
@@ -58,7 +58,10 @@ def test_an_agent_without_them_gives_no_warning(recwarn: pytest.WarningsRecorder
 
 @pytest.mark.parametrize("name", ["own", "next_own_values", "mean_of_rows", "weighted_mean"])
 def test_old_names_of_losses_work_with_a_warning(name: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"textenv.agents.losses.{name} will be removed"):
+    with pytest.warns(
+        DeprecationWarning,
+        match=f"textenv.agents.losses.{name} is deprecated and will be removed in version 0.3",
+    ):
         function = getattr(losses, name)
     assert callable(function)
     assert name not in dir(losses)

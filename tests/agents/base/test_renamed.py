@@ -75,20 +75,28 @@ def test_each_old_name_warns_where_it_is_defined_and_where_it_is_called() -> Non
         old_style()
     said = [str(warning.message) for warning in caught]
     for old, new in RENAMED.items():
-        assert f"Old.{old} is now called {new}: rename it, the next version ignores {old}" in said
-    assert any(text.startswith("Old.run_loop is deprecated: define train_loop") for text in said)
+        assert f"Old.{old} is deprecated and will be removed in version 0.3: use {new}" in said
+    assert any(
+        text.startswith("Old.run_loop is deprecated and will be removed in version 0.3: use train_loop")
+        for text in said
+    )
     agent: Any = make("ppo")
     batch = rollout(agent)
-    with pytest.warns(DeprecationWarning, match="describe is now called rollout_metrics"):
+    with pytest.warns(
+        DeprecationWarning,
+        match="describe is deprecated and will be removed in version 0.3: use rollout_metrics",
+    ):
         found = agent.describe(batch)
     assert found == agent.rollout_metrics(batch)
-    with pytest.warns(DeprecationWarning, match="step is now called optimizer_step"):
+    with pytest.warns(
+        DeprecationWarning, match="step is deprecated and will be removed in version 0.3: use optimizer_step"
+    ):
         agent.step(batch)
     assert agent.optimizer_steps == 1
 
 
 def test_a_loop_of_a_user_that_opens_the_loggers_itself() -> None:
-    with pytest.warns(DeprecationWarning, match="run_loop is deprecated"):
+    with pytest.warns(DeprecationWarning, match="run_loop is deprecated and will be removed in version 0.3"):
 
         class Own(BestOfN):
             def run_loop(self) -> None:
@@ -102,7 +110,9 @@ def test_a_loop_of_a_user_that_opens_the_loggers_itself() -> None:
 
     config = BestOfN.config_class(n=1)
     agent = Own(tiny(), envs=make_envs("ppo"), config=config)
-    with pytest.warns(DeprecationWarning, match="finish is now called end_iteration"):
+    with pytest.warns(
+        DeprecationWarning, match="finish is deprecated and will be removed in version 0.3: use end_iteration"
+    ):
         assert [row["x"] for row in agent.learn().history] == [1.0, 2.0, 3.0]
     stopping = Own(tiny(), envs=make_envs("ppo"), config=config, callbacks=[lambda agent, row: row["x"] == 2])
     with pytest.warns(DeprecationWarning):
@@ -121,7 +131,10 @@ def test_a_mixin_and_new_names() -> None:
     class Both(Mixin, Base):
         pass
 
-    with pytest.warns(DeprecationWarning, match="Mixin.describe is now called rollout_metrics"):
+    with pytest.warns(
+        DeprecationWarning,
+        match="Mixin.describe is deprecated and will be removed in version 0.3: use rollout_metrics",
+    ):
         pair_names(Both)
     assert Both().rollout_metrics() == "old of mixin"
     with warnings.catch_warnings():
@@ -149,7 +162,10 @@ def test_a_stopped_run_can_learn_on() -> None:
 
 
 def test_state_of_a_user_by_the_old_hooks_is_saved_and_loaded(tmp_path: Any) -> None:
-    with pytest.warns(DeprecationWarning, match="load_state is deprecated: extend training_state"):
+    with pytest.warns(
+        DeprecationWarning,
+        match="load_state is deprecated and will be removed in version 0.3: use training_state",
+    ):
 
         @register_agent("old-state")
         class Stateful(PPO):

@@ -108,7 +108,10 @@ def test_before_and_after_are_measured_on_the_same_prompts(finished: PipelineRes
     gains = [sample["judge_after"] - sample["judge_before"] for sample in found.samples]
     assert found.judge_gain == pytest.approx(sum(gains) / 16, abs=1e-5)
     assert found.judge_gain == pytest.approx(found.after["judge"] - found.before["judge"], abs=1e-5)
-    with pytest.warns(DeprecationWarning, match="people is now called human_reference"):
+    with pytest.warns(
+        DeprecationWarning,
+        match="people is deprecated and will be removed in version 0.3: use human_reference",
+    ):
         assert found.people is found.human_reference
     assert set(found.human_reference) == {"reward", "judge", "repetition", "distinct_2", "length", "eos_rate"}
     written = json.loads((finished.run_dir / "results.json").read_text())

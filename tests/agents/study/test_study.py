@@ -88,7 +88,9 @@ def test_a_finished_study_is_left_alone_and_grows(done: Any, tmp_path: Path) -> 
     lines: list[str] = []
     assert run_study(tiny(), folder, log=lines.append) == results
     assert lines == ["6 of 6 runs are done already and kept"]
-    with pytest.warns(DeprecationWarning, match="tell is now called log"):
+    with pytest.warns(
+        DeprecationWarning, match="tell is deprecated and will be removed in version 0.3: use log"
+    ):
         run_study(tiny(), folder, tell=lines.append)
     assert lines[1:] == lines[:1]
     assert {path: path.stat().st_mtime_ns for path in before} == before
