@@ -130,9 +130,9 @@ def test_what_a_data_set_cannot_read_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", '{"prompt": "a", "prompt": "b"}\n', "a.jsonl:1: the key 'prompt' stands twice"),
-        ("a.jsonl", '{"prompt": "a", "x": {"k": 1, "k": 2}}\n', "a.jsonl:1: the key 'k' stands twice"),
-        ("a.json", '[{"prompt": "a", "prompt": "b"}]', "a.json: the key 'prompt' stands twice"),
+        ("a.jsonl", '{"prompt": "a", "prompt": "b"}\n', "a.jsonl:1: an object has the key 'prompt' twice"),
+        ("a.jsonl", '{"prompt": "a", "x": {"k": 1, "k": 2}}\n', "a.jsonl:1: an object has the key 'k' twice"),
+        ("a.json", '[{"prompt": "a", "prompt": "b"}]', "a.json: an object has the key 'prompt' twice"),
         ("a.jsonl", '{"prompt": ' + "[" * 100_000, "a.jsonl:1: .* nested too deeply"),
         ("a.json", "[" * 100_000, "a.json: .* nested too deeply"),
         ("a.jsonl", '{"prompt": "a", "x": ' + "9" * 5000 + "}", "a.jsonl:1: a number cannot be read"),
@@ -180,7 +180,7 @@ LINE = '"prompt_lengths": 1, "action_mask": [0, 1]'
         ),
         (f'{{"input_ids": [1, 2], {LINE}, "rewards": [0, 1e300]}}', "rewards must be finite, got inf"),
         (f'{{"input_ids": [-1, 2], {LINE}}}', "input_ids must be token ids >= 0, got -1 in row 0, column 0"),
-        (f'{{"input_ids": [1, 2], "input_ids": [1, 3], {LINE}}}', "the key 'input_ids' stands twice"),
+        (f'{{"input_ids": [1, 2], "input_ids": [1, 3], {LINE}}}', "an object has the key 'input_ids' twice"),
         (
             f'{{"input_ids": [1, 2], {LINE}, "dtypes": {{"rewards": "load"}}}}',
             "dtypes: rewards must be the name",
@@ -267,8 +267,8 @@ def test_a_batch_that_is_not_finite_is_not_saved_nor_learned_from(tmp_path: Path
             r"completions\[0\] must be a string, got None",
         ),
         (lambda: EpisodeBatch.from_texts("a", "b", TOKENIZER), "prompts must be a list of strings, got 'a'"),
-        (lambda: batch().select("a"), "rows are chosen by a list of whole numbers, got 'a'"),
-        (lambda: batch().select(0), "rows are chosen by a list of whole numbers, got shape"),
+        (lambda: batch().select("a"), "row indices must be a list of integers, got 'a'"),
+        (lambda: batch().select(0), "row indices must be a list of integers, got shape"),
         (lambda: list(batch().token_budget_batches(1.5)), "max_tokens must be an integer, got 1.5"),
         (lambda: PreferenceBatch(chosen=5, rejected=5), "chosen must be an EpisodeBatch, got int"),
         (

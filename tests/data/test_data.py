@@ -197,7 +197,7 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, messa
         ({"prompt": None}, ValueError, "prompt is null"),
         ({"prompt": ""}, ValueError, "prompt is empty"),
         ({"prompt": 5}, TypeError, "prompt must be a string or a list of messages, got int 5"),
-        ({"prompt": []}, ValueError, "prompt holds no message"),
+        ({"prompt": []}, ValueError, "prompt must have at least one message"),
         ({"prompt": ["x"]}, TypeError, r"prompt\[0\] must be a dict with 'role' and 'content', got str"),
         ({"prompt": [{"role": "user"}]}, ValueError, r"prompt\[0\] has no 'content'; it has 'role'"),
         ({"prompt": [{"role": "user", "content": 1}]}, TypeError, r"\['content'\] must be a string, got int"),

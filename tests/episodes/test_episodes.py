@@ -149,7 +149,7 @@ def test_bad_rows_are_refused() -> None:
     batch = build([([1], [2]), ([3], [4])])
     with pytest.raises(ValueError, match=r"a boolean mask of rows must have shape \(2,\), got \(1,\)"):
         batch.select([True])
-    with pytest.raises(TypeError, match=r"whole numbers, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"integers, got torch\.float32"):
         batch.select(torch.tensor([0.5]))
     with pytest.raises(IndexError):
         batch.select([2])

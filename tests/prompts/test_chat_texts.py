@@ -192,7 +192,7 @@ class TestTools:
     def test_a_template_that_takes_none_is_named(self) -> None:
         row = {"messages": [user("hi"), assistant("yo")], "tools": [TOOL]}
         for read in (episodes_from_records, prompts_from_records):
-            with pytest.warns(UserWarning, match="the chat template never names tools") as said:
+            with pytest.warns(UserWarning, match="the chat template does not use tools") as said:
                 read(
                     load_columns([row, {**row, "messages": [user("a"), assistant("b")]}]),
                     chat_tokenizer("chatml"),
@@ -202,8 +202,8 @@ class TestTools:
     @pytest.mark.parametrize(
         ("columns", "error", "message"),
         [
-            ({"tools": "[{"}, ValueError, r"tools must be a JSON text, got '\[\{'"),
-            ({"tools": ["add"]}, TypeError, r"tools\[0\] must be a JSON schema, got str 'add'"),
+            ({"tools": "[{"}, ValueError, r"tools must be valid JSON, got '\[\{'"),
+            ({"tools": ["add"]}, TypeError, r"tools\[0\] must be a JSON schema \(a dict\), got 'add'"),
             ({"tools": {"a": 1}}, TypeError, "tools must be a list of JSON schemas, got dict"),
             ({"chat_template_kwargs": 3}, TypeError, "chat_template_kwargs must be a dict, got int"),
             ({"chat_template_kwargs": {"tokenize": True}}, ValueError, r"must not hold \['tokenize'\]"),

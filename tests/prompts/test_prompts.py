@@ -108,7 +108,7 @@ class TestChatTemplates:
     @pytest.mark.parametrize(
         ("item", "error", "message"),
         [
-            ([], ValueError, r"prompts\[0\] holds no message"),
+            ([], ValueError, r"prompts\[0\] must have at least one message"),
             (3, TypeError, r"prompts\[0\] must be a list of messages, got int"),
             ([{"role": "user"}], ValueError, "has no 'content'"),
         ],

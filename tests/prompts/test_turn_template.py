@@ -20,7 +20,7 @@ def template(name: str) -> TurnTemplate | None:
     try:
         return TurnTemplate(chat_tokenizer(name), chat=True)
     except ValueError as error:
-        assert "changes earlier turns" in str(error) or "refuses a conversation" in str(error)
+        assert "changes earlier turns" in str(error) or "does not accept a conversation" in str(error)
         return None
 
 

@@ -133,7 +133,7 @@ def test_messages_survive_saving_selecting_and_joining(tmp_path: Path) -> None:
     assert prompt_messages(joined, CHAT) == CHATS[::-1]
     prompts = PromptSet.from_texts([CHATS[0], "ab"], CHAT, chat_template=True)
     assert prompts.select([1]).extras([0]) == {MESSAGES: [[message("ab", "user")]]}
-    with pytest.raises(ValueError, match="the column 'prompt_text' keeps what chat prompts were made of"):
+    with pytest.raises(ValueError, match="the column 'prompt_text' is reserved for the prompts before"):
         PromptSet.from_texts(["a"], CHAT, chat_template=True, columns={USER_TEXT: ["b"]})
 
 
@@ -182,7 +182,7 @@ def test_parts_of_records_agree_on_what_prompts_are(monkeypatch: pytest.MonkeyPa
     ):
         episodes_from_records(load_columns([text, chat]), CHAT, append_eos=False)
     taken = {**chat, MESSAGES: "mine"}
-    with pytest.raises(ValueError, match="the list: the column 'prompt_messages' keeps what chat prompts"):
+    with pytest.raises(ValueError, match="the list: the column 'prompt_messages' is reserved"):
         episodes_from_records(load_columns([taken]), CHAT, append_eos=False)
 
 

@@ -84,7 +84,7 @@ def test_a_cluster_that_is_there_is_its_owners(tmp_path: Path) -> None:
 
 def test_a_ray_that_was_imported_before_is_warned_about(tmp_path: Path) -> None:
     (warning,) = _connect(tmp_path, before=True)["warnings"]
-    assert "ray was imported before textenv starts a cluster" in warning
+    assert "ray was imported before textenv started a cluster" in warning
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     assert _connect(tmp_path, before=True, **loopback)["warnings"] == []
     assert _connect(tmp_path, "head:6379", before=True)["warnings"] == []
@@ -92,7 +92,7 @@ def test_a_ray_that_was_imported_before_is_warned_about(tmp_path: Path) -> None:
 
 def test_a_ray_without_tokens_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        RuntimeError, match=r"ray must be 2.52 or newer, which can ask for a token, got 2.51.1"
+        RuntimeError, match=r"ray must be version 2.52 or newer \(token authentication\), got 2.51.1"
     ):
         _connect(tmp_path, FAKE_VERSION="2.51.1")
 

@@ -34,13 +34,13 @@ def encode_chats(
         conversations: P lists of checked messages.
         tokenizer: with a chat template.
         options: P dicts of further arguments of the template.
-        max_prompt_tokens: most tokens of a prompt.
-        truncation_side: whether the content of the last message loses its beginning ("left") or its end
-            ("right"); "error" refuses too long a prompt.
-        first: number of the first conversation, for errors.
+        max_prompt_tokens: maximum number of tokens of a prompt.
+        truncation_side: "left" cuts the beginning of the last message's content, "right" its end; "error"
+            raises a ValueError if a prompt is too long.
+        first: index of the first conversation, for errors.
 
     Returns:
-        (P texts, P lists of ids, number of prompts that have nothing left of their messages).
+        (P texts, P lists of ids, number of prompts without any content of their messages).
 
     Raises:
         ValueError: if there is no chat template, or a prompt is too long and cannot be cut.
@@ -64,17 +64,17 @@ def encode_chats(
 
 @dataclass(frozen=True)
 class _Budget:
-    """How a conversation is rendered, and the limit of its length."""
+    """How a conversation is rendered, and its maximum length."""
 
     tokenizer: PreTrainedTokenizerBase
     options: Mapping[str, Any]
     """Further arguments of the template."""
     limit: int
-    """Most tokens."""
+    """Maximum number of tokens."""
     side: str
-    """Of the last message's content, which loses its beginning ("left") or its end ("right")."""
+    """Side of the last message's content that is cut: its beginning ("left") or its end ("right")."""
     name: str
-    """Of the prompt, in errors."""
+    """Name of the prompt, for errors."""
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         return render(messages, self.tokenizer, generation_prompt=True, options=self.options)
@@ -112,7 +112,7 @@ def _cut_last(
             "content of its last message in one piece, so it cannot be cut"
         )
     content = text[len(head) : len(head) + length]
-    if budget.side == "right":  # a blank before the content belongs to its first word in many vocabularies
+    if budget.side == "right":  # in many vocabularies a space belongs to the word after it
         head, content = head.rstrip(" "), head[len(head.rstrip(" ")) :] + content
     first = budget.ids(head)
     middle, last = encode_continuations([head, content], [content, tail], tokenizer)

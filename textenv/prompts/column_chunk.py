@@ -1,4 +1,4 @@
-"""A piece of a column: values in Arrow arrays where that is exact, without unused capacity."""
+"""Part of a column: values in Arrow arrays if that changes no value, without unused capacity."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SCALARS = (str, bool, int, float)
 
 
 class Chunk:
-    """n values as one Arrow array, or as the list that they were.
+    """n values as one Arrow array, or as the given list if Arrow would change a value or its type.
 
     Args:
-        values: not empty.
+        values: n values, n >= 1.
     """
 
     def __init__(self, values: list[Any]) -> None:
@@ -52,7 +52,7 @@ class Chunk:
 
 
 class _Records(Sequence[Any]):
-    """n lists of dictionaries of texts that all have the same keys in one order, as messages have.
+    """n lists of dictionaries with string values and the same keys in the same order, such as messages.
 
     Equal texts (roles, a system message) are stored once.
     """
@@ -60,14 +60,14 @@ class _Records(Sequence[Any]):
     def __init__(self, keys: tuple[str, ...], starts: np.ndarray, codes: np.ndarray, texts: pa.Array) -> None:
         self._keys = keys
         self._starts = starts
-        """(n + 1,): where each list begins in ``_codes``."""
+        """(n + 1,): list i is ``_codes[_starts[i] : _starts[i + 1]]``."""
         self._codes = codes
-        """(m, number of keys): which text, of all m dictionaries."""
+        """(m, number of keys): index into ``_texts`` of each value of the m dictionaries of all lists."""
         self._texts = texts
 
     @classmethod
     def of(cls, values: list[list[Any]]) -> _Records | None:
-        """The records, or None if they are not of that form."""
+        """Store ``values``; None if they do not have this form."""
         rows = list(chain.from_iterable(values))
         if set(map(type, rows)) != {dict}:
             return None
@@ -108,7 +108,7 @@ class _Records(Sequence[Any]):
 
 
 def _as_arrow(values: list[Any]) -> Any:
-    """An Arrow array, or the list where Arrow has no such values (surrogates, integers beyond 64 bits)."""
+    """An Arrow array, or the list if Arrow cannot hold the values (surrogates, integers beyond 64 bits)."""
     import pyarrow as pa
 
     try:
@@ -118,23 +118,23 @@ def _as_arrow(values: list[Any]) -> Any:
 
 
 def _text_array(values: list[str | None]) -> pa.Array:
-    """Texts in buffers of exactly their size; those that Arrow's builder makes can be twice as large."""
+    """Texts in buffers of exactly the needed size. Buffers from Arrow's builder can be twice as large."""
     import pyarrow as pa
 
-    there = [value is not None for value in values] if None in values else None
-    texts: list[str] = values if there is None else [value or "" for value in values]  # type: ignore[assignment]
+    valid = [value is not None for value in values] if None in values else None
+    texts: list[str] = values if valid is None else [value or "" for value in values]  # type: ignore[assignment]
     joined = "".join(texts)
     lengths = map(len, texts) if joined.isascii() else (len(text.encode()) for text in texts)
     offsets = np.array([0, *accumulate(lengths)], dtype=np.int64)
     wide = offsets[-1] > np.iinfo(np.int32).max
-    valid = None if there is None else pa.py_buffer(np.packbits(there, bitorder="little"))
+    bits = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
     kind = pa.LargeStringArray if wide else pa.StringArray
     ends = pa.py_buffer(offsets if wide else offsets.astype(np.int32))
-    return kind.from_buffers(len(values), ends, pa.py_buffer(joined.encode()), valid)
+    return kind.from_buffers(len(values), ends, pa.py_buffer(joined.encode()), bits)
 
 
 def _is_json(value: Any) -> bool:
-    """Whether JSON gives back the same value: no tuples, no keys but strings, no NaN."""
+    """Whether a JSON round trip returns the same value: no tuples, only string keys, no NaN or infinity."""
     kind = type(value)
     if kind is dict:
         return all(type(key) is str and _is_json(item) for key, item in value.items())

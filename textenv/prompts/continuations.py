@@ -99,7 +99,7 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[li
 
 
 def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether what a token says behind another is tokenised to say the same there, tried on many tokens."""
+    """Whether a token's text after another token is tokenised to ids that decode to it there; a sample."""
     special = set(tokenizer.all_special_ids)
     ids = sorted(i for i in tokenizer.get_vocab().values() if i not in special)
     context = next((i for i in ids if tokenizer.batch_decode([[i]])[0].isalnum()), None)

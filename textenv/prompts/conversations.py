@@ -80,7 +80,7 @@ def joined_columns(
 def _check_free(name: str, columns: Mapping[str, Sequence[Any]]) -> None:
     if name in columns:
         raise ValueError(
-            f"the column {name!r} keeps what chat prompts were made of; rename the one in the data"
+            f"the column {name!r} is reserved for the prompts before the chat template; rename it in the data"
         )
 
 

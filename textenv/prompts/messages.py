@@ -1,4 +1,4 @@
-"""Messages: checked, and as the text that the tokenizer's chat template makes of them."""
+"""Check messages and render them with the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPTION_COLUMNS = ("tools", "chat_template_kwargs")
-"""Columns beside messages that reach the chat template: JSON schemas of tools, further arguments."""
+"""Columns that are passed to the chat template: JSON schemas of tools, and further arguments."""
 _AT_ONCE = 64
-"""Conversations rendered together. More copies of them at a time would start Python's garbage collector."""
+"""Number of conversations rendered at once. More copies at a time would start Python's garbage collector."""
 _PLAIN = {("role", "content"), ("content", "role")}
-_OWN = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "tools")
+_RESERVED = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "tools")
 
 
 def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
-    """Return the messages, or say what is wrong with them.
+    """Check a conversation, and return it without the keys whose value is None.
 
-    A message of the assistant that calls tools (``tool_calls``) needs no content. Each call has a name and
-    arguments, at its top or under "function". Keys whose value is None are left off: data sets whose columns
-    have one type for all rows write them.
+    A message of the assistant with ``tool_calls`` needs no content. Each call has a name and arguments, at
+    its top level or under "function". Data sets that have the same keys in all rows fill unused keys with
+    None.
+
+    Args:
+        messages: a list of dicts with ``role`` and ``content``.
+        where: the place of the conversation, for errors.
 
     Raises:
-        ValueError: if there is none, or a role, content, or part of a tool call is missing.
-        TypeError: if it is not a list of dicts with text.
+        ValueError: if the list is empty, or a role, content, or part of a tool call is missing.
+        TypeError: if ``messages`` is not a list of dicts, or a role or content is not a string.
 
     Example:
         >>> check_messages([{"role": "user", "content": "Hi", "name": None}], "row 0: prompt")
@@ -39,7 +43,7 @@ def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise TypeError(f"{where} must be a list of messages, got {type(messages).__name__}")
     if not messages:
-        raise ValueError(f"{where} holds no message")
+        raise ValueError(f"{where} must have at least one message, got an empty list")
     checked = []
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
@@ -68,7 +72,7 @@ def check_messages(messages: Any, where: str) -> list[dict[str, Any]]:
 
 
 def are_plain(conversations: Sequence[Any]) -> bool:
-    """Whether all are lists of dicts of a role and a text and no more, which ``check_messages`` leaves so.
+    """Whether all are lists of dicts with only ``role`` and ``content``, which ``check_messages`` accepts.
 
     >>> are_plain([[{"role": "user", "content": "Hi"}]]), are_plain([[{"role": "user", "content": None}]])
     (True, False)
@@ -84,7 +88,7 @@ def are_plain(conversations: Sequence[Any]) -> bool:
 
 
 def _check_call(call: Any, where: str, content: Any) -> None:
-    """A tool call as chat templates read it: name and arguments (a dict, or JSON text of one)."""
+    """Check a tool call: a name, and arguments (a dict, or a JSON text of one)."""
     function = call.get("function") or call if isinstance(call, Mapping) else call
     if not isinstance(function, Mapping):
         raise TypeError(f"{where} must be a dict with 'name' and 'arguments', got {shown(call)}")
@@ -103,14 +107,16 @@ def _keys(message: Mapping[Any, Any]) -> str:
 
 
 def chat_options(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What the columns ``tools`` and ``chat_template_kwargs`` of a row say to the chat template.
+    """Arguments of the chat template from the columns ``tools`` and ``chat_template_kwargs`` of a row.
 
     Args:
-        row: may lack both. ``tools`` is a list of JSON schemas, or a JSON text of one, as TRL takes it.
-        where: of the row, for messages.
+        row: a record; both columns are optional. ``tools`` is a list of JSON schemas or, as in TRL, the JSON
+            text of such a list.
+        where: the place of the row, for errors.
 
     Raises:
-        ValueError: if a JSON text is none, or an argument is one that the library sets.
+        ValueError: if ``tools`` is not valid JSON, or ``chat_template_kwargs`` has an argument that this
+            library sets.
         TypeError: if a value has the wrong type.
 
     Example:
@@ -122,38 +128,38 @@ def chat_options(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if given is not None:
         if not isinstance(given, Mapping):
             raise TypeError(f"{where}: chat_template_kwargs must be a dict, got {type(given).__name__}")
-        if own := [name for name in given if name in _OWN]:
-            raise ValueError(f"{where}: chat_template_kwargs must not hold {own}")
+        if reserved := [name for name in given if name in _RESERVED]:
+            raise ValueError(f"{where}: chat_template_kwargs must not hold {reserved}")
         options.update(given)
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
         except ValueError as error:
-            raise ValueError(f"{where}: tools must be a JSON text, got {tools!r}: {error}") from error
+            raise ValueError(f"{where}: tools must be valid JSON, got {shown(tools)}: {error}") from error
     if not tools:
         return options
     if isinstance(tools, Mapping) or not isinstance(tools, Sequence):
         raise TypeError(f"{where}: tools must be a list of JSON schemas, got {type(tools).__name__}")
     for i, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
-            raise TypeError(f"{where}: tools[{i}] must be a JSON schema, got {type(tool).__name__} {tool!r}")
+            raise TypeError(f"{where}: tools[{i}] must be a JSON schema (a dict), got {shown(tool)}")
     return {**options, "tools": [dict(tool) for tool in tools]}
 
 
 def takes_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template speaks of tools at all."""
+    """Whether the chat template uses the variable ``tools``."""
     return "tools" in str(tokenizer.chat_template)
 
 
 def warn_no_tools() -> None:
-    """Warn that a column ``tools`` reaches no prompt.
+    """Warn that the column ``tools`` is not used.
 
     Warns:
         UserWarning: always.
     """
     warnings.warn(
-        "the chat template never names tools, so the column tools is not in the prompts", stacklevel=4
+        "the chat template does not use tools, so the column tools is not in the prompts", stacklevel=4
     )
 
 
@@ -164,16 +170,19 @@ def render(
     generation_prompt: bool,
     options: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a conversation; with ``generation_prompt`` the assistant's turn is opened.
+    """Render a conversation with the chat template.
 
     Args:
         messages: see ``check_messages``.
         tokenizer: with a chat template.
-        generation_prompt: open the assistant's turn at the end.
+        generation_prompt: append the generation prompt, the start of an assistant turn.
         options: further arguments of the template; see ``chat_options``.
 
+    Returns:
+        The text of the conversation.
+
     Raises:
-        ValueError: if the tokenizer has no chat template, or the template refuses the conversation.
+        ValueError: if the tokenizer has no chat template, or the template raises an error.
     """
     from jinja2 import TemplateError
 
@@ -182,7 +191,7 @@ def render(
     except TemplateError as error:
         roles = [message["role"] for message in messages]
         raise ValueError(
-            f"the chat template refuses a conversation with the roles {roles}: {error}"
+            f"the chat template does not accept a conversation with the roles {roles}: {error}"
         ) from error
     return text
 
@@ -194,16 +203,20 @@ def render_all(
     options: Sequence[Mapping[str, Any]] | None = None,
     first: int = 0,
 ) -> list[str]:
-    """The texts of n prompts with the assistant's turn opened, together where all have the same options.
+    """Render n prompts, each with the generation prompt; in batches if all have the same options.
 
     Args:
         conversations: n lists of messages.
         tokenizer: with a chat template.
         options: n dicts of further arguments of the template.
-        first: number of the first conversation, for errors.
+        first: index of the first conversation, for errors.
+
+    Returns:
+        n texts.
 
     Raises:
-        ValueError: naming the first prompt that the template refuses, or if there is no template.
+        ValueError: if the tokenizer has no chat template, or the template raises an error. The message names
+            the prompt.
     """
     from jinja2 import TemplateError
 
@@ -216,7 +229,7 @@ def render_all(
                 for text in _apply(conversations[start : start + _AT_ONCE], tokenizer, True, own)
             ]
         except (TemplateError, ValueError):
-            pass  # one by one, to find out which
+            pass  # one by one, to find the prompt that fails
     texts = []
     for i, messages in enumerate(conversations):
         own = None if options is None else options[i]
@@ -243,14 +256,14 @@ def _apply(
 
 
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The special tokens as texts, but for the unknown token."""
+    """The texts of all special tokens except the unknown token."""
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     found = dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added])
     return [token for token in found if token and token != tokenizer.unk_token]
 
 
 PROBE = "textenv"
-"""Stands for what a message says, to see what the template writes around it."""
+"""Placeholder for a message's content, to find the text that the template writes around the content."""
 
 
 def around(
@@ -260,7 +273,7 @@ def around(
     generation_prompt: bool,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[str, str] | None:
-    """What the template writes before and after the last message's content; None if it writes no content."""
+    """(text before, text after) the last message's content; None if the template omits the content."""
     last = {"role": messages[-1]["role"], "content": PROBE}
     text = render([*messages[:-1], last], tokenizer, generation_prompt=generation_prompt, options=options)
     before, found, after = text.rpartition(PROBE)
@@ -268,7 +281,7 @@ def around(
 
 
 def turn_end(after: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Where in ``after``, the text behind the assistant's content, the first special token ends."""
+    """End of the first special token in ``after`` (the text after the assistant's content), or None."""
     found = [(after.find(token), token) for token in special_texts(tokenizer) if token in after]
     if not found:
         return None
@@ -282,10 +295,10 @@ def opened_turn(
     *,
     options: Mapping[str, Any] | None = None,
 ) -> str:
-    """What the template writes behind the messages to open the assistant's turn: its generation prompt.
+    """The generation prompt: the text that the template appends to start the assistant's turn.
 
-    Where the template does more than append to the finished conversation, it is all that stands behind the
-    content of the last message.
+    If the template does not simply append it to the conversation, this is all text after the content of the
+    last message.
     """
     text = render(messages, tokenizer, generation_prompt=True, options=options)
     closed = render(messages, tokenizer, generation_prompt=False, options=options)

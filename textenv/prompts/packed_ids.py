@@ -1,4 +1,4 @@
-"""Lists of token ids of unlike length in one array."""
+"""Lists of token ids with different lengths, stored in one array."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from textenv.utils.names import shown
 
 CHUNK = 1024
-"""Rows that exist as Python lists at one time."""
+"""Number of rows that are converted at once, so that few exist as Python lists."""
 T = TypeVar("T")
 _KINDS: list[np.dtype[Any]] = [np.dtype(np.uint16), np.dtype(np.int32), np.dtype(np.int64)]
 
 
 def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
-    """Lists of up to ``size`` items in order.
+    """Split items into lists of up to ``size``, in order.
 
     >>> list(chunks("abc", 2))
     [['a', 'b'], ['c']]
@@ -27,9 +27,15 @@ def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
 
 
 class PackedIds:
-    """P rows of token ids: 2 bytes per id (4 if one does not fit), 16 per row.
+    """P rows of token ids in 2 bytes per id (4 if an id is larger), plus 16 bytes per row.
 
-    Ids that are no int32 are kept as int64, so that a check of the vocabulary can name them.
+    Ids outside int32 are stored as int64, so that a later check against the vocabulary can report them.
+
+    Args:
+        rows: P lists of token ids.
+
+    Raises:
+        TypeError: if a row is not a list of integers.
 
     Example:
         >>> packed = PackedIds([[1, 2], [3]])
@@ -39,7 +45,7 @@ class PackedIds:
     """
 
     def __init__(self, rows: Iterable[Sequence[int] | np.ndarray] = ()) -> None:
-        # One buffer that grows where it is: arrays to be joined would all be there twice for a moment.
+        # One growing buffer: joining many arrays at the end would need twice the memory.
         self._bytes = bytearray()
         self._kind = _KINDS[0]
         self._lengths: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
@@ -51,7 +57,7 @@ class PackedIds:
             self._append(np.concatenate(arrays), [len(array) for array in arrays])
 
     def add(self, rows: Sequence[Sequence[int]]) -> None:
-        """Append rows of a tokenizer, whose ids need no check."""
+        """Append rows that a tokenizer returned; they are not checked."""
         self._append(np.fromiter(chain.from_iterable(rows), dtype=np.int64), list(map(len, rows)))
 
     def _append(self, flat: np.ndarray, lengths: list[int]) -> None:
@@ -64,7 +70,7 @@ class PackedIds:
             self._bytes, self._kind = bytearray(self.flat.astype(kind).tobytes()), kind
         try:
             self._bytes += flat.astype(self._kind).tobytes()
-        except BufferError:  # somebody holds an array of the ids, which cannot grow
+        except BufferError:  # a view of the buffer is in use, so it cannot be resized
             self._bytes = self._bytes + flat.astype(self._kind).tobytes()
         self._lengths.append(np.array(lengths, dtype=np.int64))
         self._count += len(lengths)
@@ -74,30 +80,30 @@ class PackedIds:
 
     @property
     def flat(self) -> np.ndarray:
-        """All ids one after the other, of the smallest kind that holds them all: uint16, int32 or int64."""
+        """The ids of all rows, concatenated; uint16, int32 or int64, the smallest dtype that fits."""
         return np.frombuffer(self._bytes, self._kind) if self._bytes else np.zeros(0, self._kind)
 
     @property
     def lengths(self) -> np.ndarray:
-        """(P,) int64: ids per row."""
+        """(P,) int64: number of ids in each row."""
         if len(self._lengths) > 1:
             self._lengths = [np.concatenate(self._lengths)]
         return self._lengths[0]
 
     @property
     def starts(self) -> np.ndarray:
-        """(P,) int64: where each row begins in ``flat``."""
+        """(P,) int64: start of each row in ``flat``."""
         if len(self._starts) != len(self):
             self._starts = np.cumsum(self.lengths) - self.lengths
         return self._starts
 
     def row(self, i: int) -> np.ndarray:
-        """Ids of row i."""
+        """The ids of row i."""
         return self.flat[self.starts[i] : self.starts[i] + self.lengths[i]]
 
 
 def _id_array(row: Any, i: int) -> np.ndarray:
-    """Prompt i as integers, none changed on the way."""
+    """Prompt i as an integer array; values are not converted from other types."""
     try:
         array = np.asarray(row)
     except ValueError:  # lists of unequal lengths

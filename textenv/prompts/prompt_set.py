@@ -63,7 +63,7 @@ def encode_prompts(
     front, back = _special_tokens(texts, tokenizer)
     if back:
         encoded = [ids[: len(ids) - back] for ids in encoded]
-    if front:  # texts may begin with BOS themselves, a chat template's for example
+    if front:  # texts may begin with BOS, for example rendered ones
         encoded = [ids[front:] if ids[:front] == ids[front : 2 * front] else ids for ids in encoded]
     if max_prompt_tokens is None:
         return encoded
@@ -75,7 +75,7 @@ def encode_prompts(
 
 
 def _special_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens the tokenizer puts before and after every text, found by trying."""
+    """(number of special tokens before, after) every text, found with one text."""
     text = next((text for text in texts if text), "")
     whole = tokenizer(text, add_special_tokens=True)["input_ids"]
     content = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -133,7 +133,7 @@ class PromptSet:
         if (self.lengths == 0).any():
             empty = int(np.flatnonzero(self.lengths == 0)[0])
             raise ValueError(
-                f"prompts[{empty}] must have at least one token (the tokenizer's BOS, say), got an empty one"
+                f"prompts[{empty}] must have at least one token (such as BOS), got an empty list"
             )
         if columns is not None and not isinstance(columns, Mapping):
             raise TypeError(f"columns must be a dict, name -> P values, got {shown(columns)}")
@@ -168,10 +168,10 @@ class PromptSet:
             tokenizer: a transformers tokenizer.
             columns: further task columns, P values each. With ``chat_template`` those named ``tools`` and
                 ``chat_template_kwargs`` reach the template; see ``textenv.prompts.messages.chat_options``.
-            max_prompt_tokens: longer prompts are cut to this many tokens; a BOS in front stays. Of
-                conversations the earliest messages are dropped, then the last one is cut; see
+            max_prompt_tokens: longer prompts are cut to this many tokens; a BOS at the start stays.
+                Conversations first lose their earliest messages, then the last one is cut; see
                 ``textenv.prompts.chat_prompts.encode_chats``.
-            truncation_side: "left" drops the beginning, "right" the end, "error" refuses too long a prompt.
+            truncation_side: "left" drops the beginning, "right" the end, "error" raises a ValueError.
             chat_template: render each prompt by the tokenizer's chat template (a string is one user
                 message) and open the assistant's turn. Messages are kept as the column ``prompt_messages``,
                 texts (if all prompts are texts) as ``prompt_text``.
@@ -194,7 +194,7 @@ class PromptSet:
             )
         given = _template_columns(columns or {}, len(texts), tokenizer) if chat_template else {}
         ids, rendered, bare = PackedIds(), Column(), 0
-        as_given = isinstance(texts, Column) and not chat_template  # then there is no need of a second copy
+        as_given = isinstance(texts, Column) and not chat_template  # no second copy is needed
         for chunk in chunks(texts):
             cut["first"] = first = len(ids)
             if chat_template:
@@ -211,7 +211,7 @@ class PromptSet:
         if bare:
             warnings.warn(
                 f"max_prompt_tokens={max_prompt_tokens} has no room for the messages of {bare} of {len(ids)} "
-                "prompts: the chat template takes it all, and is cut",
+                "prompts: the chat template alone is longer, and is cut",
                 stacklevel=2,
             )
         if chat_template:
@@ -277,7 +277,7 @@ class PromptSet:
         return {name: [column[i] for i in index] for name, column in self.columns.items()}
 
     def select(self, index: Sequence[int] | slice) -> PromptSet:
-        """A smaller set, in the given order."""
+        """The prompts ``index`` as a new set, in the given order."""
         chosen = list(range(len(self)))[index] if isinstance(index, slice) else [int(i) for i in index]
         ids = [self._ids.row(i) for i in chosen]
         texts = None if self.texts is None else [self.texts[i] for i in chosen]

@@ -1,4 +1,4 @@
-"""Texts as token ids, with errors that name the text that the tokenizer cannot read."""
+"""Tokenise texts; errors name the text that the tokenizer cannot encode."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MANY = 1024
-"""From so many texts on the tokenizer's backend is called directly."""
+"""Smallest number of texts for which the tokenizer's backend is called directly."""
 _COMPARED = 16
-"""Of each ``_MANY`` texts so many have their ids from the backend compared with those from the tokenizer."""
+"""Number of texts per ``_MANY`` for which the backend's ids are compared with those of the tokenizer."""
 _AT_ONCE = 256
-"""Texts in one call of the backend. Python's garbage collector looks at every object of the process each time
-that so many more live longer than a moment, so few do."""
+"""Texts per call of the backend. More encodings alive at once would start Python's garbage collector."""
 
 
 def token_ids(
@@ -27,13 +26,16 @@ def token_ids(
     Args:
         texts: n strings.
         tokenizer: a transformers tokenizer.
-        special: add the special tokens that the tokenizer adds of itself.
-        name: what the texts are, for errors.
-        first: number of the first text, for errors.
+        special: add the tokenizer's special tokens (``add_special_tokens``).
+        name: name of the argument with the texts, for errors.
+        first: index of the first text, for errors.
+
+    Returns:
+        n lists of token ids.
 
     Raises:
-        ValueError: naming the first text that cannot be tokenised: it holds half of a surrogate pair, or a
-            character that the vocabulary lacks where there is no token for unknown ones.
+        ValueError: if a text cannot be tokenised: it has half of a surrogate pair, or a character that is not
+            in the vocabulary of a tokenizer without an unknown token. The message names the first such text.
 
     Example:
         >>> from textenv.tasks.letters import letter_tokenizer
@@ -44,7 +46,7 @@ def token_ids(
         return []
     try:
         return _encode(list(texts), tokenizer, special)
-    except Exception:  # tokenizers raises Exception itself, too
+    except Exception:  # the tokenizers package raises plain Exception
         for i, text in enumerate(texts):
             try:
                 tokenizer(text, add_special_tokens=special)
@@ -64,10 +66,10 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or len(texts) < _MANY:
         return call(texts)
-    # The call turns every encoding into six Python lists, which takes as long as to encode, and the fast call
-    # leaves out the offsets, which nobody needs. A tokenizer may also change texts before its backend sees
-    # them, so the first ids are compared. The call comes first: it resets the padding and truncation of the
-    # backend.
+    # The tokenizer converts every encoding into six Python lists, which takes as long as the encoding, and
+    # encode_batch_fast skips the offsets, which are not needed. A tokenizer may change texts before it calls
+    # its backend, so the first ids are compared. The tokenizer is called first, because that resets the
+    # backend's padding and truncation.
     few = slice(0, _COMPARED * (len(texts) // _MANY))
     first = call(texts[few])
     ids: list[list[int]] = []
@@ -78,7 +80,10 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool)
 
 
 def check_texts(name: str, texts: Any) -> None:
-    """Refuse anything but a list of strings.
+    """Check for a list of strings.
+
+    Raises:
+        TypeError: if it is not one.
 
     >>> check_texts("prompts", ["a", 5])
     Traceback (most recent call last):
@@ -93,12 +98,12 @@ def check_texts(name: str, texts: Any) -> None:
 
 
 def are_unicode(texts: Iterable[str]) -> bool:
-    """Whether all strings have an encoding."""
+    """Whether all strings are valid Unicode; see ``is_unicode``."""
     return all(map(str.isascii, texts)) or all(map(is_unicode, texts))
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a string has an encoding: half of a surrogate pair has none."""
+    """Whether a string can be encoded as UTF-8; half of a surrogate pair cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

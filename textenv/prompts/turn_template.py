@@ -1,4 +1,4 @@
-"""Replies as token ids: what stands between two turns of the policy, in text or in a chat template.
+"""Encode replies: the token ids between two turns of the policy, as plain text or in a chat template.
 
 The policy's own ids are never encoded again. With a chat template the tokens around a reply are the
 difference between a short conversation rendered with and without the reply.
@@ -55,8 +55,8 @@ class TurnTemplate:
         Args:
             text: of the reply. Names of control tokens in it are encoded as plain text.
             role: of the message; "tool" or "user", for instance.
-            closed: the turn before ended by its stop token.
-            before: the end of the text before, for tokenizers that tokenize the start of a text differently.
+            closed: the previous turn ended with its stop token.
+            before: end of the previous text, for tokenizers that tokenize the start of a text differently.
 
         Raises:
             ValueError: if the text cannot be tokenized, or the template refuses the role.
@@ -98,7 +98,7 @@ class TurnTemplate:
         return ids
 
     def _role(self, role: str) -> tuple[str, str, str]:
-        """The template's text that ends the policy's turn, and that before and after a reply of a role."""
+        """Texts of the template: end of the policy's turn, before and after the content of a reply."""
         if role in self._around:
             return self._around[role]
         begun = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]

@@ -164,7 +164,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     ...
     ValueError: arrays must be one of 'torch', 'numpy', got 'jax'
     """
-    # ``value in choices`` takes True for 1, and fails for what has no hash or no truth value.
+    # ``value in choices`` accepts True for 1, and fails for values without a hash or a truth value.
     if not any(value is choice or _is_same(value, choice) for choice in choices):
         raise ValueError(f"{name} must be one of {listed(map(repr, choices))}, got {shown(value)}")
 
@@ -241,18 +241,18 @@ def as_rewards(values: Any, count: int) -> Tensor:
         ValueError: if the shape differs, or a number is not finite in float32.
     """
     try:
-        paid = torch.as_tensor(values, dtype=torch.float32)
+        rewards = torch.as_tensor(values, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"rewards must be a list of numbers, got {shown(values)}") from error
-    if tuple(paid.shape) != (count,):
-        raise ValueError(f"rewards must have shape ({count},), got {tuple(paid.shape)}")
+    if tuple(rewards.shape) != (count,):
+        raise ValueError(f"rewards must have shape ({count},), got {tuple(rewards.shape)}")
     flags = getattr(values, "dtype", None) in (torch.bool, np.dtype(bool))
     for row, value in enumerate(() if isinstance(values, Tensor | np.ndarray) and not flags else values):
         if flags or isinstance(value, bool | np.bool_):
             raise TypeError(f"rewards[{row}] must be a number, got {bool(value)}")
-    for row in (~paid.isfinite()).nonzero().flatten().tolist():
+    for row in (~rewards.isfinite()).nonzero().flatten().tolist():
         raise ValueError(f"rewards[{row}] must be a finite number that float32 can hold, got {values[row]}")
-    return paid
+    return rewards
 
 
 def as_row_mask(mask: Any, num_envs: int) -> np.ndarray | None:

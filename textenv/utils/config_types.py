@@ -1,4 +1,4 @@
-"""The values that a settings field accepts: type, size of numbers and range; and their wording in errors."""
+"""Check the value of a settings field: type, range and size of numbers; and words for types in errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from textenv.utils.names import shown
 _LARGEST = float(np.finfo(np.float32).max)
 """Settings are combined with float32 tensors, where larger numbers are infinite."""
 _LARGEST_INTEGER = 2**62
-"""So that the sum of two settings is an int64."""
+"""The sum of two smaller settings fits into int64."""
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,

@@ -1,4 +1,4 @@
-"""Packages of the optional extras: imported on use, with an error that names the extra to install."""
+"""Import optional packages on use; the error for a missing one names the extra to install."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Any
 
 
 def import_extra(module: str, *, extra: str, what: str) -> Any:
-    """Import a module of a package that only some installations have.
+    """Import a module of an optional package.
 
     Args:
         module: name of the module, such as "scipy.stats".
-        extra: the extra of this library that installs the package.
-        what: what needs it, as the start of the error.
+        extra: extra of this library that installs the package.
+        what: the feature that needs the package, for the error.
 
     Raises:
-        ImportError: if the package is not installed; an error inside of an installed package is raised as it
-            is.
+        ModuleNotFoundError: if the package is not installed. Other errors of the import are not changed.
 
     >>> import_extra("no_such_package.parts", extra="study", what="a study")
     Traceback (most recent call last):

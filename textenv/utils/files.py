@@ -39,7 +39,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # else a crash after the rename can leave an empty file
+            os.fsync(file.fileno())  # otherwise a crash after the rename can leave an empty file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -132,6 +132,6 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file of UTF-8 text; it appears whole, and missing folders are made."""
+    """Write a UTF-8 text file atomically; missing parent folders are made."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from textenv.utils.names import shown
 
 
 def row_index(index: Tensor | Sequence[int] | slice, rows: int) -> Tensor:
-    """Row numbers (n,) int64 from numbers, a boolean mask or a slice.
+    """Row indices (n,) int64 from integers, a boolean mask or a slice.
 
     Raises:
         ValueError: if a boolean mask does not have one value per row.
@@ -25,13 +25,13 @@ def row_index(index: Tensor | Sequence[int] | slice, rows: int) -> Tensor:
     try:
         index = torch.as_tensor(index)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"rows are chosen by a list of whole numbers, got {shown(index)}") from error
+        raise TypeError(f"row indices must be a list of integers, got {shown(index)}") from error
     if index.dim() != 1:
-        raise TypeError(f"rows are chosen by a list of whole numbers, got shape {tuple(index.shape)}")
+        raise TypeError(f"row indices must be a list of integers, got shape {tuple(index.shape)}")
     if index.dtype == torch.bool:
         if index.shape != (rows,):
             raise ValueError(f"a boolean mask of rows must have shape ({rows},), got {tuple(index.shape)}")
         return index.nonzero().squeeze(-1)
     if index.numel() and index.is_floating_point():
-        raise TypeError(f"rows are chosen by whole numbers, got {index.dtype}")
+        raise TypeError(f"row indices must be integers, got {index.dtype}")
     return index.to(torch.int64)

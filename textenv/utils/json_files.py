@@ -1,4 +1,4 @@
-"""JSON files: written whole, and read back; a damaged file is an error that names it and what is wrong."""
+"""Write and read JSON files. Writing is atomic; errors about a damaged file name it and the fault."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from textenv.utils.files import write_text
 
 
 def json_values(value: Any) -> Any:
-    """A value that JSON can hold: NaN and infinities become None, keys texts, named tuples objects.
+    """Convert to JSON values: NaN and infinity become None, keys strings, named tuples dictionaries.
 
     >>> json_values({"loss": float("nan"), 2: (1.5, "a")})
     {'loss': None, '2': [1.5, 'a']}
@@ -31,10 +31,10 @@ def json_values(value: Any) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = 2) -> None:
-    """Write ``json_values(content)``; the file appears whole, and missing folders are made.
+    """Write ``json_values(content)`` atomically; missing parent folders are made.
 
     Raises:
-        TypeError: if JSON has no form for a value.
+        TypeError: if a value cannot be written as JSON.
     """
     text = json.dumps(json_values(content), indent=indent, allow_nan=False)
     write_text(path, f"{text}\n")
@@ -50,13 +50,13 @@ def read_object(
 
     Args:
         path: the file.
-        fields: name -> type or types, of fields that it must have; a float may be written as an integer.
-        error: the exception for a file that does not hold what it should.
+        fields: required fields: name -> type or types. An integer is accepted for a float.
+        error: exception to raise for invalid content.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: (or ``error``) if it is no UTF-8 or no JSON, holds something else than an object, or a
-            field is missing or of another type.
+        ValueError: (or ``error``) if the file is not UTF-8 or not JSON, is not an object, or a field is
+            missing or has the wrong type.
 
     Example:
         >>> import tempfile
@@ -68,7 +68,7 @@ def read_object(
     path = Path(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as reason:  # UnicodeDecodeError and JSONDecodeError are both
+    except ValueError as reason:  # UnicodeDecodeError or JSONDecodeError
         raise error(f"{path} is damaged, it is not JSON: {reason}") from reason
     except RecursionError as reason:
         raise error(f"{path} is damaged, it is nested too deeply") from reason
@@ -90,6 +90,6 @@ def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 
 def _spell(kind: type | tuple[type, ...]) -> str:
-    words = {dict: "an object", list: "a list", str: "a text", int: "an integer", float: "a number"}
+    words = {dict: "an object", list: "a list", str: "a string", int: "an integer", float: "a number"}
     words |= {bool: "true or false", type(None): "null"}
     return " or ".join(words.get(one, one.__name__) for one in (kind if isinstance(kind, tuple) else (kind,)))

@@ -7,9 +7,8 @@ import numpy as np
 from textenv.utils.hashing import hash_key_array
 
 _ROUNDS = 6
-_SMALL = (
-    256  # up to this size items are sorted: a Feistel network on a few bits has too few different outcomes
-)
+_SMALL = 256
+"""Up to this size items are sorted: a Feistel network on few bits has too few different permutations."""
 
 
 def permute(position: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Notices of other libraries that say nothing about a run, held back by logging levels and filters."""
+"""Hide notices and progress bars of other libraries, with logging levels and filters."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ def _serious(record: logging.LogRecord) -> bool:
 
 
 def quiet_libraries() -> None:
-    """Hold back what packages say when they are merely imported: bitsandbytes, DeepSpeed, TensorFlow.
+    """Hide messages that bitsandbytes, DeepSpeed and TensorFlow log when they are imported.
 
-    transformers imports them where they are installed. Errors are shown, and so is all that DeepSpeed says
-    where a launcher asks for it. A level that somebody has set stays.
+    transformers imports these packages if they are installed. Errors are still shown, and all messages of
+    DeepSpeed if a launcher has enabled it. A logging level that is already set is not changed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow reads it when it is imported
     kernels = logging.getLogger("bitsandbytes")
     if kernels.level == logging.NOTSET:
         kernels.setLevel(logging.ERROR)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "false":
-        # A filter, for DeepSpeed sets the level of its logger when it is imported.
+        # A filter, because DeepSpeed sets the level of its logger when it is imported.
         logging.getLogger("DeepSpeed").addFilter(_serious)
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """No progress bars of transformers in the block."""
+    """Disable transformers' progress bars within the block."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
-"""Ray, for rollouts and rewards in other processes: connecting to it and keeping actors. Imported late.
+"""Connect to Ray and manage actors, for rollouts and rewards in other processes.
 
-Actors are meant to be stateless: whatever a call needs travels with it (large things as references into
-Ray's object store), so an actor that died is replaced by Ray and its calls are made again, each counted once.
+Actors are stateless: each call passes all that it needs (large objects as references into Ray's object
+store). So Ray can replace an actor that died and repeat its calls. ``ray`` is imported on first use.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from pathlib import Path
 from typing import Any
 
 LEAST_VERSION = (2, 52)
-"""The first version of Ray that can ask those who connect for a token."""
+"""The first version of Ray with token authentication."""
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Set to 0, Ray is for one machine, whatever the system, and listens on its loopback address."""
+"""With the value 0 Ray starts a single-machine cluster that listens on the loopback address only."""
 _TOKEN_FILE = Path("~/.ray/auth_token")
-"""Where Ray looks for the user's token."""
+"""File in which Ray looks for the user's token."""
 
 
 class ActorsLostError(RuntimeError):
-    """An actor died more often than it may be replaced."""
+    """An actor died more than ``max_restarts`` times."""
 
 
 def connect(address: str | None = None) -> Any:
-    """The ``ray`` module, connected; a connection that is there already is used as it is.
+    """Connect to Ray and return the ``ray`` module. An existing connection is used.
 
     Args:
-        address: of a cluster; None is that of the variable ``RAY_ADDRESS``, else a cluster of this process's
-            own on this machine, without dashboard and usage statistics: it listens on 127.0.0.1 only, and
-            asks for a token, which this process makes unless there is one.
+        address: address of a cluster. None = the environment variable ``RAY_ADDRESS``, or, if it is not set,
+            a new cluster on this machine without dashboard and usage statistics. The new cluster listens on
+            127.0.0.1 only and requires a token, which is generated unless the user has one.
 
     Raises:
-        ImportError: without ray, or if it is too old to ask for a token; it names the extra.
+        ImportError: if ray is not installed or too old; the message names the extra.
         ConnectionError: if there is no cluster at ``address``.
 
     Warns:
-        UserWarning: if the process had imported ray before, when it was too late to say where it listens.
+        UserWarning: if ray was imported before, so that the new cluster may listen on all addresses.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # "auto" and "ray://..." name a cluster that is there; "local" is one of this process's own.
+    # "auto" and "ray://..." name an existing cluster; "local" starts a new one.
     own = (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
     late = "ray" in sys.modules
     if own and not late:
@@ -55,13 +55,13 @@ def connect(address: str | None = None) -> Any:
     if tuple(int(part) for part in ray.__version__.split(".")[:2]) < LEAST_VERSION:
         least = ".".join(map(str, LEAST_VERSION))
         raise ImportError(
-            f"ray must be {least} or newer, which can ask for a token, got {ray.__version__}: "
+            f"ray must be version {least} or newer (token authentication), got {ray.__version__}: "
             "pip install 'textenv[ray]'"
         )
     if not ray.is_initialized():
         if own and late and os.environ.get(_LOOPBACK) != "0":
             warnings.warn(
-                "ray was imported before textenv starts a cluster, which may therefore listen on all of this "
+                "ray was imported before textenv started a cluster, so the cluster may listen on all of this "
                 f"machine's addresses; set {_LOOPBACK}=0 and RAY_AUTH_MODE=token before ray is imported",
                 stacklevel=2,
             )
@@ -70,17 +70,17 @@ def connect(address: str | None = None) -> Any:
 
 
 def _keep_to_this_machine() -> None:
-    """Have a cluster that this process starts listen on 127.0.0.1, and ask for a token.
+    """Make a new cluster listen on 127.0.0.1 only and require a token, with environment variables.
 
-    Ray reads these variables when it is imported, and its processes inherit them. What the user has set
-    counts.
+    Ray reads the variables when it is imported, and its processes inherit them. Variables that the user has
+    set are not changed.
     """
     os.environ.setdefault(_LOOPBACK, "0")
     if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
         return
     known = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if not any(os.environ.get(name) for name in known) and not _TOKEN_FILE.expanduser().exists():
-        # Otherwise Ray writes one into the user's home, where it stays.
+        # Otherwise Ray would write a token file into the user's home folder.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
@@ -98,17 +98,20 @@ def start_actors(
     """Start ``count`` actors and wait until all of them answer.
 
     Args:
-        ray: what ``connect`` gave.
-        actor: their class; it has ``pid()``.
-        count: how many.
-        arguments: of its constructor.
-        num_cpus: CPUs that Ray sets aside for each.
-        num_gpus: GPUs that Ray sets aside for each.
-        max_restarts: how often each may be replaced when it dies.
-        timeout: seconds to wait for them.
+        ray: the module that ``connect`` returned.
+        actor: class of the actors; it has a method ``pid()``.
+        count: number of actors.
+        arguments: arguments of the constructor.
+        num_cpus: CPUs that Ray reserves for each actor.
+        num_gpus: GPUs that Ray reserves for each actor.
+        max_restarts: how often Ray replaces an actor that died.
+        timeout: maximum waiting time in seconds.
+
+    Returns:
+        ``count`` actor handles.
 
     Raises:
-        TimeoutError: if the cluster has no room for them.
+        TimeoutError: if the actors do not start in time, for example because the cluster has too few CPUs.
     """
     remote = ray.remote(actor).options(
         num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=max_restarts, max_task_retries=-1
@@ -126,24 +129,24 @@ def start_actors(
 
 
 def stop_actors(ray: Any, actors: Sequence[Any]) -> None:
-    """Kill actors for good; calls that they have not answered are forgotten."""
+    """Kill actors without replacement; their unfinished calls are dropped."""
     if ray.is_initialized():
         for one in actors:
             ray.kill(one)
 
 
 def gather(ray: Any, calls: Sequence[Any]) -> list[Any]:
-    """The results of calls, in order; calls of actors that were replaced meanwhile are made again by Ray.
+    """Wait for calls and return their results in order. Ray repeats the calls of actors that it replaced.
 
     Raises:
-        ActorsLostError: if an actor died more often than ``max_restarts``.
-        Exception: whatever a call raised.
+        ActorsLostError: if an actor died more than ``max_restarts`` times.
+        Exception: the exception of a call that failed.
     """
     try:
         return ray.get(list(calls))
     except ray.exceptions.RayActorError as error:
         raise ActorsLostError(
-            f"an actor died more often than max_restarts allows, look for the cause (memory?): {error}"
+            f"an actor died more than max_restarts times (out of memory?): {error}"
         ) from error
     except ray.exceptions.RayTaskError as error:
         if not isinstance(error.cause, Exception):

@@ -1,9 +1,8 @@
-"""Secrets in settings and command lines, masked before they are written down.
+"""Mask secrets in settings and command lines before they are written or logged.
 
-That is in ``run.json``, copies of settings, reports, model cards, trackers and messages. Secrets are keys,
-tokens, passwords and addresses with a password, known by their name or by their form. Everything else is
-written as it is, so a secret under an inconspicuous name is not found: environment variables are the place
-for secrets.
+It is used for ``run.json``, copies of settings, reports, model cards, loggers and messages. Keys, tokens,
+passwords and URLs with a password are found by their name or their format. A secret under another name is not
+found, so secrets belong into environment variables.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ _FORMS = re.compile(
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """JSON values with their secrets masked.
+    """A copy of nested JSON values with secrets replaced by ``***``.
 
     Args:
-        value: the values, nested as they are.
-        name: what ``value`` is called where it stands.
+        value: a JSON value.
+        name: key of ``value`` in its object.
 
     >>> masked({"api_key": "abc", "max_new_tokens": 3, "data": "https://me:abc@host/x?token=abc"})
     {'api_key': '***', 'max_new_tokens': 3, 'data': 'https://me:***@host/x?token=***'}
@@ -60,7 +59,7 @@ def masked(value: Any, name: str = "") -> Any:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what is called so is a secret; dots in it are those of nested options.
+    """Whether a name is that of a secret. Of a nested option only the part after the last dot counts.
 
     >>> [is_secret_name(name) for name in ("api_key", "env.task_kwargs.hf-token", "token", "HF_TOKEN")]
     [True, True, True, True]
@@ -71,7 +70,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def masked_text(text: str) -> str:
-    """A text with the secrets masked that are known by what stands before them, or by their form.
+    """A text with its secrets masked. They are found by the name before them, or by their format.
 
     >>> masked_text("[judge, {api_key: abc, n: 3}] at https://me:abc@host")
     '[judge, {api_key: ***, n: 3}] at https://me:***@host'
@@ -82,7 +81,7 @@ def masked_text(text: str) -> str:
 
 
 def masked_command(argv: Sequence[str]) -> list[str]:
-    """A command line with its secrets masked, in options' values and within them.
+    """A command line with its secrets masked.
 
     >>> masked_command(["train", "--x.api_key", "abc", "--y.password=abc", "--z", "{token: abc}"])
     ['train', '--x.api_key', '***', '--y.password=***', '--z', '{token: ***}']

@@ -45,7 +45,7 @@ def number(value: float) -> str:
     >>> number(0.123456), number(1.23456e-5), number(12345.6), number(-0.0), number(float("nan"))
     ('0.1235', '1.235e-05', '12,346', '0', 'nan')
     """
-    value += 0.0  # minus zero, which a sum of nothing gives, would look like a small negative number
+    value += 0.0  # minus zero would be printed as "-0", like a small negative number
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 

@@ -325,7 +325,7 @@ def test_every_flipped_bit_of_a_manifest_is_noticed_or_changes_nothing(run: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"agent": 5}, "agent must be a text, got 5"),
+        ({"agent": 5}, "agent must be a string, got 5"),
         ({"format": "1"}, "format must be an integer, got '1'"),
         ({"format": True}, "format must be an integer, got True"),
         ({"config": []}, "config must be an object"),
