@@ -154,11 +154,11 @@ def test_the_model_of_a_run(tmp_path: Path) -> None:
     begun.mkdir()
     assert model_folder(begun) == begun
     (begun / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"is the folder of a run, and no model of it .* no checkpoint yet"):
+    with pytest.raises(ValueError, match=r"a run without a usable model: .* no checkpoint yet"):
         model_folder(begun)
     damaged = begun / "checkpoints" / "step-00000001"
     damaged.mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"no model of it can be used: .* holds no files\.json"):
+    with pytest.raises(ValueError, match=r"without a usable model: .* holds no files\.json"):
         load_tokenizer(begun)
 
 
@@ -275,7 +275,7 @@ def test_a_reward_model_is_measured_on_a_file_as_in_its_training(root: Path, tmp
     assert main(command) == 0
     assert json.loads(out.read_text())["metrics"] == pytest.approx(found.metrics)
     with pytest.raises(
-        ValueError, match=r"model must be a causal language model.*a reward model writes no text"
+        ValueError, match=r"model must be a causal language model.*a reward model cannot generate text"
     ):
         load_causal_lm(tmp_path / "rm")
     with pytest.raises(ValueError, match="model must be a sequence classifier"):

@@ -101,11 +101,11 @@ def test_hooks_on_the_model_have_its_own_forward_run() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"compile must be True or one of torch's backends .*, got 'gcc'"):
         LanguagePolicy(gpt2_config(), compile="gcc")
-    with pytest.raises(UnsupportedModelError, match="has no trunk whose output its LM head takes as it is"):
+    with pytest.raises(UnsupportedModelError, match="does not take the output of base_model unchanged"):
         compile_trunk(nn.Linear(1, 1))
     model = GPT2LMHeadModel(gpt2_config(n_layer=1))
     model.lm_head.register_forward_pre_hook(lambda _, args: (2.0 * args[0],))
-    with pytest.raises(UnsupportedModelError, match="has no trunk whose output its LM head takes as it is"):
+    with pytest.raises(UnsupportedModelError, match="does not take the output of base_model unchanged"):
         compile_trunk(model)
     policy = LanguagePolicy(gpt2_config(), compile="eager", train_layers=1)
     assert policy.reference().mode == "copy"

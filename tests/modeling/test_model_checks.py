@@ -183,11 +183,11 @@ def test_files_that_lack_weights_are_refused(tmp_path: Path) -> None:
     assert "lm_head.weight" not in load_file(Path(tied) / "model.safetensors")
     load_causal_lm(tied)
     lacking = saved(tmp_path / "a", tf.LlamaForCausalLM(llama()), drop="model.layers.0.mlp.up_proj.weight")
-    with pytest.raises(ValueError, match=r"lacks 1, which would be random: model\.layers\.0\.mlp\.up_proj"):
+    with pytest.raises(ValueError, match=r"1 are missing and would be random: model\.layers\.0\.mlp"):
         LanguagePolicy(lacking)
-    with pytest.raises(ValueError, match=r"lacks 1, which would be random: lm_head\.weight"):
+    with pytest.raises(ValueError, match=r"1 are missing and would be random: lm_head\.weight"):
         LanguagePolicy(saved(tmp_path / "body", tf.LlamaModel(llama())))
-    with pytest.raises(ValueError, match=r"1 weights of other sizes.*lm_head\.weight: \[5, 16\]"):
+    with pytest.raises(ValueError, match=r"has 1 weights whose shapes differ.*lm_head\.weight: \[5, 16\]"):
         LanguagePolicy(saved(tmp_path / "cut", tf.LlamaForCausalLM(llama()), cut="lm_head.weight"))
 
 
@@ -203,11 +203,11 @@ def test_a_reward_model_without_its_head_and_a_scorer_without_its_trunk_are_refu
     with pytest.raises(ValueError, match="must be a sequence classifier, got a LlamaForCausalLM"):
         RewardModel(base)
     headless = tf.LlamaForSequenceClassification(llama(num_labels=1))
-    with pytest.raises(ValueError, match=r"lacks 1.*score\.weight"):
+    with pytest.raises(ValueError, match=r"1 are missing.*score\.weight"):
         RewardModel(saved(tmp_path / "headless", headless, drop="score.weight"))
     Scorer(base, tokenizer=letter_tokenizer("abc"))  # it gets a fresh head to train
     model = tf.LlamaForSequenceClassification(llama(num_labels=1))
-    with pytest.raises(ValueError, match=r"lacks 1.*model\.norm\.weight"):
+    with pytest.raises(ValueError, match=r"1 are missing.*model\.norm\.weight"):
         Scorer(
             saved(tmp_path / "lacking", model, drop="model.norm.weight"), tokenizer=letter_tokenizer("abc")
         )
@@ -243,7 +243,7 @@ def test_a_reference_that_is_too_small_is_named() -> None:
     episodes = EpisodeBatch.from_ids([[3, 4]], [[5, 6]])
     episodes.sampling = {"vocab_size": 16}
     for changes, message in (
-        ({"vocab_size": 7}, "kl: the reference gives 7 logits, expected at least .* 16"),
+        ({"vocab_size": 7}, "kl: the reference returns 7 logits, expected at least .* 16"),
         ({"max_position_embeddings": 3}, "kl: the reference has 3 positions, expected at least the 4"),
     ):
         term = KLPenalty(0.1, reference=tf.LlamaForCausalLM(llama(**changes)))
@@ -251,7 +251,7 @@ def test_a_reference_that_is_too_small_is_named() -> None:
             term._reference_log_prob(episodes)
     envs = vector_env(2, max_new_tokens=3)
     small = KLPenalty(0.1, reference=tf.LlamaForCausalLM(llama(vocab_size=envs.legality.vocab_size - 1)))
-    with pytest.raises(ValueError, match="kl: the reference gives"):
+    with pytest.raises(ValueError, match="kl: the reference returns"):
         wrap_reward(envs, small)
 
 
@@ -270,7 +270,7 @@ def test_positions_that_are_counted_from_behind_the_padding_are_not_promised() -
     with pytest.raises(ValueError, match=r"4 positions, .* the max_length of 5, .* plus max_new_tokens"):
         textenv.collect(envs, DecodingPolicy(roberta(6)), 2, seed=0)
     policy = LanguagePolicy(roberta(7), tokenizer=tokenizer)
-    with pytest.warns(UserWarning, match="right, but slow"):
+    with pytest.warns(UserWarning, match="correct, but slow"):
         episodes = textenv.collect(envs, policy, 2, seed=0)
     torch.testing.assert_close(policy.evaluate(episodes).log_probs, episodes.log_probs)
     rows = [{"prompt": "aaa", "completion": "bb"}]
@@ -300,7 +300,7 @@ def test_weights_of_other_sizes_than_the_config_says_are_named(tmp_path: Path) -
     file = Path(folder) / "model.safetensors"
     weights = {**load_file(file), "model.norm.weight": torch.ones(7)}
     save_file(weights, file, metadata={"format": "pt"})
-    message = r"holds 1 weights of other sizes .* model\.norm\.weight: \[7\], expected \[16\]"
+    message = r"has 1 weights whose shapes differ .* model\.norm\.weight: \[7\], expected \[16\]"
     for load in (RewardModel, lambda name: Scorer(name, tokenizer=letter_tokenizer("abc"))):
         with pytest.raises(ValueError, match=message):
             load(folder)

@@ -161,7 +161,7 @@ LOADS: dict[str, Callable[[Folders], Any]] = {
 
 @pytest.mark.parametrize("name", LOADS)
 def test_nothing_runs_code_that_came_with_files(name: str, folders: Folders) -> None:
-    with pytest.raises((ValueError, OSError), match="code of its own, which is not run unless you say so"):
+    with pytest.raises((ValueError, OSError), match="the model repository, which is not run by default"):
         LOADS[name](folders)
     assert not folders.ran.exists()
 
@@ -192,7 +192,7 @@ def test_a_config_with_code_is_not_made_a_model(folders: Folders) -> None:
     config = AutoConfig.from_pretrained(folders.good)
     config.auto_map = {"AutoModelForCausalLM": f"{folders.model}--own_code.OwnLM"}
     config.__class__ = type("Foreign", (type(config),), {"model_type": "foreign"})
-    with pytest.raises(ValueError, match="code of its own"):
+    with pytest.raises(ValueError, match="code from the model repository"):
         make_pretrained(AutoModelForCausalLM, config)
     assert not folders.ran.exists()
 
@@ -250,7 +250,7 @@ def test_a_saved_policy_needs_the_word_again(folders: Folders, tmp_path: Path) -
     config["auto_map"]["AutoConfig"] = "own_code.OwnConfig"
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own_code.py").write_text(CODE.format(marker=str(folders.ran), name="saved"))
-    with pytest.raises(ValueError, match="code of its own"):
+    with pytest.raises(ValueError, match="code from the model repository"):
         LanguagePolicy.load(tmp_path)
     assert not folders.ran.exists()
     LanguagePolicy.load(tmp_path, trust_remote_code=True)
@@ -300,7 +300,7 @@ def test_the_actor_of_a_remote_reward_is_given_the_word(folders: Folders) -> Non
     from textenv.rewards.remote import RewardActor
 
     spec = ["reward-model", {"model": str(folders.judge)}]
-    with pytest.raises(ValueError, match="code of its own"):
+    with pytest.raises(ValueError, match="code from the model repository"):
         RewardActor(spec, {}, False, fetch=lambda reference: reference)
     RewardActor(spec, {}, True, fetch=lambda reference: reference)
     assert folders.ran.exists()

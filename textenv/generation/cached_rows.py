@@ -29,7 +29,7 @@ class RowStatus(NamedTuple):
     cached: np.ndarray
     """(N,) int64: tokens of the row that the cache holds; valid where the row is not stale."""
     waiting: np.ndarray
-    """(N,) bool: the row does not act and keeps its place, for it waits for a reply."""
+    """(N,) bool: the row does not act, but keeps its slot because it waits for a reply."""
 
 
 class CachedRows:
@@ -81,16 +81,16 @@ class CachedRows:
     def keep(
         self, ids: Tensor, lengths: Tensor, acting: Tensor | None, status: RowStatus, known: HostMirror | None
     ) -> None:
-        """Store this observation as the cached one of the rows that act; waiting rows keep theirs.
+        """Store this observation as the cached one of the rows that act; waiting rows keep their entry.
 
-        Arguments as in ``compare``, and its result.
+        The arguments are those of ``compare``, and ``status`` is its result.
         """
         self._ids.copy_(ids)
         cached = lengths if acting is None else lengths * acting
-        held = known.lengths * status.active if known is not None else status.cached
+        counts = known.lengths * status.active if known is not None else status.cached
         if status.waiting.any():
             waiting = to_device(status.waiting, ids.device)
             cached = torch.where(waiting, to_device(status.cached, ids.device), cached)
-            held = np.where(status.waiting, status.cached, held)
+            counts = np.where(status.waiting, status.cached, counts)
         self._lengths = cached
-        self._host = None if known is None else (known, known.version.copy(), held)
+        self._host = None if known is None else (known, known.version.copy(), counts)

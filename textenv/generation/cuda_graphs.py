@@ -35,9 +35,9 @@ class DecodeGraphs:
     warning.
 
     Args:
-        model: whose weights the graphs read.
+        model: the model whose weights the graphs read.
         compute: (tokens (n,), live slots n, columns) -> the step; running it twice changes nothing.
-        slots: most live slots.
+        slots: maximum number of live slots.
         capacity: columns of the cache.
     """
 
@@ -68,7 +68,7 @@ class DecodeGraphs:
 
         Args:
             tokens: (live,) int64 in slot order.
-            live: how many slots are live.
+            live: number of live slots.
             width: columns that attention must read.
         """
         if self._broken or live == 0:

@@ -304,7 +304,7 @@ class Decoder:
         Args:
             rows: (n,) int64, all live rows in any order.
             tokens: (n,) int64, the token of each row.
-            acting: (n,) bool on the CPU; the other rows keep their tokens, and their output means nothing.
+            acting: (n,) bool on the CPU; the other rows keep their tokens, and their output is undefined.
                 None = all.
 
         Raises:
@@ -387,7 +387,7 @@ class Decoder:
         return body(input_ids=input_ids, attention_mask=masks, past_key_values=cache, use_cache=True, **extra)
 
     def _prefill_ahead(self, tokens: Tensor, ends: np.ndarray) -> SlotCache:
-        """Keys and values of prompts (m, P) in a cache of their own."""
+        """Keys and values of prompts (m, P) in a new cache."""
         cache = SlotCache(self._layers, len(ends), tokens.shape[1])
         self._fill(cache, torch.arange(len(ends), device=self.device), tokens, ends)
         return cache

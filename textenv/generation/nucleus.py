@@ -42,7 +42,7 @@ class Nucleus:
         self.decoding = DecodingPolicy(model)
 
     def sampling(self) -> dict[str, Any]:
-        """The rule, as stored in ``EpisodeBatch.sampling``."""
+        """The settings, as stored in ``EpisodeBatch.sampling``."""
         return {"mask_top_p": self.top_p, "mask_min_tokens": self.min_tokens}
 
     def attach(self, env: Any) -> None:

@@ -153,7 +153,7 @@ class DecodingPolicy:
             except UnsupportedModelError as error:
                 warnings.warn(
                     f"{type(self.model).__name__} cannot be decoded with a slot cache, so every token "
-                    f"recomputes its whole episode (right, but slow): {error}",
+                    f"recomputes its whole episode (correct, but slow): {error}",
                     stacklevel=4,
                 )
                 self.cached = False

@@ -1,7 +1,7 @@
 """Next-token logits of environment rows with a KV cache: each row is prefilled, extended or only decoded.
 
-A row is prefilled if what is cached is not the beginning of its observation, and extended if the observation
-has grown by more than one token, as after a reply. Shape letters: N environment rows, n rows that act, L
+A row is prefilled if its cached tokens are not a prefix of its observation, and extended if the observation
+has grown by more than one token (after a reply). Shape letters: N environment rows, n rows that act, L
 columns, W logits, d hidden width.
 """
 
@@ -19,16 +19,16 @@ from textenv.utils.devices import to_device
 
 
 class RowDecoder:
-    """A `Decoder` with the observations that its rows were computed from.
+    """A ``Decoder`` that also stores the observations from which its rows were computed.
 
     Args:
         model: a transformers causal LM.
         rows: N.
         length: L, the longest row in tokens.
-        cuda_graphs: see `Decoder`.
+        cuda_graphs: see ``Decoder``.
 
     Raises:
-        UnsupportedModelError: see `Decoder`.
+        UnsupportedModelError: see ``Decoder``.
     """
 
     def __init__(self, model: nn.Module, rows: int, length: int, *, cuda_graphs: bool | None = None) -> None:
@@ -38,7 +38,7 @@ class RowDecoder:
         self._longest = length
 
     def forget(self) -> None:
-        """Drop the cache, for other weights."""
+        """Drop the cache, because the weights have changed."""
         self._cached_rows.forget()
         self._decoder.invalidate()
 
@@ -97,7 +97,7 @@ class RowDecoder:
         self._decoder.prefill(torch.from_numpy(rows), tokens, torch.from_numpy(ends), upcoming=ahead)
 
     def _extend(self, ids: Tensor, status: RowStatus, rows: np.ndarray) -> None:
-        """Cache the tokens that have been appended to rows (n,), but for the last."""
+        """Cache the tokens appended to rows (n,), except the last one."""
         starts = status.cached[rows]
         counts = status.lengths[rows] - 1 - starts
         columns = to_device(starts[:, None] + np.arange(int(counts.max())), ids.device)
@@ -117,7 +117,7 @@ class RowDecoder:
         last = last[to_device(rows, ids.device)]
         if moves.all():
             return decoder.decode(rows, last), rows
-        # Waiting rows are computed, too, and left out of the result.
+        # Waiting rows are computed, too, but not returned.
         output = decoder.decode(rows, last, torch.from_numpy(moves))
         chosen = to_device(moves.nonzero()[0], decoder.device)
         return DecodeOutput(output.logits[chosen], output.hidden[chosen]), rows[torch.from_numpy(moves)]

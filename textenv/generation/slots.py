@@ -1,4 +1,4 @@
-"""Which row has which slot of the cache. Live slots are always 0..n-1. Shape letter: n live rows."""
+"""The assignment of rows to slots of the cache. Live slots are always 0..n-1. Shape letter: n live rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class Moves(NamedTuple):
-    """What a release changes: slots move from ``source`` (m,) to ``target`` (m,)."""
+    """Slots that a release moves: from ``source`` (m,) to ``target`` (m,), both int64."""
 
     source: np.ndarray
     target: np.ndarray
 
 
 class SlotTable:
-    """Rows 0..S-1 and slots 0..S-1, and who has which.
+    """Maps rows 0..S-1 to slots 0..S-1.
 
     Args:
         slots: S.
@@ -26,7 +26,7 @@ class SlotTable:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.count = 0
-        """n, the live rows."""
+        """n, the number of live rows."""
         self._row_of_slot = np.full(slots, -1, dtype=np.int64)
         self._slot_of_row = np.full(slots, -1, dtype=np.int64)
         self._rows: Tensor | None = None
@@ -44,10 +44,10 @@ class SlotTable:
         return self._slot_of_row >= 0
 
     def checked(self, rows: Tensor) -> np.ndarray:
-        """Row numbers on the CPU.
+        """Row numbers as a numpy array.
 
         Raises:
-            ValueError: if one is outside 0..S-1, or comes twice.
+            ValueError: if a row is outside 0..S-1 or repeated.
         """
         indices = rows.cpu().numpy()
         if len(indices) and not (indices.min() >= 0 and indices.max() < self.slots):
@@ -57,7 +57,7 @@ class SlotTable:
         return indices
 
     def of(self, rows: np.ndarray) -> np.ndarray:
-        """Slots of rows (m,), -1 where a row is not live."""
+        """Slots of rows (m,), -1 for rows that are not live."""
         return self._slot_of_row[rows]
 
     def claim(self, rows: np.ndarray) -> np.ndarray:

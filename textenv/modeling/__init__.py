@@ -1,1 +1,1 @@
-"""Forward passes through causal language models, and what models must be."""
+"""Forward passes through causal language models, and checks of models."""

@@ -1,7 +1,7 @@
-"""Attention masks, chosen from the config: of a slot cache, a prefill, packed rows.
+"""Additive attention masks for a slot cache, a prefill, an extension and packed rows.
 
-Those of the slot cache are kept up to date by one write per token. Shape letters: S slots, n live slots, L
-columns, Q queries, R packed rows, W their width.
+The config says which masks a model needs. Shape letters: S slots, n live slots, L columns, K tokens of an
+extension, R packed rows, W their width.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class UnsupportedModelError(ValueError):
 
 
 def attention_windows(config: Any) -> dict[str, int | None]:
-    """Which masks a model needs: layer type -> window in tokens (None = unlimited).
+    """The masks that a model needs: layer type -> window in tokens (None = unlimited).
 
-    A single entry means one mask for all layers, several that the model takes a dict of masks.
+    With one entry all layers use the same mask. With several the model takes a dict of masks.
 
     Args:
         config: a transformers config.
 
     Raises:
-        UnsupportedModelError: for any layer type but full and sliding attention.
+        UnsupportedModelError: if a layer type is neither full nor sliding attention.
 
     Example:
         >>> from transformers import MistralConfig
@@ -50,9 +50,17 @@ def attention_windows(config: Any) -> dict[str, int | None]:
 
 
 class SlotMasks:
-    """One additive mask per layer type, (S, L): 0 where a slot's query may look, else the least float.
+    """One additive mask (S, L) per layer type: 0 in visible columns, else the lowest finite float.
 
-    Additive in the model's own dtype, because a boolean mask is silently wrong under eager attention.
+    Masks are additive, in the model's dtype, because a boolean mask is silently wrong with eager attention.
+    Each decode step writes one entry per slot (two with a window).
+
+    Args:
+        windows: see ``attention_windows``.
+        slots: S.
+        max_length: L.
+        dtype: the model's.
+        device: the model's.
     """
 
     def __init__(
@@ -69,11 +77,11 @@ class SlotMasks:
         self._masks = {
             kind: torch.full((slots, max_length), self.hidden, dtype=dtype, device=device) for kind in windows
         }
-        # A tensor, because a Python number would be sent to the device at every step.
+        # A tensor, because a Python number would be copied to the device at every step.
         self._visible = torch.zeros((), dtype=dtype, device=device)
 
     def restart(self, slots: Tensor, lengths: Tensor) -> None:
-        """Let the slots (n,) see their first ``lengths`` (n,) columns and nothing else."""
+        """Make exactly the first ``lengths`` (n,) columns of the slots (n,) visible, within the window."""
         ends = lengths.unsqueeze(-1)
         for kind, window in self.windows.items():
             visible = self._columns < ends
@@ -84,7 +92,12 @@ class SlotMasks:
             mask.index_copy_(0, slots, fresh.masked_fill_(visible, 0.0))
 
     def advance(self, slots: Tensor, positions: Tensor) -> None:
-        """Uncover the column that each slot is about to write, and cover the one that leaves its window."""
+        """Unmask the column that each slot writes next, and mask the column that leaves its window.
+
+        Args:
+            slots: (n,) int64.
+            positions: (n,) int64, the column that each slot writes.
+        """
         for kind, window in self.windows.items():
             mask = self._masks[kind]
             if window is not None:
@@ -101,7 +114,7 @@ class SlotMasks:
             mask.index_copy_(0, target, mask.index_select(0, source))
 
     def view(self, live: int, width: int) -> Tensor | dict[str, Tensor]:
-        """Masks (live, 1, 1, width) of the first slots, as the model's forward takes them."""
+        """Masks (live, 1, 1, width) of the first slots, as arguments of the model's forward pass."""
         views = {kind: mask[:live, None, None, :width] for kind, mask in self._masks.items()}
         return next(iter(views.values())) if len(views) == 1 else views
 
@@ -109,7 +122,7 @@ class SlotMasks:
 def causal_masks(
     windows: Mapping[str, int | None], rows: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor | dict[str, Tensor]:
-    """Masks (rows, 1, length, length) of a prefill from position 0; expanded, not copied."""
+    """Causal masks (rows, 1, length, length) of a prefill from position 0; expanded views, not copies."""
     query = torch.arange(length, device=device).unsqueeze(-1)
     key = torch.arange(length, device=device)
     masks = {}
@@ -125,12 +138,12 @@ def causal_masks(
 def extension_masks(
     windows: Mapping[str, int | None], positions: Tensor, width: int, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """Masks (n, 1, K, width) of tokens that follow those in a cache: each sees the columns up to its own.
+    """Masks (n, 1, K, width) of tokens appended to a cache: each attends to the columns up to its own.
 
     Args:
         windows: see ``attention_windows``.
         positions: (n, K) int64, the column of each token.
-        width: columns that are read.
+        width: number of cache columns that attention reads.
         dtype: the model's.
     """
     key, query = torch.arange(width, device=positions.device), positions.unsqueeze(-1)
@@ -147,19 +160,19 @@ def extension_masks(
 def packed_masks(
     windows: Mapping[str, int | None], episode: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """Masks (R, 1, W, W) of packed rows: a token sees its own episode's tokens up to itself.
+    """Masks (R, 1, W, W) of packed rows: a token attends to its episode's tokens up to itself.
 
     Args:
         windows: see ``attention_windows``.
-        episode: (R, W) int64, which episode a token is of; padding counts as one.
+        episode: (R, W) int64, the episode of each token; padding counts as one episode.
         dtype: the model's.
     """
     column = torch.arange(episode.shape[1], device=episode.device)
     query, key = column.unsqueeze(-1), column
-    own = (episode.unsqueeze(-1) == episode.unsqueeze(-2)) & (key <= query)
+    causal = (episode.unsqueeze(-1) == episode.unsqueeze(-2)) & (key <= query)
     masks = {}
     for kind, window in windows.items():
-        visible = own if window is None else own & (key > query - window)
+        visible = causal if window is None else causal & (key > query - window)
         mask = torch.full(visible.shape, torch.finfo(dtype).min, dtype=dtype, device=episode.device)
         masks[kind] = mask.masked_fill_(visible, 0.0).unsqueeze(1)
     return next(iter(masks.values())) if len(masks) == 1 else masks

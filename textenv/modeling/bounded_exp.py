@@ -13,11 +13,11 @@ _SLOPE = math.exp(MAX_LOG_RATIO)
 
 
 def bounded_exp(log_ratio: Tensor) -> Tensor:
-    """exp(x), above ``MAX_LOG_RATIO`` its tangent there: any shape -> the same shape.
+    """exp(x), continued above ``MAX_LOG_RATIO`` by its tangent at that point: any shape -> the same shape.
 
     float32 and bfloat16 overflow at x = 88.7, and then infinity times 0 makes gradients NaN. The tangent is
-    finite, rising, and has the slope exp(20), so a token with such a ratio is still pushed in the right
-    direction. Up to the bound values and gradients are those of ``torch.exp`` bit for bit.
+    finite and increasing with slope exp(20), so the gradient keeps its sign. Up to the bound, values and
+    gradients are those of ``torch.exp`` bit for bit.
 
     Example:
         >>> x = torch.tensor([1.0, 21.0, 1e4]).requires_grad_()
@@ -33,6 +33,6 @@ def bounded_exp(log_ratio: Tensor) -> Tensor:
 
 
 def bounded_expm1(log_ratio: Tensor) -> Tensor:
-    """exp(x) - 1, accurate near 0, and above ``MAX_LOG_RATIO`` its tangent; see ``bounded_exp``."""
+    """exp(x) - 1, accurate near 0; above ``MAX_LOG_RATIO`` its tangent there, see ``bounded_exp``."""
     inner = torch.expm1(log_ratio.clamp_max(MAX_LOG_RATIO))
     return torch.where(log_ratio > MAX_LOG_RATIO, _SLOPE * (1.0 - MAX_LOG_RATIO + log_ratio) - 1.0, inner)

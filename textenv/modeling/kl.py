@@ -19,16 +19,16 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kind: str = "k1") -> T
 
     With d = log_probs - ref_log_probs (Schulman 2020, "Approximating KL divergence"):
     ``k1`` = d, unbiased, may be negative; ``k2`` = d^2 / 2, low variance, biased;
-    ``k3`` = exp(-d) - 1 + d, unbiased and never negative; where d < -20 the exponential goes on as its
-    tangent, so that it cannot overflow (``bounded_exp``).
+    ``k3`` = exp(-d) - 1 + d, unbiased and never negative. For d < -20 the exponential is replaced by its
+    tangent at -20, so it cannot overflow (``bounded_exp``).
 
     Args:
         log_probs: any shape, log-probs under the policy of tokens that were sampled from it.
-        ref_log_probs: same shape, under the reference.
+        ref_log_probs: same shape, log-probs of the same tokens under the reference.
         kind: "k1", "k2" or "k3".
 
     Returns:
-        Same shape, in nats.
+        The estimates in nats, in the same shape.
 
     Raises:
         ValueError: if ``kind`` is unknown or the shapes differ.
@@ -55,18 +55,18 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kind: str = "k1") -> T
 
 
 def kl_full(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """KL(policy || reference) of whole next-token distributions, without sampling noise.
+    """Exact KL(policy || reference) of next-token distributions.
 
-    Sums pi(v) (log pi(v) - log pi_ref(v)) over the vocabulary. Logits of minus infinity (illegal tokens) have
-    probability 0 and add nothing; where only the reference forbids a token the divergence is infinite.
+    The sum of pi(v) (log pi(v) - log pi_ref(v)) over the vocabulary. Logits of minus infinity (illegal
+    tokens) have probability 0 and add nothing. If a token is illegal only under the reference, the divergence
+    is infinite.
 
     Args:
-        logits: (..., V) of the policy, already divided by the temperature, with illegal tokens at minus
-            infinity.
-        ref_logits: (..., V) of the reference, treated alike.
+        logits: (..., V) logits of the policy, divided by the temperature, minus infinity for illegal tokens.
+        ref_logits: (..., V) logits of the reference, processed in the same way.
 
     Returns:
-        (...) in nats.
+        (...) divergences in nats.
 
     Raises:
         ValueError: if the shapes differ.
@@ -85,6 +85,6 @@ def kl_full(logits: Tensor, ref_logits: Tensor) -> Tensor:
     log_p = torch.log_softmax(logits, dim=-1)
     log_q = torch.log_softmax(ref_logits, dim=-1)
     possible = log_p > -torch.inf
-    # Masked before the product: 0 * (-inf - -inf) is NaN in the value and in the gradient.
+    # Masked before the product, because 0 * (-inf - -inf) is NaN in the value and in the gradient.
     difference = torch.where(possible, log_p, 0.0) - torch.where(possible, log_q, 0.0)
     return (torch.where(possible, log_p, -torch.inf).exp() * difference).sum(-1)

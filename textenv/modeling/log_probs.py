@@ -163,9 +163,9 @@ def _forward(
     States are valid before actions, and everywhere if ``whole``.
 
     Yields:
-        Indices of the part's episodes (b,); rows among them and columns of their actions (a,); states (rows,
-        columns, d), or logits where the model cannot be split; and a function from (row, column)
-        of the part to the place of its state.
+        Indices of the part's episodes (b,); rows among them and columns of their actions, both (a,); states
+        (rows, columns, d), or logits if the model cannot be split; and a function that maps (row, column) of
+        the part to the place of its state.
     """
     if packing:
         columns = torch.arange(episodes.input_ids.shape[1], device=episodes.device)

@@ -1,6 +1,7 @@
-"""What a model must be to act, to be trained or to be compared with, found out by trying it, not by its name.
+"""Checks of models: a causal LM with finite weights, enough logits and enough positions.
 
-Shape letters: T tokens of the probe, W logits, V vocabulary.
+Models are checked by running them, not by their class names. Shape letters: T tokens of the check's texts, W
+logits, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,26 +16,27 @@ from textenv.modeling.split_model import eval_mode, model_vocab_size, output_hea
 from textenv.modeling.weight_version import watch_of
 
 _PROBE = 6
-"""Tokens of the text that shows whether a model looks ahead."""
+"""Maximum number of tokens of the texts that show whether a model is causal."""
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
-"""How far logits may move with a later token, in standard deviations; 16-bit formats get 0.02."""
+"""Largest change of logits by a later token, in standard deviations of the logits; 0.02 for 16-bit floats."""
 
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 """Model -> version of the weights that passed ``check_causal_lm``."""
 
 
 def check_causal_lm(model: nn.Module, what: str = "the model") -> None:
-    """Make sure that a model can be a policy over tokens: a causal LM with finite weights.
+    """Check that a model is a causal LM with finite weights.
 
-    A few tokens are run through it, to see that no later token changes the logits of an earlier one.
+    It runs the model on a few tokens, to check that a later token does not change the logits of an earlier
+    one.
 
     Args:
         model: a transformers model.
-        what: how errors call it.
+        what: name of the model in errors.
 
     Raises:
-        ValueError: for an encoder-decoder, a classifier, a model without LM head, one that looks at later
-            tokens, and weights or logits that are not finite.
+        ValueError: if the model is an encoder-decoder or a classifier, has no LM head, attends to later
+            tokens, or has weights or logits that are not finite.
     """
     version = watch_of(model).state()[0]
     if _CHECKED.get(model) == version or any(p.is_meta for p in model.parameters()):
@@ -48,7 +50,12 @@ def check_causal_lm(model: nn.Module, what: str = "the model") -> None:
 
 
 def check_decoder(config: Any, what: str, name: str) -> None:
-    """Refuse the configuration of an encoder-decoder.
+    """Check that a config is not one of an encoder-decoder.
+
+    Args:
+        config: a transformers config, or None.
+        what: name of the model in errors.
+        name: name of the model's class, for the error.
 
     Raises:
         ValueError: if it is one.
@@ -61,7 +68,10 @@ def check_decoder(config: Any, what: str, name: str) -> None:
 
 
 def _probe_texts(model: nn.Module) -> Tensor | None:
-    """(4, T): a text twice, with another last token, and with all tokens after the first changed."""
+    """(4, T) int64: a text twice, with another last token, and with all tokens after the first changed.
+
+    None if the model has fewer than two tokens or positions.
+    """
     size = model_vocab_size(model, 2)
     getter = getattr(model, "get_input_embeddings", lambda: None)
     size = min(size, int(getattr(getter(), "num_embeddings", size)))
@@ -94,40 +104,40 @@ def _check_logits(model: nn.Module, what: str, texts: Tensor) -> None:
     if isinstance(output, _classifier_outputs()):
         raise ValueError(
             f"{what} must be a language model, got the classifier {name}, whose logits are of labels, not of "
-            f"tokens ({type(output).__name__}); load it by AutoModelForCausalLM"
+            f"tokens ({type(output).__name__}); load it with AutoModelForCausalLM"
         )
     if not isinstance(logits, Tensor):
         raise ValueError(
-            f"{what} must give logits, got {name} without an LM head; load it by AutoModelForCausalLM"
+            f"{what} must return logits, got {name} without an LM head; load it with AutoModelForCausalLM"
         )
     size = model_vocab_size(model, logits.shape[-1])
     if logits.shape[:-1] != texts.shape or (output_head(model) is None and logits.shape[-1] != size):
         raise ValueError(
-            f"{what} must give a logit for each token of its vocabulary at each position, "
-            f"{(*texts.shape, size)}, got {tuple(logits.shape)} from {name}, which is no language model"
+            f"{what} must return logits of shape {(*texts.shape, size)} (batch, tokens, vocabulary), got "
+            f"{tuple(logits.shape)} from {name}, which is not a language model"
         )
     if bool(logits.isnan().any()) or bool(logits.isposinf().any()):
-        raise ValueError(f"{what} ({name}) gives logits that are not finite, though its weights are finite")
+        raise ValueError(f"{what} ({name}) returns logits that are not finite, although its weights are")
     spread = logits.double().masked_fill(logits.isneginf(), 0.0).std(unbiased=False)
 
     def moved(row: int, end: int) -> Tensor:
         before, after = logits[0, :end].double(), logits[row, :end].double()
         return torch.where(before == after, 0.0, before - after).abs().max()
 
-    rounding = moved(1, length)  # the same text in another row of the batch
+    rounding = moved(1, length)  # difference of the same text in another row of the batch
     allowed = (_TOLERANCES.get(logits.dtype, 0.02) * spread.clamp_min(1e-30)).maximum(4 * rounding)
     for row, end in ((2, length - 1), (3, 1)):
         change = moved(row, end)
         if bool(change > allowed):
             raise ValueError(
                 f"{what} must be causal, but in {name} a later token changes the logits of earlier ones (by "
-                f"{float(change):.3g}): its log-probs of a text would know the answer. An encoder can be "
-                "loaded as a decoder with is_decoder=True, if it was trained so"
+                f"{float(change):.3g}), so its log-probs would depend on the predicted token itself. An "
+                "encoder that was trained as a decoder can be loaded with is_decoder=True"
             )
 
 
 def _classifier_outputs() -> tuple[type, ...]:
-    """Types of what transformers' classifiers give: with as many labels as tokens, shapes say nothing."""
+    """Output types of transformers' classifiers. With as many labels as tokens, shapes cannot tell."""
     from transformers import modeling_outputs
 
     return (
@@ -142,7 +152,10 @@ def _classifier_outputs() -> tuple[type, ...]:
 
 
 def first_not_finite(model: nn.Module) -> str | None:
-    """The first parameter that is not finite, as text, or None; the host waits for the device once."""
+    """Name of the first parameter with NaN or infinite values and their number, or None.
+
+    Finite models need one host-device synchronisation per device.
+    """
     named = [
         (name, parameter.detach())
         for name, parameter in model.named_parameters()
@@ -151,7 +164,7 @@ def first_not_finite(model: nn.Module) -> str | None:
     sums: dict[torch.device, list[Tensor]] = {}
     for _, parameter in named:
         sums.setdefault(parameter.device, []).append(_sum(parameter))
-    # A sum is finite only if every summand is; one that is not may be an overflow.
+    # A finite sum has finite summands only. A sum that is not finite may be an overflow.
     if all(bool(torch.stack(found).isfinite().all()) for found in sums.values()):
         return None
     for name, parameter in named:
@@ -167,10 +180,10 @@ def _sum(parameter: Tensor) -> Tensor:
 
 
 def check_finite(model: nn.Module, what: str = "the model") -> None:
-    """Refuse weights that are NaN or infinite: no logit of such a model is finite.
+    """Check that all weights are finite.
 
     Raises:
-        ValueError: naming the first such parameter.
+        ValueError: if not. The message names the first such parameter.
     """
     broken = first_not_finite(model)
     if broken is not None:
@@ -181,10 +194,14 @@ def check_finite(model: nn.Module, what: str = "the model") -> None:
 
 
 def check_not_nan(log_probs: Tensor, policy: Any) -> None:
-    """Refuse log-probs that are NaN, and name a weight of the policy's model that makes them so.
+    """Check that no log-prob is NaN.
+
+    Args:
+        log_probs: any shape.
+        policy: its ``model`` is searched for weights that are not finite.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if a log-prob is NaN. The message names the first weight that is not finite.
     """
     broken = int(log_probs.isnan().sum())
     if not broken:
@@ -199,10 +216,10 @@ def check_not_nan(log_probs: Tensor, policy: Any) -> None:
 
 
 def usable_positions(model: nn.Module) -> int | None:
-    """Tokens of the longest text that a model can read, None if it names no limit.
+    """Maximum number of tokens in a model's input, or None if the config has no limit.
 
-    RoBERTa and its kin count positions from behind that of the padding, so a few rows of their table are
-    never used.
+    RoBERTa and similar models start to count positions after the padding index, so they cannot use the first
+    rows of their position table.
     """
     named = getattr(text_config(model), "max_position_embeddings", None)
     if not isinstance(named, int) or named <= 0:
@@ -215,37 +232,37 @@ def usable_positions(model: nn.Module) -> int | None:
 
 
 def check_size(model: nn.Module, what: str, *, vocab_size: int, length: int) -> None:
-    """Make sure that a causal LM has logits for a vocabulary and positions for texts.
+    """Check that a causal LM has enough logits and positions.
 
     Args:
         model: a causal LM.
-        what: how errors call it.
-        vocab_size: V, tokens that there must be.
+        what: name of the model in errors.
+        vocab_size: V, the smallest allowed number of logits.
         length: tokens of the longest text.
 
     Raises:
-        ValueError: if it has fewer.
+        ValueError: if it has fewer logits or positions.
     """
     width = getattr(getattr(output_head(model), "weight", None), "shape", (0,))[0]
     width = width or model_vocab_size(model, vocab_size)
     if width < vocab_size:
         raise ValueError(
-            f"{what} gives {width} logits, expected at least the tokenizer's vocabulary of {vocab_size}; "
+            f"{what} returns {width} logits, expected at least the tokenizer's vocabulary of {vocab_size}; "
             "resize its embeddings or use a model with the policy's tokenizer"
         )
     _check_positions(model, what, length)
 
 
 def check_holds(model: nn.Module, token: int, length: int) -> None:
-    """Make sure that a model can read a data set.
+    """Check that a model has an embedding for every token of a data set, and enough positions.
 
     Args:
         model: a causal LM or a classifier.
-        token: the largest token id.
+        token: largest token id in the data.
         length: tokens of the longest text.
 
     Raises:
-        ValueError: if it has fewer tokens or positions.
+        ValueError: if the vocabulary or the number of positions is too small.
     """
     getter = getattr(model, "get_input_embeddings", lambda: None)
     size = int(getattr(getter(), "num_embeddings", model_vocab_size(model, token + 1)))

@@ -1,4 +1,4 @@
-"""The nucleus of a distribution, and the protocol of rules that restrict which tokens a policy may choose.
+"""The nucleus of a distribution, and protocols for objects that exclude tokens of a policy.
 
 Shape letters: N environment rows, n rows that act, L columns, A actions, V vocabulary, W logits of a model,
 d width of the LM head's input.
@@ -29,17 +29,17 @@ class RestrictLogits(Protocol):
             logits: (n, V) legal logits of the policy, divided by the temperature.
             t: (n,) int64 step of each state.
             rows: which states of the pass these are.
-            chosen: (n,) tokens that were sampled under the rule; they are never excluded. Rounding may move
-                the edge of the allowed set between the rollout and a teacher-forced pass.
+            chosen: (n,) tokens that were sampled under this restriction; they are never excluded. Rounding
+                may move the edge of the allowed set between the rollout and a teacher-forced pass.
         """
         ...
 
 
 class TokenRestriction(Protocol):
-    """A rule that excludes tokens in each state, applied when a policy acts and when it is evaluated."""
+    """Excludes tokens in each state, both when a policy acts and when it is evaluated."""
 
     def sampling(self) -> dict[str, Any]:
-        """The rule as JSON values, stored in ``EpisodeBatch.sampling``."""
+        """The settings of the restriction as JSON values, for ``EpisodeBatch.sampling``."""
         ...
 
     def attach(self, env: Any) -> None:
@@ -60,7 +60,7 @@ class TokenRestriction(Protocol):
         legality: TokenConstraints | None,
         temperature: float,
     ) -> RestrictLogits:
-        """The rule for the next tokens of the rows that act.
+        """The restriction of the next tokens of the rows that act.
 
         Args:
             rows: (n,) int64 rows in the order of the logits; None = 0..N-1.
@@ -79,7 +79,7 @@ class TokenRestriction(Protocol):
         legality: TokenConstraints | None,
         temperature: float,
     ) -> RestrictLogits:
-        """The rule for all actions of finished episodes.
+        """The restriction of all actions of finished episodes.
 
         Args:
             states: model -> (A, d) inputs of its LM head at the states of the actions, or (A, W) logits where

@@ -1,8 +1,8 @@
-"""Packing: several short episodes in one row, each blind to the others, so that little padding is computed.
+"""Packing: several short episodes share one row, so that less padding is computed.
 
-Rows get a block-diagonal causal mask and positions that restart with every episode, so an episode's states
-are those that it has alone. Shape letters: B episodes, L tokens, R packed rows, W their width, d hidden
-width.
+Rows have a block-diagonal causal mask, and positions restart at 0 in every episode. So an episode has the
+same hidden states as in a row of its own. Shape letters: B episodes, L tokens, R packed rows, W their width,
+d hidden width.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from textenv.modeling.split_model import SplitModel, eval_mode, logits_agree, mo
 from textenv.modeling.weight_version import watch_of
 
 _WIDENINGS = (1, 2, 4)
-"""Widths of packed rows that are tried, in longest episodes."""
+"""Widths of packed rows that are tried, as multiples of the longest episode."""
 _ATTENTION = 256
-"""Width at which looking at all other columns costs as much as everything else that is done for a token."""
+"""Row width at which attention costs as much per token as the rest of the layer."""
 
 
 class Packing(NamedTuple):
-    """Where each episode is."""
+    """The place of each episode in the packed rows."""
 
     rows: Tensor
-    """(B,) int64, its packed row."""
+    """(B,) int64: packed row of the episode."""
     starts: Tensor
-    """(B,) int64, the column of its first token."""
+    """(B,) int64: column of its first token."""
     height: int
     """R."""
     width: int
     """W."""
 
     def place(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the tokens at (rows, columns) of the episodes are in the packed rows; all (n,) int64."""
+        """Map (row, column) of tokens in the (B, L) batch to those in the packed rows; all (n,) int64."""
         return self.rows[rows], self.starts[rows] + columns
 
 
 def pack(lengths: Tensor, *, max_width: int | None = None) -> Packing:
-    """Put episodes into rows, longest first, each into the first row that has room.
+    """Assign episodes to rows by first-fit decreasing: longest first, each to the first row with room.
+
+    Several row widths are tried, and the one with the lowest estimated cost is used.
 
     Args:
         lengths: (B,) int64, tokens of each episode, B >= 1.
-        max_width: bound on the width, but for an episode that is longer alone; None = four longest episodes.
+        max_width: maximum width of a row, unless one episode is longer. None = four times the longest
+            episode.
 
     Example:
         >>> found = pack(torch.tensor([5, 2, 3]), max_width=5)
@@ -82,17 +85,18 @@ def packed_states(
     *,
     read: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Packing]:
-    """Input of the LM head at every token, by packed rows.
+    """Run the backbone on packed rows.
 
     Args:
-        split: a causal LM in two parts.
+        split: backbone and LM head of a causal LM.
         ids: (B, L) int64, right-padded.
-        mask: (B, L), nonzero at the tokens.
-        packing: where to put each episode; None = the best place that ``pack`` finds.
-        read: rows and columns of ``ids``, both (n,), whose states will be read; None = all.
+        mask: (B, L), nonzero at tokens.
+        packing: the place of each episode; None = computed by ``pack``.
+        read: rows and columns of ``ids``, both (n,) int64, whose states will be read; None = all.
 
     Returns:
-        (R, W, d), or the logits where the model cannot be split; and where each episode is in it.
+        Inputs of the LM head (R, W, d), or logits (R, W, vocabulary) if the model cannot be split; and the
+        place of each episode in them.
     """
     model, device = split.model, ids.device
     if packing is None:
@@ -114,18 +118,19 @@ def packed_states(
     return split.backbone(packed, masks, positions, read=flat), packing
 
 
-_VERDICTS: weakref.WeakKeyDictionary[nn.Module, tuple[int, str | None]] = weakref.WeakKeyDictionary()
-"""Model -> its modules' number (``ModelWatch.modules``) when it was checked, and what is wrong."""
+_CHECKED: weakref.WeakKeyDictionary[nn.Module, tuple[int, str | None]] = weakref.WeakKeyDictionary()
+"""Model -> (``ModelWatch.modules`` at the check, the reason why packing fails or None)."""
 
 
 def check_packing(model: nn.Module) -> None:
-    """Make sure that packed episodes have the logits that they have alone; checked once per model.
+    """Check that an episode has the same logits in a packed row as alone; once per model.
 
     Raises:
-        UnsupportedModelError: if not: the model has a recurrent state, or makes positions or masks itself.
+        UnsupportedModelError: if not, for example if the model has a recurrent state, or computes positions
+            or masks internally.
     """
     modules = watch_of(model).modules()
-    known = _VERDICTS.get(model)
+    known = _CHECKED.get(model)
     if known is None or known[0] != modules:
         try:
             reason = _disagreement(model)
@@ -133,19 +138,19 @@ def check_packing(model: nn.Module) -> None:
             raise
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-        _VERDICTS[model] = known = modules, reason
+        _CHECKED[model] = known = modules, reason
     if known[1] is not None:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be trained with packing=True: {known[1]}")
 
 
 @torch.no_grad()
 def _disagreement(model: nn.Module) -> str | None:
-    """What is wrong with packing two episodes in a row; None if nothing is."""
+    """Compare two episodes packed in a row with each alone: the reason why they differ, or None."""
     device = next(model.parameters()).device
     config: Any = text_config(model)
     window = getattr(config, "sliding_window", None) or 0
     positions = getattr(config, "max_position_embeddings", None) or 64
-    # Two tokens beyond a window that fits, so that it bites.
+    # Two tokens longer than the attention window, if it is not too large, so that the window has an effect.
     length = min(window + 2 if window <= 1024 else 0, positions // 2) or min(6, positions // 2)
     sizes = (length, max(length - 1, 1))
     ids = torch.arange(2 * length, device=device).view(2, length) * 7919 % model_vocab_size(model, 2)
@@ -157,5 +162,5 @@ def _disagreement(model: nn.Module) -> str | None:
         alone = [plain.logits(ids[i : i + 1, :n], torch.ones(1, n).to(ids)) for i, n in enumerate(sizes)]
         packed, _ = packed_states(plain, ids, mask, both)
     if not logits_agree(packed, torch.cat(alone, dim=1)):
-        return "the logits of an episode change with the others in its row"
+        return "the logits of an episode depend on the other episodes in its row"
     return None

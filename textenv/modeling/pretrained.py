@@ -1,7 +1,7 @@
-"""Loading what transformers saved. Code that comes with the files runs only where the user said so.
+"""Load pretrained files with transformers. Code in a model repository runs only if the user allows it.
 
-transformers' own default, None, asks on the terminal whether to run such code, and a "y" on standard input
-runs it. So everything that this library loads by an Auto class goes through this module, which always says
+With the default ``trust_remote_code=None`` transformers asks on the terminal whether to run such code, and a
+"y" on standard input runs it. So this library uses Auto classes only through this module, which always passes
 True or False.
 """
 
@@ -17,18 +17,18 @@ from typing import Any
 from textenv.modeling.saved_runs import model_folder
 
 NOT_HERE = "there is no such folder, and as a hub id it is not in the cache and the hub can't be reached"
-"""What is wrong with a name that may be that of a folder or of the hub."""
+"""Reason in errors about a name that may be a folder or a hub id."""
 _trusting: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
 
 
 @contextmanager
 def trusting(trust: bool = True) -> Iterator[None]:
-    """Within the block, code that comes with what is loaded by name may run, whoever loads it.
+    """Within the block, all loads may run code from model repositories (``trust_remote_code=True``).
 
-    Blocks may be nested: an inner one with False takes nothing back.
+    Blocks may be nested. An inner block with False does not disable an outer one with True.
 
     Args:
-        trust: False changes nothing.
+        trust: whether to allow the code; False changes nothing.
 
     Raises:
         TypeError: if ``trust`` is neither True nor False.
@@ -48,7 +48,10 @@ def trusting(trust: bool = True) -> Iterator[None]:
 
 
 def is_trusted(given: bool = False) -> bool:
-    """Whether code that comes with files may run: it was ``given`` for this load, or for all of a block.
+    """Whether code from model repositories may run: allowed for this load, or by ``trusting``.
+
+    Args:
+        given: ``trust_remote_code`` of this load.
 
     Raises:
         TypeError: if ``given`` is neither True nor False.
@@ -61,18 +64,18 @@ def is_trusted(given: bool = False) -> bool:
 def load_pretrained(
     auto: Any, source: str | os.PathLike[str], *, what: str, trust_remote_code: bool = False, **options: Any
 ) -> Any:
-    """``auto.from_pretrained(source)``.
+    """Call ``auto.from_pretrained(source)``.
 
     Args:
         auto: an Auto class of transformers.
-        source: hub id or folder; that of a run stands for its model, see ``model_folder``.
-        what: what is loaded, for errors, such as "model".
-        trust_remote_code: whether code that comes with the files may run; True within ``trusting``.
+        source: hub id or folder. In the folder of a run its model is loaded, see ``model_folder``.
+        what: what is loaded, such as "model", for errors.
+        trust_remote_code: allow code of the model repository; always True within ``trusting``.
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        OSError: if there is nothing of that name, or a file is missing.
-        ValueError: if the files are damaged, or are to be run and may not be.
+        OSError: if there is no such folder or hub id, or a file is missing.
+        ValueError: if the name is empty, files are damaged, or the model needs code that is not allowed.
     """
     trust = is_trusted(trust_remote_code)
     name = os.fspath(source)
@@ -87,14 +90,14 @@ def load_pretrained(
     except OSError as error:
         reason = NOT_HERE if _unreachable(error) and not os.path.exists(name) else str(error)
         raise OSError(f"{what} {name!r} can't be loaded: {reason}") from error
-    except (ImportError, RuntimeError):  # a package that is missing, memory that is short
+    except (ImportError, RuntimeError):  # a missing package, or too little memory
         raise
     except Exception as error:
         raise ValueError(f"{what} {name!r} can't be loaded: {_reason(error)}") from error
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be that of a folder or file: a hub id is NAME or OWNER/NAME.
+    """Whether a name can only be a path: a hub id has the form NAME or OWNER/NAME.
 
     >>> [is_path(name) for name in ("./x", "/x", "~/x", "a/b/c", "a/", "gpt2", "org/name")]
     [True, True, True, True, True, False, False]
@@ -103,7 +106,7 @@ def is_path(name: str) -> bool:
 
 
 def _unreachable(error: BaseException) -> bool:
-    """Whether the hub could not be asked, or may not be."""
+    """Whether the hub could not be reached, or offline mode is on."""
     names = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError")
     seen: list[BaseException] = []
     cause: BaseException | None = error
@@ -114,18 +117,18 @@ def _unreachable(error: BaseException) -> bool:
 
 
 def make_pretrained(auto: Any, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
-    """``auto.from_config(config)``: a model with random weights and a copy of the config.
+    """Call ``auto.from_config``: a model with random weights and a copy of the config.
 
-    Policies switch dropout off in their model's config, and the user's own object must stay as it was.
+    It is a copy because policies disable dropout in the config of their model.
 
     Args:
         auto: an Auto class of transformers.
-        config: a transformers config.
-        trust_remote_code: whether code that comes with the config may run; True within ``trusting``.
+        config: a transformers config; it is not changed.
+        trust_remote_code: allow code of the model repository; always True within ``trusting``.
         options: further arguments of ``from_config``.
 
     Raises:
-        ValueError: if the config comes with code that may not be run.
+        ValueError: if the config needs code that is not allowed.
     """
     trust = is_trusted(trust_remote_code)
     try:
@@ -133,7 +136,7 @@ def make_pretrained(auto: Any, config: Any, *, trust_remote_code: bool = False, 
     except ValueError as error:
         if not _wants_code(error):
             raise
-        raise ValueError(f"{type(config).__name__} can't be made a model: {_reason(error)}") from error
+        raise ValueError(f"can't make a model from {type(config).__name__}: {_reason(error)}") from error
 
 
 def _wants_code(error: Exception) -> bool:
@@ -143,8 +146,8 @@ def _wants_code(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     if _wants_code(error):
         return (
-            "it comes with code of its own, which is not run unless you say so after reading it: "
-            "--trust_remote_code on the command line, trust_remote_code=True in Python"
+            "it needs code from the model repository, which is not run by default; read the code, then allow "
+            "it with --trust_remote_code on the command line or trust_remote_code=True in Python"
         )
     if type(error).__name__ == "SafetensorError":
         return f"{error}; the model's .safetensors file is damaged"

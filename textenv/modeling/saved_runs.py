@@ -1,4 +1,4 @@
-"""The folder of a run as a model: which checkpoint is whole, and where the model lies."""
+"""Find the model in the folder of a run, and check checkpoints for damage."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from typing import Any
 from textenv.utils.json_files import read_object
 
 MANIFEST = "files.json"
-"""Size and sha256 of every file of a checkpoint, written last."""
+"""File with the size and sha256 of every other file of a checkpoint; it is written last."""
 ALWAYS = ("trainer.json", "optimizer.safetensors", "random.safetensors")
-"""Files that every checkpoint has, whatever the agent."""
+"""Files that the checkpoint of every agent has."""
 _DIGEST = re.compile("[0-9a-f]{64}")
 _OF_RUNS = ("run.json", "pipeline.json", "stage.json")
-"""What only the folder of a run, a pipeline or one of its stages holds."""
+"""Files that only the folder of a run, a pipeline or one of its stages has."""
 _OF_MODELS = ("config.json", "adapter_config.json")
-"""What the folder of a model or an adapter holds."""
+"""Files that the folder of a model or an adapter has."""
 
 
 class CorruptCheckpointError(ValueError):
-    """A checkpoint's files are not the ones that were written."""
+    """A file of a checkpoint is missing or was changed after it was written."""
 
 
 def model_folder(source: str | os.PathLike[str], *, scores: bool = False) -> Path:
-    """Where the model of a run lies: in a pipeline the policy's, in other runs the best, or the newest whole.
+    """The model's folder in the folder of a run.
+
+    In a pipeline it is the policy of the last stage. In other runs it is the best model, or else the newest
+    undamaged checkpoint.
 
     Args:
-        source: the folder of a run, of a pipeline, or of one of its stages. Everything else, such as the
-            folder of a checkpoint or of a model, or a hub id, is returned as it is.
-        scores: whether a pipeline's reward model is meant, rather than its policy.
+        source: the folder of a run, of a pipeline, or of one of its stages. Anything else (the folder of a
+            checkpoint or a model, a hub id) is returned unchanged.
+        scores: return the reward model of a pipeline instead of its policy.
 
     Raises:
-        ValueError: if the run has no whole model.
+        ValueError: if the run has no undamaged model.
     """
     folder = Path(source)
     if not folder.is_dir() or any((folder / name).is_file() for name in _OF_MODELS):
@@ -50,12 +53,12 @@ def model_folder(source: str | os.PathLike[str], *, scores: bool = False) -> Pat
         return newest
     if problems or any((folder / name).exists() for name in _OF_RUNS):
         what = "; ".join(problems) or "it has no checkpoint yet"
-        raise ValueError(f"{folder} is the folder of a run, and no model of it can be used: {what}")
+        raise ValueError(f"{folder} is the folder of a run without a usable model: {what}")
     return folder
 
 
 def step_folders(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of everything that stands where a checkpoint of a run belongs, oldest first."""
+    """(step, folder) of every folder ``checkpoints/step-N`` of a run, oldest first; they may be damaged."""
     found = []
     for folder in (run_dir / "checkpoints").glob("step-*"):
         match = re.fullmatch(r"step-(\d+)", folder.name)
@@ -65,12 +68,15 @@ def step_folders(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def latest_whole(run_dir: str | os.PathLike[str], *, remember: bool = False) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that is whole, and what was wrong with the newer ones.
+    """The newest undamaged checkpoint of a run.
 
     Args:
         run_dir: the run's folder.
-        remember: whether an answer of this process counts as long as sizes and times of all files are the
-            same: a load asks several times (weights, tokenizer, ends), and gigabytes are read to know.
+        remember: reuse an earlier result of this process while sizes and times of all files are the same. A
+            check reads every file, and loading a model calls this several times.
+
+    Returns:
+        (folder of the checkpoint or None, one message for each newer checkpoint that is damaged).
     """
     problems: list[str] = []
     for _, folder in reversed(step_folders(Path(run_dir))):
@@ -82,11 +88,11 @@ def latest_whole(run_dir: str | os.PathLike[str], *, remember: bool = False) -> 
 
 
 def verify(path: str | os.PathLike[str]) -> None:
-    """Check that a checkpoint is whole.
+    """Check that all files of a checkpoint have the sizes and hashes in its manifest.
 
     Raises:
-        FileNotFoundError: if ``path`` holds no checkpoint of an agent.
-        CorruptCheckpointError: if a file is missing or differs from what was written.
+        FileNotFoundError: if ``path`` is not the checkpoint of an agent.
+        CorruptCheckpointError: if a file is missing or was changed after it was written.
     """
     folder = Path(path)
     if not (folder / MANIFEST).is_file():
@@ -100,7 +106,7 @@ def verify(path: str | os.PathLike[str]) -> None:
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file in a folder, by its path there."""
+    """{relative path: {"size", "sha256"}} of every file in a folder, except the manifest."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
     return {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
@@ -109,7 +115,7 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole."""
+    """The reason why a checkpoint is damaged, or None."""
     try:
         verify(folder)
     except (FileNotFoundError, CorruptCheckpointError) as error:
@@ -129,11 +135,11 @@ def _stamp(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """The manifest of a checkpoint, checked for its form: file -> ``size`` and ``sha256``.
+    """Read and check the manifest of a checkpoint: file -> ``size`` and ``sha256``.
 
     Raises:
-        CorruptCheckpointError: if it is not what ``manifest`` writes, or lacks a file that every checkpoint
-            has.
+        CorruptCheckpointError: if it does not have the form of ``manifest``, or does not list a file of
+            ``ALWAYS``.
     """
     written = read_object(path, error=CorruptCheckpointError)
     for name, facts in written.items():

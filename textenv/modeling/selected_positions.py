@@ -19,7 +19,7 @@ from torch import Tensor, nn
 _NAMES = ("mlp", "attn.c_proj", "self_attn.o_proj", "self_attn.dense", "attention.dense")
 """Names in transformers' architectures of a block's modules that process each position separately."""
 _WORTHWHILE = 0.9
-"""Largest share of positions for which gathering costs less than it saves."""
+"""Largest fraction of positions for which gathering costs less than it saves."""
 
 
 def position_wise_modules(model: nn.Module, count: int) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def selected_positions(
 
     def scatter(module: nn.Module, args: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.shape[:2] != (1, len(positions)):
-            raise ValueError(f"{type(module).__name__} does not make one tensor (B, L, d)")
+            raise ValueError(f"{type(module).__name__} does not return one tensor (B, L, d)")
         whole = output.new_zeros(count, *output.shape[2:])
         return whole.index_copy(0, positions, output[0]).unflatten(0, size)
 

@@ -170,7 +170,7 @@ class SplitModel:
             ValueError: if the model cannot be split.
         """
         if self.output is None:
-            raise ValueError(f"{type(self.model).__name__} has no LM head module of its own")
+            raise ValueError(f"{type(self.model).__name__} has no separate LM head module")
         if self.linear:
             return self.output(hidden)
         # The model's own forward pass contains what follows the head; it runs on one dummy token.
@@ -239,7 +239,7 @@ def _base_model(model: nn.Module) -> nn.Module | None:
 
 @torch.no_grad()
 def _check(model: nn.Module, output: nn.Module) -> _Found:
-    """Try the split on a few tokens."""
+    """Compare the split model with its plain forward pass on a few tokens."""
     device = next(model.parameters()).device
     ids = torch.arange(6, device=device).view(2, 3) % model_vocab_size(model, 6)
     ones = torch.ones_like(ids)
