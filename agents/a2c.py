@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from textenv.agents.base.critic import CRITIC_ARGUMENTS, critic_metrics, idle_critic, policy_with_critic
+from textenv.agents.base.groups import world_index
 from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
-from textenv.agents.losses.advantages import get_advantage
+from textenv.agents.losses.advantages import get_advantage, value_mask
 from textenv.agents.losses.importance import importance_weighted
 from textenv.agents.losses.masked import divide_by_std, masked_center, masked_whiten
 from textenv.agents.losses.policy_gradient import entropy_loss, policy_gradient_loss, ppo_value_loss
@@ -52,18 +53,20 @@ class A2C(PolicyGradientAgent):
         if cfg.scale_rewards:
             rewards = divide_by_std(rewards, mask)
         final = bootstrap_values(old.final_values, episodes.truncated) if cfg.bootstrap_truncated else None
+        groups = world_index(episodes, self.envs)
         advantages, returns = get_advantage(cfg.advantage)(  # by default "gae"
             rewards,
             mask,
             values=old.values,
             final_values=final,
-            groups=episodes.prompt_index,
+            groups=groups,
             scores=self.shaped_task_returns(episodes),
             gamma=cfg.gamma,
             gae_lambda=cfg.gae_lambda,
+            discount=cfg.discount,
         )
         if cfg.center_by_prompt:
-            advantages = masked_center(advantages, mask, episodes.prompt_index)
+            advantages = masked_center(advantages, mask, groups)
         if cfg.whiten_advantages:
             advantages = masked_whiten(advantages, mask, min_std=cfg.whiten_min_std)
         advantages, weights = importance_weighted(
@@ -97,9 +100,9 @@ class A2C(PolicyGradientAgent):
             new.values,
             batch["old_values"],
             batch["returns"],
-            mask,
+            value_mask(cfg.advantage, mask),  # all action tokens, or the first one of each turn
             clip_range=cfg.value_clip_range,
-            denominator=tokens,
+            denominator=totals.extra.get("values", tokens),
         )
         loss = policy_loss + cfg.value_coef * value_loss
         stats = policy_metrics(policy_loss, policy)
@@ -112,4 +115,4 @@ class A2C(PolicyGradientAgent):
 
     def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout and of the critic."""
-        return super().rollout_metrics(batch) | critic_metrics(batch)
+        return super().rollout_metrics(batch) | critic_metrics(batch, self.config.advantage)

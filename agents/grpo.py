@@ -75,6 +75,7 @@ class GRPO(PolicyGradientAgent):
             groups=self.groups(episodes),
             scores=self.shaped_task_returns(episodes),
             gamma=cfg.gamma,
+            discount=cfg.discount,
         )
         if cfg.whiten_advantages:
             advantages = masked_whiten(advantages, mask, min_std=cfg.whiten_min_std)

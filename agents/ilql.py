@@ -198,7 +198,7 @@ class ILQL(OfflineAgent):
         """L_Q + L_V + cql_coef L_CQL + awac_coef L_AWAC (Snell et al. 2022, section 4)."""
         cfg, mask, tokens = self.config, batch.mask, totals.tokens
         log_probs, q, q_log_probs, target_q, values = q_and_v(self.policy, batch)
-        targets = ilql_targets(batch.episodes.rewards, values, mask, gamma=cfg.gamma)
+        targets = ilql_targets(batch.episodes.rewards, values, mask, gamma=cfg.gamma, discount=cfg.discount)
         q_loss = ilql_q_loss(q, targets, mask, denominator=tokens)
         value_loss = ilql_value_loss(values, target_q, mask, expectile=cfg.expectile, denominator=tokens)
         cql = ilql_cql_loss(q_log_probs, mask, denominator=tokens)

@@ -11,7 +11,7 @@ from torch import Tensor
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.ilql import ILQL, q_and_v
-from textenv.agents.losses.advantages import discounted_sums
+from textenv.agents.losses.advantages import monte_carlo
 from textenv.agents.losses.ilql import ilql_awac_loss, ilql_cql_loss, ilql_q_loss
 from textenv.agents.losses.masked import masked_squared_error
 from textenv.agents.optim.backend import Stats
@@ -29,7 +29,7 @@ class MonteCarloCritic(ILQL):
         """Squared errors of Q and V to the return to go + cloning + CQL (if ``cql_coef`` > 0)."""
         cfg, mask, tokens = self.config, batch.mask, totals.tokens
         log_probs, q, q_log_probs, target_q, values = q_and_v(self.policy, batch)
-        returns = discounted_sums(batch.episodes.rewards, mask, cfg.gamma)
+        returns, _ = monte_carlo(batch.episodes.rewards, mask, gamma=cfg.gamma, discount=cfg.discount)
         q_loss = ilql_q_loss(q, returns, mask, denominator=tokens)
         value_loss = masked_squared_error(values, returns, mask, tokens)
         awac, _ = ilql_awac_loss(log_probs, target_q, values, mask, beta=cfg.awac_beta, denominator=tokens)

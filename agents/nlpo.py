@@ -18,12 +18,13 @@ from torch import Tensor
 
 from textenv import scoring as scorer
 from textenv.agents.base.critic import CRITIC_ARGUMENTS, critic_metrics, idle_critic, policy_with_critic
+from textenv.agents.base.groups import world_index
 from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
 from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.task_returns import kl_wrappers
-from textenv.agents.losses.advantages import get_advantage
+from textenv.agents.losses.advantages import get_advantage, value_mask
 from textenv.agents.losses.importance import importance_weighted
 from textenv.agents.losses.masked import divide_by_std, masked_center, masked_sum, masked_whiten
 from textenv.agents.losses.policy_gradient import entropy_loss, ppo_policy_loss, ppo_value_loss
@@ -157,18 +158,20 @@ class NLPO(PolicyGradientAgent):
         if cfg.scale_rewards:
             rewards = divide_by_std(rewards, mask)
         final = bootstrap_values(old.final_values, episodes.truncated) if cfg.bootstrap_truncated else None
+        groups = world_index(episodes, self.envs)
         advantages, returns = get_advantage(cfg.advantage)(  # by default "gae"
             rewards,
             mask,
             values=old.values,
             final_values=final,
-            groups=episodes.prompt_index,
+            groups=groups,
             scores=self.shaped_task_returns(episodes),
             gamma=cfg.gamma,
             gae_lambda=cfg.gae_lambda,
+            discount=cfg.discount,
         )
         if cfg.center_by_prompt:
-            advantages = masked_center(advantages, mask, episodes.prompt_index)
+            advantages = masked_center(advantages, mask, groups)
         if cfg.whiten_advantages:
             advantages = masked_whiten(advantages, mask, min_std=cfg.whiten_min_std)
         advantages, weights = importance_weighted(
@@ -203,9 +206,9 @@ class NLPO(PolicyGradientAgent):
             new.values,
             batch["old_values"],
             batch["returns"],
-            mask,
+            value_mask(cfg.advantage, mask),  # all action tokens, or the first one of each turn
             clip_range=cfg.value_clip_range,
-            denominator=tokens,
+            denominator=totals.extra.get("values", tokens),
         )
         loss = policy_loss + cfg.value_coef * value_loss
         stats = policy_metrics(policy_loss, policy)
@@ -225,7 +228,7 @@ class NLPO(PolicyGradientAgent):
 
     def rollout_metrics(self, batch: TrainingBatch) -> dict[str, float]:
         """Metrics of the rollout and of the critic; the KL is that of the unrestricted distributions."""
-        row = super().rollout_metrics(batch) | critic_metrics(batch)
+        row = super().rollout_metrics(batch) | critic_metrics(batch, self.config.advantage)
         if self.reference is not None:
             kl = float(masked_sum(batch["unmasked_log_probs"] - batch["ref_log_probs"], batch.mask))
             row |= kl_row(kl, episodes=len(batch), tokens=int(batch.mask.sum()))

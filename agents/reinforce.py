@@ -11,10 +11,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from textenv.agents.base.groups import world_index
 from textenv.agents.base.policy_gradient import PolicyGradientAgent, policy_metrics
 from textenv.agents.base.registry import register_agent
 from textenv.agents.data.batch import Totals, TrainingBatch
-from textenv.agents.losses.advantages import batch_mean, discounted_sums, get_advantage
+from textenv.agents.losses.advantages import batch_mean, get_advantage, monte_carlo
 from textenv.agents.losses.importance import importance_weighted
 from textenv.agents.losses.masked import first_action_value, masked_whiten
 from textenv.agents.losses.policy_gradient import entropy_loss, policy_gradient_loss
@@ -64,9 +65,9 @@ class Reinforce(PolicyGradientAgent):
         old = self.policy.evaluate(episodes, values=False)
         rewards = self.shaped_rewards(episodes)
         if cfg.baseline == "batch":
-            advantages, returns = batch_mean(rewards, mask, gamma=cfg.gamma)
+            advantages, returns = batch_mean(rewards, mask, gamma=cfg.gamma, discount=cfg.discount)
         else:
-            advantages = returns = discounted_sums(rewards, mask, cfg.gamma)
+            advantages, returns = monte_carlo(rewards, mask, gamma=cfg.gamma, discount=cfg.discount)
         if cfg.baseline == "greedy":
             advantages = torch.where(mask, returns - self.greedy_returns().unsqueeze(-1), 0.0)
         if cfg.whiten_advantages:
@@ -81,8 +82,8 @@ class Reinforce(PolicyGradientAgent):
         """Discounted returns of the greedy episodes of this iteration: (B,)."""
         assert self.greedy is not None
         greedy = self.greedy.to(self.policy.device)
-        rewards = self.shaped_rewards(greedy, update=False)
-        returns = discounted_sums(rewards, greedy.action_mask, self.config.gamma)
+        cfg, rewards = self.config, self.shaped_rewards(greedy, update=False)
+        returns, _ = monte_carlo(rewards, greedy.action_mask, gamma=cfg.gamma, discount=cfg.discount)
         return first_action_value(returns, greedy.action_mask)
 
     def loss(self, batch: TrainingBatch, totals: Totals) -> tuple[Tensor, Stats]:
@@ -148,9 +149,10 @@ class ReinforcePlusPlus(PolicyGradientAgent):
             self.shaped_rewards(episodes),
             mask,
             values=None,
-            groups=episodes.prompt_index,
+            groups=world_index(episodes, self.envs),
             scores=self.shaped_task_returns(episodes),
             gamma=cfg.gamma,
+            discount=cfg.discount,
         )
         if cfg.whiten_advantages:
             advantages = masked_whiten(advantages, mask, min_std=cfg.whiten_min_std)

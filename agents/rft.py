@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from textenv.agents.base.groups import SampleChooser
+from textenv.agents.base.groups import SampleChooser, world_index
 from textenv.agents.base.metrics import mean_row
 from textenv.agents.base.registry import register_agent
 from textenv.agents.checkpointing.state import TrainingState
@@ -58,7 +58,7 @@ class RFT(SampleChooser):
             {
                 "returns": episodes.returns,
                 "scores": task_returns(episodes, self.envs),
-                "prompt": episodes.prompt_index,
+                "prompt": world_index(episodes, self.envs),
                 "generation": generation,
             },
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from textenv.agents.data.batch import TrainingBatch
+from textenv.agents.losses.advantages import value_mask
 from textenv.agents.losses.masked import explained_variance
 from textenv.agents.policies.heads import ValueHead
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -46,7 +47,12 @@ def idle_critic(config: ActorCriticConfig, policy: LanguagePolicy) -> Idle:
     return found
 
 
-def critic_metrics(batch: TrainingBatch) -> dict[str, float]:
-    """How well the values before the update explain the returns, see ``explained_variance``."""
-    fit = explained_variance(batch["old_values"], batch["returns"], batch.mask)
+def critic_metrics(batch: TrainingBatch, advantage: str) -> dict[str, float]:
+    """How well the values before the update explain the returns, see ``explained_variance``.
+
+    Args:
+        batch: has ``old_values`` and ``returns``.
+        advantage: name of the estimator; it says where values are trained.
+    """
+    fit = explained_variance(batch["old_values"], batch["returns"], value_mask(advantage, batch.mask))
     return {"value/explained_variance": float(fit)}

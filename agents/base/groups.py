@@ -53,6 +53,18 @@ def episodes_per_prompt(config: GroupBaselineConfig, *, evaluation: bool) -> int
     return 1 if evaluation else config.samples_per_prompt or GROUP_SIZE
 
 
+def world_index(episodes: EpisodeBatch, envs: Any) -> Tensor:
+    """Number of the group of each episode: its prompt, or with a partner and groups its world: (B,) int64.
+
+    A partner's world is drawn for each group of ``samples_per_prompt`` episodes, so episodes of one prompt
+    may be in different worlds.
+    """
+    base = envs.unwrapped
+    if not base.has_partner or base.samples_per_prompt == 1:
+        return episodes.prompt_index
+    return episodes.episode_id // base.samples_per_prompt
+
+
 class SampleChooser(OnlineAgent):
     """Base of agents that choose among ``samples_per_prompt`` samples of each prompt."""
 

@@ -14,6 +14,7 @@ from textenv.agents.data.batch import TrainingBatch, epoch_order
 from textenv.agents.distributed.data_parallel import check_minibatches, score_episodes
 from textenv.agents.rollouts.collector import RolloutRequest
 from textenv.agents.settings.base import OnlineConfig
+from textenv.envs.step_buffer import PARTNER
 from textenv.episodes.batch import EpisodeBatch
 from textenv.tasks.stop_tokens import warn_of_missing_ends
 
@@ -102,7 +103,7 @@ class OnlineAgent(Agent):
         """
         wrappers = scorer.reward_wrappers(self.envs)
         try:
-            if not episodes.reward_terms:
+            if set(episodes.reward_terms) <= {PARTNER}:
                 score_episodes(episodes, wrappers)
         except scorer.RewardError as error:
             where = save_failure(self.run_dir, self.iteration, "reward", {}, episodes)

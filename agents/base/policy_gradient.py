@@ -25,6 +25,7 @@ from textenv.agents.distributed import process_group
 from textenv.agents.evaluation.evaluator import Evaluation
 from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.task_returns import kl_penalties, kl_wrappers, task_returns
+from textenv.agents.losses.advantages import PER_TURN, value_mask
 from textenv.agents.losses.aggregation import get_aggregation
 from textenv.agents.losses.masked import masked_mean, masked_sum
 from textenv.agents.losses.policy_gradient import Reduction
@@ -166,6 +167,9 @@ class PolicyGradientAgent(OnlineAgent):
         """Denominators of one optimizer step."""
         totals = super().totals(batch)
         totals.longest = self.envs.unwrapped.max_new_tokens
+        advantage = getattr(self.config, "advantage", None)
+        if advantage in PER_TURN:
+            totals.extra["values"] = max(1.0, float(value_mask(advantage, batch.mask).sum()))
         if self.pretraining is not None:
             totals.extra[PretrainingLoss.STEP] = float(self.optimizer_steps)
         return totals

@@ -1,8 +1,9 @@
 """A rollout buffer for Stable-Baselines3 that keeps sequences, not one prefix per token.
 
 SB3's own buffer stores the observation of every step, and its algorithms run the model on each: T prefixes
-for an episode of T tokens. Here each stretch of an episode is stored once, and ``get`` hands out whole
-stretches with the mask of their actions; everything else is per action and flat, as SB3's losses want it.
+for an episode of T tokens. Here each stretch of an episode is stored once, and ``get`` returns whole
+stretches with the mask of their actions; everything else is per action and flat, as SB3's losses need it.
+With a partner each turn is a stretch, with everything before it as its prompt.
 Shape letters: T steps of a rollout, N environment rows, S stretches, A actions, L tokens.
 """
 
@@ -58,8 +59,11 @@ class SequenceRolloutBuffer(DictRolloutBuffer):
             ValueError: if an observation does not go on where the one before it ended.
         """
         lengths = np.asarray(obs["attention_mask"]).sum(-1, dtype=np.int64)
-        begins = np.asarray(episode_start).astype(bool) | (self.pos == 0)
+        prompt = np.asarray(obs["prompt_length"]).reshape(-1)
         expected = self._column + self.pos - self._since
+        # A partner's reply was appended, so a turn begins at the end of this observation.
+        replied = (lengths > expected) & (prompt == lengths)
+        begins = np.asarray(episode_start).astype(bool) | (self.pos == 0) | replied
         broken = ~begins & (lengths != expected)
         if broken.any():
             row = int(broken.argmax())
@@ -71,7 +75,7 @@ class SequenceRolloutBuffer(DictRolloutBuffer):
             self._store(begins)
         self._column = np.where(begins, lengths, self._column)
         self._since = np.where(begins, self.pos, self._since)
-        self._prompt = np.where(begins, np.asarray(obs["prompt_length"]).reshape(-1), self._prompt)
+        self._prompt = np.where(begins, prompt, self._prompt)
         self._ids[begins] = np.asarray(obs["input_ids"])[begins]
         chosen = np.asarray(action).reshape(self.n_envs)
         self._ids[np.arange(self.n_envs), lengths] = chosen

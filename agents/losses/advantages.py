@@ -13,24 +13,38 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from textenv.agents.losses.turns import at_turns, step_discounts, turn_starts, turn_sums
 from textenv.utils.names import nearest, registrar
 
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]
 
 ADVANTAGES: dict[str, AdvantageFunction] = {}
-"""Name -> fn(rewards, mask, *, values, final_values, groups, scores, gamma, gae_lambda), which gives
-(advantages, returns). ``scores`` (B,) are the task returns: returns without KL penalties."""
+"""Name -> fn(rewards, mask, *, values, final_values, groups, scores, gamma, gae_lambda, discount), which
+gives (advantages, returns). ``scores`` (B,) are the task returns: returns without KL penalties. ``discount``
+is "token" or "turn": whether gamma counts per action token, or between turns."""
+
+PER_TURN: set[str] = set()
+"""Names of estimators whose values belong to turns: V is trained at the first action token of each turn."""
 
 
-def register_advantage(name: str) -> Callable[[AdvantageFunction], AdvantageFunction]:
+def register_advantage(
+    name: str, *, per_turn: bool = False
+) -> Callable[[AdvantageFunction], AdvantageFunction]:
     """Decorator: register an advantage estimator under ``name``.
 
     It is called with the arguments that ``ADVANTAGES`` lists; ``**_`` takes those that it does not use.
 
+    Args:
+        name: of the estimator.
+        per_turn: V is trained at the first action token of each turn only.
+
     Raises:
         ValueError: if the name is malformed or taken.
     """
-    return registrar("advantage", name, ADVANTAGES)
+    decorate = registrar("advantage", name, ADVANTAGES)
+    if per_turn:
+        PER_TURN.add(name)
+    return decorate
 
 
 def get_advantage(name: str) -> AdvantageFunction:
@@ -44,7 +58,17 @@ def get_advantage(name: str) -> AdvantageFunction:
     raise ValueError(f"unknown advantage {name!r}; {nearest(name, ADVANTAGES)}")
 
 
-def discounted_sums(steps: Tensor, mask: Tensor, factor: float, tail: Tensor | None = None) -> Tensor:
+def value_mask(advantage: str, mask: Tensor) -> Tensor:
+    """Where an estimator's values are trained: (B, L) bool action tokens -> (B, L) bool.
+
+    All action tokens, or the first one of each turn for an estimator in ``PER_TURN``.
+    """
+    return turn_starts(mask) if advantage in PER_TURN else mask
+
+
+def discounted_sums(
+    steps: Tensor, mask: Tensor, factor: float | Tensor, tail: Tensor | None = None
+) -> Tensor:
     """S_t = x_t + factor S_next over action tokens: (B, L) -> (B, L).
 
     Takes ceil(log2(T)) vectorized passes instead of T: a sum over 2^k steps is made from two sums over
@@ -53,7 +77,7 @@ def discounted_sums(steps: Tensor, mask: Tensor, factor: float, tail: Tensor | N
     Args:
         steps: (B, L) x; read at action tokens only.
         mask: (B, L) bool, action tokens.
-        factor: discount per action token.
+        factor: discount per action token; or (B, L), from each action token to the next.
         tail: (B,) S after the last action token, None = 0.
 
     Example:
@@ -71,9 +95,13 @@ def discounted_sums(steps: Tensor, mask: Tensor, factor: float, tail: Tensor | N
     if tail is not None:
         packed.scatter_(1, counts.unsqueeze(-1), tail.to(steps).unsqueeze(-1))
     stride, power = 1, factor
+    if isinstance(factor, Tensor):
+        power = torch.ones_like(packed)
+        power[rows, slots] = factor.to(packed)[rows, columns]
     while stride <= width:
-        packed = packed + power * torch.nn.functional.pad(packed[:, stride:], (0, stride))
-        stride, power = 2 * stride, power * power
+        packed = packed + power * _shifted(packed, stride)
+        power = power * (_shifted(power, stride) if isinstance(power, Tensor) else power)
+        stride *= 2
     sums = torch.zeros_like(steps)
     sums[rows, columns] = packed[rows, slots]
     return sums
@@ -110,12 +138,13 @@ def gae(
     final_values: Tensor | None = None,
     gamma: float = 1.0,
     gae_lambda: float = 0.95,
+    discount: str = "token",
     **_: object,
 ) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16).
 
     delta_t = r_t + gamma V_next - V_t and A_t = sum over k of (gamma lambda)^k delta_{t+k}; the time steps
-    are the action tokens.
+    are the action tokens. With ``discount="turn"`` gamma is 1 between two tokens of a turn.
 
     Args:
         rewards: (B, L) rewards at action tokens.
@@ -123,17 +152,56 @@ def gae(
         values: (B, L) V of the state before the token.
         final_values: (B,) V after the last action token; None = 0. To bootstrap truncated episodes only, see
             ``textenv.agents.policies.critics.bootstrap_values``.
-        gamma: discount per action token.
-        gae_lambda: lambda.
+        gamma: discount per action token, or per turn.
+        gae_lambda: lambda, per action token.
+        discount: "token" or "turn", see ``textenv.agents.losses.turns.step_discounts``.
 
     Returns:
         (advantages, returns = advantages + values), each (B, L), detached, 0 outside the mask.
     """
     values = torch.where(mask, _at_least_float32(values.detach()), 0.0)
     tail = None if final_values is None else final_values.detach()
-    deltas = rewards.to(values) + gamma * next_action_values(values, mask, tail) - values
-    advantages = discounted_sums(deltas, mask, gamma * gae_lambda)
+    factor = step_discounts(mask, gamma, discount, values.dtype)
+    deltas = rewards.to(values) + factor * next_action_values(values, mask, tail) - values
+    advantages = discounted_sums(deltas, mask, factor * gae_lambda)
     return advantages, advantages + values
+
+
+@register_advantage("turn-gae", per_turn=True)
+def turn_gae(
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    values: Tensor,
+    final_values: Tensor | None = None,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation with turns as time steps.
+
+    delta_k = R_k + gamma V(s_{k+1}) - V(s_k) and A_k = delta_k + gamma lambda A_{k+1}. R_k is the sum of the
+    rewards of turn k, V(s_k) the value at its first action token. All action tokens of turn k get A_k.
+
+    Args:
+        rewards: (B, L) rewards at action tokens.
+        mask: (B, L) bool, action tokens.
+        values: (B, L) V of the state before the token; read at the first action token of each turn.
+        final_values: (B,) V after the last action token, None = 0.
+        gamma: discount per turn.
+        gae_lambda: lambda, per turn.
+
+    Returns:
+        Advantages, constant over a turn, and returns A_k + V(s_k) at the first action token of each turn
+        (where V is trained, see ``PER_TURN``); each (B, L), detached, 0 elsewhere.
+    """
+    starts = turn_starts(mask)
+    values = torch.where(starts, _at_least_float32(values.detach()), 0.0)
+    sums = at_turns(turn_sums(rewards.to(values), mask), mask)
+    advantages, returns = gae(
+        sums, starts, values=values, final_values=final_values, gamma=gamma, gae_lambda=gae_lambda
+    )
+    return at_turns(turn_sums(advantages, mask), mask), returns
 
 
 @register_advantage("monte-carlo")
@@ -144,6 +212,7 @@ def monte_carlo(
     values: Tensor | None = None,
     final_values: Tensor | None = None,
     gamma: float = 1.0,
+    discount: str = "token",
     **_: object,
 ) -> tuple[Tensor, Tensor]:
     """Discounted return to go, minus V if there are values (GAE with lambda = 1).
@@ -153,31 +222,35 @@ def monte_carlo(
         mask: (B, L) bool, action tokens.
         values: (B, L) baseline, None = 0.
         final_values: (B,) V after the last action token, None = 0.
-        gamma: discount per action token.
+        gamma: discount per action token, or per turn.
+        discount: "token" or "turn".
 
     Returns:
         (advantages, returns), each (B, L), 0 outside the mask.
     """
     tail = None if final_values is None else final_values.detach()
-    returns = discounted_sums(rewards, mask, gamma, tail)
+    returns = discounted_sums(rewards, mask, step_discounts(mask, gamma, discount), tail)
     if values is None:
         return returns, returns
     return returns - torch.where(mask, values.detach().to(returns), 0.0), returns
 
 
 @register_advantage("batch-mean")
-def batch_mean(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0, **_: object) -> tuple[Tensor, Tensor]:
+def batch_mean(
+    rewards: Tensor, mask: Tensor, *, gamma: float = 1.0, discount: str = "token", **_: object
+) -> tuple[Tensor, Tensor]:
     """Batch baseline of REINFORCE: return to go minus the mean return of the episodes (Williams 1992).
 
     Args:
         rewards: (B, L) rewards at action tokens.
         mask: (B, L) bool, action tokens.
-        gamma: discount per action token.
+        gamma: discount per action token, or per turn.
+        discount: "token" or "turn".
 
     Returns:
         (advantages, returns), each (B, L), 0 outside the mask.
     """
-    returns = discounted_sums(rewards, mask, gamma)
+    returns = discounted_sums(rewards, mask, step_discounts(mask, gamma, discount))
     starts = mask & (mask.cumsum(-1) == 1)
     baseline = returns[starts].mean() if bool(starts.any()) else 0.0
     return torch.where(mask, returns - baseline, 0.0), returns
@@ -254,6 +327,11 @@ def grpo(
 def dr_grpo(rewards: Tensor, mask: Tensor, *, groups: Tensor, **_: object) -> tuple[Tensor, Tensor]:
     """R_i minus the mean of the group, not divided by the std (Dr. GRPO, Liu et al. 2025)."""
     return grpo(rewards, mask, groups=groups, scale=False)
+
+
+def _shifted(values: Tensor, count: int) -> Tensor:
+    """The values moved ``count`` columns to the left, followed by zeros: (B, T) -> (B, T)."""
+    return torch.nn.functional.pad(values[:, count:], (0, count))
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -15,15 +15,20 @@ from torch import Tensor
 from textenv.agents.losses.advantages import next_action_values
 from textenv.agents.losses.masked import masked_mean, masked_squared_error, zero_unmasked
 from textenv.agents.losses.policy_gradient import Stats
+from textenv.agents.losses.turns import step_discounts
 from textenv.modeling.bounded_exp import bounded_exp
 
 
-def ilql_targets(rewards: Tensor, state_values: Tensor, mask: Tensor, *, gamma: float = 0.99) -> Tensor:
+def ilql_targets(
+    rewards: Tensor, state_values: Tensor, mask: Tensor, *, gamma: float = 0.99, discount: str = "token"
+) -> Tensor:
     """One-step targets y_t = r_t + gamma V(s_next), V after the last action = 0: (B, L) -> (B, L), detached.
 
-    s_next is the state of the next action token; other tokens in between are skipped.
+    s_next is the state of the next action token; other tokens in between are skipped. With
+    ``discount="turn"`` gamma is 1 between two tokens of a turn.
     """
-    return zero_unmasked(rewards + gamma * next_action_values(state_values.detach(), mask), mask)
+    factor = step_discounts(mask, gamma, discount, state_values.dtype)
+    return zero_unmasked(rewards + factor * next_action_values(state_values.detach(), mask), mask)
 
 
 def ilql_q_loss(

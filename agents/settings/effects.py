@@ -61,7 +61,12 @@ def unlike(config: Settings, names: Iterable[str], made_with: Mapping[str, Any],
 
 def unused_by(estimator: str, config: Settings) -> Idle:
     """Settings that an advantage estimator does not use."""
-    keywords = {"gamma": "gamma", "gae_lambda": "gae_lambda", "bootstrap_truncated": "final_values"}
+    keywords = {
+        "gamma": "gamma",
+        "gae_lambda": "gae_lambda",
+        "discount": "discount",
+        "bootstrap_truncated": "final_values",
+    }
     why = f"with the advantage estimator {estimator!r}, which does not use it"
     found = config.changed(*(field for field in keywords if hasattr(config, field)), because=why)
     if not found:  # the estimators need torch, which settings at their defaults do without

@@ -56,7 +56,9 @@ class ILQLConfig(OfflineConfig):
     """Settings of ILQL."""
 
     gamma: float = 0.99
-    """Discount per action token."""
+    """Discount per action token, or per turn, see ``discount``."""
+    discount: Literal["token", "turn"] = "token"
+    """Where gamma counts: from each action token to the next, or between turns alone (1 inside a turn)."""
     expectile: float = 0.7
     """Tau of the expectile regression of V; near 1 V approaches the maximum."""
     cql_coef: float = 0.1
@@ -100,6 +102,8 @@ class ILQLConfig(OfflineConfig):
     def idle(self) -> Idle:
         """Settings without effect."""
         found = super().idle()
+        if self.gamma == 1:
+            found |= self.changed("discount", because="with gamma=1")
         return found if self.awac_coef else found | self.changed("awac_beta", because="with awac_coef=0")
 
 

@@ -15,7 +15,9 @@ class PolicyGradientConfig(OnlineConfig):
     """Settings shared by online policy-gradient agents."""
 
     gamma: float = 1.0
-    """Discount per action token."""
+    """Discount per action token, or per turn, see ``discount``."""
+    discount: Literal["token", "turn"] = "token"
+    """Where gamma counts: from each action token to the next, or between turns alone (1 inside a turn)."""
     whiten_advantages: bool = False
     """Shift and scale the advantages of an iteration to mean 0 and variance 1 over action tokens."""
     whiten_min_std: float = 0.0
@@ -163,6 +165,8 @@ def idle_beside_kl(config: PolicyGradientConfig) -> Idle:
 def _idle(config: PolicyGradientConfig) -> Idle:
     """Settings without effect among those that policy-gradient agents share."""
     changed, found = config.changed, Idle()
+    if config.gamma == 1:
+        found |= changed("discount", because="with gamma=1")
     if not config.whiten_advantages:
         found |= changed("whiten_min_std", because="without whiten_advantages")
     if config.importance_correction == "none":

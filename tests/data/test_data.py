@@ -451,6 +451,20 @@ def test_all_turns_of_the_assistant_can_be_actions(byte_tokenizer: Any) -> None:
     assert batch.rewards.nonzero().tolist() == [[0, int(batch.lengths[0]) - 1]]
 
 
+def test_preferences_over_conversations_of_several_turns(byte_tokenizer: Any) -> None:
+    other = [CONVERSATION[0], {"role": "assistant", "content": "No"}, CONVERSATION[2], CONVERSATION[3]]
+    rows = [{"prompt": CONVERSATION[:1], "chosen": CONVERSATION[1:], "rejected": other[1:]}]
+    pairs = preferences_from_records(load_columns(rows), byte_tokenizer, turns="all")
+    sides = []
+    for side, texts in ((pairs.chosen, "Ho</s>Ha</s>"), (pairs.rejected, "No</s>Ha</s>")):
+        assert byte_tokenizer.decode(side.input_ids[0][side.action_mask[0]]) == texts
+        assert byte_tokenizer.decode(side.input_ids[0, : side.prompt_lengths[0]]) == "<user> Hi\n<assistant> "
+        sides.append(int(side.action_mask.sum()))
+    # The default compares the last turn alone, with everything before it as the prompt.
+    last = preferences_from_records(load_columns(rows), byte_tokenizer)
+    assert int(last.chosen.action_mask.sum()) < sides[0]
+
+
 def test_prompt_and_completion_may_be_messages(byte_tokenizer: Any) -> None:
     row = {"prompt": CONVERSATION[:3], "completion": CONVERSATION[3:]}
     by_messages = episodes_from_records(load_columns([{"messages": CONVERSATION}]), byte_tokenizer)

@@ -90,3 +90,21 @@ class Endless(Guess):
 
     def reply(self, text: str) -> Reply:
         return Reply("h", reward=0.5)
+
+
+class Repeat(Partner):
+    """Shows a digit before each of two turns; the reward comes at the end, one half per digit repeated."""
+
+    max_reply_tokens = 1
+
+    def begin(self, rng: np.random.Generator, digits: int = 3) -> str:
+        self.shown = [int(digit) for digit in rng.integers(0, digits, 2)]
+        self.said: list[str] = []
+        return str(self.shown[0])
+
+    def reply(self, text: str) -> Reply:
+        self.said.append(text)
+        if len(self.said) < 2:
+            return Reply(str(self.shown[1]))
+        right = sum(said == str(shown) for said, shown in zip(self.said, self.shown, strict=True))
+        return Reply(reward=right / 2, done=True)

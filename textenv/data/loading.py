@@ -154,6 +154,7 @@ def preferences_from_records(
     max_length: int | None = None,
     append_eos: bool = True,
     chat_template: bool = False,
+    turns: str = "last",
 ) -> PreferenceBatch:
     """Tokenise n pairs of completions.
 
@@ -166,6 +167,7 @@ def preferences_from_records(
         max_length: see ``episodes_from_records``.
         append_eos: see ``episodes_from_records``.
         chat_template: see ``episodes_from_records``.
+        turns: see ``episodes_from_records``; "all" compares conversations of several turns.
 
     Raises:
         ValueError: if both sides of a pair are equal, or a pair cannot be encoded (the message names the
@@ -178,7 +180,7 @@ def preferences_from_records(
     """
     weights: dict[str, list[float]] = {name: [] for name in ("margin", "label") if name in records.columns}
     records = records.require("prompt", "chosen", "rejected", *weights)
-    encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template, "last")
+    encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template, turns)
     extras, seen = Columns(), Repeats(records.name, "pair")
     in_completions = RepeatedPrompts(records.name)
     chosen, rejected = [], []

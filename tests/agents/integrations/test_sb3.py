@@ -21,6 +21,7 @@ from benchmarks.models import ModelShape
 from benchmarks.sb3 import contender, measure
 from tests.helpers.models import tiny
 from tests.helpers.numeric_helpers import relative_error
+from tests.helpers.partners import TALKER, Guess
 from textenv.agents.integrations.sb3 import LMActorCriticPolicy, TextVecEnv, sb3_agent
 from textenv.agents.integrations.sb3_buffer import SequenceRolloutBuffer
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -166,11 +167,21 @@ def test_the_policy_refuses() -> None:
 # -- the buffer ----------------------------------------------------------------------------------------------
 
 
-def two_learners(algorithm: Any, **options: Any) -> tuple[Any, Any]:
+TURNS: dict[str, Any] = {
+    "task": None,
+    "tokenizer": TALKER,
+    "rewards": [],
+    "partner": Guess,
+    "max_turns": 3,
+    "max_turn_tokens": 2,
+}
+
+
+def two_learners(algorithm: Any, made: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any]:
     """The same learner with SB3's buffer and with sequences, each after the same rollout."""
     learners = []
     for sequences in (False, True):
-        envs = text_envs()
+        envs = text_envs(**(made or {}))
         learner = sb3_agent(
             algorithm,
             model_for(envs),
@@ -190,8 +201,9 @@ def two_learners(algorithm: Any, **options: Any) -> tuple[Any, Any]:
     return learners[0], learners[1]
 
 
-def test_sequences_hold_the_same_transitions() -> None:
-    plain, whole = (learner.rollout_buffer for learner in two_learners(PPO, batch_size=33))
+@pytest.mark.parametrize("made", [{}, TURNS], ids=["one-turn", "turns"])
+def test_sequences_hold_the_same_transitions(made: dict[str, Any]) -> None:
+    plain, whole = (learner.rollout_buffer for learner in two_learners(PPO, made, batch_size=33))
     assert isinstance(plain, DictRolloutBuffer) and isinstance(whole, SequenceRolloutBuffer)
     for name in ("rewards", "values", "log_probs", "advantages", "returns", "episode_starts"):
         assert np.array_equal(getattr(plain, name), getattr(whole, name)), name
@@ -221,8 +233,11 @@ def test_sequences_hold_the_same_transitions() -> None:
     ("algorithm", "options"),
     [(A2C, {"use_rms_prop": False}), (PPO, {"batch_size": 33, "n_epochs": 2, "clip_range_vf": 0.2})],
 )
-def test_sb3_takes_the_same_steps_on_sequences(algorithm: Any, options: dict[str, Any]) -> None:
-    plain, whole = two_learners(algorithm, **options)
+@pytest.mark.parametrize("made", [{}, TURNS], ids=["one-turn", "turns"])
+def test_sb3_takes_the_same_steps_on_sequences(
+    algorithm: Any, options: dict[str, Any], made: dict[str, Any]
+) -> None:
+    plain, whole = two_learners(algorithm, made, **options)
     before = [p.detach().clone() for p in whole.policy.parameters()]
     for learner in (plain, whole):
         learner.train()

@@ -215,9 +215,16 @@ def test_group_estimators_refuse_a_lonely_episode(estimator: object) -> None:
 def test_every_registered_estimator_takes_the_same_call() -> None:
     rewards, mask, values, final = ragged()
     groups = torch.tensor([0, 0, 1, 1, 2, 2])
-    for name in ("gae", "monte-carlo", "batch-mean", "rloo", "grpo"):
+    for name in ("gae", "turn-gae", "monte-carlo", "batch-mean", "rloo", "grpo"):
         advantages, returns = get_advantage(name)(
-            rewards, mask, values=values, final_values=final, groups=groups, gamma=1.0, gae_lambda=0.9
+            rewards,
+            mask,
+            values=values,
+            final_values=final,
+            groups=groups,
+            gamma=1.0,
+            gae_lambda=0.9,
+            discount="turn",
         )
         assert advantages.shape == returns.shape == rewards.shape
         assert not advantages[~mask].any()

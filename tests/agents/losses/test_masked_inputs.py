@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textenv.agents.data.batch import Totals
-from textenv.agents.losses import advantages, ilql, importance, masked, policy_gradient
+from textenv.agents.losses import advantages, ilql, importance, masked, policy_gradient, turns
 from textenv.agents.losses import aggregation as aggregations
 from textenv.agents.losses import preference as preferences
 from textenv.agents.losses import reward_model as reward_models
@@ -87,6 +87,14 @@ BY_TOKEN: Table = {
     "discounted_sums": (1, lambda x, mask: advantages.discounted_sums(x, mask, 0.9, TAIL)),
     "next_action_values": (1, lambda x, mask: advantages.next_action_values(x, mask, TAIL)),
     "gae": (2, lambda r, v, mask: advantages.gae(r, mask, values=v, final_values=TAIL)),
+    "turn_gae": (2, lambda r, v, mask: advantages.turn_gae(r, mask, values=v, final_values=TAIL)),
+    "value_mask": (1, lambda x, mask: x[advantages.value_mask("turn-gae", mask)]),
+    "turn_starts": (1, lambda x, mask: x[turns.turn_starts(mask)]),
+    "turn_ends": (1, lambda x, mask: x[turns.turn_ends(mask)]),
+    "turn_numbers": (1, lambda x, mask: x[turns.turn_numbers(mask) == 1]),
+    "step_discounts": (1, lambda x, mask: x[turns.step_discounts(mask, 0.5, "turn") == 0.5]),
+    "turn_sums": (1, turns.turn_sums),
+    "at_turns": (1, lambda x, mask: turns.at_turns(turns.turn_sums(x, mask), mask)),
     "monte_carlo": (2, lambda r, v, mask: advantages.monte_carlo(r, mask, values=v, gamma=0.9)),
     "batch_mean": (1, advantages.batch_mean),
     "rloo": (1, lambda x, mask: advantages.rloo(x, mask, groups=GROUPS)),
@@ -124,7 +132,7 @@ def public(module: Any, parameter: str) -> set[str]:
 
 
 def test_the_tables_hold_every_function() -> None:
-    modules = (masked, policy_gradient, ilql, importance, aggregations, advantages, preferences)
+    modules = (masked, policy_gradient, ilql, importance, aggregations, advantages, preferences, turns)
     assert set(BY_TOKEN) == set().union(*(public(module, "mask") for module in modules))
     assert set(BY_WEIGHT) == public(reward_models, "weights")
 

@@ -123,6 +123,7 @@ CHANGES: dict[type, dict[str, Case]] = {
     OfflineConfig: {"steps": (4, {}), "epochs": (2, {"steps": None}), "batch_size": (3, {})},
     PolicyGradientConfig: {
         "gamma": (0.5, {}),
+        "discount": ("turn", {"gamma": 0.5}),
         "whiten_advantages": (False, {}),
         "whiten_min_std": (10.0, {}),
         "clip_range": (0.01, {}),
@@ -163,6 +164,7 @@ CHANGES: dict[type, dict[str, Case]] = {
     },
     GroupBaselineConfig: {
         "gamma": (0.5, {"advantage": "batch-mean"}),
+        "discount": ("turn", {"advantage": "batch-mean", "gamma": 0.5}),
         "advantage": ("batch-mean", {}),
         "samples_per_prompt": (2, {}),
         "whiten_advantages": (True, {}),
@@ -211,6 +213,7 @@ CHANGES: dict[type, dict[str, Case]] = {
     },
     ILQLConfig: {
         "gamma": (0.5, {}),
+        "discount": ("turn", {"gamma": 0.5}),
         "expectile": (0.9, {}),
         "cql_coef": (1.0, {}),
         "awac_coef": (0.5, {}),
@@ -289,6 +292,10 @@ ALSO: list[tuple[str, str, Any, Values]] = [
     ("reinforce", "baseline", "greedy", {}),
     ("reinforce++", "gamma", 0.5, {}),
     ("monte-carlo", "gamma", 0.5, {}),
+    ("monte-carlo", "discount", "turn", {"gamma": 0.5}),
+    ("reinforce", "discount", "turn", {"gamma": 0.5}),
+    ("reinforce++", "discount", "turn", {"gamma": 0.5}),
+    ("ppo", "advantage", "turn-gae", {}),
     ("monte-carlo", "cql_coef", 0.5, {}),
     ("monte-carlo", "awac_beta", 2.0, {}),
     ("monte-carlo", "target_alpha", 0.5, {}),
