@@ -107,6 +107,7 @@ def env_recipe(
         "suppressed_tokens": base.legality.suppressed_tokens,
         "samples_per_prompt": base.samples_per_prompt,
         "shuffle": base.shuffle,
+        **base.turn_arguments(),
     }
     return EnvRecipe(rows, arguments)
 

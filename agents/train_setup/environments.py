@@ -94,7 +94,7 @@ def make_run_envs(
         source = source_of(task, prompts, shared)
         if takes_eval and not held_out:
             eval_source = source
-    if task in (None, "prompts"):
+    if task in (None, "prompts") and shared.get("partner") is None:
         sources = [each for each in (eval_source, source) if each is not None]
         if room := fitting_budget(sources, model, chosen):
             shared["max_new_tokens"] = room

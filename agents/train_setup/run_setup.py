@@ -32,6 +32,7 @@ from textenv.modeling.saved_runs import latest_whole
 from textenv.rewards.registry import reward_list
 from textenv.tasks.prompts import load_tokenizer, model_tokenizer, with_prompts
 from textenv.tasks.stop_tokens import generation_ends
+from textenv.tasks.turns import partner_source
 from textenv.utils.checks import check_at_least
 
 
@@ -84,6 +85,11 @@ class RunSetup:
         if not isinstance(self.config, Mapping):
             check_config(self.config, cls.config_class)
         self.env_kwargs, self.changes = divide(cls, self.env_kwargs, self.changes)
+        if self.env_kwargs.get("partner") is not None and self.cls.online:
+            known = tokenizer_of(self.model) if self.tokenizer is None else self.tokenizer
+            self.task, self.prompts = partner_source(
+                self.env_kwargs["partner"], self.task, self.prompts, known
+            )
         check_policy_kwargs(self.policy_kwargs, cls)
         if self.num_envs is not None:
             check_at_least("num_envs", self.num_envs, 1)

@@ -143,6 +143,21 @@ class EnvHooks:
         """Whether episodes have several turns, with a partner's replies between them."""
         return self._turns is not None
 
+    def turn_arguments(self) -> dict[str, Any]:
+        """The arguments of ``TextVectorEnv`` that concern turns, for another environment like this one."""
+        if self._turns is None:
+            budgets = dict.fromkeys(("partner", "max_turns", "max_turn_tokens", "max_length"))
+            return {**budgets, "waiting": "block", "chat": False}
+        limits = self._turns.limits
+        return {
+            "partner": self._turns.spec,
+            "max_turns": limits.max_turns,
+            "max_turn_tokens": limits.max_turn_tokens,
+            "max_length": limits.max_length,
+            "waiting": self.waiting,
+            "chat": self._turns.prompts.chat,
+        }
+
     @property
     def max_turn_tokens(self) -> int:
         """Most tokens of a turn."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from torch import Tensor
 from tests.helpers.agents import equal, weights
 from tests.helpers.env_helpers import PROMPTS, REWARDS, TOKENIZER, make_vec
 from tests.helpers.models import tiny
+from tests.helpers.partners import TALKER, Guess
 from tests.test_docs import run_page
 from textenv.agents.base.callbacks import make_callbacks
 from textenv.agents.make import make_agent
@@ -463,6 +465,19 @@ def test_a_copy_of_an_environment_has_every_setting() -> None:
     assert (copy.num_envs, copy.legality) == (5, envs.unwrapped.legality)
     assert (copy.max_length, copy.shuffle, copy.samples_per_prompt) == (envs.unwrapped.max_length, False, 2)
     assert copy.stop_strings.strings == ("ab",)
+    assert not copy.has_partner
+
+
+def test_a_copy_has_the_partner_too() -> None:
+    made = {"tokenizer": TALKER, "rewards": [], "max_turns": 3, "max_turn_tokens": 2, "partner": Guess}
+    envs = gym.make_vec("TextRLHF-v0", 2, **made)
+    copy = pickle.loads(pickle.dumps(env_recipe(envs, num_envs=4))).build("cpu")
+
+    def letters(obs: Any, info: Any) -> Any:
+        return (info["key"] >> 8) % 10
+
+    first, second = (collect(each, letters, 8, seed=1) for each in (envs, copy))
+    assert first.input_ids.tolist() == second.input_ids.tolist() and first.extras == second.extras
 
 
 def test_an_actor_follows_the_learners_weights() -> None:
