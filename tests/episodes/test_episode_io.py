@@ -218,7 +218,7 @@ GOOD = {"input_ids": [1, 2], "prompt_lengths": 1, "action_mask": [0, 1]}
         ("[1]", "expected a JSON object, got list"),
         (
             json.dumps({"input_ids": [1]}),
-            r"\['action_mask', 'prompt_lengths'\] must stand in every line or in none",
+            r"\['action_mask', 'prompt_lengths'\] must be in every line or in none",
         ),
         (json.dumps(GOOD | {"action_mask": [0]}), "action_mask has 1 values, expected 2 like input_ids"),
         (json.dumps(GOOD | {"action_mask": [0, 2]}), "action_mask must be 0 or 1"),
@@ -251,10 +251,10 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (json.dumps({"chosen": GOOD}), "a pair needs the objects 'chosen' and 'rejected'"),
+        (json.dumps({"chosen": GOOD}), "a pair must have the objects 'chosen' and 'rejected'"),
         (
             json.dumps({"chosen": GOOD, "rejected": {"input_ids": [1]}}),
-            "1: rejected: an episode needs prompt_lengths",
+            "1: rejected: an episode must have prompt_lengths",
         ),
         (json.dumps({"chosen": GOOD, "rejected": GOOD, "margin": "big"}), "margin must be one number"),
     ],

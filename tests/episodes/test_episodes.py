@@ -282,7 +282,7 @@ def test_rewards_are_at_the_last_action() -> None:
     batch = EpisodeBatch.from_ids([[1, 1], [2]], [[3], [4, 5, 6]], rewards=[0.5, -1])
     assert batch.rewards.tolist() == [[0, 0, 0.5, 0], [0, 0, 0, -1]]
     assert batch.returns.tolist() == [0.5, -1]
-    with pytest.raises(ValueError, match="episode 1 has no action that could get a reward"):
+    with pytest.raises(ValueError, match="episode 1 has a reward but no action"):
         EpisodeBatch.from_ids([[1], [2]], [[3], []], rewards=[1.0, 1.0])
     assert EpisodeBatch.from_ids([[1], [2]], [[3], []], rewards=[1.0, 0.0]).returns.tolist() == [1.0, 0.0]
     with pytest.raises(ValueError, match=r"rewards must have shape \(2,\), got \(1,\)"):

@@ -122,14 +122,14 @@ def episodes_from_records(
     found = set(records.columns)
     forms: list[tuple[str, ...]] = [("prompt", "completion"), ("messages",), ("text",)]
     used = next((form for form in forms if found.issuperset(form)), forms[0])
-    paid = "reward" in found
-    records = records.require(*used, *(["reward"] if paid else []))
+    has_rewards = "reward" in found
+    records = records.require(*used, *(["reward"] if has_rewards else []))
     encoder = PairEncoder(tokenizer, max_length, append_eos, chat_template or used[0] == "messages", turns)
     extras, seen = Columns(), Repeats(records.name, " and ".join(used))
     in_completions = RepeatedPrompts(records.name)
     parts = []
     for chunk in _chunks(records.rows()):
-        rewards = [row.pop("reward") for _, row in chunk] if paid else None
+        rewards = [row.pop("reward") for _, row in chunk] if has_rewards else None
         pairs = []
         for place, row in chunk:
             values = [row.pop(name) for name in used]

@@ -2,7 +2,8 @@
 
 A source is a function that starts a pass over the rows. Each row has a place ("file.jsonl:12") for error
 messages. Files are streamed, so memory use does not grow with their size (except for a list in a ``.json``
-file).
+file). They are not read with ``datasets.load_dataset``: it converts all rows to one Arrow schema (JSON keys
+that repeat are lost, absent ones become None), and it streams Parquet many times slower than pyarrow.
 """
 
 from __future__ import annotations
@@ -298,7 +299,9 @@ def _from_hub(name: str, split: str | None, config: str | None) -> tuple[str, So
 
 
 def _check_reachable(name: str) -> None:
-    """Ask the hub once, because ``datasets`` retries many times. A data set in the cache is not asked for.
+    """Ask the hub once, because without a network ``datasets`` retries for more than 20 seconds.
+
+    A data set in the cache is not checked.
 
     Raises:
         ConnectionError: if the hub does not answer.

@@ -1,4 +1,4 @@
-"""An environment may be used by one thread at a time, and by nothing else during a rollout."""
+"""Guards of an environment: one thread at a time, no reset during a rollout, no call after ``close``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAYED: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def one_thread(method: _Method) -> _Method:
-    """A method that only one thread may run at a time; another thread gets a RuntimeError at once."""
+    """Decorator: only one thread may run the method at a time; another thread gets a RuntimeError."""
 
     @functools.wraps(method)
     def guarded(env: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Which environment an observation comes from, so that a policy can find its token constraints.
+"""Find the environment that returned an observation, so that a policy can use its token constraints.
 
-Environments register the arrays that they return, as long as these are referenced. A copy (a converted,
-stacked or unpickled observation) is not recognised.
+Environments register the arrays that they return; an entry is dropped when its array is. A copy of an
+observation (converted, stacked or unpickled) is not recognised.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Find a stop string in the moment its last character is generated."""
+"""Detect a stop string in the step that generates its last character."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SLACK = 8  # more tokens are decoded, because a token may decode to no characte
 
 
 class StopStrings:
-    """Whether the last token of a response completed one of the strings.
+    """Checks whether the last token of a response completed a stop string.
 
-    A table over the vocabulary says which tokens can complete a stop string; only for these (rare) rows the
-    end of the response is decoded and searched. A match must lie inside the response, without the prompt.
+    A table over the vocabulary says which tokens can complete a stop string. Only for rows with such a token
+    the end of the response is decoded and searched. A match must not include characters of the prompt.
 
     Args:
         strings: stop strings, none empty.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def _columns_of(ragged: RaggedEpisodes) -> dict[str, pa.Array]:
-    """Arrow columns; extras that Arrow would change (mixed types, partial dicts) become JSON text."""
+    """The fields as Arrow columns; extras that Arrow would change (mixed types) are stored as JSON text."""
     import pyarrow as pa
 
     offsets = pa.array(np.concatenate([[0], ragged.lengths.cumsum()]), pa.int64())
@@ -123,7 +123,7 @@ def _meta_of(dataset: datasets.Dataset, kind: str, where: str) -> dict[str, Any]
     try:
         meta: Any = json.loads(dataset.info.description or "{}")
     except json.JSONDecodeError:
-        meta = {}  # another program's description: only the columns count
+        meta = {}  # a description that another program wrote
     found = meta.get("kind", kind) if isinstance(meta, dict) else kind
     if found != kind:
         raise ValueError(f"{where} holds {found}, expected {kind}")
@@ -131,7 +131,7 @@ def _meta_of(dataset: datasets.Dataset, kind: str, where: str) -> dict[str, Any]
 
 
 def to_dataset(ragged: RaggedEpisodes) -> datasets.Dataset:
-    """One row per episode, and everything that is not per row as JSON in the description."""
+    """One row per episode; values for the whole batch are JSON in the dataset's description."""
     columns = _columns_of(ragged)
     return _dataset(columns, {"kind": "episodes", **ragged.meta})
 

@@ -1,7 +1,7 @@
-"""The record: one trajectory format for rollouts, offline data, scoring, training and logging.
+"""``EpisodeBatch``: the trajectory format of rollouts, offline data, scoring, training and logging.
 
-Rows are right-padded, prompt and response contiguous from column 0. Values per token are aligned with
-``input_ids`` and masked by ``action_mask``; masks are computed from lengths, not from a pad id.
+Rows are right-padded; prompt and response start at column 0 without a gap. Values per token have the columns
+of ``input_ids`` and are masked by ``action_mask``. Masks are computed from lengths, not from a pad id.
 Shape letters: B episodes, L tokens.
 """
 
@@ -50,7 +50,7 @@ class EpisodeBatch:
     attention_mask: Tensor
     """(B, L) bool: True on tokens, False on padding."""
     prompt_lengths: Tensor
-    """(B,) int64: length of the first prompt."""
+    """(B,) int64: tokens of the prompt, before the policy's first turn."""
     action_mask: Tensor
     """(B, L) bool: tokens that the policy chose. Column 0 is never an action."""
     log_probs: Tensor | None = None
@@ -253,7 +253,7 @@ class EpisodeBatch:
         placed = torch.zeros(self.input_ids.shape, dtype=per_episode.dtype, device=self.device)
         empty = ~self.action_mask.any(-1)
         if bool((empty & (per_episode != 0)).any()):
-            raise ValueError(f"episode {int(empty.nonzero()[0])} has no action that could get a reward")
+            raise ValueError(f"episode {int(empty.nonzero()[0])} has a reward but no action")
         return placed.scatter_(1, self.last_action.unsqueeze(-1), per_episode.unsqueeze(-1).to(placed))
 
     def _map(self, transform: Any, extras: dict[str, list[Any]]) -> EpisodeBatch:

@@ -56,8 +56,8 @@ def template_options(episodes: EpisodeBatch) -> list[dict[str, Any]]:
 def generation_prompts(episodes: EpisodeBatch, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     r"""The end of each prompt, with which the chat template opens the assistant's turn: B texts.
 
-    Such as ``<|im_start|>assistant\n``, followed by ``<think>\n`` if the template opens a thinking block (the
-    completion then does not hold it). Empty where no template rendered the prompt.
+    For example ``<|im_start|>assistant\n``, followed by ``<think>\n`` if the template opens a thinking block
+    (then the completion does not contain it). Empty if no template rendered the prompt.
     """
     if MESSAGES not in episodes.extras and USER_TEXT not in episodes.extras:
         return [""] * len(episodes)

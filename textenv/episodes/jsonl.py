@@ -31,7 +31,7 @@ from textenv.utils.json_text import parse_json
 
 _META = ("sampling", "dtypes", "pad_token_id", "width")
 _NUMBERS = {"int64": "iu", "bool": "bi", "float32": "fiu"}
-"""Usual dtype -> the kinds of numpy array that may stand for it in a line."""
+"""Usual dtype -> numpy's ``dtype.kind`` of the values that a line may have for it."""
 
 
 def episode_lines(ragged: RaggedEpisodes) -> Iterator[str]:
@@ -71,12 +71,12 @@ def read_pairs(path: Path) -> tuple[dict[str, RaggedEpisodes], dict[str, Tensor]
         for name in SIDES:
             if not isinstance(row.get(name), dict):
                 raise ValueError(
-                    f"{where}: a pair needs the objects 'chosen' and 'rejected', found {sorted(row)}"
+                    f"{where}: a pair must have the objects 'chosen' and 'rejected', got {sorted(row)}"
                 )
         _refuse_unknown(row, (*SIDES, *PAIR_WEIGHTS, "dtypes"), where)
         for name in PAIR_WEIGHTS:
             if (name in row) != (name in lines[0][1]):
-                raise ValueError(f"{where}: {name} must stand in every line or in none")
+                raise ValueError(f"{where}: {name} must be in every line or in none")
             if name in row:
                 weights.setdefault(name, []).append(float(_numbers(row[name], name, where, 0)))
     dtypes = lines[0][1].get("dtypes", {})
@@ -86,7 +86,7 @@ def read_pairs(path: Path) -> tuple[dict[str, RaggedEpisodes], dict[str, Tensor]
 
 
 def _shortest(values: np.ndarray) -> list[Any]:
-    """JSON numbers that read back as exactly these values; for float32 0.1 instead of 0.10000000149011612."""
+    """The shortest JSON numbers that read back exactly: 0.1, not 0.10000000149011612, for float32."""
     if values.dtype == np.float32:
         short = values.astype(str).astype(np.float64)
         if np.array_equal(short.astype(np.float32), values, equal_nan=True):
@@ -143,7 +143,7 @@ def _refuse_unknown(row: Mapping[str, Any], known: Iterable[str], where: str) ->
 
 
 def _numbers(value: Any, name: str, where: str, dims: int) -> np.ndarray:
-    """A number (dims 0) or a list of numbers (dims 1) of the kind that the field needs."""
+    """Check a number (dims 0) or a list of numbers (dims 1) for the kind of the field, as an array."""
     try:
         array = np.asarray(value) if value != [] else np.zeros(0, dtype=np.int64)
     except ValueError:
@@ -162,7 +162,7 @@ def _numbers(value: Any, name: str, where: str, dims: int) -> np.ndarray:
 
 
 def _collect(lines: Iterable[tuple[str, dict[str, Any]]]) -> RaggedEpisodes:
-    """Check the lines against the first and each other, and join them."""
+    """Check each line, also against the first line, and concatenate them."""
     known = (*STORED, *TEXTS, *_META, "reward_terms", "extras")
     columns: dict[str, list[np.ndarray]] = {}
     extras: dict[str, list[Any]] = {}
@@ -180,11 +180,11 @@ def _collect(lines: Iterable[tuple[str, dict[str, Any]]]) -> RaggedEpisodes:
         if not lengths:
             for name in REQUIRED_IN_FILES:
                 if name not in flat:
-                    raise ValueError(f"{where}: an episode needs {name}, found {sorted(row)}")
+                    raise ValueError(f"{where}: an episode must have {name}, got {sorted(row)}")
             first = names
             meta = {name: row[name] for name in _META if name in row}
         if names != first:
-            raise ValueError(f"{where}: {sorted(names ^ first)} must stand in every line or in none")
+            raise ValueError(f"{where}: {sorted(names ^ first)} must be in every line or in none")
         for name in ("sampling", "dtypes"):
             if row.get(name, {}) != meta.get(name, {}):
                 raise ValueError(

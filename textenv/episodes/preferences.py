@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False)
 class PreferenceBatch:
-    """Pairs of episodes on the same prompts, one preferred to the other.
+    """B pairs of episodes; both episodes of a pair have the same prompt, and one is preferred.
 
     Raises:
         TypeError: if a side is not an ``EpisodeBatch``, or margin or label are not numbers.
@@ -109,16 +109,16 @@ class PreferenceBatch:
         return cls(chosen=sides[0], rejected=sides[1], margin=margin, label=label)
 
     def check_sides_differ(self, source: str) -> None:
-        """Check for pairs whose sides have the same tokens, from which nothing can be learned.
+        """Check for pairs whose sides have the same tokens; nothing can be learned from them.
 
         Args:
-            source: where the pairs come from, for the message.
+            source: name of the data, for the message.
 
         Raises:
-            ValueError: if all pairs have.
+            ValueError: if both sides of all pairs have the same tokens.
 
         Warns:
-            UserWarning: if some have, with their number.
+            UserWarning: if both sides of some pairs have; it gives their number.
         """
         width = min(side.input_ids.shape[1] for side in (self.chosen, self.rejected))
         ids = [(side.input_ids * side.attention_mask)[:, :width] for side in (self.chosen, self.rejected)]
@@ -126,12 +126,12 @@ class PreferenceBatch:
         if not (count := int(same.sum())):
             return
         what = (
-            f"{source}: chosen and rejected have the same tokens in {count} of {len(self)} pairs (cut to the "
-            "same length, or texts that the tokenizer does not tell apart)"
+            f"{source}: chosen and rejected have the same tokens in {count} of {len(self)} pairs (after "
+            "truncation, or because the tokenizer encodes different texts in the same way)"
         )
         if count == len(self):
             raise ValueError(f"{what}, so there is nothing to learn")
-        warnings.warn(f"{what}; nothing is learned from those", stacklevel=3)
+        warnings.warn(f"{what}; nothing is learned from these pairs", stacklevel=3)
 
     def sides(self) -> dict[str, EpisodeBatch]:
         """``chosen`` and ``rejected`` by name."""
