@@ -21,7 +21,7 @@ from textenv.rewards.term import RewardTerm
 from textenv.rewards.wrappers import wrap_reward
 from textenv.tasks.source import EnvSource, make_source
 from textenv.tasks.task import Task, TaskData
-from textenv.tasks.turns import partner_source, turn_arguments, turn_budget
+from textenv.tasks.turns import other_turns, partner_source, turn_arguments, turn_budget
 from textenv.utils.names import nearest
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def make_vec_env(
         ValueError: if a value is out of range, a name is unknown, or the pieces do not fit.
     """
     _refuse_unknown(unknown, make_vec_env)
-    task, prompts = partner_source(partner, task, prompts, tokenizer)
+    task, prompts, task_kwargs = partner_source(partner, task, prompts, tokenizer, task_kwargs)
     source = make_source(
         task,
         prompts,
@@ -153,9 +153,9 @@ def make_vec_env(
     )
     ends = source.stop_token_ids(stop_token_ids, model_stop_token_ids)
     turns = turn_arguments(source, partner, max_turns, max_turn_tokens, max_length, waiting)
-    budget = source.token_budget(
-        turn_budget(source, turns, max_new_tokens, max_episode_steps), max_episode_steps
-    )
+    own = other_turns(max_turns, max_turn_tokens)
+    budget = turn_budget(source, turns, max_new_tokens, max_episode_steps, own=own)
+    budget = source.token_budget(budget, max_episode_steps)
     terms = [make_reward(spec) for spec in source.reward_specs(rewards)]
     env = MadeTextVectorEnv(
         num_envs,
@@ -213,7 +213,7 @@ def make_env(
     environment instead. Use ``max_new_tokens=n`` there.
     """
     _refuse_unknown(unknown, make_env)
-    task, prompts = partner_source(partner, task, prompts, tokenizer)
+    task, prompts, task_kwargs = partner_source(partner, task, prompts, tokenizer, task_kwargs)
     source = make_source(
         task,
         prompts,
@@ -226,9 +226,9 @@ def make_env(
     )
     ends = source.stop_token_ids(stop_token_ids, model_stop_token_ids)
     turns = turn_arguments(source, partner, max_turns, max_turn_tokens, max_length, waiting)
-    budget = source.token_budget(
-        turn_budget(source, turns, max_new_tokens, max_episode_steps), max_episode_steps
-    )
+    own = other_turns(max_turns, max_turn_tokens)
+    budget = turn_budget(source, turns, max_new_tokens, max_episode_steps, own=own)
+    budget = source.token_budget(budget, max_episode_steps)
     terms = [make_reward(spec) for spec in source.reward_specs(rewards)]
     env = MadeTextEnv(
         prompts=source.prompts,

@@ -8,33 +8,46 @@ from typing import Any
 from textenv.partners.registry import PartnerSpec, make_partner
 from textenv.prompts.prompt_set import PromptSet
 from textenv.tasks.prompts import load_tokenizer
-from textenv.tasks.registry import task_names
+from textenv.tasks.registry import make_task, task_names
 from textenv.tasks.source import EnvSource
 from textenv.utils.checks import check_at_least
 
 
-def partner_source(partner: Any, task: Any, prompts: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """Task and prompts of an environment that was given a partner and neither of them.
+def partner_source(
+    partner: Any, task: Any, prompts: Any, tokenizer: Any, task_kwargs: Any = None
+) -> tuple[Any, Any, Any]:
+    """Task, prompts and task arguments of an environment that was given a partner and neither of them.
 
-    A partner with the name of a task is that task's. Another one starts its episodes itself, after the
-    tokenizer's BOS (or EOS).
+    A partner with the name of a task is that task's, and its arguments are those of the task, as far as the
+    task has them. Another one starts its episodes itself, after the tokenizer's BOS (or EOS).
 
     Raises:
         ValueError: if there is no tokenizer, or it has neither BOS nor EOS.
     """
     if partner is None or task is not None or prompts is not None:
-        return task, prompts
-    name = partner[0] if isinstance(partner, list | tuple) and partner else partner
-    name = partner.get("name") if isinstance(partner, Mapping) else name
+        return task, prompts, task_kwargs
+    name, arguments = _named(partner)
     if isinstance(name, str) and name in task_names():
-        return name, None
+        known = make_task(name).arguments
+        own = {key: value for key, value in arguments.items() if key in known}
+        return name, None, {**own, **(task_kwargs or {})}
     if tokenizer is None:
         raise ValueError("a partner without a task or prompts needs tokenizer=, got None")
     loaded = load_tokenizer(tokenizer)
     first = loaded.eos_token_id if loaded.bos_token_id is None else loaded.bos_token_id
     if first is None:
         raise ValueError("a partner without prompts needs a tokenizer with a BOS or EOS token; give prompts=")
-    return None, PromptSet([[first]])
+    return None, PromptSet([[first]]), task_kwargs
+
+
+def _named(partner: Any) -> tuple[Any, dict[Any, Any]]:
+    """Name and arguments of a spec; the spec is checked later."""
+    if isinstance(partner, Mapping):
+        return partner.get("name"), {key: value for key, value in partner.items() if key != "name"}
+    if isinstance(partner, list | tuple) and partner:
+        arguments = partner[1] if len(partner) == 2 else {}
+        return partner[0], dict(arguments) if isinstance(arguments, Mapping) else {}
+    return partner, {}
 
 
 def turn_arguments(
@@ -55,14 +68,35 @@ def turn_arguments(
         if value is not None:
             check_at_least(name, value, 1)
     budgets = {name: source.value(name, value, None) for name, value in given.items()}
+    if other_turns(max_turns, max_turn_tokens):
+        budgets["max_length"] = max_length
     return {"partner": found, **budgets, "waiting": waiting, "chat": source.chat}
 
 
+def other_turns(max_turns: int | None, max_turn_tokens: int | None) -> bool:
+    """Whether the turns are not the task's, so that its limits of whole episodes do not fit them."""
+    return max_turns is not None or max_turn_tokens is not None
+
+
 def turn_budget(
-    source: EnvSource, turns: Mapping[str, Any], max_new_tokens: int | None, other: int | None
+    source: EnvSource,
+    turns: Mapping[str, Any],
+    max_new_tokens: int | None,
+    other: int | None,
+    *,
+    own: bool,
 ) -> int | None:
-    """The token budget that was given; without a task, all turns at full length."""
+    """The token budget that was given, or that of all turns at full length if they are not the task's.
+
+    Args:
+        source: of the environment.
+        turns: from ``turn_arguments``.
+        max_new_tokens: the budget that was given.
+        other: the same under another name.
+        own: see ``other_turns``.
+    """
     counts = turns["max_turns"], turns["max_turn_tokens"]
-    if max_new_tokens is None and other is None and source.data is None and None not in counts:
+    unknown = source.data is None or own
+    if max_new_tokens is None and other is None and unknown and None not in counts:
         return int(counts[0] * counts[1])
     return max_new_tokens

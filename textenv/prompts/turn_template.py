@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _ASKED, _SAID = "textenvask", "textenvsay"
 _CONTENT = "textenvreply"
+_KEPT, _SHORT = 4096, 200
+"""Most encoded replies that are kept, since games repeat theirs, and the most characters of each."""
 
 
 class TurnTemplate:
@@ -46,6 +48,7 @@ class TurnTemplate:
         longest_first = sorted((token for token in added if token), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._around: dict[str, tuple[str, str, str]] = {}
+        self._encoded: dict[tuple[str, str, bool, str], list[int]] = {}
         if chat:
             self._role("user")
 
@@ -61,6 +64,17 @@ class TurnTemplate:
         Raises:
             ValueError: if the text cannot be tokenized, or the template refuses the role.
         """
+        if len(text) + len(before) > _SHORT:
+            return self._encode(text, role, closed, before)
+        key = (text, role, closed, before)
+        if key not in self._encoded:
+            ids = self._encode(text, role, closed, before)
+            if len(self._encoded) == _KEPT:
+                self._encoded.clear()
+            self._encoded[key] = ids
+        return [*self._encoded[key]]
+
+    def _encode(self, text: str, role: str, closed: bool, before: str) -> list[int]:
         if not is_unicode(text):
             raise ValueError(f"a reply must be encodable text, got {shown(text)}")
         if not self.chat:

@@ -1,0 +1,7 @@
+"""Settings of agents that play the games: what ``Task.settings`` gives for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+GUESS_NUMBER: dict[str, dict[str, Any]] = {}

@@ -1,0 +1,1 @@
+"""Partners that come with tasks, such as games with a known optimum."""
