@@ -1,1 +1,1 @@
-"""Partners that come with tasks, such as games with a known optimum."""
+"""Partners that come with tasks: games with a known optimum, and a simulated user."""

@@ -1,6 +1,7 @@
 """The built-in partners by name: the module that registers each, and one line about it."""
 
 BUILTIN: dict[str, tuple[str, str]] = {
+    "language-model": ("textenv.tasks.partners.language_model", "A simulated user, played by a causal LM."),
     "tools": (
         "textenv.partners.tools",
         "Runs the functions that the policy calls and replies their results.",
