@@ -87,9 +87,12 @@ class RunSetup:
         self.env_kwargs, self.changes = divide(cls, self.env_kwargs, self.changes)
         if self.env_kwargs.get("partner") is not None and self.cls.online:
             known = tokenizer_of(self.model) if self.tokenizer is None else self.tokenizer
-            self.task, self.prompts = partner_source(
-                self.env_kwargs["partner"], self.task, self.prompts, known
+            given = self.env_kwargs.get("task_kwargs")
+            self.task, self.prompts, own = partner_source(
+                self.env_kwargs["partner"], self.task, self.prompts, known, given
             )
+            if own is not given:
+                self.env_kwargs["task_kwargs"] = own
         check_policy_kwargs(self.policy_kwargs, cls)
         if self.num_envs is not None:
             check_at_least("num_envs", self.num_envs, 1)
