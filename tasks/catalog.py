@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-MODULES = ("random_walks", "reviews", "prompts", "probes", "guess_number")
+MODULES = ("random_walks", "reviews", "prompts", "probes", "guess_number", "maze")
 """Modules of this package that register them."""
 BUILTIN: dict[str, str] = {
     "guess-number": "Find a number from 1 to 100 by asking whether it is higher or lower; optimum 0.52.",
+    "maze": "Find the goal of a maze, seeing one's cell or only walls; optimum -6.84 or -7.24, 30 moves.",
     "probe-constant": "Always write one letter: the simplest bandit; an agent that fails it learns nothing.",
     "probe-copy": "Write the prompt's second letter: does the policy see its prompt, and get its own reward?",
     "probe-count": "Count from 1 to the prompt's number, then stop: credit over a sequence.",

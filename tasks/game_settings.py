@@ -5,3 +5,4 @@ from __future__ import annotations
 from typing import Any
 
 GUESS_NUMBER: dict[str, dict[str, Any]] = {}
+MAZE: dict[str, dict[str, Any]] = {}
