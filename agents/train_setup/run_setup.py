@@ -86,7 +86,9 @@ class RunSetup:
             check_config(self.config, cls.config_class)
         self.env_kwargs, self.changes = divide(cls, self.env_kwargs, self.changes)
         if self.env_kwargs.get("partner") is not None and self.cls.online:
-            known = tokenizer_of(self.model) if self.tokenizer is None else self.tokenizer
+            known = self.tokenizer
+            if known is None and self.model is not None:
+                known = tokenizer_of(self.model)
             given = self.env_kwargs.get("task_kwargs")
             self.task, self.prompts, own = partner_source(
                 self.env_kwargs["partner"], self.task, self.prompts, known, given

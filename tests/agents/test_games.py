@@ -26,3 +26,18 @@ def test_rewards_and_kl_are_added_to_those_of_the_partner() -> None:
     assert set(terms) == {"partner", "length", "kl"}
     assert (batch.reward_terms["length"].sum(-1) > 0).all()
     torch.testing.assert_close(batch.rewards, sum(terms.values()))
+
+
+def test_a_partner_with_the_name_of_a_task_brings_its_model_and_arguments() -> None:
+    result = textenv.train(
+        "ppo",
+        partner=["guess-number", {"top": 5}],
+        iterations=1,
+        episodes_per_iteration=8,
+        minibatches=1,
+        eval_episodes=4,
+        start=False,
+        loggers=(),
+    )
+    assert len(result.agent.envs.unwrapped.tokenizer) == 5 + 7 + 3
+    assert result.agent.policy.model.config.vocab_size == 15
