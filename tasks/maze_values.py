@@ -32,7 +32,7 @@ def uniform_return(max_turns: int) -> float:
     """Mean return of a player that draws each move from the four with equal chances.
 
     >>> round(uniform_return(100), 1)
-    -86.5
+    -85.1
     """
     value = dict.fromkeys(CELLS, 0.0)
     for _ in range(max_turns):

@@ -51,9 +51,9 @@ class Maze(Partner):
     Example:
         >>> maze = Maze()
         >>> maze.begin(np.random.default_rng(0))
-        'goal (8,6) at (5,9)'
+        'goal (8,6) at (5,8)'
         >>> maze.reply("left")
-        Reply(text='(5,8)', reward=-1.0, done=False, role='user', ids=None, info={})
+        Reply(text='(5,7)', reward=-1.0, done=False, role='user', ids=None, info={})
     """
 
     max_reply_tokens = 16
