@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "textenv needs Python >= 3.11, got %s; say make PYTHON=python3.12" % sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) setuptools "$$(grep '^torch==' constraints.txt)"
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,docs,gguf,lora,metrics,pipeline,quantized,ray,reviews,study,tensorboard]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,docs,gguf,lora,metrics,pipeline,quantized,ray,reviews,study,tensorboard,textarena]'
 	$(PIP_INSTALL) --no-build-isolation deepspeed || echo "DeepSpeed, which comes as source, was not installed: its tests are skipped" >&2
 	touch $@
 

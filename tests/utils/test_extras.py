@@ -26,13 +26,14 @@ from textenv.agents.policies.adapter_files import load_adapter_folder
 from textenv.agents.policies.adapters import add_lora
 from textenv.agents.study.config import StudyConfig
 from textenv.agents.study.runner import run_study
+from textenv.partners import make_partner
 from textenv.rewards.registry import make_reward
 from textenv.tasks.fetch_model import convert_gguf
 from textenv.utils.extras import import_extra
 
 OPTIONAL = (
     *("bert_score", "bitsandbytes", "deepspeed", "gguf", "nltk", "peft", "ray", "rouge_score", "sacrebleu"),
-    *("scipy", "tabulate", "tensorboard", "vaderSentiment", "vllm"),
+    *("scipy", "tabulate", "tensorboard", "textarena", "vaderSentiment", "vllm"),
 )
 """Modules of packages that only extras bring."""
 
@@ -55,6 +56,11 @@ NEEDS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "reward bleu": ("sacrebleu", "metrics", lambda _: make_reward("bleu")),
     "reward chrf": ("sacrebleu", "metrics", lambda _: make_reward("chrf")),
     "reward ter": ("sacrebleu", "metrics", lambda _: make_reward("ter")),
+    "partner textarena": (
+        "textarena",
+        "textarena",
+        lambda _: make_partner(["textarena", {"game": "Mastermind-v0-raw"}]).make(),
+    ),
     "metric rouge": ("rouge_score", "metrics", lambda _: metric("rouge")),
     "metric bleu": ("sacrebleu", "metrics", lambda _: metric("bleu")),
     "metric self_bleu": ("sacrebleu", "metrics", lambda _: metric("self_bleu")),

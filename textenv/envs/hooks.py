@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from textenv.envs.rows import Rows
     from textenv.envs.scheduler import EpisodeScheduler
     from textenv.envs.token_constraints import TokenConstraints
-    from textenv.envs.turns import Turns
+    from textenv.envs.turns import Conversation, Turns
     from textenv.prompts.prompt_set import PromptSet
 
 
@@ -162,6 +162,16 @@ class EnvHooks:
     def max_turn_tokens(self) -> int:
         """Most tokens of a turn."""
         return self.max_new_tokens if self._turns is None else self._turns.limits.max_turn_tokens
+
+    def conversation(self, row: int) -> Conversation:
+        """What was said in the episode of a row so far, or in the one that ended there last.
+
+        Raises:
+            ValueError: without a partner.
+        """
+        if self._turns is None:
+            raise ValueError("an environment without a partner has no conversations")
+        return self._turns.conversations[row]
 
     @property
     def waiting(self) -> str:

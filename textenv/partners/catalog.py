@@ -8,6 +8,7 @@ BUILTIN: dict[str, tuple[str, str]] = {
     ),
     "guess-number": ("textenv.tasks.partners.guess_number", "Says whether its number is higher or lower."),
     "maze": ("textenv.tasks.partners.maze", "Moves through a double T maze and says what is seen."),
+    "textarena": ("textenv.tasks.partners.textarena", "Single-player games of the package TextArena."),
     "transcript": ("textenv.partners.transcript", "Replies what was replied in recorded episodes."),
 }
 """Name -> (module, description). A module is imported when its partner is first asked for."""
