@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MODULES = ("random_walks", "reviews", "prompts", "probes", "guess_number", "maze")
+MODULES = ("random_walks", "reviews", "prompts", "probes", "guess_number", "maze", "wordle")
 """Modules of this package that register them."""
 BUILTIN: dict[str, str] = {
     "guess-number": "Find a number from 1 to 100 by asking whether it is higher or lower; optimum 0.52.",
@@ -15,5 +15,6 @@ BUILTIN: dict[str, str] = {
     "prompts": "Your own prompts: a file, data set, hub id or list; other columns are passed to the rewards.",
     "random-walks": "Shortest paths on a graph of 21 nodes written as letters; optimum 1, trains on a CPU.",
     "reviews": "Continue the first words of a film review positively; 10,605 snippets with human ratings.",
+    "wordle": "Find a word of five letters in six guesses of -1, among 236 or 431; optimum -1.72 or -1.91.",
 }
 """Name -> one line about the task."""

@@ -6,3 +6,4 @@ from typing import Any
 
 GUESS_NUMBER: dict[str, dict[str, Any]] = {}
 MAZE: dict[str, dict[str, Any]] = {}
+WORDLE: dict[str, dict[str, Any]] = {}
