@@ -65,7 +65,7 @@ def marks(guess: str, secret: str) -> str:
     """The mark of each letter of a guess.
 
     >>> marks("sassy", "glass"), marks("eerie", "every")
-    ('?????', '+?---')
+    ('??-+-', '+??--')
     """
     found = [PLACE if a == b else ABSENT for a, b in zip(guess, secret, strict=True)]
     left = [b for a, b in zip(guess, secret, strict=True) if a != b]
