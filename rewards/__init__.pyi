@@ -17,6 +17,7 @@ from .reward_model import RewardModel
 from .shaping import Clipped, Ensemble, Normalized, Weighted
 from .term import RewardTerm
 from .text import ExactMatch, Length, LexiconSentiment, MissingEOS, Regex, Repetition
+from .turns import TurnRewardTerm
 from .wrappers import RewardWrapper, VectorRewardWrapper, wrap_reward
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "RewardModel",
     "RewardTerm",
     "RewardWrapper",
+    "TurnRewardTerm",
     "VectorRewardWrapper",
     "Weighted",
     "describe",

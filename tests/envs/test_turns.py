@@ -29,6 +29,8 @@ from textenv.partners import Partner, Reply
 from textenv.partners.calls import PartnerError
 from textenv.partners.registry import PARTNERS, register_partner
 from textenv.partners.transcript import Transcript
+from textenv.rewards.turns import TurnRewardTerm, turn_ends
+from textenv.scoring import RewardError
 from textenv.tasks.letters import letter_tokenizer
 
 EOS = TALKER.eos_token_id
@@ -323,6 +325,38 @@ def test_reward_functions_see_turns_and_messages() -> None:
         assert roles == (["assistant", "user"] * len(said))[:-1]
         assert [message["content"] for message in conversation[::2]] == said
         assert [message["content"] for message in conversation[1::2]] == [r["text"] for r in heard[:-1]]
+
+
+class Sevens(TurnRewardTerm):
+    """One for each turn that holds a seven, and a tenth for the number of turns before."""
+
+    def score_turns(self, episodes: textenv.EpisodeBatch) -> list[list[float]]:
+        said = self.turn_texts(episodes)
+        return [[float("7" in text) + 0.125 * i for i, text in enumerate(turns)] for turns in said]
+
+
+@pytest.mark.parametrize("partner", [Guess, Slow])
+def test_rewards_per_turn(partner: Any) -> None:
+    batches = [
+        textenv.collect(make_vec(3, rewards=[Sevens()], partner=partner), by_key, 12, seed=4, scoring=mode)
+        for mode in ("deferred", "immediate")
+    ]
+    values = batches[0].reward_terms["sevens"]
+    assert torch.equal(values, batches[1].reward_terms["sevens"])
+    for row, turns in enumerate(batches[0].extras["turns"]):
+        ends = turn_ends(batches[0].action_mask)[row]
+        expected = [float("7" in text) + 0.125 * i for i, text in enumerate(turns)]
+        assert values[row][ends].tolist() == expected and values[row].sum() == sum(expected)
+    assert values.sum() > 3
+
+
+def test_a_reward_per_turn_gives_one_number_per_turn() -> None:
+    class Few(TurnRewardTerm):
+        def score_turns(self, episodes: textenv.EpisodeBatch) -> list[list[float]]:
+            return [[1.0] for _ in range(len(episodes))]
+
+    with pytest.raises(RewardError, match="one number per turn"):
+        textenv.collect(make_vec(2, rewards=[Few()]), by_key, 6, seed=0)
 
 
 # -- records -----

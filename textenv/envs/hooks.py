@@ -127,6 +127,13 @@ class EnvHooks:
         """(S,) int64: the rows of ``stepped``."""
         return self._transition.acting_rows
 
+    @property
+    def turn_over(self) -> Tensor:
+        """(S,) bool: which of the rows of ``stepped`` ended a turn, or their episode, by this token."""
+        last = self._transition
+        over = last.terminated | last.truncated | (self._rows.turn_steps == 0)
+        return over[last.acting_rows]
+
     def recorded(self, name: str) -> Tensor | None:
         """(N,) values recorded under ``name`` for the step, or None."""
         return self._transition.recorded.get(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from textenv.episodes.conversations import TURN_EXTRAS
 from textenv.partners.calls import Outcome, PartnerError, ReplyCalls, Turn
 from textenv.partners.partner import Partner, Reply, ReplyError
 from textenv.partners.registry import PartnerSpec
-
-if TYPE_CHECKING:
-    pass
 
 STOP_REASONS = ("done", "max_turns", "max_new_tokens", "max_length", "timeout", "error")
 """Why an episode of several turns ended; all but "done" truncate it."""
