@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-MODULES = ("random_walks", "reviews", "prompts", "probes", "guess_number", "maze", "wordle")
+MODULES = (
+    "random_walks",
+    "reviews",
+    "prompts",
+    "probes",
+    "guess_number",
+    "maze",
+    "wordle",
+    "twenty_questions",
+)
 """Modules of this package that register them."""
 BUILTIN: dict[str, str] = {
     "guess-number": "Find a number from 1 to 100 by asking whether it is higher or lower; optimum 0.52.",
@@ -15,6 +24,7 @@ BUILTIN: dict[str, str] = {
     "prompts": "Your own prompts: a file, data set, hub id or list; other columns are passed to the rewards.",
     "random-walks": "Shortest paths on a graph of 21 nodes written as letters; optimum 1, trains on a CPU.",
     "reviews": "Continue the first words of a film review positively; 10,605 snippets with human ratings.",
+    "twenty-questions": "Find one of 64 persons by yes-no questions of -1, from a table; optimum -5.5.",
     "wordle": "Find a word of five letters in six guesses of -1, among 236 or 431; optimum -1.72 or -1.91.",
 }
 """Name -> one line about the task."""

@@ -7,3 +7,4 @@ from typing import Any
 GUESS_NUMBER: dict[str, dict[str, Any]] = {}
 MAZE: dict[str, dict[str, Any]] = {}
 WORDLE: dict[str, dict[str, Any]] = {}
+TWENTY_QUESTIONS: dict[str, dict[str, Any]] = {}

@@ -10,6 +10,10 @@ BUILTIN: dict[str, tuple[str, str]] = {
     "maze": ("textenv.tasks.partners.maze", "Moves through a double T maze and says what is seen."),
     "textarena": ("textenv.tasks.partners.textarena", "Single-player games of the package TextArena."),
     "transcript": ("textenv.partners.transcript", "Replies what was replied in recorded episodes."),
+    "twenty-questions": (
+        "textenv.tasks.partners.twenty_questions",
+        "Thinks of one of 64 persons and says what the person has.",
+    ),
     "wordle": ("textenv.tasks.partners.wordle", "Marks the letters of a guessed word of five letters."),
 }
 """Name -> (module, description). A module is imported when its partner is first asked for."""
