@@ -12,6 +12,7 @@ from textenv.agents.base.metrics import Timer, mean_row
 from textenv.agents.checkpointing.failure import save_failure
 from textenv.agents.data.batch import TrainingBatch, epoch_order
 from textenv.agents.distributed.data_parallel import check_minibatches, score_episodes
+from textenv.agents.evaluation.turns import turn_metrics
 from textenv.agents.rollouts.collector import RolloutRequest
 from textenv.agents.settings.base import OnlineConfig
 from textenv.envs.step_buffer import PARTNER
@@ -152,7 +153,7 @@ class OnlineAgent(Agent):
         }
         for name, values in episodes.reward_terms.items():
             row[f"terms/{name}"] = float(values.sum(-1).mean())
-        return row | self.collector.metrics
+        return row | turn_metrics(episodes) | self.collector.metrics
 
     def counters(self) -> dict[str, int]:
         """Counters of the run, and ``next_ticket``."""

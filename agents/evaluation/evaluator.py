@@ -26,6 +26,7 @@ from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.metrics.registry import Generated
 from textenv.agents.evaluation.metrics.suite import MetricSpec, check_metrics, measure
 from textenv.agents.evaluation.metrics.text import distinct_n, repetition_n
+from textenv.agents.evaluation.turns import turn_metrics
 from textenv.agents.loggers.missing_rewards import has_no_rewards
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
@@ -250,6 +251,7 @@ def _episode_metrics(batch: EpisodeBatch) -> dict[str, float]:
         "text/repetition": sum(repetition_n(tokens) for tokens in ids) / len(ids),
         "text/distinct_1": distinct_n(ids, 1),
         "text/distinct_2": distinct_n(ids, 2),
+        **turn_metrics(batch),
         "episodes": float(len(batch)),
     }
     if batch.log_probs is not None:

@@ -65,7 +65,9 @@ class LocalCollector:
 
     def collect(self, request: RolloutRequest) -> EpisodeBatch:
         """The requested episodes, without rewards and without values."""
-        policy = request.policy
+        policy, times = request.policy, request.envs.unwrapped.turn_times
+        if times is not None:
+            times.take()
         with process_group.collective("a rollout"), policy.decoding.without_values():
             own = collect(
                 request.envs,
@@ -76,6 +78,10 @@ class LocalCollector:
                 score=False,
                 **process_group.place(),
             )
+        if times is not None:
+            found = times.take()
+            places = max(1, found.steps * request.envs.num_envs)
+            self.metrics = {"time/waiting": found.waiting, "rollout/active": found.acted / places}
         return gather_episodes(own, policy.device)
 
     def close(self) -> None:

@@ -44,7 +44,9 @@ class Observer(Callback):
 
     def wants_evaluation(self, agent: RunningAgent, metrics: Mapping[str, float]) -> bool:
         """Count the seconds; whether the next evaluation's time has come."""
-        self.seconds += sum(value for name, value in metrics.items() if name.startswith("time/"))
+        # "time/waiting" is a part of "time/rollout".
+        parts = [name for name in metrics if name.startswith("time/") and name != "time/waiting"]
+        self.seconds += sum(metrics[name] for name in parts)
         reached = int(self.progress(agent) * self.evaluations + 1e-9)
         if reached < self.due:
             return False

@@ -11,11 +11,12 @@ from torch import Tensor
 
 import textenv
 from tests.helpers.models import tiny
-from tests.helpers.partners import TALKER, Guess, Repeat
+from tests.helpers.partners import TALKER, Failing, Guess, Repeat, Slow
 from textenv.agents.data.preferences import mismatched
 from textenv.agents.ilql import q_and_v
 from textenv.agents.losses.turns import turn_ends, turn_starts
 from textenv.agents.make import make_agent
+from textenv.envs.turns import STOP_REASONS
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.preferences import PreferenceBatch
 
@@ -182,6 +183,38 @@ def test_ppo_reaches_the_optimum_of_a_game_of_two_turns(settings: dict[str, Any]
     rows = agent.learn().history
     assert rows[0]["objective/reward"] < 0.4
     assert sum(row["objective/reward"] for row in rows[-3:]) / 3 > 0.95
+
+
+def test_metrics_of_turns() -> None:
+    envs = make_envs(partner=type("Ending", (Failing,), {"on_error": "end"}))
+    agent = make("reinforce", envs, episodes_per_iteration=16, iterations=1, eval_episodes=8)
+    row = agent.learn().history[0]
+    extras = agent.last_batch.episodes.extras
+    assert row["rollout/turns"] == sum(map(len, extras["turns"])) / 16 >= 1
+    assert row["rollout/partner_errors"] == sum(extras["partner_errors"]) > 0
+    assert row["rollout/partner_timeouts"] == 0
+    shares = {name: row[f"rollout/stop_reason/{name}"] for name in STOP_REASONS}
+    assert shares["error"] == extras["stop_reason"].count("error") / 16 > 0
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert 0 < row["rollout/active"] <= 1 and 0 < row["time/waiting"] < row["time/rollout"]
+    assert {"rollout/turns", "rollout/partner_errors"} <= agent.evaluate(envs, 8).metrics.keys()
+
+
+def test_rows_that_wait_are_not_active() -> None:
+    active = {}
+    for partner in (Guess, Slow):
+        agent = make("reinforce", make_envs(partner=partner), episodes_per_iteration=16, iterations=1)
+        row = agent.learn().history[0]
+        active[partner] = row["rollout/active"]
+        agent.envs.close()
+    assert active[Slow] < active[Guess]
+    one_turn = make(
+        "reinforce",
+        make_envs(partner=None, max_turns=None, max_turn_tokens=None, max_new_tokens=4, prompts=["1", "2"]),
+        episodes_per_iteration=16,
+        iterations=1,
+    )
+    assert not any(name.startswith(("rollout/", "time/waiting")) for name in one_turn.learn().history[0])
 
 
 # -- offline -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from textenv.envs.rows import Rows
     from textenv.envs.scheduler import EpisodeScheduler
     from textenv.envs.token_constraints import TokenConstraints
+    from textenv.envs.turn_times import TurnTimes
     from textenv.envs.turns import Conversation, Turns
     from textenv.prompts.prompt_set import PromptSet
 
@@ -179,6 +180,11 @@ class EnvHooks:
         if self._turns is None:
             raise ValueError("an environment without a partner has no conversations")
         return self._turns.conversations[row]
+
+    @property
+    def turn_times(self) -> TurnTimes | None:
+        """How much partners held up the steps; None without a partner."""
+        return None if self._turns is None else self._turns.times
 
     @property
     def waiting(self) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from textenv.envs.host_mirror import HostMirror
 from textenv.envs.scheduler import Assignment
 from textenv.envs.turn_prompts import TurnPrompts
+from textenv.envs.turn_times import TurnTimes
 from textenv.episodes.conversations import TURN_EXTRAS
 from textenv.partners.calls import Outcome, PartnerError, ReplyCalls, Turn
 from textenv.partners.partner import Partner, Reply, ReplyError
@@ -112,6 +113,7 @@ class Turns:
         self.limits = limits
         self.waiting = waiting
         self.calls = ReplyCalls(spec)
+        self.times = TurnTimes()
         self.conversations = [Conversation() for _ in range(num_envs)]
         self._partners: list[Partner | None] = [None] * num_envs
         self._index = np.zeros(num_envs, dtype=np.int64)
@@ -186,6 +188,8 @@ class Turns:
             PartnerError: if a call failed and ``on_error`` is "raise".
         """
         acting = check.acting
+        self.times.steps += 1
+        self.times.acted += int(acting.sum())
         step = TurnStep(
             acting & ~check.over,
             np.zeros_like(acting),
@@ -198,12 +202,15 @@ class Turns:
         rows = np.flatnonzero(check.over).tolist()
         self._closed[rows], self._spent[rows] = check.closed[rows], check.spent[rows]
         if rows:
-            self._ask(rows, ids, check.closed)
+            with self.times.measure():
+                self._ask(rows, ids, check.closed)
         pending = self.calls.pending
         if rows or pending:
             idle = not (host.active & ~check.over & ~step.truncated).any()
             wait = "all" if self.waiting == "block" else "any" if idle else "none"
-            for outcome in self.calls.collect(wait):
+            with self.times.measure():
+                outcomes = self.calls.collect(wait)
+            for outcome in outcomes:
                 self._take(outcome, host, step)
         return step
 
