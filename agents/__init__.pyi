@@ -1,6 +1,7 @@
 """Where the public names live; they load on first use."""
 
 from .a2c import A2C
+from .archer import Archer
 from .base.agent import Agent
 from .base.callbacks import BestCheckpoint, Callback, EarlyStop, RunningAgent
 from .base.offline import OfflineAgent
@@ -39,6 +40,7 @@ from .rollouts.ray_collector import RayCollector, start_rollout_actors
 from .rwr import RWR
 from .sb3 import SB3
 from .settings.actor_critic import A2CConfig, NLPOConfig, PPOConfig
+from .settings.archer import ArcherConfig
 from .settings.base import AgentConfig, Config, OfflineConfig, OnlineConfig
 from .settings.engine_rollouts import EngineRollouts
 from .settings.groups import GRPOConfig, RLOOConfig
@@ -69,6 +71,8 @@ __all__ = [
     "A2CConfig",
     "Agent",
     "AgentConfig",
+    "Archer",
+    "ArcherConfig",
     "BestCheckpoint",
     "BestOfN",
     "BestOfNConfig",

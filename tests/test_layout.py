@@ -12,8 +12,8 @@ from tests.test_project import FILES, ROOT, label, module_name
 MODULES = {module_name(path): label(path) for path in FILES}
 """Module -> its file."""
 ALGORITHMS = {
-    *("a2c", "best_of_n", "dpo", "grpo", "ilql", "monte_carlo", "nlpo", "online_dpo", "ppo", "reinforce"),
-    *("reward_model", "rft", "rloo", "rwr", "sb3", "sft"),
+    *("a2c", "archer", "best_of_n", "dpo", "grpo", "ilql", "monte_carlo", "nlpo", "online_dpo", "ppo"),
+    *("reinforce", "reward_model", "rft", "rloo", "rwr", "sb3", "sft"),
 }
 
 

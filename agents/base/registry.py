@@ -14,6 +14,7 @@ AgentClass = TypeVar("AgentClass", bound=type[Any])
 
 BUILTIN: dict[str, str] = {
     "a2c": "textenv.agents.a2c:A2C",
+    "archer": "textenv.agents.archer:Archer",
     "best-of-n": "textenv.agents.best_of_n:BestOfN",
     "cpo": "textenv.agents.dpo:CPO",
     "dpo": "textenv.agents.dpo:DPO",
@@ -40,6 +41,7 @@ BUILTIN: dict[str, str] = {
 
 SETTINGS: dict[str, str] = {
     "a2c": "actor_critic:A2CConfig",
+    "archer": "archer:ArcherConfig",
     "best-of-n": "samples:BestOfNConfig",
     "cpo": "preferences:CPOConfig",
     "dpo": "preferences:DPOConfig",
@@ -66,6 +68,7 @@ SETTINGS: dict[str, str] = {
 
 LINES: dict[str, str] = {
     "a2c": "A2C: policy gradient with a critic, one step per batch, no probability ratio.",
+    "archer": "ArCHer: twin Q and V of turns from a replay buffer, policy gradient over a turn's tokens.",
     "best-of-n": "Best-of-n sampling: n samples per prompt, the best by reward; nothing is trained.",
     "cpo": "Contrastive preference optimization from pairs: DPO without a reference, and likelihood.",
     "dpo": "Direct preference optimization from pairs: losses sigmoid, cdpo, robust, ipo, hinge.",

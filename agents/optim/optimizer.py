@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from textenv.agents.distributed.process_group import is_sharded, whole_tensor
 
 OptimizerKind = Literal["adamw", "adamw_8bit"]
+CRITICS = ("value_head.", "critic.", "turn_critic.", "token_baseline.")
+"""Beginnings of the names of a policy's critic parameters."""
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -23,8 +25,7 @@ def check_trains(policy: nn.Module) -> None:
     Raises:
         ValueError: if all parameters outside of the critic are frozen.
     """
-    critic = ("value_head.", "critic.")
-    own = [parameter for name, parameter in policy.named_parameters() if not name.startswith(critic)]
+    own = [parameter for name, parameter in policy.named_parameters() if not name.startswith(CRITICS)]
     if any(parameter.requires_grad for parameter in own):
         return
     cause = "set requires_grad where it is to train"
@@ -34,19 +35,32 @@ def check_trains(policy: nn.Module) -> None:
     raise ValueError(f"all {count} parameters of the policy are frozen, so it can't learn; {cause}")
 
 
-def parameter_groups(module: nn.Module, *, weight_decay: float = 0.0) -> list[dict[str, object]]:
+def parameter_groups(
+    module: nn.Module, *, weight_decay: float = 0.0, critic_learning_rate: float | None = None
+) -> list[dict[str, object]]:
     """Trainable parameters in two groups: matrices decay, vectors (biases, norms) do not.
+
+    Args:
+        module: whose parameters are trained.
+        weight_decay: of matrices.
+        critic_learning_rate: if given, parameters of critics (``CRITICS``) are in groups of their own.
 
     Raises:
         ValueError: if nothing is trainable.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("the module has no trainable parameter")
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    kinds: list[tuple[list[nn.Parameter], dict[str, object]]] = [([p for _, p in trainable], {})]
+    if critic_learning_rate is not None:
+        policy = [p for name, p in trainable if not name.startswith(CRITICS)]
+        critics = [p for name, p in trainable if name.startswith(CRITICS)]
+        kinds = [(policy, {}), (critics, {"lr": critic_learning_rate})]
+    groups: list[dict[str, object]] = []
+    for parameters, options in kinds:
+        matrices, vectors = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+        groups.append({"params": matrices, "weight_decay": weight_decay, **options})
+        groups.append({"params": vectors, "weight_decay": 0.0, **options})
     return [group for group in groups if group["params"]]
 
 
@@ -54,6 +68,7 @@ def make_optimizer(
     module: nn.Module,
     *,
     learning_rate: float,
+    critic_learning_rate: float | None = None,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -64,6 +79,7 @@ def make_optimizer(
     Args:
         module: whose parameters are trained.
         learning_rate: of the first step.
+        critic_learning_rate: the same of critics; None = ``learning_rate``.
         weight_decay: of matrices; vectors do not decay.
         betas: decay rates of the moments.
         eps: added to the denominator.
@@ -79,7 +95,7 @@ def make_optimizer(
         raise ValueError(f"learning_rate must be >= 0, got {learning_rate}")
     if kind not in get_args(OptimizerKind):
         raise ValueError(f"optimizer must be one of {list(get_args(OptimizerKind))}, got {kind!r}")
-    groups = parameter_groups(module, weight_decay=weight_decay)
+    groups = parameter_groups(module, weight_decay=weight_decay, critic_learning_rate=critic_learning_rate)
     devices = {p.device.type for p in module.parameters() if p.requires_grad}
     if kind == "adamw_8bit":
         if any(is_sharded(p) for p in module.parameters()):

@@ -37,6 +37,7 @@ def make_backend(policy: Any, trainable: Callable[[], nn.Module], config: AgentC
     optimizer = make_optimizer(
         module,
         learning_rate=config.learning_rate,
+        critic_learning_rate=getattr(config, "critic_learning_rate", None),
         weight_decay=config.weight_decay,
         betas=config.adam_betas,
         eps=config.adam_eps,

@@ -35,6 +35,23 @@ def bootstrap_values(final_values: Tensor | None, truncated: Tensor) -> Tensor |
     return None if final_values is None else torch.where(truncated, final_values, 0.0)
 
 
+def trunk_copy(model: nn.Module, hidden_size: int) -> nn.Module:
+    """A copy of a causal LM without its LM head; frozen parameters are shared with it.
+
+    Raises:
+        ValueError: if the model names no LM head.
+    """
+    head = output_head(model)
+    if head is None:
+        raise ValueError(f"{type(model).__name__} names no LM head, so its trunk cannot carry a critic")
+    reference = next(model.parameters())
+    # The trunk's forward passes through this stand-in for the LM head, whose input is what is read.
+    stub = nn.Linear(hidden_size, 1, bias=False).to(reference).requires_grad_(False)
+    replaced: dict[int, Any] = {id(head): stub}
+    replaced |= {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, replaced)
+
+
 class SeparateCritic(nn.Module):
     """V on a separate copy of the policy's backbone; frozen parameters are shared with the policy.
 
@@ -52,16 +69,9 @@ class SeparateCritic(nn.Module):
 
     def __init__(self, model: nn.Module, hidden_size: int, *, kind: HeadKind = "linear") -> None:
         super().__init__()
-        head = output_head(model)
-        if head is None:
-            raise ValueError(f"{type(model).__name__} names no LM head, so its trunk cannot carry a critic")
-        reference = next(model.parameters())
-        # The trunk's forward passes through this stand-in for the LM head, whose input is what is read.
-        stub = nn.Linear(hidden_size, 1, bias=False).to(reference).requires_grad_(False)
-        replaced: dict[int, Any] = {id(head): stub}
-        replaced |= {id(p): p for p in model.parameters() if not p.requires_grad}
-        self.trunk = copy.deepcopy(model, replaced)
-        self.value_head = ValueHead(hidden_size, kind=kind).to(reference.device, head_dtype(model))
+        self.trunk = trunk_copy(model, hidden_size)
+        device = next(model.parameters()).device
+        self.value_head = ValueHead(hidden_size, kind=kind).to(device, head_dtype(model))
 
     def forward(self, episodes: EpisodeBatch, *, packing: bool = False) -> StateValues:
         """Values of B episodes, with gradient; ``packing``: several episodes in one row."""

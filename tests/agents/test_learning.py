@@ -28,6 +28,11 @@ _ONCE = {**_ONLINE, "iterations": 30, "minibatches": 2, "kl_coef": 0.0}
 _OFFLINE = {"batch_size": 64, "learning_rate": 3e-3}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a2c": ("a2c", "probe-end", _ONCE),
+    "archer": (
+        "archer",
+        "probe-end",
+        {**_ONLINE, "iterations": 10, "critic_steps": 8, "epochs": 1, "minibatches": 4},
+    ),
     "best-of-n": ("best-of-n", "probe-end", {"num_envs": 64, "n": 16}),
     "cpo": ("cpo", "probe-copy", {**_OFFLINE, "steps": 40, "beta": 0.5}),
     "dapo": ("grpo", "probe-end", {**_REPEATED, "aggregation": "dapo", "clip_range_high": 0.28}),

@@ -38,7 +38,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Test id -> (agent, settings): every policy-gradient agent, and the variants that settings make of them."""
 _MASKED: dict[str, Any] = {"mask_top_p": 0.8, "mask_min_tokens": 1}
+_ARCHER: dict[str, Any] = {
+    "critic_steps": 2,
+    "critic_batch_size": 8,
+    "actor_turns": 16,
+    "entropy_coef": 0.01,
+}
 OTHER_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "archer": ("archer", _ARCHER),
+    "archer-baseline": (
+        "archer",
+        {**_ARCHER, "token_baseline": True, "buffer_episodes": 20},
+    ),
     "best-of-n": ("best-of-n", {"n": 4}),
     "cpo": ("cpo", {}),
     "dpo": ("dpo", {}),
@@ -123,7 +134,7 @@ def sources(case: str, **settings: Any) -> dict[str, Any]:
     cls = get_agent(name)
     if not cls.online:
         return {"dataset": dataset_of(name), "tokenizer": TOKENIZER}
-    if issubclass(cls, PolicyGradientAgent) or name == "sb3":
+    if issubclass(cls, PolicyGradientAgent) or name not in SAMPLES:
         return {"envs": make_envs(name)}
     samples = {**own, **settings}.get("n" if name == "best-of-n" else "samples_per_prompt", SAMPLES[name])
     return {"envs": make_envs(name, samples_per_prompt=samples)}

@@ -44,11 +44,13 @@ from textenv.agents.reward_model import RewardModelConfig
 from textenv.agents.rft import RFTConfig
 from textenv.agents.rwr import RWRConfig
 from textenv.agents.settings.actor_critic import ActorCriticConfig
+from textenv.agents.settings.archer import ArcherConfig
 from textenv.agents.settings.base import AgentConfig, OfflineConfig, OnlineConfig
 from textenv.agents.settings.groups import GroupBaselineConfig
 from textenv.agents.settings.preferences import PairConfig
 from textenv.agents.settings.sb3 import SB3Config
 from textenv.agents.sft import FilteredBCConfig, SFTConfig
+from textenv.partners import Partner, Reply
 
 Values = dict[str, Any]
 Case = tuple[Any, Values]
@@ -67,6 +69,7 @@ RUN_ON: dict[type, tuple[str, ...]] = {
     GRPOConfig: ("grpo",),
     ReinforceConfig: ("reinforce",),
     ReinforcePlusPlusConfig: ("reinforce++",),
+    ArcherConfig: ("archer",),
     RFTConfig: ("rft",),
     OnlineDPOConfig: ("online-dpo",),
     BestOfNConfig: ("best-of-n",),
@@ -86,6 +89,7 @@ RUN_ON: dict[type, tuple[str, ...]] = {
     RewardModelConfig: ("reward-model",),
 }
 BASE: dict[str, Values] = {
+    "archer": {"critic_steps": 2, "critic_batch_size": 4, "actor_turns": 8},
     "rft": {"epochs": 1, "minibatches": 2, "samples_per_prompt": 4, "improve_steps": 2},
     "online-dpo": {"epochs": 1, "samples_per_prompt": 2},
     "best-of-n": {"n": 4, "eval_episodes": 8, "learning_rate": 3e-6},
@@ -181,6 +185,21 @@ CHANGES: dict[type, dict[str, Case]] = {
         "generations_kept": (1, {"start_percentile": 0.0}),
         "deduplicate": (False, {"start_percentile": 0.0}),
         "epochs": (2, {}),
+    },
+    ArcherConfig: {
+        "gamma": (0.5, {"task": "turns", "iterations": 3}),
+        "buffer_episodes": (8, {}),
+        "critic_steps": (3, {}),
+        "critic_batch_size": (3, {}),
+        "critic_learning_rate": (3e-3, {}),
+        "critic_head": ("linear", {}),
+        "target_alpha": (0.5, {}),
+        "critic_warmup": (1, {}),
+        "actor_turns": (6, {}),
+        "epochs": (3, {}),
+        "minibatches": (3, {}),
+        "token_baseline": (True, {"iterations": 3}),
+        "entropy_coef": (0.1, {}),
     },
     OnlineDPOConfig: {
         "epochs": (2, {}),
@@ -450,7 +469,20 @@ def _run(name: str, key: str) -> dict[str, Tensor]:
     return weights_of(agent)
 
 
+class Counter(Partner):
+    """Rewards the letters of each turn."""
+
+    def begin(self, rng: Any) -> str:
+        return "a"
+
+    def reply(self, text: str) -> Reply:
+        return Reply("b", reward=0.1 * len(text))
+
+
 def envs(task: str, samples_per_prompt: int) -> Any:
+    if task == "turns":
+        turns = {"partner": Counter, "max_turns": 3, "max_turn_tokens": 2, "rewards": []}
+        return gym.make_vec("TextRLHF-v0", num_envs=8, tokenizer=TOKENIZER, **turns)
     return gym.make_vec(
         "TextRLHF-v0", num_envs=8, task=task, max_new_tokens=3, samples_per_prompt=samples_per_prompt
     )
