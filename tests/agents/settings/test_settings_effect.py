@@ -481,7 +481,7 @@ class Counter(Partner):
 
 def envs(task: str, samples_per_prompt: int) -> Any:
     if task == "turns":
-        turns = {"partner": Counter, "max_turns": 3, "max_turn_tokens": 2, "rewards": []}
+        turns = {"partner": Counter, "max_turns": 3, "max_turn_tokens": 2, "max_length": 16, "rewards": []}
         return gym.make_vec("TextRLHF-v0", num_envs=8, tokenizer=TOKENIZER, **turns)
     return gym.make_vec(
         "TextRLHF-v0", num_envs=8, task=task, max_new_tokens=3, samples_per_prompt=samples_per_prompt
