@@ -138,6 +138,17 @@ def test_why_an_episode_ends(
     assert int(episode.lengths[0]) == (2 + len(actions) + (1 if len(actions) > 2 else 0))
 
 
+@pytest.mark.parametrize("changes", [{"max_new_tokens": 3}, {"max_length": 6}])
+def test_a_turn_that_a_budget_cuts_is_in_the_record(changes: dict[str, Any]) -> None:
+    env = gym.make("TextRLHF-v0", **{**MADE, "partner": script("l"), **changes})
+    env.reset(seed=0)
+    play(env, [1, EOS, 2])
+    episode = env.unwrapped.finished
+    assert episode.extras["turns"] == [["1", "2"]] and len(episode.extras["replies"][0]) == 1
+    said = [(m["role"], m["content"]) for m in completion_messages(episode, [""])[0]]
+    assert said == [("assistant", "1"), ("user", "l"), ("assistant", "2")]
+
+
 def test_a_turn_ends_at_its_budget_and_at_a_stop_string() -> None:
     made = {**MADE, "stop_strings": ["77"], "max_turn_tokens": 4, "partner": script("l", "l", "l")}
     env = gym.make("TextRLHF-v0", **made)

@@ -58,10 +58,11 @@ def _turn_step(
     rows.append(chosen, acting)
     host.step(np.flatnonzero(check.spent & ~check.over))
     over = np.flatnonzero(check.over)
+    last = np.flatnonzero(check.over | check.spent)
     said: dict[int, list[int]] = {}
-    if len(over):
-        tokens = rows.tokens.index_select(0, to_device(over, device)).cpu().numpy()
-        bounds = zip(over.tolist(), host.turn_starts[over], host.lengths[over], strict=True)
+    if len(last):
+        tokens = rows.tokens.index_select(0, to_device(last, device)).cpu().numpy()
+        bounds = zip(last.tolist(), host.turn_starts[last], host.lengths[last], strict=True)
         said = {row: tokens[i, start - 1 : end].tolist() for i, (row, start, end) in enumerate(bounds)}
         host.wait(over)
     step = turns.advance(check, said, host)

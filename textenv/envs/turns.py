@@ -45,9 +45,10 @@ class Conversation:
     opening: Any = None
     """What ``Partner.begin`` returned."""
     turns: list[str] = field(default_factory=list)
-    """The policy's turns, without the tokens that ended them."""
+    """The policy's turns, without the tokens that ended them. The last one may have been cut by a budget."""
     replies: list[dict[str, Any]] = field(default_factory=list)
-    """Text, role, reward and info of each reply; they follow the turns one to one."""
+    """Text, role, reward and info of each reply; they follow the turns one to one. A turn that a budget of
+    the episode cut has none."""
     last_reply: str = ""
     """The reply that was not appended, because the episode ended."""
     stop_reason: str = ""
@@ -181,7 +182,8 @@ class Turns:
 
         Args:
             check: which turns and budgets ended.
-            ids: row -> the last token before the turn, and the tokens of the turn.
+            ids: row -> the last token before the turn, and the tokens of the turn; for rows whose turn or
+                budget ended.
             host: lengths and activity of the rows after the token.
 
         Raises:
@@ -197,7 +199,10 @@ class Turns:
             np.zeros(len(acting), dtype=np.float32),
             {},
         )
-        for row in np.flatnonzero(step.truncated).tolist():
+        cut = np.flatnonzero(step.truncated).tolist()
+        texts = self.prompts.turn_texts([ids[row] for row in cut]) if cut else []
+        for row, text in zip(cut, texts, strict=True):
+            self.conversations[row].turns.append(text)
             self._end(row, self._budget(row, host))
         rows = np.flatnonzero(check.over).tolist()
         self._closed[rows], self._spent[rows] = check.closed[rows], check.spent[rows]
