@@ -19,6 +19,7 @@ from textenv.envs.picture import (
     LINES,
     PAPER,
     PROMPT,
+    REPLY,
     RESPONSE,
     WIDTH,
     draw,
@@ -145,3 +146,9 @@ class TestWhoAsks:
         envs.close()
         for folder in ("single", "rows"):
             assert (tmp_path / folder / "rl-video-episode-0.mp4").stat().st_size > 0
+
+
+def test_turns_begin_lines_and_have_colours() -> None:
+    lines = layout("[0]", "ab", "", "", [("policy: 1", True), ("user: lower", False), ("policy: 2", True)])
+    assert plain(lines) == ["[0]", "ab", "policy: 1", "user: lower", "policy: 2"]
+    assert [line[0][1] for line in lines[1:]] == [PROMPT, RESPONSE, REPLY, RESPONSE]

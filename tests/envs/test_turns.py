@@ -23,6 +23,7 @@ from tests.helpers.partners import (
     Slow,
     Waiting,
 )
+from textenv.envs.picture import draw
 from textenv.episodes.conversations import completion_messages
 from textenv.generation.replay import Replay
 from textenv.partners import Partner, Reply
@@ -136,6 +137,41 @@ def test_why_an_episode_ends(
     assert episode.extras["stop_reason"] == [reason]
     # What does not fit is kept beside the episode, and nothing is cut.
     assert int(episode.lengths[0]) == (2 + len(actions) + (1 if len(actions) > 2 else 0))
+
+
+def test_rendering_shows_the_roles() -> None:
+    made = {**MADE, "partner": script(Reply("lh", 0.5, role="tool"), Reply("w", 2.0, True))}
+    env = gym.make("TextRLHF-v0", **made, render_mode="ansi")
+    env.reset(seed=0)
+    assert env.render() == "[0] <bos>h | policy: "
+    play(env, [3, EOS])
+    assert env.render() == "[0] <bos>h | policy: 3<eos> / tool: lh  partner=+0.500"
+    play(env, [4, 5])
+    shown = "[0] <bos>h | policy: 3<eos> / tool: lh / policy: 45  (over)  partner=+2.500"
+    assert env.render() == shown
+    pictures = gym.make("TextRLHF-v0", **made, render_mode="rgb_array")
+    pictures.reset(seed=0)
+    play(pictures, [3, EOS])
+    turns = [("policy: 3<eos>", True), ("tool: lh", False)]
+    assert np.array_equal(pictures.render(), draw("[0]", "<bos>h", "", "partner=+0.500", turns))
+
+
+def test_rendering_escapes_what_a_partner_says() -> None:
+    tokenizer = letter_tokenizer("h1\n\x1b")
+    escape = type("Escape", (Script,), {"replies": [Reply("\x1b\n", role="a\x1b")]})
+    envs = make_vec(1, tokenizer=tokenizer, partner=escape, render_mode="ansi")
+    envs.reset(seed=0)
+    envs.step([tokenizer.eos_token_id])
+    assert envs.render() == (r"[0] <bos>h | policy: <eos> / a\x1b: \x1b\n  partner=+0.000",)
+
+
+def test_rendering_shows_that_a_row_waits() -> None:
+    envs = make_vec(2, partner=Hanging, waiting="step", render_mode="ansi")
+    envs.reset(seed=0)
+    envs.step([1, 9])
+    envs.step([EOS, 9])
+    assert envs.render()[0] == "[0] <bos>w9 | policy: 1<eos>  (waiting)  partner=+0.000"
+    envs.close()
 
 
 @pytest.mark.parametrize("changes", [{"max_new_tokens": 3}, {"max_length": 6}])

@@ -17,13 +17,16 @@ HEIGHT, WIDTH = 256, 512
 """Size of a frame in pixels; video codecs need even numbers."""
 
 PAPER, HEADER, PROMPT, RESPONSE = (255, 255, 255), (130, 130, 130), (90, 90, 90), (0, 0, 160)
+REPLY = (0, 110, 60)
 _LINE_HEIGHT = HEIGHT // LINES
 _FONT_SIZE, _MARGIN = 13, 5
 Line = list[tuple[str, tuple[int, int, int]]]
 """Pieces of a line, each with its colour."""
 
 
-def draw(header: str, prompt: str, response: str, footer: str) -> np.ndarray:
+def draw(
+    header: str, prompt: str, response: str, footer: str, turns: Sequence[tuple[str, bool]] = ()
+) -> np.ndarray:
     """Draw one row.
 
     Args:
@@ -31,6 +34,8 @@ def draw(header: str, prompt: str, response: str, footer: str) -> np.ndarray:
         prompt: printable text, in grey.
         response: printable text, in blue, directly after the prompt.
         footer: reward terms, on the last lines.
+        turns: printable texts with their roles, and whether each is the policy's (in blue, else in green);
+            each begins a line.
 
     Returns:
         (HEIGHT, WIDTH, 3) uint8.
@@ -38,7 +43,7 @@ def draw(header: str, prompt: str, response: str, footer: str) -> np.ndarray:
     image_module, draw_module, font, advance = _tools()
     image = image_module.new("RGB", (WIDTH, HEIGHT), PAPER)
     pen = draw_module.Draw(image)
-    for number, line in enumerate(layout(header, prompt, response, footer)):
+    for number, line in enumerate(layout(header, prompt, response, footer, turns)):
         column = 0
         for piece, colour in line:
             place = (_MARGIN + column * advance, number * _LINE_HEIGHT)
@@ -47,7 +52,9 @@ def draw(header: str, prompt: str, response: str, footer: str) -> np.ndarray:
     return np.asarray(image, dtype=np.uint8).copy()
 
 
-def layout(header: str, prompt: str, response: str, footer: str) -> list[Line]:
+def layout(
+    header: str, prompt: str, response: str, footer: str, turns: Sequence[tuple[str, bool]] = ()
+) -> list[Line]:
     """At most LINES lines of at most COLUMNS characters: header, the end of the text, at most 4 of footer.
 
     >>> layout("[0]", "ab", "c", "")[0], layout("[0]", "ab", "c", "")[1]
@@ -55,6 +62,8 @@ def layout(header: str, prompt: str, response: str, footer: str) -> list[Line]:
     """
     below = wrap([(footer, HEADER)])[:4] if footer else []
     body, room = wrap([(prompt, PROMPT), (response, RESPONSE)]), LINES - 1 - len(below)
+    for text, own in turns:
+        body += wrap([(text, RESPONSE if own else REPLY)])
     if len(body) > room:
         body = [[("...", HEADER)], *body[len(body) - room + 1 :]]
     return [[(header[:COLUMNS], HEADER)], *body, *below]

@@ -311,7 +311,7 @@ class TextVectorEnv(Guarded, EnvHooks, VectorEnv[dict[str, Any], Any, Any]):
         self._admit("render")
         if self.render_mode is None:
             raise ValueError(f"render needs render_mode, expected one of {RENDER_MODES} in make, got None")
-        return render_rows(self.render_mode, self.tokenizer, self._rows, self._buffer)
+        return render_rows(self.render_mode, self.tokenizer, self._rows, self._buffer, self._turns)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free the device's memory."""
