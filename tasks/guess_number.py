@@ -94,6 +94,21 @@ def uniform_return(top: int, max_turns: int) -> float:
     return sum(missed**turn * (WON / top + missed * WRONG) for turn in range(max_turns))
 
 
+def consistent_return(top: int, max_turns: int) -> float:
+    """Mean return of a player that draws from the numbers that no reply excludes.
+
+    >>> round(consistent_return(100, 10), 4), round(consistent_return(3, 1), 4)
+    (0.2354, 0.2667)
+    """
+    value = [0.0] * (top + 1)  # by how many numbers are possible
+    for _ in range(max_turns):
+        # Each of n guesses k leaves k - 1 numbers with chance (k - 1) / n, and likewise above.
+        after = [n * (WRONG + value[n]) for n in range(top + 1)]
+        sums = np.concatenate([[0.0], np.cumsum(after)])
+        value = [0.0, *((WON + 2 * sums[n] / n) / n for n in range(1, top + 1))]
+    return float(value[top])
+
+
 # -- players -----
 
 

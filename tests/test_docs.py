@@ -100,6 +100,12 @@ REPLACED: list[tuple[str, str, str]] = [
         'task="sorted", loggers',
         'task="sorted", iterations=1, episodes_per_iteration=8, eval_episodes=4, loggers',
     ),
+    (
+        "docs/games.md",
+        'task="maze")',
+        'task="maze", iterations=1, episodes_per_iteration=8, eval_episodes=4, start=False, loggers=())',
+    ),
+    ("docs/games.md", "maze_episodes(5000", "maze_episodes(50"),
     ("docs/index.md", "range(20)", "range(2)"),
     ("docs/other_agents.md", "{iterations: 20, learning_rate", "{iterations: 1, learning_rate"),
     ("docs/ray.md", "num_actors=4", "num_actors=1"),

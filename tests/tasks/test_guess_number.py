@@ -18,6 +18,7 @@ from textenv.tasks.guess_number import (
     binary_search,
     build_guess_number,
     consistent_random,
+    consistent_return,
     guess_number_episodes,
     uniform_random,
     uniform_return,
@@ -133,40 +134,20 @@ def test_no_strategy_is_better() -> None:
 
 
 def test_consistent_guesses_need_as_many_as_a_random_search_tree() -> None:
-    """The expected depth in a random binary search tree: 2 (1 + 1/n) H_n - 3."""
-    guesses = [play_out(consistent_random, secret, 10) for secret in range(1, 11) for _ in range(1)]
-    many = [play_out(consistent_random, 1 + i % 10, 10) for i in range(10)]
-    assert guesses == many  # the same generators
-    rng = np.random.default_rng(0)
-    found = []
-    for i in range(2000):
-        low, high, secret, count = 1, 10, 1 + i % 10, 0
-        while True:
-            words = [
-                "Guess",
-                "my",
-                "number:",
-                "1",
-                "to",
-                "10",
-                str(low - 1),
-                "higher",
-                str(high + 1),
-                "lower",
-            ]
-            guess, count = int(consistent_random(words, rng)), count + 1
-            if guess == secret:
-                break
-            low, high = (guess + 1, high) if guess < secret else (low, guess - 1)
-        found.append(count)
-    expected = 2 * 1.1 * sum(1 / k for k in range(1, 11)) - 3
-    assert abs(np.mean(found) - expected) < 4 * np.std(found) / math.sqrt(len(found))
+    """Without a limit in effect: 2 (1 + 1/n) H_n - 3 guesses, the mean depth in a random search tree."""
+    guesses = 2 * 1.1 * sum(1 / k for k in range(1, 11)) - 3
+    assert consistent_return(10, 10) == pytest.approx(1 - 0.1 * (guesses - 1))
+    # One guess: 1 with chance 1/3.
+    assert consistent_return(3, 1) == pytest.approx((1 - 0.1 * 2) / 3)
 
 
-def test_uniform_return_is_that_of_the_player() -> None:
-    batch = play(build_guess_number(top=10, max_turns=4), [uniform_random], 600, seed=3)
+@pytest.mark.parametrize(
+    ("player", "exact"), [(uniform_random, uniform_return), (consistent_random, consistent_return)]
+)
+def test_values_are_those_of_the_players(player, exact) -> None:
+    batch = play(build_guess_number(top=10, max_turns=4), [player], 600, seed=3)
     error = float(batch.returns.std()) / math.sqrt(600)
-    assert abs(float(batch.returns.mean()) - uniform_return(10, 4)) < 4 * error
+    assert abs(float(batch.returns.mean()) - exact(10, 4)) < 4 * error
 
 
 def test_the_environment_as_users_write_it() -> None:
