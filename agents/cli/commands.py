@@ -206,6 +206,7 @@ def generate(argv: list[str], flags: Flags) -> int:
     policy = load_policy(source, options, flags)
 
     from textenv.agents.distributed.devices import describe
+    from textenv.agents.evaluation.conversation import conversation_line, conversations
     from textenv.rollout import collect
     from textenv.utils.terminal import printable
 
@@ -215,17 +216,21 @@ def generate(argv: list[str], flags: Flags) -> int:
     policy.eval()
     print(f"device: {describe(policy.device)}", file=sys.stderr)  # standard output has only the texts
     episodes = collect(envs, policy, count * base.samples_per_prompt, seed=options.seed)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": prompt, "completion": completion, "truncated": bool(truncated)}
         for (prompt, completion), truncated in zip(
             episodes.texts(base.tokenizer), episodes.truncated.tolist(), strict=True
         )
     ]
+    talks = conversations(episodes)
+    if talks is not None:
+        rows = [{**row, "conversation": talk} for row, talk in zip(rows, talks, strict=True)]
     if options.out is not None:
         write_text(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return 0
     for row in rows:
-        print(f"{printable(str(row['prompt']))} >>> {printable(str(row['completion']))}")
+        said = conversation_line(row["conversation"]) if "conversation" in row else row["completion"]
+        print(f"{printable(str(row['prompt']))} >>> {printable(said)}")
     return 0
 
 

@@ -22,14 +22,17 @@ from torch import Tensor
 
 from textenv.agents.distributed import process_group
 from textenv.agents.distributed.data_parallel import gather_episodes, local_only, local_rows, shard_rows
+from textenv.agents.evaluation.conversation import conversation_line, conversations
 from textenv.agents.evaluation.kl import kl_row
 from textenv.agents.evaluation.metrics.registry import Generated
 from textenv.agents.evaluation.metrics.suite import MetricSpec, check_metrics, measure
 from textenv.agents.evaluation.metrics.text import distinct_n, repetition_n
 from textenv.agents.evaluation.turns import turn_metrics
 from textenv.agents.loggers.missing_rewards import has_no_rewards
+from textenv.envs.rendering import POLICY
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
+from textenv.episodes.conversations import ERRORS, STOP_REASON, TIMEOUTS
 from textenv.rewards.functions import copied
 from textenv.rollout import collect
 from textenv.utils.json_files import json_values
@@ -38,6 +41,7 @@ from textenv.utils.terminal import number, text_table
 EVAL_SEED = 20_001
 """Default seed of evaluations: not a seed that training is likely to use."""
 
+_TURN_COLUMNS = (STOP_REASON, ERRORS, TIMEOUTS)
 MetricFunction = Callable[..., Mapping[str, Any]]
 """``fn(prompts, completions, **columns) -> {name: number, or list of B numbers or None}``."""
 
@@ -56,7 +60,9 @@ class Evaluation:
     ``text/distinct_2``; ``metric/NAME`` (the user's, and those asked for by name); ``episodes``.
     """
     samples: list[dict[str, Any]] = field(default_factory=list)
-    """The episodes with the lowest ids: prompt, completion, return, terms, length, terminated, metrics."""
+    """The episodes with the lowest ids: prompt, completion, return, terms, length, terminated, metrics. Those
+    of several turns also have conversation (see ``conversations``), turns, stop_reason, partner_errors and
+    partner_timeouts."""
     episodes: EpisodeBatch
     """All B episodes, ordered by episode id."""
     seconds: float = 0.0
@@ -78,6 +84,10 @@ class Evaluation:
     def sample_table(self) -> tuple[list[str], list[list[Any]]]:
         """The samples as columns and rows, for ``Logger.log_table``."""
         columns = ["prompt", "completion", "return", "length"]
+        samples = self.samples
+        if samples and "conversation" in samples[0]:
+            columns = ["prompt", "conversation", "return", "turns", "length", *_TURN_COLUMNS]
+            samples = [{**s, "conversation": conversation_line(s["conversation"])} for s in samples]
         terms = list(self.samples[0]["terms"]) if self.samples else []
         metrics = list(self.samples[0]["metrics"]) if self.samples else []
         rows = [
@@ -86,7 +96,7 @@ class Evaluation:
                 *(sample["terms"][name] for name in terms),
                 *(sample["metrics"][name] for name in metrics),
             ]
-            for sample in self.samples
+            for sample in samples
         ]
         return [*columns, *terms, *(f"metric/{name}" for name in metrics)], rows
 
@@ -281,6 +291,7 @@ def _samples(
 ) -> list[dict[str, Any]]:
     returns, lengths = batch.returns.tolist(), batch.response_lengths.tolist()
     terms = {name: values.sum(-1).tolist() for name, values in batch.reward_terms.items()}
+    talks = conversations(batch.select(range(count)))
     return [
         {
             "prompt": prompts[i],
@@ -290,9 +301,16 @@ def _samples(
             "length": lengths[i],
             "terminated": bool(batch.terminated[i]),
             "metrics": {name: values[i] for name, values in columns.items()},
+            **({} if talks is None else _turn_sample(batch, i, talks[i])),
         }
         for i in range(count)
     ]
+
+
+def _turn_sample(batch: EpisodeBatch, i: int, conversation: list[dict[str, Any]]) -> dict[str, Any]:
+    turns = sum(said["role"] == POLICY for said in conversation)
+    columns = {name: batch.extras[name][i] for name in _TURN_COLUMNS}
+    return {"conversation": conversation, "turns": turns, **columns}
 
 
 @contextmanager

@@ -28,6 +28,10 @@ KEY_METRICS = (
     "eval/objective/kl",
     "objective/score",
     "objective/reward",
+    "rollout/turns",
+    "rollout/stop_reason/done",
+    "rollout/partner_errors",
+    "rollout/partner_timeouts",
     "objective/kl",
     "objective/entropy",
     "policy/loss",
@@ -42,6 +46,8 @@ KEY_METRICS = (
     "throughput/train_tokens_s",
 )
 """Metrics that are shown first, in this order."""
+SHOWN_FROM_ONE = ("rollout/partner_errors", "rollout/partner_timeouts", "rollout/stop_reason/")
+"""Start of the names of counts and shares that are shown once they were not 0."""
 
 
 class RichLogger:
@@ -128,7 +134,13 @@ class RichLogger:
         """Names of the metrics to show, at most ``max_rows``."""
         if self.keys is not None:
             return [name for name in self.keys if name in self._history][: self.max_rows]
-        shown = without_empty_returns({name: values[-1] for name, values in self._history.items()})
+        shown = without_empty_returns(
+            {
+                name: values[-1]
+                for name, values in self._history.items()
+                if any(values) or not name.startswith(SHOWN_FROM_ONE)
+            }
+        )
         known = [name for name in KEY_METRICS if name in shown]
         return [*known, *(name for name in shown if name not in known)][: self.max_rows]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from textenv.agents.evaluation.before_after import LABELS
 from textenv.agents.reports.run_data import RunData, without_kl
+from textenv.envs.turns import STOP_REASONS
 from textenv.utils.terminal import number
 
 TITLES = {
@@ -22,6 +23,12 @@ TITLES = {
     "spearman": ("Spearman correlation with ratings", 1),
     "pearson": ("Pearson correlation with ratings", 1),
     "rmse": ("root mean squared error of ratings", -1),
+    "rollout/turns": ("turns per episode", 0),
+    **{
+        f"rollout/stop_reason/{reason}": (f"share of episodes ended by {reason}", 0) for reason in STOP_REASONS
+    },
+    "rollout/partner_errors": ("failed calls of the partner", -1),
+    "rollout/partner_timeouts": ("time-outs of the partner", -1),
     "objective/kl": ("KL from the reference, nats per text", 0),
     "objective/entropy": ("entropy, nats per token", 0),
     "episode/length": ("length, tokens", 0),
@@ -32,6 +39,7 @@ TITLES = {
 """Evaluation metric -> label, and whether higher is better (1), worse (-1) or neither (0)."""
 LOGGED = {
     "objective/score": ("reward (without KL penalty), training", 1),
+    "rollout/turns": ("turns per episode, training", 0),
     "objective/kl": ("KL from the reference, nats per text, training", 0),
     "sft/nll": ("negative log-likelihood, nats per token", -1),
     "pairs/accuracy": ("accuracy on pairs, training", 1),
@@ -42,6 +50,8 @@ LOGGED = {
 """The same for training metrics, used for runs without evaluations before and after."""
 CARDS = 4
 """Figures that are shown large."""
+_RARE = ("rollout/stop_reason/", "rollout/partner_")
+"""Left out where they are 0 before and after."""
 _JUDGED = {"reward": 1, "judge": 1, "repetition": -1}
 
 
@@ -123,7 +133,7 @@ def _evaluated(run: RunData) -> tuple[list[Figure], str]:
     rows = [
         Figure(title, _known(before.get(name)), _known(after.get(name)), better)
         for name, (title, better) in {**TITLES, **own}.items()
-        if name in after
+        if name in after and not (name.startswith(_RARE) and not (before.get(name) or after[name]))
     ]
     when = f"after {number((run.after or {})['iteration'])} steps"
     how = f"After: the latest evaluation, {when}."

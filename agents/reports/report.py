@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from textenv.agents.reports.page import render, shown_number, visible
 from textenv.agents.reports.plots import Plot, PlotFormat, saving_as
 from textenv.agents.reports.run_data import RunData, read_run
 from textenv.agents.reports.run_plots import run_plots
+from textenv.episodes.conversations import ERRORS, OPENING, TIMEOUTS
 
 REPORT = "report.html"
 PLOTS = "plots"
@@ -91,11 +93,18 @@ class Sample:
     """Sample responses of the trained policy."""
     numbers: tuple[tuple[str, float | None, float | None], ...]
     """(name, before, after) of each score."""
+    before_talk: tuple[Mapping[str, Any], ...] = ()
+    """Messages of an episode of several turns: role, text, reward."""
+    after_talk: tuple[Mapping[str, Any], ...] = ()
+    before_end: str = ""
+    """Number of turns, stop reason and failed calls in words."""
+    after_end: str = ""
 
     def scores(self, side: Literal["before", "after"]) -> str:
-        """The scores of a side in words."""
+        """The scores of a side in words, in an episode of several turns with how it ended."""
         values = [(name, before if side == "before" else after) for name, before, after in self.numbers]
-        return " · ".join(f"{name} {shown_number(value)}" for name, value in values if value is not None)
+        parts = [f"{name} {shown_number(value)}" for name, value in values if value is not None]
+        return " · ".join([*parts, *filter(None, [self.before_end if side == "before" else self.after_end])])
 
 
 def _samples(run: RunData) -> list[Sample]:
@@ -121,8 +130,34 @@ def _samples(run: RunData) -> list[Sample]:
         names = ["return", *row["metrics"]] if paid else [*row["metrics"]]
         values = [{"return": side["return"], **side["metrics"]} if side else {} for side in (old, row)]
         numbers = tuple((name, values[0].get(name), values[1].get(name)) for name in names)
-        found.append(Sample(row["prompt"], old["completion"] if old else None, row["completion"], numbers))
+        talks = [tuple((side or {}).get("conversation", ())) for side in (old, row)]
+        found.append(
+            Sample(
+                _before_opening(row["prompt"], talks[1]),
+                old["completion"] if old else None,
+                row["completion"],
+                numbers,
+                *(talk if paid else tuple({**said, "reward": None} for said in talk) for talk in talks),
+                *(_ending(side) if side and "conversation" in side else "" for side in (old, row)),
+            )
+        )
     return found
+
+
+def _before_opening(prompt: str, talk: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt without the partner's opening, which the conversation shows."""
+    return prompt.removesuffix(talk[0]["text"]) if talk and talk[0]["role"] == OPENING else prompt
+
+
+def _ending(sample: Mapping[str, Any]) -> str:
+    """How an episode of several turns ended.
+
+    >>> _ending({"turns": 3, "stop_reason": "done", "partner_errors": 1, "partner_timeouts": 0})
+    '3 turns · ended by done · partner errors 1'
+    """
+    failed = [f"{name.replace('_', ' ')} {sample[name]}" for name in (ERRORS, TIMEOUTS) if sample[name]]
+    turns = f"{sample['turns']} turn{'' if sample['turns'] == 1 else 's'}"
+    return " · ".join([turns, f"ended by {sample['stop_reason']}", *failed])
 
 
 def _gain(run: RunData) -> str | None:
@@ -150,6 +185,7 @@ def _view_sets(run: RunData) -> dict[str, Any] | None:
     titles = {"first": "Before learning: the first iteration", "last": "The last iteration that was saved"}
     return {
         "quantities": list(scale.items()),
+        "with_replies": any(view.speakers for view in everything),
         "levels": [
             (step, tokens.shade(step)) for step in range(-tokens.LEVELS, tokens.LEVELS + 1) if step != 0
         ],
@@ -160,9 +196,10 @@ def _view_sets(run: RunData) -> dict[str, Any] | None:
     }
 
 
-def _cells(view: tokens.TokenView, scale: dict[str, float]) -> list[tuple[str, str, str, bool]]:
-    """(text, classes, what hovering tells, whether the line ends here) of each token."""
+def _cells(view: tokens.TokenView, scale: dict[str, float]) -> list[tuple[str, str, str, bool, str]]:
+    """(text, classes, what hovering tells, whether the line ends here, who begins to speak) of each token."""
     cells = []
+    speakers = tokens.speaker_labels(view)
     for i, (token, own) in enumerate(zip(view.tokens, view.own, strict=True)):
         classes, hint = ["t"] if own else ["p"], [f"token {i}: {visible(token)!r}"]
         for index, (name, span) in enumerate(scale.items()):
@@ -174,5 +211,5 @@ def _cells(view: tokens.TokenView, scale: dict[str, float]) -> list[tuple[str, s
             if step:
                 classes.append(f"q{index}{'p' if step > 0 else 'n'}{abs(step)}")
         text = token.replace("\n", "↵") if token else tokens.PARTIAL
-        cells.append((text, " ".join(classes), "\n".join(hint), token.endswith("\n")))
+        cells.append((text, " ".join(classes), "\n".join(hint), token.endswith("\n"), speakers.get(i, "")))
     return cells

@@ -113,6 +113,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunData:
     if run.before is not None and run.rows:
         run.rows.insert(0, {"step": 0, **{f"eval/{k}": v for k, v in run.before["metrics"].items()}})
     _drop_empty_returns(run)
+    _drop_eos_rate(run)
     for row in run.rows:
         if "eval/return/mean" in row:
             row["eval/score"] = without_kl(row, "eval/")
@@ -131,6 +132,15 @@ def _drop_empty_returns(run: RunData) -> None:
     for side in sides:
         side["metrics"] = without_empty_returns(side["metrics"], ("",))
         side.pop("scores", None)
+
+
+def _drop_eos_rate(run: RunData) -> None:
+    """Leave out ``episode/eos_rate`` of episodes with a partner: it is the share of the stop reason "done"."""
+    sides = [side["metrics"] for side in (run.before, run.after) if side is not None]
+    for row in (*run.rows, *sides):
+        for prefix in ("", "eval/"):
+            if f"{prefix}rollout/turns" in row:
+                row.pop(f"{prefix}episode/eos_rate", None)
 
 
 def without_kl(metrics: Mapping[str, Any], prefix: str = "") -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from textenv.agents.reports.frontier import reward_against_kl
 from textenv.agents.reports.plots import PALETTE, Plot, drawing, line
 from textenv.agents.reports.run_data import RunData
+from textenv.envs.turns import STOP_REASONS
 from textenv.utils.terminal import number
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Curves:
     """(metric, label) of each line; those that were not logged are left out."""
     caption: str = ""
     """Note below the plot."""
+    without_zeros: bool = False
+    """Leave out the lines that are 0 everywhere."""
 
 
 CURVES = (
@@ -56,6 +59,27 @@ CURVES = (
         "score per text",
         (("eval/judge/mean", "evaluation"),),
         "This judge is not used for training. Reward up and judge down is reward hacking.",
+    ),
+    Curves(
+        "turns",
+        "Turns of the policy",
+        "turns per episode",
+        (("rollout/turns", "training"), ("eval/rollout/turns", "evaluation")),
+    ),
+    Curves(
+        "stop_reasons",
+        "Why episodes ended",
+        "fraction of episodes",
+        tuple((f"rollout/stop_reason/{reason}", reason) for reason in STOP_REASONS),
+        "done: the partner ended the episode. All others are budgets or failures and truncate it.",
+        without_zeros=True,
+    ),
+    Curves(
+        "partner_failures",
+        "Failed calls of the partner",
+        "calls per iteration",
+        (("rollout/partner_errors", "errors"), ("rollout/partner_timeouts", "time-outs")),
+        without_zeros=True,
     ),
     Curves(
         "kl",
@@ -172,7 +196,7 @@ def draw_curves(run: RunData, curves: Curves, folder: Path) -> Plot | None:
     found: list[tuple[str, list[float], list[float]]] = []
     for metric, label in curves.lines:
         steps, values = run.series(metric)
-        if not any(map(math.isfinite, values)):
+        if not any(map(math.isfinite, values)) or (curves.without_zeros and not any(values)):
             continue
         if any(values == known for _, _, known in found):  # a return without a penalty is the score
             continue

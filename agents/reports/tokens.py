@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
+from itertools import pairwise
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from textenv.envs.rendering import POLICY
 from textenv.envs.step_buffer import counts
+from textenv.episodes.conversations import REPLIES, STOP_REASON
 from textenv.utils.files import atomic_file
 from textenv.utils.json_files import read_object
 from textenv.utils.terminal import number, printable
@@ -55,7 +58,11 @@ class TokenView:
     total: float
     """Return of the episode."""
     ended: str
-    """Either "terminated" (by EOS or a stop string) or "truncated" (by the token budget)."""
+    """Either "terminated" (by EOS, a stop string or the partner) or "truncated" (by a budget); in episodes of
+    several turns with the stop reason."""
+    speakers: list[tuple[int, str, float | None]] = field(default_factory=list)
+    """In episodes of several turns: (index of the first token, role, reward of the turn) of each turn and
+    reply. A reply has no reward."""
 
 
 def token_views(
@@ -92,6 +99,7 @@ def token_views(
     lengths, masks = episodes.lengths.tolist(), episodes.action_mask.tolist()
     ids, returns, truncated = episodes.input_ids.tolist(), episodes.returns.tolist(), episodes.truncated
     views = []
+    reasons = episodes.extras.get(STOP_REASON)
     for i in range(len(episodes) if count is None else min(count, len(episodes))):
         own = masks[i][: lengths[i]]
         views.append(
@@ -107,10 +115,37 @@ def token_views(
                     for name, tensor in found.items()
                 },
                 total=returns[i],
-                ended="truncated" if bool(truncated[i]) else "terminated",
+                ended=("truncated" if bool(truncated[i]) else "terminated")
+                + ("" if reasons is None else f" ({reasons[i]})"),
+                speakers=_speakers(episodes, i),
             )
         )
     return views
+
+
+def _speakers(episodes: EpisodeBatch, i: int) -> list[tuple[int, str, float | None]]:
+    """Where each turn and reply of an episode begins; empty in an episode of one turn."""
+    if REPLIES not in episodes.extras:
+        return []
+    length = int(episodes.lengths[i])
+    own, rewards = episodes.action_mask[i, :length].tolist(), episodes.rewards[i, :length].tolist()
+    starts = [k for k in range(1, length) if own[k] != own[k - 1]]
+    roles = iter(str(reply["role"]) for reply in episodes.extras[REPLIES][i])
+    found: list[tuple[int, str, float | None]] = []
+    for start, end in pairwise([*starts, length]):
+        found.append((start, POLICY, sum(rewards[start:end])) if own[start] else (start, next(roles), None))
+    return found
+
+
+def speaker_labels(view: TokenView) -> dict[int, str]:
+    """Index of a token -> who speaks from there on, with the reward of a turn of the policy.
+
+    >>> speaker_labels(TokenView(episode_id=0, tokens=["a", "b", "c"], own=[False, True, False],
+    ...     quantities={}, total=0.5, ended="", speakers=[(1, "policy", 0.5), (2, "user", None)]))
+    {1: 'policy +0.5', 2: 'user'}
+    """
+    signs = {i: "+" if reward is not None and reward > 0 else "" for i, _, reward in view.speakers}
+    return {i: role if r is None else f"{role} {signs[i]}{number(r)}" for i, role, r in view.speakers}
 
 
 def training_views(
@@ -285,7 +320,10 @@ def terminal_text(view: TokenView, quantity: str, span: float) -> Text:
     text.append(" 0 ", f"#000000 on {shade(0)}")
     text.append(f" +{number(span)} ", f"#000000 on {shade(LEVELS)}")
     text.append("\n")
-    for token, own, value in zip(view.tokens, view.own, values, strict=True):
+    labels = speaker_labels(view)
+    for i, (token, own, value) in enumerate(zip(view.tokens, view.own, values, strict=True)):
+        if i in labels:
+            text.append(f"\n{printable(labels[i])}: ", style="bold")
         shown = printable(token) or PARTIAL
         text.append(shown, f"#000000 on {shade(level(value, span))}" if own else "dim")
     return text
