@@ -19,8 +19,8 @@ def conversations(episodes: EpisodeBatch) -> list[list[Message]] | None:
     """Who said what in each of the B episodes; None for episodes of one turn.
 
     The roles are "opening" (what the partner said before the first turn; messages have their own roles),
-    "policy", and those of the replies. The reward of a turn is the sum over its tokens, with all reward terms.
-    The last message may be the reply that ended the episode, which the policy did not see.
+    "policy", and those of the replies. The reward of a turn is the sum over its tokens, of all reward
+    terms. The last message may be the reply that ended the episode, which the policy did not see.
 
     Args:
         episodes: B episodes.
@@ -46,13 +46,15 @@ def _opening(opening: Any) -> list[Message]:
         return []
     if isinstance(opening, str):
         return [{"role": OPENING, "text": opening, "reward": None}]
-    return [{"role": said["role"], "text": str(said.get("content") or ""), "reward": None} for said in opening]
+    texts = [(said["role"], str(said.get("content") or "")) for said in opening]
+    return [{"role": role, "text": text, "reward": None} for role, text in texts]
 
 
 def conversation_line(messages: Sequence[Mapping[str, Any]]) -> str:
     """Turns and replies on one line, each policy turn with its reward; without the opening.
 
-    >>> conversation_line([{"role": "policy", "text": "5", "reward": -0.1}, {"role": "user", "text": "lower"}])
+    >>> said = {"role": "policy", "text": "5", "reward": -0.1}
+    >>> conversation_line([said, {"role": "user", "text": "lower"}])
     'policy (-0.1): 5 / user: lower'
     """
     first = next((i for i, said in enumerate(messages) if said["role"] == POLICY), 0)

@@ -82,11 +82,16 @@ class Evaluation:
         return text_table(columns, rows, title=title, max_chars=max_chars)
 
     def sample_table(self) -> tuple[list[str], list[list[Any]]]:
-        """The samples as columns and rows, for ``Logger.log_table``."""
+        """The samples as columns and rows, for ``Logger.log_table``.
+
+        Episodes of several turns have the columns conversation, turns and stop_reason, and counts of failed
+        calls if there are any.
+        """
         columns = ["prompt", "completion", "return", "length"]
         samples = self.samples
         if samples and "conversation" in samples[0]:
-            columns = ["prompt", "conversation", "return", "turns", "length", *_TURN_COLUMNS]
+            failed = [name for name in (ERRORS, TIMEOUTS) if any(sample[name] for sample in samples)]
+            columns = ["prompt", "conversation", "return", "turns", "length", STOP_REASON, *failed]
             samples = [{**s, "conversation": conversation_line(s["conversation"])} for s in samples]
         terms = list(self.samples[0]["terms"]) if self.samples else []
         metrics = list(self.samples[0]["metrics"]) if self.samples else []
@@ -291,7 +296,7 @@ def _samples(
 ) -> list[dict[str, Any]]:
     returns, lengths = batch.returns.tolist(), batch.response_lengths.tolist()
     terms = {name: values.sum(-1).tolist() for name, values in batch.reward_terms.items()}
-    talks = conversations(batch.select(range(count)))
+    talks = conversations(batch.select(range(count))) if count else None
     return [
         {
             "prompt": prompts[i],

@@ -25,7 +25,8 @@ TITLES = {
     "rmse": ("root mean squared error of ratings", -1),
     "rollout/turns": ("turns per episode", 0),
     **{
-        f"rollout/stop_reason/{reason}": (f"share of episodes ended by {reason}", 0) for reason in STOP_REASONS
+        f"rollout/stop_reason/{reason}": (f"share of episodes ended by {reason}", 0)
+        for reason in STOP_REASONS
     },
     "rollout/partner_errors": ("failed calls of the partner", -1),
     "rollout/partner_timeouts": ("time-outs of the partner", -1),

@@ -59,6 +59,7 @@ def _write(run: RunData) -> Path:
     ]
     plots: list[Plot] = run_plots(run, run.path / PLOTS)
     rows, about = headline.figures(run)
+    samples = _samples(run)
     source = run.stages.get("rl", run)
     return render(
         "report.html",
@@ -74,7 +75,9 @@ def _write(run: RunData) -> Path:
         unwatched=headline.optimises_reward(run) and not headline.watched(run),
         plots=plots,
         stages=stages,
-        samples=_samples(run),
+        samples=samples,
+        # A partner may begin without a prompt.
+        with_prompts=any(sample.prompt or not sample.after_talk for sample in samples),
         views=_view_sets(source),
         facts=headline.facts(run),
         settings=headline.settings(run.config),

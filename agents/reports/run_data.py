@@ -135,7 +135,7 @@ def _drop_empty_returns(run: RunData) -> None:
 
 
 def _drop_eos_rate(run: RunData) -> None:
-    """Leave out ``episode/eos_rate`` of episodes with a partner: it is the share of the stop reason "done"."""
+    """Leave out ``episode/eos_rate`` of episodes with a partner: it equals the share of "done"."""
     sides = [side["metrics"] for side in (run.before, run.after) if side is not None]
     for row in (*run.rows, *sides):
         for prefix in ("", "eval/"):

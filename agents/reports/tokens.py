@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from itertools import pairwise
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from textenv.envs.rendering import POLICY

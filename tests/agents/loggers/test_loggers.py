@@ -389,3 +389,12 @@ def test_wandb_writes_an_offline_run(tmp_path: Path) -> None:
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert any(run.glob("*.wandb"))
     assert (tmp_path / "wandb-id.txt").read_text().strip() in run.name
+
+
+def test_failed_calls_of_a_partner_are_shown_once_there_are_any() -> None:
+    logger = RichLogger(RunInfo(), console=Console(file=io.StringIO()))
+    logger.log({"rollout/turns": 3.0, "rollout/partner_errors": 0.0}, 1)
+    assert logger._shown() == ["rollout/turns"]
+    logger.log({"rollout/turns": 3.0, "rollout/partner_errors": 2.0}, 2)
+    logger.log({"rollout/turns": 3.0, "rollout/partner_errors": 0.0}, 3)
+    assert logger._shown() == ["rollout/turns", "rollout/partner_errors"]

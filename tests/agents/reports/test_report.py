@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console
 
 import textenv
 from tests.helpers.models import letters, tiny
+from tests.helpers.partners import Guess
 from textenv.agents.cli.main import main
 from textenv.agents.data.batch import TrainingBatch
 from textenv.agents.loggers.jsonl import read_metrics
@@ -29,6 +31,9 @@ from textenv.agents.reports.report import write_report
 from textenv.agents.reports.run_data import RunData, read_run
 from textenv.agents.reports.run_plots import run_plots
 from textenv.episodes.batch import EpisodeBatch
+from textenv.partners import Reply
+from textenv.partners.registry import PARTNERS, register_partner
+from textenv.tasks.letters import letter_tokenizer
 
 NASTY = (
     "</script><script>alert(1)</script> [/b] [red]x[/red] <img src=x onerror=alert(2)> \x1b[31mred\x1b[0m "
@@ -495,3 +500,120 @@ def test_an_agent_built_by_hand_reports_only_with_the_callback(
     ).learn()
     assert (tmp_path / "report.html").is_file() == attached
     assert (tmp_path / "metrics.jsonl").is_file() and (tmp_path / "checkpoints").is_dir()
+
+
+# -- episodes of several turns -----
+
+
+@pytest.fixture(scope="module")
+def talk_dir(tmp_path_factory: pytest.TempPathFactory, reports: Any) -> Any:
+    """A tiny run with a hostile partner, whose calls fail sometimes."""
+    alphabet = "".join(chr(c) for c in range(32, 127) if chr(c) not in "<>") + "\x1b"
+    tokenizer = letter_tokenizer(alphabet)
+
+    class Hostile(Guess):
+        on_error = "reply"
+
+        def begin(self, rng: Any, top: int = 3) -> str:
+            super().begin(rng, top)
+            return "[b]\x1b{{ 7 * 7 }}"
+
+        def reply(self, text: str) -> Reply:
+            if text in "abcdefgh":
+                raise ValueError("\x1b[31m")
+            return replace(super().reply(text), role="user [/b]")
+
+    path = tmp_path_factory.mktemp("runs") / "talk"
+    register_partner("hostile")(Hostile)
+    try:
+        result = textenv.train(
+            "ppo",
+            tiny(tokenizer, width=16, positions=128),
+            tokenizer=tokenizer,
+            reward=[],
+            env_kwargs={"partner": "hostile", "max_turns": 3, "max_turn_tokens": 1, "max_length": 90},
+            run_dir=path,
+            loggers=(),
+            num_envs=4,
+            iterations=2,
+            episodes_per_iteration=32,
+            eval_episodes=32,
+        )
+    finally:
+        del PARTNERS["hostile"]
+    return path, result
+
+
+def test_samples_of_several_turns_show_who_said_what(talk_dir: Any) -> None:
+    path, result = talk_dir
+    kept = json.loads((path / "evaluations" / "after.json").read_text())
+    sample, episodes = kept["samples"][0], result.evaluation.episodes
+    turns, replies = (episodes.extras[name][0] for name in ("turns", "replies"))
+    said = sample["conversation"]
+    roles = ["opening", "policy", "user [/b]", "policy", "user [/b]", "policy", "user [/b]"]
+    assert {message["role"] for message in said} <= {*roles, "user"}  # "user" replies the errors
+    assert said[0] == {"role": "opening", "text": "[b]\x1b{{ 7 * 7 }}", "reward": None}
+    assert [message["text"] for message in said[1::2]] == turns
+    assert [message["reward"] for message in said[1::2]] == pytest.approx([r["reward"] for r in replies])
+    assert sum(message["reward"] for message in said[1::2]) == pytest.approx(sample["return"])
+    assert (sample["turns"], sample["stop_reason"]) == (len(turns), episodes.extras["stop_reason"][0])
+    columns, rows = result.evaluation.sample_table()
+    assert columns[:6] == ["prompt", "conversation", "return", "turns", "length", "stop_reason"]
+    assert re.match(rf"policy \(-?[\d.]+\): {re.escape(turns[0])} / user", rows[0][1])
+    assert "partner_errors" in columns and "partner_timeouts" not in columns
+
+
+def test_the_report_shows_roles_rewards_and_stop_reasons(talk_dir: Any) -> None:
+    path, _ = talk_dir
+    page = check_page(path / "report.html")
+    text = " ".join(page.texts)
+    for said in (r"[b]\x1b{{ 7 * 7 }}", "user [/b]", "3 turns · ended by max_turns", "partner errors 1"):
+        assert said in text
+    labels = [figure.name for figure in headline.figures(read_run(path))[0]]
+    assert {"turns per episode", "share of episodes ended by max_turns", "failed calls of the partner"} <= {
+        *labels
+    }
+    assert not {"share that ends with EOS", "time-outs of the partner"} & {*labels}
+    assert {"turns", "stop_reasons", "partner_failures"} <= {file.stem for file in (path / "plots").iterdir()}
+    assert re.search(r'<span class="role">policy</span> <span class="reward">-0.25</span>', path_text(path))
+    assert re.search(r'<b class="speaker">policy -\d\.\d+</b>', path_text(path))
+
+
+def path_text(path: Path) -> str:
+    return (path / "report.html").read_text(encoding="utf-8")
+
+
+def test_views_of_several_turns_name_the_speakers(talk_dir: Any) -> None:
+    _, result = talk_dir
+    episodes = result.evaluation.episodes
+    (view,) = tokens.token_views(episodes, result.agent.tokenizer, count=1)
+    starts = [start for start, role, _ in view.speakers if role == "policy"]
+    assert [view.tokens[start] for start in starts] == [
+        view.tokens[i] for i, own in enumerate(view.own) if own
+    ]
+    rewards = [reward for _, role, reward in view.speakers if role == "policy"]
+    assert rewards == pytest.approx(episodes.rewards[0][episodes.action_mask[0]].tolist())
+    assert view.ended == "truncated (max_turns)"
+    out = StringIO()
+    tokens.show([view], ["reward"], console=Console(file=out, width=60))
+    shown = out.getvalue()
+    assert f"\npolicy {rewards[0]:.4g}: " in shown.replace("-0.2500", "-0.25") and "\nuser" in shown
+    assert "\x1b" not in shown
+
+
+def test_generate_prints_conversations(
+    talk_dir: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = talk_dir
+    command = ["generate", str(path), "--prompt", "a", "--env.partner", "guess-number"]
+    command += ["--env.max_turns", "2", "--env.max_turn_tokens", "1"]
+    assert main(command) == 0
+    turn = r"policy \(-0\.\d\): .{0,6} / user: \S+"
+    shown = capsys.readouterr().out
+    assert re.search(
+        rf"^aGuess my number: 1 to 100 >>> {turn} / user: \S+ / {turn} / user: \S+$", shown, re.M
+    )
+    assert main([*command, "--out", str(tmp_path / "out.jsonl")]) == 0
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    roles = [said["role"] for said in row["conversation"]]
+    assert roles == ["opening", "policy", "user", "policy", "user"]
