@@ -133,18 +133,27 @@ def _samples(run: RunData) -> list[Sample]:
         names = ["return", *row["metrics"]] if paid else [*row["metrics"]]
         values = [{"return": side["return"], **side["metrics"]} if side else {} for side in (old, row)]
         numbers = tuple((name, values[0].get(name), values[1].get(name)) for name in names)
-        talks = [tuple((side or {}).get("conversation", ())) for side in (old, row)]
+        talks = [_talk(side, with_rewards=paid) for side in (old, row)]
+        endings = [_ending(side) if side and "conversation" in side else "" for side in (old, row)]
         found.append(
             Sample(
                 _before_opening(row["prompt"], talks[1]),
                 old["completion"] if old else None,
                 row["completion"],
                 numbers,
-                *(talk if paid else tuple({**said, "reward": None} for said in talk) for talk in talks),
-                *(_ending(side) if side and "conversation" in side else "" for side in (old, row)),
+                before_talk=talks[0],
+                after_talk=talks[1],
+                before_end=endings[0],
+                after_end=endings[1],
             )
         )
     return found
+
+
+def _talk(sample: Mapping[str, Any] | None, *, with_rewards: bool) -> tuple[Mapping[str, Any], ...]:
+    """The messages of a sample; none for episodes of one turn."""
+    messages = (sample or {}).get("conversation", ())
+    return tuple(said if with_rewards else {**said, "reward": None} for said in messages)
 
 
 def _before_opening(prompt: str, talk: Sequence[Mapping[str, Any]]) -> str:
