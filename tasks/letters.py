@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 
 
-def letter_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """A tokenizer whose token i is the i-th letter, then BOS, EOS and PAD; no separator between letters.
+def letter_tokenizer(alphabet: str, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer whose token i is the i-th letter, then the words, BOS, EOS and PAD; no separator between them.
 
     A letter outside the alphabet is an error, not an unknown token. No special tokens are added.
 
     Args:
         alphabet: distinct characters, none of them ``<`` or ``>``.
+        words: distinct texts of several characters that are one token each; of two that begin alike the
+            first one given is taken.
 
     Raises:
-        ValueError: if the alphabet is empty, repeats a character, or holds ``<`` or ``>``.
+        ValueError: if the alphabet is empty, repeats a character, or holds ``<`` or ``>``; or a word is
+            shorter than two characters, repeated, or holds one of these.
 
     Example:
         >>> tokenizer = letter_tokenizer("abc")
@@ -30,9 +36,14 @@ def letter_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
 
     if not alphabet or len(set(alphabet)) != len(alphabet) or set(alphabet) & set("<>"):
         raise ValueError(f"alphabet must hold distinct characters without '<' and '>', got {alphabet!r}")
-    vocabulary = {token: i for i, token in enumerate([*alphabet, BOS, EOS, PAD])}
+    if len(set(words)) != len(words) or any(len(word) < 2 or set(word) & set("<>") for word in words):
+        raise ValueError(
+            f"words must be distinct and longer than a letter, without '<' and '>', got {words!r}"
+        )
+    vocabulary = {token: i for i, token in enumerate([*alphabet, *words, BOS, EOS, PAD])}
     backend = Tokenizer(WordLevel(vocabulary))
-    backend.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
+    pattern = "|".join([*map(re.escape, words), "[\\s\\S]"])
+    backend.pre_tokenizer = Split(Regex(pattern), "isolated")
     backend.decoder = Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

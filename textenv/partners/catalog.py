@@ -17,3 +17,5 @@ BUILTIN: dict[str, tuple[str, str]] = {
     "wordle": ("textenv.tasks.partners.wordle", "Marks the letters of a guessed word of five letters."),
 }
 """Name -> (module, description). A module is imported when its partner is first asked for."""
+BUILTIN_TOOLS = {"calculator": "textenv.partners.calculator"}
+"""Name of a tool -> the module that registers it."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
+from textenv.partners.catalog import BUILTIN_TOOLS
 from textenv.utils.names import check_name, nearest, shown
 
 TOOLS: dict[str, Callable[..., Any]] = {}
@@ -119,10 +120,12 @@ def find_tool(spec: Any, *, allow_imports: bool = False) -> Callable[..., Any]:
             raise TypeError(f"a tool must be a function or its name, got {shown(spec)}")
         found: Callable[..., Any] = spec
         return found
+    if spec in BUILTIN_TOOLS and spec not in TOOLS:
+        import_module(BUILTIN_TOOLS[spec])
     if spec in TOOLS:
         return TOOLS[spec]
     if ":" not in spec:
-        raise ValueError(f"unknown tool {spec!r}; {nearest(spec, sorted(TOOLS))}")
+        raise ValueError(f"unknown tool {spec!r}; {nearest(spec, sorted({*TOOLS, *BUILTIN_TOOLS}))}")
     if not allow_imports:
         raise ValueError(
             f"tool {spec!r} names a function to import; give the function, register it with register_tool, "
