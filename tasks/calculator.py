@@ -151,9 +151,7 @@ def _changed(number: str, rng: np.random.Generator) -> str:
 
 
 def players(tool_share: float) -> list[Player]:
-    """A hundred players to draw from; of those that call the tool half are right, and a quarter each careless
-    and doubting.
-    """
+    """A hundred players to draw from; half of those that call the tool are right (rounded up)."""
     users: list[Player] = [tool_user, tool_user, careless_user, doubter]
     count = round(100 * tool_share)
     return [users[i % 4] for i in range(count)] + [guesser] * (100 - count)

@@ -11,7 +11,7 @@ BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 
 
 def letter_tokenizer(alphabet: str, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """A tokenizer whose token i is the i-th letter, then the words, BOS, EOS and PAD; no separator between them.
+    """A tokenizer whose token i is the i-th letter, then the words, BOS, EOS and PAD; no separators.
 
     A letter outside the alphabet is an error, not an unknown token. No special tokens are added.
 
