@@ -1,7 +1,7 @@
 """The task "guess-number": find a number by asking whether it is higher or lower; the optimum is known.
 
-Each number is one token and a turn is one token, so that a model of two layers can learn it: what is to be
-learned is the search, not how to spell numbers.
+Each number is one token, and so is a turn and a reply, which repeats the guess: a model of two layers learns
+to clone this data in a fifth of the steps that it needs when it has to look up its guess before the reply.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ _MOST = 10_000
 
 @register_task("guess-number", settings=GUESS_NUMBER)
 def build_guess_number(
-    split: str = "train", top: int = 100, max_turns: int = MAX_TURNS, data_seed: int = 0
+    split: str = "train",
+    top: int = 100,
+    repeat: bool = True,
+    max_turns: int = MAX_TURNS,
+    data_seed: int = 0,
 ) -> TaskData:
     """Find a number from 1 to 100 by asking whether it is higher or lower; optimum 0.52 (5.8 guesses).
 
@@ -40,6 +44,7 @@ def build_guess_number(
     Args:
         split: "train" or "validation", which are the same.
         top: the largest number.
+        repeat: replies repeat the guess.
         max_turns: most guesses.
         data_seed: of the data for offline agents.
 
@@ -51,20 +56,24 @@ def build_guess_number(
     check_at_least("max_turns", max_turns, 1)
     if top > _MOST:
         raise ValueError(f"top must be <= {_MOST}, for each number is a token, got {top}")
-    tokenizer = word_tokenizer([*map(str, range(1, top + 1)), *_WORDS])
+    numbers = [str(number) for number in range(1, top + 1)]
+    replies = [f"{reply}:{number}" for reply in ("lower", "higher") for number in numbers] if repeat else []
+    tokenizer = word_tokenizer([*numbers, *_WORDS, *replies])
     start = 1 + len(opening(top).split())
     return TaskData(
         prompts=[tokenizer.bos_token],
         tokenizer=tokenizer,
         rewards=[],
-        partner=["guess-number", {"top": top}],
+        partner=["guess-number", {"top": top, "repeat": repeat}],
         max_turns=max_turns,
         max_turn_tokens=1,
         max_new_tokens=max_turns,
         max_length=start + 2 * max_turns,
         optimum=best_return(top, max_turns),
         model_config=partial(small_gpt2, tokenizer, layers=2, width=64, heads=4, positions=512),
-        make_demonstrations=partial(guess_number_episodes, EPISODES, top, max_turns, seed=data_seed),
+        make_demonstrations=partial(
+            guess_number_episodes, EPISODES, top, max_turns, repeat=repeat, seed=data_seed
+        ),
     )
 
 
@@ -143,15 +152,20 @@ def _bounds(words: Sequence[str]) -> tuple[int, int]:
     """The smallest and largest number that the replies leave; all if they contradict each other."""
     low, high = 1, int(words[_TOP])
     for guess, reply in zip(words[_TOP + 1 :: 2], words[_TOP + 2 :: 2], strict=False):
-        if reply == "higher":
+        if reply.startswith("higher"):
             low = max(low, int(guess) + 1)
-        elif reply == "lower":
+        elif reply.startswith("lower"):
             high = min(high, int(guess) - 1)
     return low, high
 
 
 def guess_number_episodes(
-    episodes: int = EPISODES, top: int = 100, max_turns: int = MAX_TURNS, *, seed: int = 0
+    episodes: int = EPISODES,
+    top: int = 100,
+    max_turns: int = MAX_TURNS,
+    *,
+    repeat: bool = True,
+    seed: int = 0,
 ) -> EpisodeBatch:
     """Episodes of mixed quality: a third each of uniform, consistent and nearly optimal guesses.
 
@@ -159,6 +173,8 @@ def guess_number_episodes(
         episodes: how many.
         top: the largest number.
         max_turns: most guesses.
+        repeat: replies repeat the guess.
         seed: of the numbers and guesses.
     """
-    return play(build_guess_number(top=top, max_turns=max_turns), PLAYERS, episodes, seed=seed)
+    data = build_guess_number(top=top, repeat=repeat, max_turns=max_turns)
+    return play(data, PLAYERS, episodes, seed=seed)

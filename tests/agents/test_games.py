@@ -39,5 +39,5 @@ def test_a_partner_with_the_name_of_a_task_brings_its_model_and_arguments() -> N
         start=False,
         loggers=(),
     )
-    assert len(result.agent.envs.unwrapped.tokenizer) == 5 + 7 + 3
-    assert result.agent.policy.model.config.vocab_size == 15
+    assert len(result.agent.envs.unwrapped.tokenizer) == 5 + 7 + 10 + 3
+    assert result.agent.policy.model.config.vocab_size == 25

@@ -44,9 +44,9 @@ GARBAGE = (
 )
 
 
-def game(secret: int, top: int = 100) -> GuessNumber:
+def game(secret: int, top: int = 100, repeat: bool = True) -> GuessNumber:
     partner = GuessNumber()
-    partner.begin(np.random.default_rng(0), top=top)
+    partner.begin(np.random.default_rng(0), top=top, repeat=repeat)
     partner.secret = secret
     return partner
 
@@ -68,14 +68,21 @@ def test_rules_by_hand() -> None:
     replies = [partner.reply(text) for text in ("50", " 25", "I say 41!", "500", "what", "42")]
     said = [(reply.text, reply.reward, reply.done) for reply in replies]
     assert said == [
-        ("lower", -0.1, False),
-        ("higher", -0.1, False),
-        ("higher", -0.1, False),
+        ("lower:50", -0.1, False),
+        ("higher:25", -0.1, False),
+        ("higher:41", -0.1, False),
         ("lower", -0.1, False),
         ("number?", -0.2, False),
         ("right", 1.0, True),
     ]
     assert [dict(reply.info) for reply in replies[-2:]] == [{"malformed": True}, {"won": True}]
+
+
+def test_replies_need_not_repeat_the_guess() -> None:
+    assert [game(42, repeat=False).reply(text).text for text in ("50", "41")] == ["lower", "higher"]
+    batch = guess_number_episodes(20, 20, repeat=False, seed=0)
+    said = {reply["text"] for replies in batch.extras["replies"] for reply in replies}
+    assert said == {"lower", "higher", "right"}
 
 
 @pytest.mark.parametrize("text", [*GARBAGE, "50" + " " * 10_000, "\ud800", "50\u202e7"])
@@ -163,12 +170,12 @@ def test_the_environment_as_users_write_it() -> None:
     for token in ("50", "<eos>"):
         obs, rewards, *_ = envs.step(torch.full((4,), tokenizer.convert_tokens_to_ids(token)))
     assert rewards.tolist() == pytest.approx([-0.1] * 4)
-    assert tokenizer.decode(obs["input_ids"][0][7:10]) in ("50 <eos> lower", "50 <eos> higher")
+    assert tokenizer.decode(obs["input_ids"][0][7:10]) in ("50 <eos> lower:50", "50 <eos> higher:50")
 
 
 def test_arguments_of_the_partner_are_those_of_the_task() -> None:
     envs = gym.make_vec("TextRLHF-v0", num_envs=1, partner=["guess-number", {"top": 8}])
-    assert len(envs.unwrapped.tokenizer) == 8 + 7 + 3  # numbers, words, BOS, EOS and PAD
+    assert len(envs.unwrapped.tokenizer) == 8 + 7 + 16 + 3  # numbers, words, replies, BOS, EOS and PAD
     assert make_partner(["guess-number", {"top": 8}]).begin == {"top": 8}
     with pytest.raises(ValueError, match="guess-number: top must be >= 1, got 0"):
         make_partner(["guess-number", {"top": 0}]).make().begin(np.random.default_rng(0), top=0)
