@@ -82,6 +82,7 @@ def build_calculator(
         max_length=2 * digits + 2 + MAX_TURNS * (turn + 2 * digits + 2),
         optimum=1.0,
         model_config=partial(small_gpt2, tokenizer, layers=2, width=64, heads=4, positions=128),
+        make_player=best_player,
         make_demonstrations=partial(
             calculator_episodes, EPISODES, digits, tool_share=tool_share, seed=data_seed
         ),
@@ -112,6 +113,11 @@ def tool_user(words: Sequence[str], rng: np.random.Generator) -> str:
     """The optimal player: call the tool with the problem, then answer with its result."""
     problem, *results = _parts(words)
     return results[-1] if results else f"calc({problem})"
+
+
+def best_player() -> Player:
+    """The optimal player."""
+    return tool_user
 
 
 def guesser(words: Sequence[str], rng: np.random.Generator) -> str:

@@ -71,6 +71,7 @@ def build_guess_number(
         max_length=start + 2 * max_turns,
         optimum=best_return(top, max_turns),
         model_config=partial(small_gpt2, tokenizer, layers=2, width=64, heads=4, positions=512),
+        make_player=best_player,
         make_demonstrations=partial(
             guess_number_episodes, EPISODES, top, max_turns, repeat=repeat, seed=data_seed
         ),
@@ -125,6 +126,11 @@ def binary_search(words: Sequence[str], rng: np.random.Generator) -> str:
     """The optimal player: the middle of what is possible."""
     low, high = _bounds(words)
     return str((low + high) // 2)
+
+
+def best_player() -> Player:
+    """The optimal player."""
+    return binary_search
 
 
 def consistent_random(words: Sequence[str], rng: np.random.Generator) -> str:

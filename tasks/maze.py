@@ -61,6 +61,7 @@ def build_maze(
         max_length=1 + _opening_words(observed) + 2 * max_turns,
         optimum=best_return(observed, max_turns),
         model_config=partial(small_gpt2, tokenizer, layers=2, width=64, heads=4, positions=1024),
+        make_player=partial(best_moves, observed, max_turns),
         make_demonstrations=partial(maze_episodes, EPISODES, observed, max_turns, seed=data_seed),
     )
 

@@ -22,6 +22,7 @@ from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
+from textenv.tasks.players import Player
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
 from textenv.tasks.walk_settings import SETTINGS
@@ -254,4 +255,20 @@ def build_random_walks(split: str = "train", seed: int = DEFAULT_SEED) -> TaskDa
         model_config=partial(small_gpt2, tokenizer, layers=6, width=144, heads=12, positions=1024),
         texts=list(graph.walks),
         make_demonstrations=partial(walk_episodes, graph, tokenizer),
+        make_player=partial(shortest_walks, graph),
     )
+
+
+def shortest_walks(graph: WalkGraph) -> Player:
+    """The optimal player: a shortest walk from the prompt's letter to the goal."""
+    nodes = {LETTERS[GOAL]: 1, **graph.shortest}
+
+    def walk(words: Sequence[str], rng: np.random.Generator) -> str:
+        node, said = words[-1], ""
+        while node != LETTERS[GOAL]:
+            following = [LETTERS[i] for i in graph.successors[LETTERS.index(node)]]
+            node = min(following, key=nodes.__getitem__)
+            said += node
+        return said
+
+    return walk

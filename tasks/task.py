@@ -16,6 +16,7 @@ from textenv.utils.checks import check_at_least
 from textenv.utils.names import nearest, shown
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from textenv.episodes.batch import EpisodeBatch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SETTINGS_KEYS = ("settings", "start", "num_envs", "cannot")
 """Keys of what ``Task.settings`` gives."""
-_FUNCTIONS = ("model_config", "make_demonstrations", "make_preferences", "make_feedback")
+_FUNCTIONS = ("model_config", "make_demonstrations", "make_preferences", "make_feedback", "make_player")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +156,8 @@ class TaskData:
     """Makes ``preferences`` when they are first asked for."""
     make_feedback: Callable[[], Feedback] | None = None
     """Makes ``feedback`` when it is first asked for."""
+    make_player: Callable[[], Callable[[Sequence[str], np.random.Generator], str]] | None = None
+    """Makes ``player`` when it is first asked for."""
 
     def __post_init__(self) -> None:
         if len(self.prompts) == 0:
@@ -214,6 +217,14 @@ class TaskData:
     def feedback(self) -> Feedback | None:
         """Training data of a reward model and a judge, or None if the task has no human feedback."""
         return None if self.make_feedback is None else self.make_feedback()
+
+    @cached_property
+    def player(self) -> Callable[[Sequence[str], np.random.Generator], str] | None:
+        """A scripted player that does the task well (see ``textenv.tasks.players``), or None.
+
+        It is called with the words of an episode so far and a generator, and returns its next turn.
+        """
+        return None if self.make_player is None else self.make_player()
 
     def prompt_set(
         self,

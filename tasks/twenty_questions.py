@@ -14,7 +14,7 @@ from textenv.episodes.batch import EpisodeBatch
 from textenv.tasks.game_settings import TWENTY_QUESTIONS
 from textenv.tasks.models import small_gpt2
 from textenv.tasks.partners.twenty_questions import OPENING, PERSONS, THINGS, has
-from textenv.tasks.players import play
+from textenv.tasks.players import Player, play
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
 from textenv.tasks.words import word_tokenizer
@@ -55,6 +55,7 @@ def build_twenty_questions(split: str = "train", max_turns: int = MAX_TURNS, dat
         max_length=1 + _START + 2 * max_turns,
         optimum=best_return(len(PERSONS), max_turns),
         model_config=partial(small_gpt2, tokenizer, layers=2, width=128, heads=4, positions=512),
+        make_player=best_player,
         make_demonstrations=partial(twenty_questions_episodes, EPISODES, max_turns, seed=data_seed),
     )
 
@@ -127,6 +128,11 @@ def best(words: Sequence[str], rng: np.random.Generator) -> str:
     if len(left) <= 2:
         return PERSONS[left[0]]
     return min(THINGS, key=lambda thing: abs(2 * sum(has(person, thing) for person in left) - len(left)))
+
+
+def best_player() -> Player:
+    """The optimal player."""
+    return best
 
 
 def half_best(words: Sequence[str], rng: np.random.Generator) -> str:

@@ -63,6 +63,7 @@ def build_wordle(
         max_length=1 + _START + (1 + _LETTERS) * max_turns,
         optimum=values_of(words).best_return(max_turns),
         model_config=partial(small_gpt2, tokenizer, layers=2, width=128, heads=4, positions=512),
+        make_player=partial(best_words, words, max_turns),
         make_demonstrations=partial(wordle_episodes, EPISODES, words, max_turns, seed=data_seed),
     )
 

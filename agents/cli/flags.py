@@ -17,8 +17,8 @@ FLAGS = {
 """Flag -> its help."""
 SWITCHES = ("--allow_imports", "--trust_remote_code", "--traceback")
 """Flags that take no value."""
-REWARD_OPTIONS = ("reward", "rewards", "judge")
-"""Options, or last parts of options with dots, whose value may name a reward to import."""
+REWARD_OPTIONS = ("reward", "rewards", "judge", "player")
+"""Options, or last parts of options with dots, whose value may name code to import."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Flags:
     """Whether errors show where they came from."""
 
     def may_import(self, place: str) -> bool:
-        """Whether ``module:name`` may be imported: all may, or an option for rewards has it as its value.
+        """Whether ``module:name`` may be imported: all may, or an option for code has it as its value.
 
         Values of other options do not count, nor does a part of a longer name.
         """

@@ -22,6 +22,7 @@ COMMANDS = {
     "pipeline": "supervised fine-tuning, reward model and reinforcement learning in one run",
     "evaluate": "evaluate a policy or reward model: textenv evaluate FOLDER --task random-walks",
     "generate": "generate texts: textenv generate FOLDER --prompts prompts.jsonl",
+    "check": "check a task, its partner and its rewards for mistakes: textenv check guess-number",
     "report": "write the report of a run: textenv report FOLDER",
     "push": "upload a model with its card to the Hugging Face hub: textenv push FOLDER OWNER/NAME",
     "compare": "compare agents over seeds: textenv compare STUDY.yaml",
@@ -105,6 +106,10 @@ def _run(flags: Flags) -> int:
         from textenv.agents.cli import reports
 
         return reports.run(command, list(rest))
+    if command == "check":
+        from textenv.agents.cli.check import check
+
+        return check(list(rest), flags)
     if command == "compare":
         from textenv.agents.cli.compare import compare
 

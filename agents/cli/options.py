@@ -128,3 +128,36 @@ class GenerateOptions(PlayOptions):
         """Check the ranges."""
         super().validate()
         self.check(limit=">= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(Config):
+    """Options of `textenv check`."""
+
+    prompts: str | None = None
+    """File, folder or hub id of prompts, instead of the task's."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer; None is the task's."""
+    reward: Any = None
+    """A reward, or a list of them, as for `textenv train`; None is the task's."""
+    split: str = "train"
+    """Part of the task's prompts."""
+    player: str | None = None
+    """A scripted player, module:function or file.py:function; None is the task's."""
+    episodes: int = 16
+    """Episodes of each check."""
+    num_envs: int = 4
+    """Rows of the environment."""
+    seed: int = 0
+    """Seed of the episodes."""
+    skip: tuple[str, ...] = ()
+    """Checks to leave out, such as '[sockets, latency]'."""
+    json: bool = False
+    """Print the findings and the measured values as JSON instead of a table."""
+    env: EnvOptions = field(default_factory=EnvOptions)
+    """Options of the environment."""
+
+    def validate(self) -> None:
+        """Check the ranges."""
+        super().validate()
+        self.check(episodes=">= 1", num_envs=">= 1", seed=">= 0")
