@@ -65,7 +65,7 @@ def build_calculator(
         prompts=[f"{problem}=" for problem in problems],
         columns={"answer": [calc(problem) for problem in problems]},
         tokenizer=tokenizer,
-        rewards=["exact-match"],
+        rewards=[["exact-match", {"column": "answer"}]],
         partner=[
             "tools",
             {

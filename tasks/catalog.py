@@ -12,10 +12,12 @@ MODULES = (
     "wordle",
     "twenty_questions",
     "calculator",
+    "countdown",
 )
 """Modules of this package that register them."""
 BUILTIN: dict[str, str] = {
     "calculator": "Products of two numbers that a tool computes, if it is called; optimum 1, on a CPU.",
+    "countdown": "Reach a number from three others with + - * /; the answer is checked; optimum 1.",
     "guess-number": "Find a number from 1 to 100 by asking whether it is higher or lower; optimum 0.52.",
     "maze": "Find the goal of a maze, seeing one's cell or only walls; optimum -6.84 or -7.24, 30 moves.",
     "probe-constant": "Always write one letter: the simplest bandit; an agent that fails it learns nothing.",
