@@ -89,6 +89,7 @@ ARGUMENTS: list[tuple[str, str]] = [
     ),
 ]
 """(pattern of a command, arguments after its own); all that fit are added in this order."""
+_SHORT_RUN = "iterations=1, episodes_per_iteration=8, eval_episodes=4, start=False"
 REPLACED: list[tuple[str, str, str]] = [
     (
         "README.md",
@@ -107,6 +108,12 @@ REPLACED: list[tuple[str, str, str]] = [
     ),
     ("docs/games.md", "maze_episodes(5000", "maze_episodes(50"),
     ("docs/index.md", "range(20)", "range(2)"),
+    ("docs/turns.md", "iterations=30", "iterations=1, eval_episodes=4"),
+    ("docs/turns.md", "episodes_per_iteration=128", "episodes_per_iteration=8"),
+    *[
+        ("docs/turns.md", f"{given}, loggers=())", f"{given}, {_SHORT_RUN}, loggers=())")
+        for given in ('task="guess-number"', 'partner=["guess-number", {"top": 8}]')
+    ],
     ("docs/other_agents.md", "{iterations: 20, learning_rate", "{iterations: 1, learning_rate"),
     ("docs/ray.md", "num_actors=4", "num_actors=1"),
     ("docs/ray.md", "PPOConfig()", "PPOConfig(iterations=1, episodes_per_iteration=8)"),

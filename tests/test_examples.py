@@ -30,8 +30,11 @@ SHORT = {
 }
 SHORT |= {"sb3_ppo": ["--steps", "1024"], "dpo_preferences": ["--steps", "20"]}
 SHORT |= {"calculator_tool": ["--iterations", "1", "--pretraining", "2"]}
+SHORT |= {"guess_number": ["--iterations", "1"]}
 EXPECTED |= {
     "calculator_tool": r"before: \d\.\d+ calls per episode, 0\.\d+ right, .*\nafter: \d\.\d+ calls",
+    "guess_number": r"turns \d.* -> \d.*, return -\d\.\d+ -> -?\d\.\d+ \(optimum 0\.84\)\npolicy \(",
+    "simulated_user": r"\[\w+\] .policy \(0\): .* / user: ",
     "sb3_ppo": r"SB3's PPO on probe-end .*: return -?\d\.\d+ -> -?\d\.\d+",
     "dpo_preferences": r"dpo: the chosen side is likelier in \d+% -> \d+% of 56 pairs",
     "custom_agent": r"\[3/3\] ppo on probe-end, seed 0: reward 0\.\d+, .*\nNo winner can be called: 1 seed",

@@ -14,6 +14,7 @@ PACKAGES = {
     "textenv.episodes": "Records of generated episodes and of preference pairs, and their files.",
     "textenv.prompts": "Tokenized prompts.",
     "textenv.data": "Users' files and data sets as prompts, episodes and preference pairs.",
+    "textenv.partners": "Other roles in episodes of several turns: games, tools, users.",
     "textenv.rewards": "Reward terms, the wrappers that apply them, and their registry.",
     "textenv.tasks": "Tasks: prompts, a tokenizer, rewards and limits under one name.",
     "textenv.agents.losses": "Losses and advantages: pure functions of tensors.",
