@@ -24,22 +24,15 @@ if args.model:
     model = AutoModelForCausalLM.from_pretrained(args.model)
 else:
     tokenizer = letter_tokenizer("".join(chr(c) for c in range(32, 123) if chr(c) not in "<>") + "\n")
-    model = AutoModelForCausalLM.from_config(
-        small_gpt2(tokenizer, layers=1, width=32, heads=2, positions=512)
-    )
+    config = small_gpt2(tokenizer, layers=1, width=32, heads=2, positions=512)
+    model = AutoModelForCausalLM.from_config(config)
 
-user = {
-    "model": model,
-    "tokenizer": tokenizer,
-    "persona": "You want to {goal}. Say DONE when you know enough.",
-}
+user = {"model": model, "tokenizer": tokenizer, "persona": "You want to {goal}. Say DONE when you can."}
 goals = ["cook a soup", "plan a trip"]
 turns = {"max_turns": args.turns, "max_turn_tokens": 24, "partner": ["language-model", user]}
-chat = {"chat_template": tokenizer.chat_template is not None}
-prompts = [{"prompt": f"I want to {goal}. Can you help me?", "goal": goal} for goal in goals]
-envs = gym.make_vec(
-    "TextRLHF-v0", num_envs=2, prompts=prompts, tokenizer=tokenizer, rewards=[], **turns, **chat
-)
+turns["chat_template"] = tokenizer.chat_template is not None
+prompts = [{"prompt": f"I want to {goal}.", "goal": goal} for goal in goals]
+envs = gym.make_vec("TextRLHF-v0", 2, prompts=prompts, tokenizer=tokenizer, rewards=[], **turns)
 episodes = textenv.collect(envs, textenv.DecodingPolicy(model), 4, seed=0)
 for conversation, reason in zip(conversations(episodes), episodes.extras["stop_reason"], strict=True):
     print(f"[{reason}] {conversation_line(conversation)!r}")
