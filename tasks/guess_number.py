@@ -23,7 +23,7 @@ from textenv.utils.checks import check_at_least, check_choice
 
 MAX_TURNS = 10
 SPLITS = ("train", "validation")
-EPISODES = 3000
+EPISODES = 5000
 """Of the data for offline agents."""
 _WORDS = ("Guess", "my", "number:", "to", "higher", "lower", "number?")
 _MOST = 10_000
@@ -149,8 +149,12 @@ def noisy_search(words: Sequence[str], rng: np.random.Generator) -> str:
     return (binary_search if rng.random() < 2 / 3 else consistent_random)(words, rng)
 
 
-PLAYERS: tuple[Player, ...] = (uniform_random, consistent_random, noisy_search)
-"""Of the data for offline agents."""
+PLAYERS: tuple[Player, ...] = (
+    uniform_random,
+    *(consistent_random, consistent_random),
+    *(noisy_search, noisy_search),
+)
+"""Of the data for offline agents, each equally likely."""
 _TOP = len(opening(1).split()) - 1
 
 
@@ -173,7 +177,7 @@ def guess_number_episodes(
     repeat: bool = True,
     seed: int = 0,
 ) -> EpisodeBatch:
-    """Episodes of mixed quality: a third each of uniform, consistent and nearly optimal guesses.
+    """Episodes of mixed quality: a fifth guess any number, two fifths a possible one, two search.
 
     Args:
         episodes: how many.
