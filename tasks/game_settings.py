@@ -21,9 +21,32 @@ _ILQL: dict[str, Any] = {
     "decode_beta": 20.0,
 }
 
+_PPO: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "lr_schedule": "linear",
+    "epochs": 4,
+    "minibatches": 4,
+    "kl_coef": 0.0,
+    # Returns of -30 are far from the first values.
+    "value_clip_range": None,
+    "value_head": "mlp",
+}
+
 GUESS_NUMBER: dict[str, dict[str, Any]] = {}
 MAZE: dict[str, dict[str, Any]] = {
     "ilql": {"settings": {**_ILQL, "steps": 1200}, "num_envs": 128},
+    "ppo": {
+        "settings": {
+            **_PPO,
+            "iterations": 30,
+            "episodes_per_iteration": 256,
+            "entropy_coef": 0.01,
+            "gamma": 0.99,
+            "value_coef": 0.05,
+        },
+        "start": {"steps": 100, "batch_size": 64, "learning_rate": 2e-3},
+        "num_envs": 128,
+    },
 }
 WORDLE: dict[str, dict[str, Any]] = {}
 TWENTY_QUESTIONS: dict[str, dict[str, Any]] = {}

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
+import pytest
 import torch
 
 import textenv
+from textenv.agents.base.registry import get_agent
+from textenv.agents.train_setup.task_start import start_config
+from textenv.tasks import make_task
 
 
 def test_rewards_and_kl_are_added_to_those_of_the_partner() -> None:
@@ -41,3 +47,22 @@ def test_a_partner_with_the_name_of_a_task_brings_its_model_and_arguments() -> N
     )
     assert len(result.agent.envs.unwrapped.tokenizer) == 5 + 7 + 10 + 3
     assert result.agent.policy.model.config.vocab_size == 25
+
+
+@pytest.mark.parametrize("task", ["guess-number", "maze", "wordle", "twenty-questions"])
+def test_settings_of_the_games_fit_their_agents(task: str) -> None:
+    for agent, found in make_task(task).agent_settings.items():
+        config = get_agent(agent).config_class(**found["settings"])
+        assert config.idle() == {} and config.given().keys() == found["settings"].keys()
+        if "start" in found:
+            assert start_config(found["start"], True) is not None
+
+
+@pytest.mark.parametrize("task", ["guess-number", "maze"])
+def test_offline_agents_learn_from_the_games_data(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"textenv.tasks.{task.replace('-', '_')}")
+    monkeypatch.setattr(module, "EPISODES", 24)
+    settings = {"steps": 1, "batch_size": 8, "eval_episodes": 4, "loggers": ()}
+    result = textenv.train("ilql", task=task, **settings)
+    assert len(result.agent.dataset) == 24
+    assert result.evaluation.metrics["return/mean"] < 0
