@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint
 from typing import Any, TypeVar, overload
 
 from textenv.tasks.catalog import BUILTIN, MODULES
+from textenv.tasks.plugins import TaskLoadError, installed_tasks, package_of
 from textenv.tasks.task import Task, TaskData
 from textenv.utils.names import check_name, nearest, shown
 
@@ -92,6 +95,7 @@ def make_task(name: str | Task) -> Task:
 
     Raises:
         ValueError: if no task has this name; the message lists the known ones, nearest first.
+        TaskLoadError: if the task of an installed package cannot be loaded.
 
     Example:
         >>> make_task("random-walk")
@@ -102,20 +106,50 @@ def make_task(name: str | Task) -> Task:
     if isinstance(name, Task):
         return name
     _load_built_in()
+    if isinstance(name, str) and name not in _TASKS and name in installed_tasks():
+        _load_installed(installed_tasks()[name])
     if not isinstance(name, str) or name not in _TASKS:
-        raise ValueError(f"unknown task {shown(name)}; {nearest(name, _TASKS)}")
+        raise ValueError(f"unknown task {shown(name)}; {nearest(name, task_names())}")
     return _TASKS[name]
 
 
 def task_names() -> list[str]:
-    """Names of all tasks, sorted."""
+    """Names of all tasks, those of installed packages included, sorted."""
     _load_built_in()
-    return sorted(_TASKS)
+    return sorted({*_TASKS, *installed_tasks()})
 
 
 def describe() -> dict[str, str]:
-    """Name -> one line about it, for every task."""
-    return {name: make_task(name).description for name in task_names()}
+    """Name -> one line about it, for every task; of one that cannot be loaded, the reason."""
+    found = {}
+    for name in task_names():
+        try:
+            found[name] = make_task(name).description
+        except TaskLoadError as error:
+            found[name] = f"cannot be loaded: {' '.join(str(error).partition(': ')[2].split())}"
+    return found
+
+
+def _load_installed(point: EntryPoint) -> None:
+    """Load a task of an installed package.
+
+    Raises:
+        TaskLoadError: if loading raises an exception, or gives no task.
+    """
+    where = f"task {point.name!r} of {package_of(point)} cannot be loaded"
+    try:
+        target = point.load()
+        if callable(target) and point.name not in _TASKS:
+            register_task(point.name, target)
+    except Exception as error:
+        raise TaskLoadError(f"{where}: {type(error).__name__}: {error}") from error
+    if point.name not in _TASKS:
+        what = (
+            "registers no task of this name"
+            if inspect.ismodule(target)
+            else "is neither a module nor a builder"
+        )
+        raise TaskLoadError(f"{where}: {point.value} {what}")
 
 
 def _load_built_in() -> None:

@@ -12,14 +12,19 @@ from textenv.agents.base.registry import list_agents
 from textenv.agents.cli.errors import UsageError
 from textenv.rewards.catalog import BUILTIN as reward_lines
 from textenv.tasks.catalog import BUILTIN as task_lines
+from textenv.tasks.plugins import installed_tasks
 from textenv.utils.names import nearest
 
 
 def run(what: str, argv: Sequence[str]) -> int:
     """List, or show the documentation of the one that ``argv`` names."""
+    if what == "tasks" and argv and argv[0] == "new":
+        return _new_task(argv[1:])
     lines = _lines(what)
     if "--help" in argv or "-h" in argv:
         print(f"usage: textenv {what} [NAME]\n\nList the {what}, or show the documentation of one.")
+        if what == "tasks":
+            print("\ntextenv tasks new NAME [FOLDER] writes a package with a task, to begin with.")
         return 0
     if len(argv) > 1 or (argv and argv[0].startswith("-")):
         raise UsageError(f"textenv {what} takes at most a name, got {' '.join(argv)}")
@@ -38,8 +43,26 @@ def _lines(what: str) -> dict[str, str]:
     if what == "agents":
         return list_agents()
     builtin = task_lines if what == "tasks" else reward_lines
+    if what == "tasks" and installed_tasks():
+        from textenv.tasks.registry import describe
+
+        return describe()
     registry = sys.modules.get(f"textenv.{what}.registry")  # loaded if the user's code registered something
     return builtin | (registry.describe() if registry is not None else {})
+
+
+def _new_task(argv: Sequence[str]) -> int:
+    """Write the package of a new task."""
+    if "--help" in argv or "-h" in argv:
+        print("usage: textenv tasks new NAME [FOLDER]\n\nWrite a package with a task, to begin with.")
+        return 0
+    if not 1 <= len(argv) <= 2 or any(token.startswith("-") for token in argv):
+        raise UsageError("textenv tasks new takes the task's name, and optionally a folder")
+    from textenv.tasks.scaffold import new_task
+
+    folder = new_task(argv[0], *argv[1:])
+    print(f"package: {folder}\nnext: cd {folder}; pip install -e .; textenv check {argv[0]}")
+    return 0
 
 
 def _print_list(lines: dict[str, str]) -> None:

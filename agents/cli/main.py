@@ -26,7 +26,7 @@ COMMANDS = {
     "report": "write the report of a run: textenv report FOLDER",
     "push": "upload a model with its card to the Hugging Face hub: textenv push FOLDER OWNER/NAME",
     "compare": "compare agents over seeds: textenv compare STUDY.yaml",
-    "tasks": "list the tasks, or one task's arguments: textenv tasks reviews",
+    "tasks": "list the tasks, show one (textenv tasks reviews), or begin one (textenv tasks new NAME)",
     "agents": "list the agents",
     "rewards": "list the rewards, or one reward's documentation: textenv rewards length",
 }
