@@ -23,6 +23,7 @@ from textenv.rewards.registry import register_reward
 from textenv.rewards.term import RewardTerm
 from textenv.tasks.letters import letter_tokenizer
 from textenv.tasks.models import small_gpt2
+from textenv.tasks.players import Player
 from textenv.tasks.registry import register_task
 from textenv.tasks.task import TaskData
 from textenv.utils.checks import check_at_least, check_choice, check_number
@@ -120,6 +121,7 @@ def build_countdown(
         optimum=1.0,
         model_config=partial(small_gpt2, tokenizer, layers=3, width=96, heads=4, positions=64),
         texts=[prompt + solution for prompt, solution in zip(prompts, solutions, strict=True)],
+        make_player=best_player,
         make_demonstrations=partial(countdown_episodes, EPISODES, count, top, most, seed=data_seed),
     )
 
@@ -149,6 +151,16 @@ def solve(numbers: Sequence[int], target: int) -> str:
     if found is None:
         raise ValueError(f"{target} cannot be reached from {list(numbers)}")
     return found[0]
+
+
+def best_player() -> Player:
+    """The optimal player."""
+    return _solve_words
+
+
+def _solve_words(words: Sequence[str], rng: np.random.Generator) -> str:
+    numbers, _, target = "".join(words).rstrip("=").partition(":")
+    return solve([int(text) for text in numbers.split(",")], int(target))
 
 
 def any_expression(numbers: Sequence[int], rng: np.random.Generator) -> str:

@@ -53,6 +53,10 @@ def test_every_problem_is_solved(count: int) -> None:
         for numbers, target in zip(data.columns["numbers"], data.columns["target"], strict=True):
             text = solve(numbers, target)
             assert expression_value(text, numbers) == target and len(text) < data.max_new_tokens
+        assert data.player is not None
+        assert (
+            data.player([data.prompts[0]], np.random.default_rng(0)) == data.texts[0][len(data.prompts[0]) :]
+        )
     assert not {*build_countdown("train").prompts} & {*build_countdown("validation").prompts}
 
 
