@@ -106,6 +106,11 @@ REPLACED: list[tuple[str, str, str]] = [
         'task="maze")',
         'task="maze", iterations=1, episodes_per_iteration=8, eval_episodes=4, start=False, loggers=())',
     ),
+    (
+        "docs/tools.md",
+        'task="calculator")',
+        'task="calculator", iterations=1, episodes_per_iteration=8, eval_episodes=4, start=False)',
+    ),
     ("docs/games.md", "maze_episodes(5000", "maze_episodes(50"),
     ("docs/index.md", "range(20)", "range(2)"),
     ("docs/turns.md", "iterations=30", "iterations=1, eval_episodes=4"),
