@@ -14,6 +14,7 @@ from tests.helpers.tokenizer_families import FAMILIES
 from textenv.partners import Partner, Reply
 from textenv.prompts.messages import render
 from textenv.prompts.turn_template import TurnTemplate
+from textenv.tasks.letters import letter_tokenizer
 
 
 def template(name: str) -> TurnTemplate | None:
@@ -130,3 +131,15 @@ def test_messages_need_a_chat_template() -> None:
     )
     with pytest.raises(ValueError, match="only where prompts are chats"):
         env.reset(seed=0)
+
+
+def test_a_repeated_reply_has_the_same_tokens_whatever_was_done_with_the_first() -> None:
+    found = TurnTemplate(letter_tokenizer("abc "), chat=False)
+    first = found.encode("ab", closed=False, before="c")
+    kept = [*first]
+    first.append(99)
+    assert found.encode("ab", closed=False, before="c") == kept
+    assert found.encode("a" * 300, closed=True) == [0] * 300
+    for i in range(5000):  # more than are kept
+        found.encode("ab"[i % 2] * (i % 190), closed=True, before=str(i))
+    assert found.encode("ab", closed=False, before="c") == kept
