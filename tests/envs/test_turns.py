@@ -483,6 +483,20 @@ def test_an_exception_can_be_the_reply() -> None:
     assert env.unwrapped.finished.extras["partner_errors"] == [4]
 
 
+def test_a_reply_that_cannot_be_encoded_is_an_error_of_the_partner() -> None:
+    env = gym.make("TextRLHF-v0", **{**MADE, "partner": script("?")})
+    env.reset(seed=0)
+    with pytest.raises(PartnerError, match=r"replies\[0\] can't be tokenised"):
+        play(env, [1, EOS])
+    ending = type("Ending", (script("?"),), {"on_error": "end"})
+    env = gym.make("TextRLHF-v0", **{**MADE, "partner": ending})
+    env.reset(seed=0)
+    *_, (_, _, terminated, truncated, _) = play(env, [1, EOS])
+    assert (terminated, truncated) == (False, True)
+    extras = env.unwrapped.finished.extras
+    assert (extras["stop_reason"], extras["partner_errors"]) == (["error"], [1])
+
+
 def test_an_exception_is_raised_by_default() -> None:
     with pytest.raises(PartnerError, match=r"Failing raised ZeroDivisionError: below five \(row \d\)"):
         textenv.collect(make_vec(3, partner=Failing), by_key, 12, seed=0)

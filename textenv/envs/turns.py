@@ -233,13 +233,7 @@ class Turns:
         """One reply: end the episode, or append the reply and go on."""
         row, talk = outcome.row, self.conversations[outcome.row]
         step.completed[row] = True
-        reply = self._resolved(outcome, talk)
-        ids = [] if reply is None else self._encoded(row, reply, talk)
-        if reply is not None and not reply.done and not ids:
-            # Without a token between them two turns would be one.
-            error = ValueError("a reply that does not end the episode must have a token, got none")
-            reply = self._resolved(Outcome(row, error=error), talk)
-            ids = [] if reply is None else self._encoded(row, reply, talk)
+        reply, ids = self._read(outcome, talk)
         if reply is None:
             step.truncated[row] = True
             self._end(row, "timeout" if _timed_out(outcome) else "error")
@@ -267,10 +261,22 @@ class Turns:
         else:
             step.added[row] = ids
 
+    def _read(self, outcome: Outcome, talk: Conversation) -> tuple[Reply | None, list[int]]:
+        """The reply and its token ids (none if it ends the episode), or what ``on_error`` makes of it."""
+        reply = self._resolved(outcome, talk)
+        if reply is None or reply.done:
+            return reply, []
+        try:
+            ids = self._encoded(outcome.row, reply, talk)
+            if not ids:  # without a token between them two turns would be one
+                raise ValueError("a reply that does not end the episode must have a token, got none")
+        except ValueError as error:
+            reply = self._resolved(Outcome(outcome.row, error=error), talk)
+            ids = [] if reply is None else self._encoded(outcome.row, reply, talk)
+        return reply, ids
+
     def _encoded(self, row: int, reply: Reply, talk: Conversation) -> list[int]:
-        """Token ids of a reply; none if it ends the episode."""
-        if reply.done:
-            return []
+        """Token ids of a reply that does not end the episode."""
         closed, index = bool(self._closed[row]), int(self._index[row])
         return self.prompts.reply(index, reply, closed=closed, said=talk.turns[-1])
 

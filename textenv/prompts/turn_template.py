@@ -102,7 +102,11 @@ class TurnTemplate:
             cuts = [match.start() + 1 for match in self._control.finditer(text)]
             pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         befores = [before, *pieces[:-1]]
-        encoded = encode_continuations(befores, pieces, self.tokenizer)
+        try:
+            encoded = encode_continuations(befores, pieces, self.tokenizer)
+        except Exception:
+            token_ids(pieces, self.tokenizer, special=False, name="replies")  # names what can't be tokenised
+            raise
         ids = [i for piece in encoded for i in piece]
         if self._control is None:
             return ids
