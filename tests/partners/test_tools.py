@@ -11,9 +11,11 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
-import textenv  # noqa: F401 - registers the environment
+import textenv
 from tests.helpers.template_families import chat_tokenizer
+from textenv.agents.evaluation.turns import turn_metrics
 from textenv.partners import make_partner
 from textenv.partners.partner import ReplyError
 from textenv.partners.tool_formats import Call, MalformedCall, calls_of_message, parse_calls
@@ -67,6 +69,19 @@ def hang(seconds: float) -> str:
     """
     HANGS.wait(seconds)
     return "late"
+
+
+def stall(expression: str) -> str:
+    """Wait for long, under the name of another tool.
+
+    Args:
+        expression: ignored.
+    """
+    HANGS.wait(5)
+    return expression
+
+
+stall.__name__ = "calc"
 
 
 async def slowly(seconds: float) -> str:
@@ -467,6 +482,69 @@ def test_on_error_is_for_exceptions_of_tools(on_error: str) -> None:
     else:
         play(env, LETTERS, ["calc(1)"], LETTERS.eos_token_id)
         assert env.unwrapped.finished.extras["stop_reason"] == ["error"]
+
+
+def test_a_time_out_of_a_tool_is_counted_and_replied_or_ends_the_episode() -> None:
+    found = {}
+    for on_error in ("reply", "end"):
+        options = {"call_format": "python", "describe": False, "result_format": "{}=", "error_text": "?"}
+        spec = ["tools", {"tools": [stall], "timeout": 0.05, "on_error": on_error, **options}]
+        env = gym.make(
+            "TextRLHF-v0", partner=spec, prompts=["1="], tokenizer=LETTERS, rewards=[], max_new_tokens=40
+        )
+        env.reset(seed=0)
+        try:
+            play(env, LETTERS, ["calc(1)"], LETTERS.eos_token_id)
+        finally:
+            HANGS.set()
+        if on_error == "reply":
+            play(env, LETTERS, ["2"], LETTERS.eos_token_id)
+        HANGS.clear()
+        extras = env.unwrapped.finished.extras
+        found[on_error] = extras["stop_reason"][0], extras["partner_timeouts"][0], extras["partner_errors"][0]
+        env.close()
+    assert found == {"reply": ("done", 1, 0), "end": ("timeout", 1, 0)}
+
+
+def calls_at_random(obs: Any, info: Any) -> Any:
+    """Calls, malformed ones and answers, a function of the noise key of the turn's first token."""
+    actions = []
+    starts, rows = obs["prompt_length"].tolist(), obs["input_ids"].tolist()
+    lengths = obs["attention_mask"].sum(-1).tolist()
+    for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        if start == length:
+            CHOSEN[i] = ("calc(2*3)", "calc(2", "6", "calc(9)")[int(info["key"][i]) % 4]
+        turn = [*ids(LETTERS, CHOSEN[i]), LETTERS.eos_token_id]
+        actions.append(turn[min(length - start, len(turn) - 1)])
+        assert len(rows[i]) >= length
+    return torch.tensor(actions)
+
+
+CHOSEN: dict[int, str] = {}
+
+
+@pytest.mark.parametrize("waiting", ["block", "step"])
+def test_workers_and_rows_change_no_episode_and_metrics_count_calls(waiting: str) -> None:
+    options = {"tools": [calc], "call_format": "python", "describe": False, "result_format": "{}="}
+    made = {
+        "prompts": ["1=", "2="],
+        "tokenizer": LETTERS,
+        "rewards": [],
+        "max_new_tokens": 60,
+        "max_turns": 4,
+    }
+    batches = []
+    for num_envs, workers in ((1, 0), (3, 2)):
+        spec = ["tools", {**options, "error_text": "?", "workers": workers}]
+        envs = gym.make_vec("TextRLHF-v0", num_envs, partner=spec, **made)
+        batches.append(textenv.collect(envs, calls_at_random, 12, seed=0, waiting=waiting))
+        envs.close()
+    assert batches[0].input_ids.tolist() == batches[1].input_ids.tolist()
+    assert batches[0].extras == batches[1].extras
+    counts = [tool_counts(replies) for replies in batches[0].extras["replies"]]
+    metrics = turn_metrics(batches[0])
+    assert metrics["rollout/tool_calls"] == sum(calls for calls, _ in counts) / 12 > 0.5
+    assert metrics["rollout/tool_errors"] == sum(failed for _, failed in counts) / 12 > 0
 
 
 QWEN = (

@@ -54,7 +54,12 @@ class PartnerSpec:
 
     def tools(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> ToolDescription:
         """What the policy is shown of the partner's tools; see ``Partner.bind``."""
-        return None if self.cls.bind is Partner.bind else self.make().bind(tokenizer, chat=chat)
+        if self.cls.bind is Partner.bind:
+            return None
+        partner = self.make()
+        tools = partner.bind(tokenizer, chat=chat)
+        partner.close()
+        return tools
 
     def begin_arguments(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of ``Partner.begin``: those of the spec, and the columns of a prompt that it takes."""
