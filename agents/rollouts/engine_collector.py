@@ -173,19 +173,19 @@ def check_playable(request: RolloutRequest) -> None:
         raise ValueError(f"rollouts by an engine need one learning process, got {process_group.world_size()}")
     if type(base) not in (TextVectorEnv, MadeTextVectorEnv):
         raise ValueError(
-            "an engine writes what follows the tokens of a row, so envs must be TextVectorEnv, "
-            f"got {type(base).__name__}, which may do more"
+            "an engine only continues the tokens of a row, so envs must be TextVectorEnv, "
+            f"got {type(base).__name__}"
         )
     layers = [
         layer for layer in scorer.walk(request.envs) if layer is not base and not hasattr(layer, "term")
     ]
     if layers:
         raise ValueError(
-            f"an engine does not see what the wrapper {type(layers[0]).__name__} makes of observations and "
-            "rewards; use reward terms (rewards=[...]) or play without an engine"
+            f"an engine does not apply the wrapper {type(layers[0]).__name__} to observations and "
+            "rewards; use reward terms (rewards=[...]), or leave rollouts= out"
         )
     if policy.decoding.logits_processor is not None or policy.decoding.restriction is not None:
-        raise ValueError("an engine can't act with a logits processor or a nucleus; play without rollouts=")
+        raise ValueError("an engine can't apply a logits processor or a nucleus; leave rollouts= out")
     if request.importance_correction == "none":
         warnings.warn(
             "an engine's log-probs differ from the policy's by its own rounding, which nothing makes up for; "

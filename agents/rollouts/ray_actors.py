@@ -246,8 +246,8 @@ class Work:
     """State of the reward terms, if the actor scores."""
 
 
-class Played(NamedTuple):
-    """Result of a call."""
+class ActorResult(NamedTuple):
+    """Result of ``RolloutActor.generate``."""
 
     episodes: EpisodeBatch
     """The actor's episodes, on the CPU."""
@@ -279,7 +279,7 @@ class RolloutActor:
         """Id of the actor's process."""
         return os.getpid()
 
-    def play(self, work: Work) -> Played:
+    def generate(self, work: Work) -> ActorResult:
         """Generate this actor's episodes, each to its end."""
         started = time.perf_counter()
         if work.recipe != self._recipe:
@@ -306,7 +306,7 @@ class RolloutActor:
             wrappers = scorer.reward_wrappers(self._envs)
             scorer.load_state_dict(wrappers, work.reward_state)
             scorer.score_episodes(episodes, wrappers)
-        return Played(episodes.to("cpu"), os.getpid(), time.perf_counter() - started)
+        return ActorResult(episodes.to("cpu"), os.getpid(), time.perf_counter() - started)
 
     def _build(self, work: Work) -> None:
         env, policy = (self._fetch(reference) for reference in work.recipe)

@@ -24,7 +24,7 @@ from textenv.episodes.batch import EpisodeBatch
 from textenv.utils.ray_session import connect, gather, start_actors, stop_actors
 
 if TYPE_CHECKING:
-    from textenv.agents.rollouts.ray_actors import Played
+    from textenv.agents.rollouts.ray_actors import ActorResult
 
 
 @dataclass
@@ -90,17 +90,20 @@ class RayCollector:
         while len(self._rounds) <= ahead:
             self._rounds.append(self._send(request, first_ticket + len(self._rounds) * size))
         current = self._rounds.popleft()
-        played: list[Played] = gather(self._ray, current.calls)
-        for rank, share in enumerate(played):
-            self._replaced += self.pids.setdefault(rank, share.pid) != share.pid
-            self.pids[rank] = share.pid
-        episodes = EpisodeBatch.concat([share.episodes for share in played]).sorted_by_id()
+        results: list[ActorResult] = gather(self._ray, current.calls)
+        for rank, result in enumerate(results):
+            self._replaced += self.pids.setdefault(rank, result.pid) != result.pid
+            self.pids[rank] = result.pid
+        episodes = EpisodeBatch.concat([result.episodes for result in results]).sorted_by_id()
         if not torch.equal(episodes.episode_id, torch.arange(first_ticket, first_ticket + size)):
-            raise RuntimeError(f"actors must play the {size} tickets from {first_ticket} on, each once")
+            raise RuntimeError(
+                f"actors must generate the episodes {first_ticket} to {first_ticket + size - 1}, each once, "
+                f"got {episodes.episode_id.tolist()}"
+            )
         self.metrics = {
             "rollout/staleness": float(request.iteration - current.iteration),
             "rollout/wait": time.perf_counter() - started,
-            "rollout/slowest_actor": max(share.seconds for share in played),
+            "rollout/slowest_actor": max(result.seconds for result in results),
             "rollout/actors_replaced": float(self._replaced),
         }
         return episodes
@@ -140,7 +143,7 @@ class RayCollector:
             "device": "cuda" if self.settings.num_gpus else "cpu",
             "reward_state": state,
         }
-        calls = [actor.play.remote(Work(rank=rank, **work)) for rank, actor in enumerate(self._actors)]
+        calls = [actor.generate.remote(Work(rank=rank, **work)) for rank, actor in enumerate(self._actors)]
         return _Round(first_ticket, request.iteration, calls)
 
     def _start(self, request: RolloutRequest) -> None:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def check_cells(config: StudyConfig, specs: Iterable[RunSpec]) -> None:
     """Check what the runs need: tasks, splits, rewards, judges, models, data, extras.
 
-    Data sets are read as the runs will read them. Nothing is written and no model is loaded, but those of
-    rewards and judges.
+    Data sets are read as the runs will read them. Nothing is written and no model is loaded, except those
+    of rewards and judges.
 
     Args:
         config: the study's settings.
@@ -102,7 +102,7 @@ def _check_agent(config: StudyConfig, name: str, label: str, data: TaskData) -> 
 
 
 def _check_data(cls: type[Agent], given: str, tokenizer: Any) -> None:
-    """Read a data set as an agent of this library reads it; one of the user's own may read anything."""
+    """Read a data set as an agent of this library reads it; a custom agent may read any format."""
     if not cls.__module__.startswith("textenv."):
         return
     columns = set(text_records(given, tokenizer).columns)

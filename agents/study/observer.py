@@ -25,7 +25,7 @@ class Observer(Callback):
 
     Args:
         evaluations: how many, evenly spaced over the run; the last is at its end.
-        budget: what the run may cost; its progress is that of whatever is nearest to its end.
+        budget: limits of the run's cost; the run's progress is that of the limit closest to being reached.
         judge: reward spec of the held-out reward, None for none.
         reference: policy that the KL is measured from.
     """
@@ -69,10 +69,10 @@ class Observer(Callback):
         return agent.iteration < agent.planned_iterations() and self.progress(agent) >= 1
 
     def progress(self, agent: RunningAgent) -> float:
-        """Share of the run that is done: the largest of iterations and budgets."""
+        """Fraction of the run that is done: the largest of those of iterations and budgets."""
         spent = {name: float(getattr(agent, name)) for name in SPENT} | {"seconds": self.seconds}
-        shares = [spent[name] / limit for name, limit in self.limits.items()]
-        return max(agent.iteration / agent.planned_iterations(), *shares, 0.0)
+        fractions = [spent[name] / limit for name, limit in self.limits.items()]
+        return max(agent.iteration / agent.planned_iterations(), *fractions, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds so far, and which evaluation comes next."""

@@ -12,8 +12,9 @@ import yaml
 
 from textenv.agents.reports.page import render
 from textenv.agents.reports.plots import Plot, PlotFormat, check_plot_format, saving_as
+from textenv.agents.study.conclusions import Comparison, comparisons, conclusions, ranking
 from textenv.agents.study.config import StudyConfig
-from textenv.agents.study.pictures import axis, pictures
+from textenv.agents.study.plots import axis, draw_plots
 from textenv.agents.study.results import Results
 from textenv.agents.study.tables import (
     arm_rows,
@@ -25,7 +26,6 @@ from textenv.agents.study.tables import (
     score_table,
     titled,
 )
-from textenv.agents.study.verdict import Comparison, comparisons, ranking, verdict
 from textenv.utils.files import write_text
 from textenv.utils.json_files import write_json
 from textenv.utils.redaction import masked
@@ -42,11 +42,11 @@ class Outputs:
     table: tuple[list[str], list[list[str]]]
     """Columns and cells of the main table."""
     costs: tuple[list[str], list[list[str]]]
-    """Columns and cells of what the runs cost."""
+    """Columns and cells of the table of costs."""
     comparisons: list[Comparison]
     """Every pair of agents."""
     report: Path
-    """The page."""
+    """Path of the HTML report."""
 
 
 def write_outputs(
@@ -68,7 +68,7 @@ def write_outputs(
     folder = Path(folder)
     results = Results(config, folder)
     rows, pairs = arm_rows(results), comparisons(results)
-    words = verdict(results, pairs)
+    sentences = conclusions(results, pairs)
     tables = {
         f"Scores ({axis(results)})": score_table(results, rows),
         "Mean score within a KL budget": frontier_table(results),
@@ -84,7 +84,7 @@ def write_outputs(
     write_text(folder / "table.tex", "\n".join(captioned))
     summary = {
         "title": config.title,
-        "verdict": words,
+        "verdict": sentences,
         "metric": results.metric,
         "normalized": results.normalized,
         "ranking": ranking(results),
@@ -95,21 +95,21 @@ def write_outputs(
     }
     write_json(folder / "results.json", summary)
     with saving_as(plot_format):
-        plots = pictures(results, folder / "plots")
+        plots = draw_plots(results, folder / "plots")
     facts = _facts(config, results)
-    write_text(folder / "report.md", markdown_page(config, words, tables, plots, facts))
+    write_text(folder / "report.md", markdown_page(config, sentences, tables, plots, facts))
     report = render(
         "study.html",
         folder / REPORT,
         title=config.title,
-        verdict=words,
+        verdict=sentences,
         tables=tables,
         plots=plots,
         facts=facts,
         settings=masked(config.to_dict()),
     )
     return Outputs(
-        verdict=words,
+        verdict=sentences,
         table=score_table(results, rows),
         costs=cost_table(rows),
         comparisons=pairs,
@@ -153,7 +153,7 @@ def markdown_page(
     plots: list[Plot],
     facts: list[tuple[str, str]],
 ) -> str:
-    """The report in Markdown, with links to the pictures in plots/."""
+    """The report in Markdown, with links to the plots in plots/."""
     parts = [f"# {config.title[:1].upper()}{config.title[1:]}", *verdict]
     for name, table in tables.items():
         parts += [f"## {name}", markdown(*table).rstrip()]

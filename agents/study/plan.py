@@ -135,11 +135,11 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
     """
     found = []
     for name in sorted({*one, *other}):
-        mine, theirs = one.get(name), other.get(name)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            found += differences(mine, theirs, f"{prefix}{name}.")
-        elif mine != theirs:
-            found.append(f"{prefix}{name}: {mine!r}, now {theirs!r}")
+        old, new = one.get(name), other.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name}: {old!r}, now {new!r}")
     return found
 
 

@@ -27,11 +27,11 @@ class Run:
     """A run and its results."""
 
     spec: RunSpec
-    """Which."""
+    """Task, agent, seed and coefficient."""
     status: str
     """"done", "failed" or "missing"."""
     error: str = ""
-    """Why it failed."""
+    """Error message of a failed run."""
     figures: dict[str, float] = field(default_factory=dict)
     """The figures at its end."""
     trajectory: list[dict[str, float]] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Results:
 
     @property
     def normalized(self) -> bool:
-        """Whether scores are shares of the way from the start to the best known, as tasks differ in scale."""
+        """Whether scores are normalised (0 is the start, 1 the best known), as tasks differ in scale."""
         return len(self.config.tasks) > 1
 
     def score(self, run: Run | dict[str, float], task: str, metric: str | None = None) -> float:
@@ -118,7 +118,7 @@ class Results:
         return chosen
 
     def by_task(self, scores: dict[Key, float], keys: Sequence[Key] | None = None) -> list[Floats]:
-        """Scores as one array a task, by seed, of ``keys`` or of all; tasks without any are left out."""
+        """Scores as one array per task, by seed, of ``keys`` or of all; tasks without any are left out."""
         keys = sorted(scores if keys is None else keys)
         tasks = [task for task in self.config.tasks if any(key[0] == task for key in keys)]
         return [np.array([scores[key] for key in keys if key[0] == task]) for task in tasks]
@@ -155,8 +155,8 @@ class Results:
             high = anchors[max(anchors)][self.metric]
         if not high > low:
             self.notes.append(
-                f"Scores on {task} can't be put on one scale with the others: its start scores {low:.4g} and "
-                f"its anchor {high:.4g}. They are left out of what spans tasks."
+                f"Scores on {task} can't be normalised: its start scores {low:.4g} and "
+                f"its anchor {high:.4g}. They are left out of figures over several tasks."
             )
             return math.nan, math.nan
         return low, high

@@ -30,9 +30,9 @@ def start_model(
 
     Args:
         study: the study's folder.
-        label: the task's.
-        setup: the task's.
-        seed: of random weights and of the fine-tuning.
+        label: label of the task.
+        setup: settings of the task.
+        seed: seed of random weights and of the fine-tuning.
         trust_remote_code: run code that comes with a model.
 
     Raises:

@@ -54,7 +54,7 @@ def aggregate(scores: Sequence[ArrayLike], statistic: Statistic = "iqm") -> floa
 
     Args:
         scores: for each of T tasks, its R scores.
-        statistic: which.
+        statistic: "iqm", "mean" or "median".
     """
     return float(_FUNCTIONS[statistic](np.concatenate(_tasks(scores))))
 
@@ -71,7 +71,7 @@ def interval(
 
     Percentile and BCa intervals of a mean of 10 runs cover the true value in 87 to 92 % instead of 95 % of
     cases (simulated). So the percentiles are moved outwards (Hesterberg 2015, "What teachers should know
-    about the bootstrap", section 4.3): by sqrt(R / (R - 1)) for the spread that resampling loses, and for
+    about the bootstrap", section 4.3): by sqrt(R / (R - 1)) for the variance that resampling loses, and for
     the mean also from normal to t quantiles. With 10 runs the coverage is then 91 to 96 % for means,
     medians and IQMs of normal, uniform, skewed and two-peaked scores; with 5 runs it is 86 to 94 %, and as
     little as 74 % for the mean of scores with two peaks. Fewer than 5 runs in all, or 2 on a task, have no
@@ -79,10 +79,10 @@ def interval(
 
     Args:
         scores: for each of T tasks, its R scores.
-        statistic: which.
+        statistic: "iqm", "mean" or "median".
         confidence: nominal coverage.
-        resamples: how many.
-        seed: of the resampling.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resampling.
     """
     tasks = _tasks(scores)
     value = aggregate(tasks, statistic)
@@ -100,7 +100,7 @@ def interval(
     return Interval(value, *_percentiles(tasks, together, widened, resamples, seed))
 
 
-def improvement_probability(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike]) -> float:
+def improvement_probability(x_scores: Sequence[ArrayLike], y_scores: Sequence[ArrayLike]) -> float:
     """P(X > Y): how likely a run of X scores above one of Y on a task drawn at random (section 4.3).
 
     A tie counts one half: the Mann-Whitney statistic divided by the number of pairs, averaged over tasks.
@@ -108,13 +108,13 @@ def improvement_probability(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLik
     >>> improvement_probability([[1.0, 2.0]], [[0.0, 2.0]])
     0.625
     """
-    pairs = zip(_tasks(ours), _tasks(theirs), strict=True)
+    pairs = zip(_tasks(x_scores), _tasks(y_scores), strict=True)
     return float(np.mean([_wins(x, y) for x, y in pairs]))
 
 
 def improvement_interval(
-    ours: Sequence[ArrayLike],
-    theirs: Sequence[ArrayLike],
+    x_scores: Sequence[ArrayLike],
+    y_scores: Sequence[ArrayLike],
     *,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
@@ -123,16 +123,16 @@ def improvement_interval(
     """P(X > Y) with a stratified percentile bootstrap interval, seeds resampled together.
 
     Args:
-        ours: for each of T tasks, R scores of X, in the order of the seeds.
-        theirs: the same of Y, on the same seeds.
+        x_scores: for each of T tasks, R scores of X, in the order of the seeds.
+        y_scores: the same of Y, on the same seeds.
         confidence: nominal coverage.
-        resamples: how many.
-        seed: of the resampling.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: if the runs do not pair up.
     """
-    x, y = _tasks(ours), _tasks(theirs)
+    x, y = _tasks(x_scores), _tasks(y_scores)
     _check_paired(x, y)
     value = improvement_probability(x, y)
     if _too_few(x):
@@ -147,7 +147,7 @@ def improvement_interval(
 
 
 def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike) -> Floats:
-    """Share of runs that score above each threshold, averaged over tasks (section 4.2): (K,).
+    """Fraction of runs that score above each threshold, averaged over tasks (section 4.2): (K,).
 
     >>> performance_profile([[0.2, 0.6], [0.9, 0.9]], [0.0, 0.5, 0.8, 1.0]).tolist()
     [1.0, 0.75, 0.5, 0.0]
@@ -156,16 +156,16 @@ def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike) -> F
     return np.mean([np.mean(task[:, None] > at, axis=0) for task in _tasks(scores)], axis=0)
 
 
-def sign_flip_test(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], *, seed: int = 0) -> float:
+def sign_flip_test(x_scores: Sequence[ArrayLike], y_scores: Sequence[ArrayLike], *, seed: int = 0) -> float:
     """Two-sided p-value of a paired permutation test of equal scores of X and Y.
 
     Under the null hypothesis each difference has either sign with equal probability. The statistic is the
     sum of the differences; all 2^n sign patterns count up to n = 14 pairs, 10,000 random ones beyond.
 
     Args:
-        ours: for each of T tasks, R scores of X, in the order of the seeds.
-        theirs: the same of Y, on the same seeds.
-        seed: of the random patterns.
+        x_scores: for each of T tasks, R scores of X, in the order of the seeds.
+        y_scores: the same of Y, on the same seeds.
+        seed: seed of the random sign patterns.
 
     Raises:
         ValueError: if the runs do not pair up.
@@ -173,7 +173,7 @@ def sign_flip_test(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], *, se
     >>> sign_flip_test([[3.0, 5.0, 4.0]], [[1.0, 2.0, 2.0]])  # 2 of the 8 patterns are as far from 0
     0.25
     """
-    x, y = _tasks(ours), _tasks(theirs)
+    x, y = _tasks(x_scores), _tasks(y_scores)
     _check_paired(x, y)
     differences = np.concatenate(x) - np.concatenate(y)
     if len(differences) < 2 or not differences.any():
@@ -217,7 +217,7 @@ def _tasks(scores: Sequence[ArrayLike]) -> list[Floats]:
     tasks = [np.asarray(task, float) for task in scores]
     for task in tasks:
         if task.ndim != 1 or not len(task):
-            raise ValueError(f"scores must be one list of at least 1 run a task, got shape {task.shape}")
+            raise ValueError(f"scores must be one list of at least 1 run per task, got shape {task.shape}")
     if not tasks:
         raise ValueError("scores must hold at least 1 task, got none")
     return tasks
@@ -229,13 +229,13 @@ def _too_few(tasks: Sequence[Floats]) -> bool:
 
 
 def _check_paired(x: Sequence[Floats], y: Sequence[Floats]) -> None:
-    ours, theirs = [len(task) for task in x], [len(task) for task in y]
-    if ours != theirs:
-        raise ValueError(f"paired runs must be on the same tasks and seeds, got {ours} and {theirs} runs")
+    x_runs, y_runs = [len(task) for task in x], [len(task) for task in y]
+    if x_runs != y_runs:
+        raise ValueError(f"paired runs must be on the same tasks and seeds, got {x_runs} and {y_runs} runs")
 
 
 def _wins(x: Floats, y: Floats) -> Any:
-    """Share of pairs that x wins, draws half: (..., R) and (..., S) -> (...)."""
+    """Fraction of pairs that x wins; draws count half: (..., R) and (..., S) -> (...)."""
     gap = x[..., :, None] - y[..., None, :]
     return np.mean((gap > 0) + 0.5 * (gap == 0), axis=(-2, -1))
 

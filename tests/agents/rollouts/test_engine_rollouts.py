@@ -189,7 +189,7 @@ def test_what_no_engine_can_play_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     talk = Conversation(3, prompts=base.prompts, tokenizer=TOKENIZER, max_new_tokens=5)
     with pytest.raises(ValueError, match=r"envs must be TextVectorEnv, got Conversation, .* may do more"):
         ppo(talk, kl_coef=0.0).collect()
-    with pytest.raises(ValueError, match="does not see what the wrapper Shouting"):
+    with pytest.raises(ValueError, match="does not apply the wrapper Shouting"):
         ppo(Shouting(make_vec(3))).collect()
     settings = NLPOConfig(**{**SETTINGS, "importance_correction": "none"})
     agent = NLPO(

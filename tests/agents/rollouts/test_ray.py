@@ -493,12 +493,12 @@ def test_an_actor_follows_the_learners_weights() -> None:
         for name, parameter in learner.named_parameters():
             if "lora_B" in name:
                 parameter.add_(1.0)
-    played = actor.play(Work(weights=(pack(learner),), **call))
+    result = actor.generate(Work(weights=(pack(learner),), **call))
     learner.decoding.temperature = 0.5
     expected = collect(make_vec(4), learner, 8, seed=0, first_ticket=3, rank=1, world_size=2, score=False)
     expected.sampling["weights_version"] = 5
-    check_same_episodes(played.episodes, expected, bitwise=True)
-    assert (played.pid, played.seconds > 0) == (os.getpid(), True)
+    check_same_episodes(result.episodes, expected, bitwise=True)
+    assert (result.pid, result.seconds > 0) == (os.getpid(), True)
 
 
 def test_weights_in_half_precision_travel_exactly() -> None:

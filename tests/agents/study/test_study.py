@@ -248,7 +248,7 @@ def test_the_command_prints_and_writes_everything(done: Any, tmp_path: Path, cap
     file.write_text(yaml.safe_dump(tiny().to_dict()))
     assert cli.main(["compare", str(file), "--run_dir", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "No winner can be called: 2 seeds can't tell agents from luck" in out
+    assert "No winner can be called: 2 seeds are too few to compare agents" in out
     assert "6 of 6 runs are done already" in out and "report: " in out
     page = (folder / "report.html").read_text()
     assert "Content-Security-Policy" in page and "<script" not in page and "data:image/png" in page

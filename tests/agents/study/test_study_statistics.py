@@ -130,5 +130,5 @@ def test_holm_by_hand() -> None:
 def test_scores_are_checked() -> None:
     with pytest.raises(ValueError, match="at least 1 task, got none"):
         st.aggregate([])
-    with pytest.raises(ValueError, match=r"at least 1 run a task, got shape \(0,\)"):
+    with pytest.raises(ValueError, match=r"at least 1 run per task, got shape \(0,\)"):
         st.aggregate([[1.0], []])

@@ -1,4 +1,4 @@
-"""What studies conclude, from made-up results: verdicts, coefficients, frontiers, scales, tables."""
+"""What studies conclude, from made-up results: conclusions, coefficients, frontiers, scales, tables."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 
 from tests.agents.study.study_helpers import pretended
+from textenv.agents.study.conclusions import comparisons, conclusions, ranking
 from textenv.agents.study.frontier import frontier, scores_at_kl
 from textenv.agents.study.outputs import write_outputs
-from textenv.agents.study.pictures import pictures
+from textenv.agents.study.plots import draw_plots
 from textenv.agents.study.statistics import smallest_p
 from textenv.agents.study.tables import arm_rows, latex, markdown, run_csv, score_table
-from textenv.agents.study.verdict import comparisons, ranking, verdict
 
 HIGH = [0.9 + 0.01 * i for i in range(10)]
 LOW = [0.5 + 0.01 * i for i in range(10)]
 
 
 def words(results: object) -> str:
-    return "\n".join(verdict(results, comparisons(results)))  # type: ignore[arg-type]
+    return "\n".join(conclusions(results, comparisons(results)))  # type: ignore[arg-type]
 
 
 def test_an_agent_that_beats_all_others_wins(tmp_path: Path) -> None:
@@ -43,32 +43,38 @@ def test_two_that_are_alike_are_not_told_apart(tmp_path: Path) -> None:
     alike = [value + (0.02 if i % 2 else -0.02) for i, value in enumerate(HIGH)]
     found = words(pretended(tmp_path, {"a": alike, "b": HIGH, "c": LOW}))
     assert found.startswith("No winner can be called: the highest IQM by the reward has")
-    assert "can't be told from" in found and "it is better than c" in found
-    assert "no test can tell them apart" not in found
+    assert "is not significantly better than" in found and "it is better than c" in found
+    assert "no test can reach significance" not in found
 
 
-def test_five_seeds_are_too_few_for_the_test_and_the_verdict_says_how_many_would_do(tmp_path: Path) -> None:
+def test_five_seeds_are_too_few_for_the_test_and_the_conclusion_says_how_many_suffice(
+    tmp_path: Path,
+) -> None:
     found = words(pretended(tmp_path, {"a": LOW[:5], "b": HIGH[:5]}))
     assert found.startswith(
-        "No winner can be called: the highest IQM by the reward has b (0.92), but it can't"
+        "No winner can be called: the highest IQM by the reward has b (0.92), but it is not"
     )
-    assert "With 5 paired runs and 1 comparison no test can tell them apart" in found
+    assert "With 5 paired runs and 1 comparison no test can reach significance" in found
     assert "the smallest possible adjusted p is 0.062. With 6 paired runs it could." in found
 
 
 def test_fewer_than_five_seeds_call_no_winner(tmp_path: Path) -> None:
     results = pretended(tmp_path, {"a": LOW[:4], "b": HIGH[:4]})
     assert words(results).startswith(
-        "No winner can be called: 4 seeds can't tell agents from luck, 5 are the least. So far, the "
+        "No winner can be called: 4 seeds are too few to compare agents, at least 5 are needed. So far, the "
         "highest IQM by the reward has b"
     )
     assert math.isnan(arm_rows(results)[1]["iqm"].low)
 
 
-def test_runs_that_failed_are_told_and_not_counted(tmp_path: Path) -> None:
+def test_runs_that_failed_are_named_and_not_counted(tmp_path: Path) -> None:
     results = pretended(tmp_path, {"a": [*LOW[:6], None], "b": HIGH[:7]})
     found = words(results)
-    assert "1 run failed and is not counted, which flatters agents that fail: a on probe-end, seed 6" in found
+    assert (
+        "1 run failed and is not counted, which biases the comparison in favour of agents that fail: "
+        in found
+    )
+    assert "agents that fail: a on probe-end, seed 6" in found
     assert "NonFiniteError: loss is NaN" in found
     assert comparisons(results)[0].pairs == 6
     assert run_csv(results).count("NonFiniteError") == 1
@@ -76,7 +82,7 @@ def test_runs_that_failed_are_told_and_not_counted(tmp_path: Path) -> None:
 
 def test_six_of_ten_seeds_is_what_counts_when_the_rest_is_missing(tmp_path: Path) -> None:
     results = pretended(tmp_path, {"a": LOW[:4] + [None] * 6, "b": HIGH})
-    assert words(results).startswith("No winner can be called: 4 seeds can't")
+    assert words(results).startswith("No winner can be called: 4 seeds are too few")
 
 
 def test_an_agent_below_its_start_is_named(tmp_path: Path) -> None:
@@ -129,7 +135,7 @@ def test_scores_of_several_tasks_are_put_on_one_scale(tmp_path: Path) -> None:
 
 def test_a_task_without_a_scale_is_told(tmp_path: Path) -> None:
     results = pretended(tmp_path, {"a": [0.6, 0.8]}, tasks=("probe-end", "probe-copy"), start=1.0)
-    assert "Scores on probe-end can't be put on one scale" in words(results)
+    assert "Scores on probe-end can't be normalised" in words(results)
 
 
 def test_captions_of_a_study_whose_title_is_a_question(tmp_path: Path) -> None:
@@ -139,7 +145,7 @@ def test_captions_of_a_study_whose_title_is_a_question(tmp_path: Path) -> None:
     assert captions[0].startswith("Which is better? Scores (") and not any("?:" in text for text in captions)
 
 
-def test_tables_and_pictures(tmp_path: Path) -> None:
+def test_tables_and_plots(tmp_path: Path) -> None:
     results = pretended(tmp_path / "study", {"a": LOW, "b_1": HIGH})
     columns, cells = score_table(results, arm_rows(results))
     assert columns[:3] == ["agent", "runs", "IQM [95 %]"]
@@ -150,7 +156,7 @@ def test_tables_and_pictures(tmp_path: Path) -> None:
     assert r"b\_1" in table and r"95 \%" in table
     assert r"\caption{50 \% of \{a\}}" in table and r"\label{tab:a-study-scores}" in table
     assert table.startswith(r"\begin{table}") and table.endswith("\\end{table}\n")
-    plots = pictures(results, tmp_path / "plots")
+    plots = draw_plots(results, tmp_path / "plots")
     assert {plot.name for plot in plots} == {"scores", "profile", "frontier-probe-end"}
     assert all(plot.path.read_bytes().startswith(b"\x89PNG") and plot.alt for plot in plots)
     assert np.isfinite(plots[0].width)

@@ -1,4 +1,4 @@
-"""Conclusions of a study in sentences: which agents are better, and where the data do not decide."""
+"""Conclusions of a study in sentences: which agents are better, and which differences are not significant."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from textenv.agents.study.statistics import (
 )
 
 ALPHA = 0.05
-"""Adjusted p-values up to this count as a difference."""
+"""Significance level: a difference counts if its adjusted p-value is at most this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,10 @@ def comparisons(results: Results) -> list[Comparison]:
     return [Comparison(**{**vars(pair), "adjusted_p": p}) for pair, p in zip(found, adjusted, strict=True)]
 
 
-def verdict(results: Results, pairs: list[Comparison]) -> list[str]:
+def conclusions(results: Results, pairs: list[Comparison]) -> list[str]:
     """The sentences of the report, the most important first."""
     ranked = ranking(results)
-    lines = [_winner(results, ranked, pairs)] if ranked else ["No run has come to its end."]
+    lines = [_winner(results, ranked, pairs)] if ranked else ["No run has finished."]
     if ranked:
         lines += [*_against_start(results, ranked), *_by_reward(results, ranked)]
     return [*lines, *_unfinished(results), *results.notes]
@@ -100,25 +100,25 @@ def _winner(results: Results, ranked: list[tuple[str, float]], pairs: list[Compa
     seeds = min(len({seed for _, seed in results.tuned_scores(label)}) for label, _ in ranked)
     top = f"the highest IQM by the {results.metric} has {first} ({value:.4g})"
     if len(ranked) == 1:
-        return f"There is nothing to compare: {top}, alone."
+        return f"There is only one agent, so nothing is compared: {top}."
     if seeds < MIN_SEEDS:
         return (
-            f"No winner can be called: {_count(seeds, 'seed')} can't tell agents from luck, {MIN_SEEDS} are "
-            f"the least. So far, {top}."
+            f"No winner can be called: {_count(seeds, 'seed')} {'is' if seeds == 1 else 'are'} too few to "
+            f"compare agents, at least {MIN_SEEDS} are needed. So far, {top}."
         )
     own = [pair for pair in pairs if first in (pair.better, pair.worse)]
     beaten = [pair for pair in own if pair.better == first and pair.adjusted_p <= ALPHA]
     open_ = [pair for pair in own if pair not in beaten]
     if not open_:
         return f"A winner can be called: {top}, and it is better than {_names(beaten, first)}."
-    line = f"No winner can be called: {top}, but it can't be told from {_names(open_, first)}"
+    line = f"No winner can be called: {top}, but it is not significantly better than {_names(open_, first)}"
     line += f"; it is better than {_names(beaten, first)}." if beaten else "."
     least = min(smallest_p(pair.pairs) for pair in open_) * len(pairs)
     if least > ALPHA:
         needed = next((n for n in range(2, 100) if smallest_p(n) * len(pairs) <= ALPHA), None)
         line += (
             f" With {_count(own[0].pairs, 'paired run')} and {_count(len(pairs), 'comparison')} no test can "
-            f"tell them apart: the smallest possible adjusted p is {min(1.0, least):.2g}."
+            f"reach significance: the smallest possible adjusted p is {min(1.0, least):.2g}."
         )
         line += "" if needed is None else f" With {needed} paired runs it could."
     return line
@@ -181,7 +181,7 @@ def _unfinished(results: Results) -> list[str]:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         lines.append(
             f"{_count(len(failed), 'run')} failed and {'are' if len(failed) > 1 else 'is'} not counted, "
-            f"which flatters agents that fail: {which}{more}."
+            f"which biases the comparison in favour of agents that fail: {which}{more}."
         )
     if missing:
         lines.append(f"{_count(len(missing), 'run')} of {len(results.runs)} not run yet.")

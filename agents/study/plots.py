@@ -25,7 +25,7 @@ POINTS = 60
 """Places at which curves over a continuous axis are drawn."""
 
 
-def pictures(results: Results, folder: Path) -> list[Plot]:
+def draw_plots(results: Results, folder: Path) -> list[Plot]:
     """Draw all plots that have data, as PNG files in ``folder``."""
     found = [score_plot(results, folder / "scores.png"), profile_plot(results, folder / "profile.png")]
     for task in results.config.tasks:
@@ -135,7 +135,7 @@ def frontier_plot(results: Results, path: Path, task: str) -> Plot | None:
 
 
 def profile_plot(results: Results, path: Path) -> Plot | None:
-    """Share of an agent's runs above each score."""
+    """Fraction of an agent's runs above each score (Agarwal et al. 2021)."""
     scores = {
         label: {key: value for key, value in results.tuned_scores(label).items() if math.isfinite(value)}
         for label in results.config.agents
@@ -150,13 +150,13 @@ def profile_plot(results: Results, path: Path) -> Plot | None:
         path,
         title="Performance profile",
         x=f"{axis(results)}: x",
-        y="share of runs above x",
-        alt=f"Share of runs above each score of {', '.join(scores)}",
+        y="fraction of runs above x",
+        alt=f"Fraction of runs above each score of {', '.join(scores)}",
         caption="A line that lies above another one everywhere is an agent that is better at every level.",
     ) as (axes, plot):
         for i, (label, values) in enumerate(scores.items()):
-            shares = performance_profile(results.by_task(values), grid)
-            line(axes, grid.tolist(), shares.tolist(), label=label, index=i, marks=False)
+            fractions = performance_profile(results.by_task(values), grid)
+            line(axes, grid.tolist(), fractions.tolist(), label=label, index=i, marks=False)
     return plot
 
 
