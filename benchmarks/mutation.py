@@ -190,13 +190,13 @@ def preload() -> None:
 def main() -> None:
     """Draw, run, report."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--count", type=int, default=100, help="how many faults")
-    parser.add_argument("--seed", type=int, default=2026, help="what the draw depends on")
-    parser.add_argument("--first", type=int, default=0, help="start at this one of the drawn faults")
-    parser.add_argument("--last", type=int, help="end before this one of the drawn faults")
+    parser.add_argument("--count", type=int, default=100, help="number of faults to draw")
+    parser.add_argument("--seed", type=int, default=2026, help="seed of the draw")
+    parser.add_argument("--first", type=int, default=0, help="index of the first drawn fault to run")
+    parser.add_argument("--last", type=int, help="index after the last drawn fault to run")
     parser.add_argument("--limit", type=float, default=900, help="seconds for the tests of one fault")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to measure")
-    parser.add_argument("--match", help="no draw: all faults whose line matches this pattern")
+    parser.add_argument("--match", help="run all faults that match this pattern, instead of a draw")
     parser.add_argument("--list", action="store_true", help="print the drawn faults and run nothing")
     options = parser.parse_args()
     everything = sites(options.root)

@@ -45,7 +45,7 @@ class Mutation:
 
     @property
     def name(self) -> str:
-        """Where and what, in one line."""
+        """File, line, operator and change, in one line."""
         before, after = (" ".join(text.split()) for text in (self.original, self.replacement))
         return f"{self.file}:{self.line} {self.operator}: {before} -> {after}"
 
@@ -112,7 +112,7 @@ def _without_keyword(source: bytes, start: int, end: int) -> tuple[str, str, int
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes whose value a computation depends on."""
+    """All nodes that may be mutated."""
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)):
             continue
@@ -128,7 +128,7 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
         if isinstance(child, ast.expr) and child in getattr(tree, "decorator_list", []):
             continue
         if isinstance(child, ast.If) and _only_raises(child):
-            continue  # a check of arguments: what it refuses is tested elsewhere
+            continue  # a check of arguments
         yield child
         yield from _nodes(child)
 

@@ -3,7 +3,7 @@
 A random GPT-2 2x128 with a vocabulary of 1,024 generates 64 episodes of 8 prompt tokens and at most 48
 response tokens (geometric, mean 24 before the cap), 16 rows in every process. First the rollout alone:
 tokens/s of the learner's process and of 1, 2, ... actors. Then PPO with 2 epochs of 4 optimizer steps:
-iterations/s without actors, with actors in step (sync) and with actors that play one iteration ahead (async,
+iterations/s without actors, with actors in step (sync) and with actors one iteration ahead (async,
 token-level importance weights).
 
 Each process has one thread, so more actors than free cores give no speed-up. The first iteration, in which
@@ -29,7 +29,7 @@ from textenv.tasks.make import make_vec_env
 SHAPE = ModelShape(layers=2, width=128, heads=4, vocab=1024, positions=64, eos_probability=1 / 24)
 ROWS, EPISODES, PROMPT, LONGEST = 16, 64, 8, 48
 CPUS = 0.1
-"""Only what Ray is given as the number of CPUs; the operating system schedules the processes."""
+"""Number of CPUs given to Ray; the operating system schedules the processes."""
 
 
 def make_agent(
@@ -48,11 +48,11 @@ def make_agent(
         learning_rate=3e-6,
         importance_correction="token" if mode == "async" else "none",
     )
-    player = None
+    collector = None
     if actors:
         settings = RayRollouts(num_actors=len(actors), num_cpus=CPUS, mode=mode)
-        player = RayCollector(settings, actors=actors)
-    return PPO(language_model(SHAPE), envs=envs, config=config, rollouts=player)
+        collector = RayCollector(settings, actors=actors)
+    return PPO(language_model(SHAPE), envs=envs, config=config, rollouts=collector)
 
 
 def rollout_rates(actors: Sequence[Any], counts: Sequence[int], repeats: int) -> dict[str, float]:

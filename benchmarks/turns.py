@@ -38,16 +38,16 @@ SHAPE = replace(GPT2_4X256, positions=512)
 
 
 class Answering(Partner):
-    """Replies at once."""
+    """Replies without delay."""
 
     max_reply_tokens = REPLY_TOKENS
 
     def begin(self, rng: np.random.Generator) -> None:
-        """Count the turns anew."""
+        """Reset the count of turns."""
         self.rng, self.turns = rng, 0
 
     def reply(self, text: str) -> Reply:
-        """The reply, and after the last turn the end."""
+        """The reply; done after the last turn."""
         self.turns += 1
         return Reply(REPLY, reward=0.1, done=self.turns == TURNS)
 
@@ -59,11 +59,11 @@ class Tool(Answering):
         self.mean, self.constant = mean, constant
 
     def latency(self) -> float:
-        """Seconds of the next call."""
+        """Latency of the next call in seconds."""
         return self.mean if self.constant else float(self.rng.exponential(self.mean))
 
     async def reply(self, text: str) -> Reply:  # type: ignore[override]
-        """The reply, later."""
+        """The reply, after the latency of this call."""
         await asyncio.sleep(self.latency())
         return super().reply(text)
 
@@ -75,7 +75,7 @@ class BarrierTool(Tool):
     waiting: ClassVar[list[tuple[float, asyncio.Future[None]]]] = []
 
     async def reply(self, text: str) -> Reply:
-        """The reply, when all rows may have theirs."""
+        """The reply, once the calls of all rows are done."""
         waiting, ready = BarrierTool.waiting, asyncio.get_running_loop().create_future()
         waiting.append((self.latency(), ready))
         if len(waiting) == BarrierTool.rows:
@@ -201,7 +201,7 @@ def tool_rate(partner: type[Tool], mean: float, rows: int, episodes: int, **opti
 def slow_tools(
     steps: int, constant: bool, rows: int, episodes: int, step: float, *, repeats: int
 ) -> dict[str, Any]:
-    """Tokens/s with rows that wait alone, and with a barrier per turn."""
+    """Tokens per second if each row waits only for its own call, and with a barrier per turn."""
     options = {"constant": constant}
     turns = interleave(
         {

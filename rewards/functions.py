@@ -86,7 +86,7 @@ class FunctionReward(RewardTerm):
         self._warned = False
         try:
             parameters = dict(inspect.signature(function).parameters)
-        except (TypeError, ValueError):  # a builtin without a signature: offer everything
+        except (TypeError, ValueError):  # a builtin without a signature: pass everything
             parameters = {}
             self._takes_all = True
         else:
@@ -206,7 +206,7 @@ class FunctionReward(RewardTerm):
         return inputs
 
     def _blame(self, inputs: Mapping[str, Any], error: BaseException) -> str:
-        """Find the sample that fails alone."""
+        """Error message that names the sample on which the function fails."""
         what = f"{type(error).__name__}: {error}"
         count = max((len(column) for column in inputs.values()), default=0)
         for row in range(count):

@@ -65,14 +65,15 @@ class KLPenalty(RewardTerm):
 
     Deferred scoring computes both sides with the same teacher-forced pass on the same episodes, so the
     penalty of a policy that equals its reference is exactly 0. Immediate scoring uses the log-probs that were
-    recorded for the step (``envs.unwrapped.record``), or else asks the policy.
+    recorded for the step (``envs.unwrapped.record``); without them it runs the policy on the episode so far.
 
     Args:
         coef: weight, reward per nat.
         controller: "fixed", or "adaptive": the coefficient is adjusted for a KL of ``target`` per sequence.
         target: nats per sequence, for "adaptive".
         horizon: episodes, for "adaptive".
-        estimator: "k1", "k2" or "k3" from the sampled tokens, or "full" from whole distributions.
+        estimator: "k1", "k2" or "k3" from the sampled tokens (Schulman 2020, "Approximating KL
+            divergence"), or "full" from the distributions over all tokens.
         reference: None for the policy's own reference (``policy.reference()``), a model name or folder, a
             causal language model, or an object with ``log_prob(episodes) -> (B, L)``.
         max_tokens: padded tokens of one forward pass, for a model as reference and for "full".
@@ -147,9 +148,10 @@ class KLPenalty(RewardTerm):
 
             return self._in_parts(episodes, full)
         # The whole batch at once: a policy splits it itself, and may reuse the result for the agent.
-        ours = policy.log_prob(episodes)
-        self._check_possible(ours, episodes)
-        value = kl_estimate(ours, self._reference_log_prob(episodes).to(ours), self.estimator)
+        log_probs = policy.log_prob(episodes)
+        self._check_possible(log_probs, episodes)
+        ref_log_probs = self._reference_log_prob(episodes).to(log_probs)
+        value = kl_estimate(log_probs, ref_log_probs, self.estimator)
         return torch.where(episodes.action_mask, value.to(episodes.device), 0.0)
 
     def _in_parts(self, episodes: EpisodeBatch, function: Callable[[EpisodeBatch], Tensor]) -> Tensor:
@@ -166,9 +168,10 @@ class KLPenalty(RewardTerm):
         if recorded is None or self.estimator == "full":
             return None
         episodes = env.stepped
-        theirs = self._reference_log_prob(episodes).gather(1, episodes.last_action.unsqueeze(-1)).squeeze(-1)
-        ours = torch.as_tensor(recorded, device=theirs.device)[env.stepped_rows]
-        kl = kl_estimate(ours.to(theirs), theirs, self.estimator)
+        reference = self._reference_log_prob(episodes)  # (S, L)
+        ref_log_probs = reference.gather(1, episodes.last_action.unsqueeze(-1)).squeeze(-1)
+        log_probs = torch.as_tensor(recorded, device=ref_log_probs.device)[env.stepped_rows]
+        kl = kl_estimate(log_probs.to(ref_log_probs), ref_log_probs, self.estimator)
         return -self.coef * kl, {"kl": kl}
 
     # -- state ---------------------------------------------------------------------------------------------
@@ -196,10 +199,10 @@ class KLPenalty(RewardTerm):
     # -- policy and reference ------------------------------------------------------------------------------
 
     def bind(self, env: Any) -> None:
-        """Join an environment; its bound policy is asked later, when there is one.
+        """Bind to an environment, whose policy may be bound later.
 
         Raises:
-            ValueError: if the reference is no causal LM, or has too few tokens or positions for the texts.
+            ValueError: if the reference is no causal LM, or its vocabulary or maximum length is too small.
         """
         super().bind(env)
         self._env = env
@@ -207,7 +210,7 @@ class KLPenalty(RewardTerm):
             self._check_reference(self.reference, env.legality.vocab_size, env.max_length)
 
     def prepare(self, env: Any, scoring: str) -> None:
-        """Refuse an episode that could not be scored.
+        """Check before an episode that it can be scored.
 
         Raises:
             RewardError: if the policy is needed and none is bound.
@@ -216,7 +219,7 @@ class KLPenalty(RewardTerm):
             self._policy()
 
     def close(self) -> None:
-        """Forget a loaded reference model."""
+        """Release a loaded reference model."""
         self._loaded = None
 
     def _policy(self) -> Any:
@@ -238,7 +241,7 @@ class KLPenalty(RewardTerm):
         return policy
 
     def _check_possible(self, log_probs: Tensor, episodes: EpisodeBatch) -> None:
-        """Refuse actions that the policy can't have chosen: the KL would be infinity less infinity."""
+        """Refuse actions that the policy can't have chosen: the KL would be inf - inf."""
         impossible = episodes.action_mask & log_probs.to(episodes.device).isneginf()
         if bool(impossible.any()):
             row, place = impossible.nonzero()[0].tolist()
@@ -266,7 +269,7 @@ class KLPenalty(RewardTerm):
         return self._in_parts(episodes, log_probs)
 
     def _sampling(self, episodes: EpisodeBatch) -> tuple[float, TokenConstraints | None]:
-        """Temperature and legality of the policy, which the reference has to share."""
+        """The policy's temperature and token constraints, which also apply to the reference."""
         legality = TokenConstraints.from_sampling(episodes.sampling)
         temperature = episodes.sampling.get("temperature")
         policy: Any = None if self._env is None else self._env.policy

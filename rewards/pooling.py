@@ -117,12 +117,12 @@ class ScoreReader:
     def _check_head(self, row: Tensor, ones: Tensor, scores: Tensor) -> None:
         """Head and backbone must give the whole model's output for a row without padding."""
         if not hasattr(self.model, "config") or not hasattr(self.model, "num_labels"):
-            return  # a model with a value head beside its LM head: its own output is another thing
+            return  # a model with a value head beside its LM head: its own output is not the score
         own = _own_output(self.model, row, ones)
         if own.shape == scores.shape and not _agree(own, scores):
             raise ValueError(
-                f"reward-model: {type(self.model).__name__} does more than apply its head to hidden states "
-                f"({own.flatten()[0]:.6g} against {scores.flatten()[0]:.6g}); name the right head by head="
+                f"reward-model: {type(self.model).__name__} does not just apply its head to hidden states "
+                f"({own.flatten()[0]:.6g} against {scores.flatten()[0]:.6g}); name the right head with head="
             )
 
     def _check_pooling(self, row: Tensor, ones: Tensor, scores: Tensor) -> None:
@@ -131,15 +131,15 @@ class ScoreReader:
         mask = torch.cat([ones, ones[:, :2] * 0], -1)
         if not _agree(self(padded, mask), scores):
             raise ValueError(
-                f"reward-model: {type(self.model).__name__} gives a text another score when it is padded; "
-                "name the module that makes scores of hidden states by head="
+                f"reward-model: {type(self.model).__name__} gives a padded text a different score; "
+                "name the module that maps hidden states to scores with head="
             )
         for pad in self._pads:
             closed = torch.cat([row, torch.full_like(row[:, :1], pad)], -1)
             if torch.equal(self(closed, torch.ones_like(closed)), scores):
                 raise ValueError(
-                    f"reward-model: {type(self.model).__name__} takes the token {pad} for padding even where "
-                    "it is text; name the module that makes scores of hidden states by head="
+                    f"reward-model: {type(self.model).__name__} treats token {pad} as padding even inside a "
+                    "text; name the module that maps hidden states to scores with head="
                 )
 
 

@@ -70,7 +70,7 @@ def register_reward(
             if messages is not None or special_tokens:
                 raise TypeError(
                     f"reward {name!r}: messages and special_tokens are for functions; a class sets its "
-                    "attribute special_tokens and asks textenv.episodes.conversations for messages"
+                    "attribute special_tokens and gets messages from textenv.episodes.conversations"
                 )
         elif not callable(target):
             raise TypeError(f"reward {name!r} must be a RewardTerm subclass or a function, got {target!r}")
@@ -98,7 +98,7 @@ def reward_names() -> list[str]:
 
 
 def describe() -> dict[str, str]:
-    """Every registered name with one line: that of the catalog, or the first of its documentation."""
+    """Registered name -> one line: that of the catalog, or the first line of its docstring."""
     return {
         name: BUILTIN[name]
         if name in BUILTIN and REWARDS[name].__module__.startswith("textenv.rewards.")
@@ -142,7 +142,7 @@ def split_spec(spec: Any) -> tuple[str, dict[str, Any]]:
     (('length', {}), ('length', {'n': 5}), ('length', {'n': 5}))
 
     Raises:
-        ValueError: if it has none of the three forms.
+        ValueError: if the spec has none of the three forms.
     """
     if isinstance(spec, str):
         return spec, {}
@@ -161,8 +161,8 @@ def split_spec(spec: Any) -> tuple[str, dict[str, Any]]:
 def reward_list(specs: Any) -> list[Any]:
     """One spec, or a list of them, as a list.
 
-    A list of a name and a mapping is one spec, ``["name", {arguments}]``, unless the mapping is a spec of its
-    own: ``["length", {"name": "regex", "pattern": "a"}]`` are two.
+    A list of a name and a mapping is one spec, ``["name", {arguments}]``, unless the mapping is itself a
+    spec: ``["length", {"name": "regex", "pattern": "a"}]`` are two.
 
     Raises:
         ValueError: if it is neither a spec nor a list.

@@ -132,7 +132,7 @@ class Remote(RewardTerm):
         rewards=[["remote", {"of": ["reward-model", {"model": "my-model"}], "num_gpus": 1}]]
 
     Episodes are distributed to the actors; one that dies is replaced, and its episodes are scored again. The
-    wrapped reward cannot have state or need the policy: put shaping around this term, not into it.
+    wrapped reward cannot have state or need the policy: put shaping terms around this term.
 
     Args:
         of: the reward, a name or ``[name, {arguments}]``; it is made in the actors only.

@@ -49,8 +49,8 @@ ACTIVATIONS = ("sigmoid", "softmax", "log-softmax")
 class RewardModel(RewardTerm):
     """Score of a sequence-classification or value-head model for prompt and response.
 
-    The last token is found by its position, not by searching for the padding id, so a padding id inside the
-    text (if pad = EOS, for example) is no problem.
+    The last token is found by its position, not by searching for the padding id, so the padding id may
+    occur inside the text (if pad = EOS, for example).
 
     Args:
         model: name or folder of a sequence-classification model, or a module: such a model, a causal model

@@ -22,7 +22,7 @@ from textenv.utils.extras import import_extra
 def response_ids(episodes: EpisodeBatch) -> list[list[int]]:
     """B lists: the ids of the tokens that the policy chose."""
     rows = zip(episodes.input_ids.tolist(), episodes.action_mask.tolist(), strict=True)
-    return [[token for token, mine in zip(ids, mask, strict=True) if mine] for ids, mask in rows]
+    return [[token for token, chosen in zip(ids, mask, strict=True) if chosen] for ids, mask in rows]
 
 
 @register_reward("missing-eos")
@@ -92,7 +92,7 @@ class Length(RewardTerm):
 
 @register_reward("repetition")
 class Repetition(RewardTerm):
-    """Penalty for repeated n-grams of tokens: ``-coef`` times the share of n-grams that occurred before.
+    """Penalty for repeated n-grams of tokens: ``-coef`` times the fraction of n-grams that occurred before.
 
     Args:
         n: tokens of an n-gram. Shorter responses have none, and no penalty.
@@ -106,12 +106,12 @@ class Repetition(RewardTerm):
 
     def score(self, episodes: EpisodeBatch) -> Tensor:
         """(B,) in [-coef, 0]."""
-        shares = []
+        fractions = []
         for ids in response_ids(episodes):
             grams = Counter(tuple(ids[i : i + self.n]) for i in range(len(ids) - self.n + 1))
             total = sum(grams.values())
-            shares.append(1 - len(grams) / total if total else 0.0)
-        return -self.coef * torch.tensor(shares, device=episodes.device)
+            fractions.append(1 - len(grams) / total if total else 0.0)
+        return -self.coef * torch.tensor(fractions, device=episodes.device)
 
 
 @register_reward("regex")
@@ -173,7 +173,7 @@ class Regex(RewardTerm):
         """(B,): ``reward`` or ``otherwise``.
 
         Raises:
-            RewardError: if the column does not contain a regular expression, or at the time limit.
+            RewardError: if the column does not contain a regular expression, or one exceeds the time limit.
         """
         texts = self.completion_texts(episodes)
         counts = [self._count(self._of(episodes, row), text) for row, text in enumerate(texts)]
@@ -252,7 +252,7 @@ class ExactMatch(RewardTerm):
         """(B,): ``reward`` or ``otherwise``.
 
         Raises:
-            RewardError: if the pattern's time limit is over.
+            RewardError: if the pattern exceeds its time limit.
         """
         texts = self.answer_texts(episodes)
         answers = column(episodes, self.column, self.name)
@@ -281,7 +281,7 @@ class LexiconSentiment(RewardTerm):
     """Sentiment of the response from the VADER lexicon (Hutto and Gilbert 2014); needs no model.
 
     Args:
-        scale: "compound" in [-1, 1]; "valence" the same on the lexicon's own scale, in [-4, 4].
+        scale: "compound" in [-1, 1], or "valence", 4 times as large (the range of the lexicon's ratings).
         target: "positive" or "negative" (with reversed sign).
         with_prompt: score prompt and response as one text.
     """

@@ -1,4 +1,4 @@
-"""Which model an adapter's folder, or an adapter on the hub, belongs on."""
+"""Find the base model of an adapter in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def find_adapter(source: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The config of the adapter in a folder or on the hub, None if there is a whole model or nothing.
+    """The config of the adapter in a folder or on the hub, None if there is no adapter.
 
     Raises:
         ValueError: if a folder holds both an adapter and a whole model.
@@ -33,10 +33,10 @@ def find_adapter(source: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def base_of(source: str | os.PathLike[str], config: Mapping[str, Any]) -> str:
-    """The hub id or folder of the model that an adapter belongs on.
+    """The hub id or folder of an adapter's base model.
 
     Raises:
-        ValueError: if the adapter does not say, or names a folder that is not there.
+        ValueError: if the adapter does not name it, or names a folder that does not exist.
     """
     name = config.get("base_model_name_or_path")
     instead = (

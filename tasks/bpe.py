@@ -19,11 +19,11 @@ _BYTES = 256
 def bpe_tokenizer(texts: Sequence[str], *, vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """A small byte-level BPE tokenizer for these texts; trained once (about a second), then cached.
 
-    Every text can be written. BOS, EOS and PAD are one token, so every token means something; padding is
-    known by lengths. No special tokens are added.
+    Every text can be written. BOS, EOS and PAD are one token, so no token is unused; padding is
+    recognised by lengths. No special tokens are added.
 
     Args:
-        texts: what to train on.
+        texts: training texts.
         vocab_size: V, with EOS; fewer if the texts do not have that many pairs.
 
     Raises:

@@ -18,11 +18,11 @@ def archive_content(
     wheel: bool,
     archive: str | Path | None = None,
 ) -> bytes:
-    """The bytes of a package's archive, from whatever index pip is set up for.
+    """The bytes of a package's archive, from the index that pip is configured for.
 
     Args:
         name: of the package.
-        version: the only one that will do.
+        version: the required version.
         sha256: of the archive.
         requirements: a requirements file with the package, its version and hash.
         wheel: whether the archive is the wheel rather than the source.

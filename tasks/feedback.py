@@ -26,23 +26,23 @@ class Feedback:
     train: Mapping[str, Rows]
     """Training data of the reward model."""
     held_out: Mapping[str, Rows]
-    """Prompts and texts that it never saw."""
+    """Held-out data of the reward model."""
     judge: Mapping[str, Rows]
     """Training data of the judge; the reward model sees none of it."""
     judge_held_out: Mapping[str, Rows]
     """Texts on which the judge is not trained."""
     make_scorer: Callable[[], tuple[PretrainedConfig, PreTrainedTokenizerBase]] | None = None
-    """Config and tokenizer of a small model that suits; None takes the policy's."""
+    """Config and tokenizer of a small scorer for the task; None takes the policy's."""
 
 
 def reviews_feedback(*, prompt_words: int = PROMPT_WORDS) -> Feedback:
-    """Ratings of film and product reviews, tweets and news, and pairs of film reviews that begin alike.
+    """Ratings of film and product reviews, tweets and news, and pairs of reviews with a common beginning.
 
     The reward model learns from pairs of training prompts and from ratings of the texts of all four sources,
-    without film reviews that begin like a held-out prompt; the judge from the ratings of its own fifth.
+    without film reviews that begin like a held-out prompt; the judge from its own 20 % of the ratings.
 
     Args:
-        prompt_words: how many words make a prompt.
+        prompt_words: number of words of a prompt.
 
     Raises:
         FileNotFoundError: if the texts were never fetched (``make data``).

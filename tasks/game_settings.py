@@ -1,6 +1,6 @@
 """Settings of agents that play the games: what ``Task.settings`` gives for them.
 
-They were chosen on agent seeds 100 and up.
+They were chosen on agent seeds >= 100.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def build_guess_number(
         split: "train" or "validation", which are the same.
         top: the largest number.
         repeat: replies repeat the guess.
-        max_turns: most guesses.
-        data_seed: of the data for offline agents.
+        max_turns: maximum number of guesses.
+        data_seed: seed of the data for offline agents.
 
     Raises:
         ValueError: if the split is unknown or a number is out of range.
@@ -123,7 +123,7 @@ def consistent_return(top: int, max_turns: int) -> float:
 
 
 def binary_search(words: Sequence[str], rng: np.random.Generator) -> str:
-    """The optimal player: the middle of what is possible."""
+    """The optimal player: the middle of the numbers that are possible."""
     low, high = _bounds(words)
     return str((low + high) // 2)
 
@@ -180,9 +180,9 @@ def guess_number_episodes(
     """Episodes of mixed quality: a fifth guess any number, two fifths a possible one, two search.
 
     Args:
-        episodes: how many.
+        episodes: number of episodes.
         top: the largest number.
-        max_turns: most guesses.
+        max_turns: maximum number of guesses.
         repeat: replies repeat the guess.
         seed: of the numbers and guesses.
     """

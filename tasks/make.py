@@ -40,7 +40,7 @@ class _Made:
 
     @property
     def task_data(self) -> TaskData | None:
-        """The pieces that it was made from; None if it was made from a ready PromptSet."""
+        """Data of its task; None if it was made from a ready PromptSet."""
         return None if self.source is None else self.source.data
 
     @property
@@ -103,7 +103,7 @@ def make_vec_env(
         num_envs: N, texts generated in parallel.
         task: a task's name; by default "prompts" if ``prompts`` are given, else "random-walks".
         task_kwargs: the task's own arguments.
-        split: which part of the task's prompts.
+        split: name of the part of the task's prompts, such as "train".
         rewards: a reward spec or a list of them, each "name", ["name", {arguments}], a term or a function;
             "task" stands for the task's rewards among others; [] is no reward.
         prompts: use these instead of the task's: a list of texts or messages, a file, a hub id, whatever
@@ -118,26 +118,26 @@ def make_vec_env(
             turn (for chats), and ``model_stop_token_ids``.
         model_stop_token_ids: further stop tokens of a model, ``textenv.tasks.stop_tokens.generation_ends``.
         stop_strings: strings that end an episode.
-        min_new_tokens: stop tokens are illegal before this many.
+        min_new_tokens: stop tokens are illegal before this number of tokens.
         suppressed_tokens: tokens that are never legal.
         samples_per_prompt: consecutive episodes that share a prompt.
         shuffle: new random order of the prompts in every epoch.
         autoreset: "same_step", "next_step" or "disabled", or a ``gymnasium.vector.AutoresetMode``.
-        device: of the environment's state.
+        device: where the environment's state and observations are.
         arrays: "torch" or "numpy".
         render_mode: None, "ansi", "rgb_array" or "human".
         episode_statistics: put return, length and time into ``info["episode"]``.
         partner: replies when a turn of the policy ends: a name, ["name", {arguments}], or a ``Partner``; by
             default the task's. Without a task it may have its own prompts (and needs ``tokenizer``).
-        max_turns: most turns of the policy in an episode with a partner.
-        max_turn_tokens: most tokens of a turn.
-        max_length: most tokens of an episode with a partner, prompt and replies included.
+        max_turns: maximum number of the policy's turns in an episode with a partner.
+        max_turn_tokens: maximum number of tokens of a turn.
+        max_length: maximum number of tokens of an episode with a partner, prompt and replies included.
         waiting: "block" waits within a step for slow partners; "step" lets the other rows go on.
-        unknown: always an error, which names the nearest argument.
+        unknown: arguments that do not exist; the error names the nearest one.
 
     Raises:
         TypeError: if an argument is unknown.
-        ValueError: if a value is out of range, a name is unknown, or the pieces do not fit.
+        ValueError: if a value is out of range, a name is unknown, or the arguments do not fit together.
     """
     _refuse_unknown(unknown, make_vec_env)
     task, prompts, task_kwargs = partner_source(partner, task, prompts, tokenizer, task_kwargs)
@@ -248,7 +248,7 @@ def make_env(
     return _rewarded(env, terms, source, default_stop_tokens=stop_token_ids is None)
 
 
-# Where Gymnasium looks before it calls: "rgb_array_list" and "ansi_list" become its own RenderCollection.
+# Gymnasium reads the render modes here: it makes "rgb_array_list" and "ansi_list" with its RenderCollection.
 make_env.metadata = TextEnv.metadata  # type: ignore[attr-defined]
 
 
@@ -261,14 +261,14 @@ def _rewarded(env: Any, terms: Sequence[RewardTerm], source: EnvSource, *, defau
 
 
 def _written(name: str, value: Any) -> Any:
-    """An argument of the environment as JSON values, as far as it can be written down."""
+    """An argument of the environment as JSON values as far as possible."""
     if name == "rewards":
         return None if value is None else [_written_reward(spec) for spec in reward_list(value)]
     return _plain(value.given if isinstance(value, EnvSource) else value)
 
 
 def _written_reward(spec: Any) -> Any:
-    """The canonical list; objects that can't be written down stay as they are."""
+    """The spec in canonical form; objects without a spec stay as they are."""
     try:
         return normalize_reward_specs([spec])[0]
     except ValueError:
@@ -292,7 +292,7 @@ def _refuse_unknown(unknown: Mapping[str, Any], function: Any) -> None:
     if unknown:
         known = [name for name in inspect.signature(function).parameters if name != "unknown"]
         name = next(iter(unknown))
-        # Python's own words: TorchRL drops an argument of its own where an error says them.
+        # Python's wording: where TorchRL finds it, it retries without the argument that it added.
         raise TypeError(
             f"{function.__name__}() got an unexpected keyword argument {name!r}; {nearest(name, known)}"
         )

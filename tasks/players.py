@@ -95,7 +95,7 @@ def play(
     Args:
         data: of a task with a partner and without rewards of its own.
         players: each episode has one of them, drawn with equal chances.
-        episodes: how many.
+        episodes: number of episodes.
         seed: of the worlds, the players and their turns.
         num_envs: rows; the episodes do not depend on it.
 

@@ -44,13 +44,13 @@ def build_prompts(
             columns), with a column "prompt" (text or messages) or "messages" (if the assistant speaks last,
             that turn is left off); or a list of texts or of conversations.
         tokenizer: a name, a folder or an object; required.
-        prompt_column: another name for the column of prompts.
+        prompt_column: name of the column of prompts, if it is not "prompt".
         rewards: reward specs.
         max_new_tokens: token budget of a response.
         max_prompt_tokens: longer prompts are cut.
-        limit: use only the first so many rows.
-        validation: share of the different prompts that is split off as "validation" where the source has no
-            such split: those whose hash is least, see ``textenv.data.held_out``. 0 splits nothing off.
+        limit: number of rows to use, from the first; None is all.
+        validation: fraction of the distinct prompts that is split off as "validation" where the source has no
+            such split: those with the smallest hash, see ``textenv.data.held_out``. 0 splits nothing off.
 
     Raises:
         FileNotFoundError: if a path does not exist.
@@ -91,12 +91,12 @@ def build_prompts(
         rewards=rewards,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
-        # A list's places are the numbers themselves.
+        # Prompts of a list are named by their index.
         place_of=functools.partial(_place, data, how) if isinstance(data, str | os.PathLike) else None,
     )
 
 
-def _is_undivided(data: Any) -> bool:
+def _lacks_validation(data: Any) -> bool:
     """Whether a source has no validation split; hub ids are assumed to have one."""
     names = splits_of(data)
     if names:
@@ -105,7 +105,7 @@ def _is_undivided(data: Any) -> bool:
 
 
 def _side(records: Records, held_out: bool, share: float, limit: int | None) -> Records:
-    """The training or the validation side; all of the first, if there is but one prompt."""
+    """The training or the validation side; all rows for training if there is only one prompt."""
     try:
         return split_off(records, held_out=held_out, share=share, limit=limit)
     except ValueError:
@@ -115,10 +115,10 @@ def _side(records: Records, held_out: bool, share: float, limit: int | None) -> 
 
 
 def with_prompts(task_kwargs: Mapping[str, Any] | None, prompts: Any) -> dict[str, Any]:
-    """Arguments of the task "prompts" with prompts that were given beside it.
+    """Arguments of the task "prompts", with the prompts that were given separately.
 
     Raises:
-        ValueError: if they hold other data.
+        ValueError: if the arguments have data already.
     """
     if (task_kwargs or {}).get("data") is not None:
         raise ValueError("the prompts of the task 'prompts' were given twice, as prompts and as its data")
@@ -130,7 +130,7 @@ def _open(
 ) -> Records:
     """The records of a split, see ``build_prompts``."""
     rename = None if prompt_column is None else {prompt_column: "prompt"}
-    divided = validation > 0 and split in ("train", "validation") and _is_undivided(data)
+    divided = validation > 0 and split in ("train", "validation") and _lacks_validation(data)
     whole = "train" if divided and splits_of(data) else None if divided else split
     records = load_columns(_rows_of_list(data), split=whole, columns=[], rename=rename)
     name = "messages" if "prompt" not in records.columns and "messages" in records.columns else "prompt"
@@ -139,7 +139,7 @@ def _open(
 
 
 def _place(data: str | os.PathLike[str], how: Mapping[str, Any], number: int) -> str:
-    """Where prompt ``number`` comes from; the source is read again, for nothing else needs the places."""
+    """Where prompt ``number`` comes from; the source is read again, as places are needed in errors only."""
     return next(itertools.islice(_open(data, **how).source(), number, None))[0]
 
 
@@ -150,7 +150,7 @@ def load_tokenizer(
 
     Args:
         tokenizer: name, folder or object.
-        what: how errors call it.
+        what: its name in errors.
 
     Raises:
         FileNotFoundError: if it names a model that ``textenv.tasks.fetch`` fetches, and it was not fetched.
@@ -173,7 +173,7 @@ def load_tokenizer(
 
 
 def model_tokenizer(model: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model; errors name the model where there is none of that name.
+    """The tokenizer in a model's folder; if there is no such model, the error names the model.
 
     Args:
         model: the model's name or folder, or the tokenizer that it has as an object.

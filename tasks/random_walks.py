@@ -35,7 +35,7 @@ LETTERS = "abcdefghijklmnopqrstu"
 """Node i is the i-th letter; node 0, "a", is the goal."""
 GOAL = 0
 MAX_NODES = 10
-"""A walk has at most ten nodes; one that needs ten or more is worth nothing."""
+"""Maximum number of nodes of a walk; a walk of ten nodes has optimality 0."""
 WALKS = 1000
 MAX_NEW_TOKENS = MAX_NODES
 """Nine more letters and EOS, so that a walk of ten nodes can end with EOS (trlX stops after nine tokens)."""
@@ -50,7 +50,7 @@ SPLITS = ("train", "validation")
 class WalkGraph:
     """The graph of one seed, its 1,000 sampled walks, and the lengths of its shortest walks.
 
-    Use ``WalkGraph.from_seed``; graphs are kept, so asking twice costs nothing.
+    Use ``WalkGraph.from_seed``; graphs are cached.
 
     Example:
         >>> graph = WalkGraph.from_seed(1000)
@@ -62,9 +62,9 @@ class WalkGraph:
     successors: tuple[tuple[int, ...], ...]
     """Node -> nodes it has an edge to, ascending; the goal's only edge leads to itself."""
     walks: tuple[str, ...]
-    """Random walks, each started anywhere but at the goal."""
+    """Random walks, each from a random node other than the goal."""
     shortest: dict[str, int]
-    """Letter -> L*, the nodes of a shortest walk to the goal with both ends, at most 10."""
+    """Letter -> L*, number of nodes of a shortest walk to the goal, both ends included, at most 10."""
 
     @staticmethod
     def from_seed(seed: int = DEFAULT_SEED) -> WalkGraph:
@@ -72,7 +72,7 @@ class WalkGraph:
 
         Raises:
             ValueError: if some start can't reach the goal within nine nodes, where optimality would be 0/0
-                (so it is for 36 of the first 200 seeds).
+                (as for 36 of the first 200 seeds).
         """
         return _from_seed(check_seed("seed", seed, largest=2**32 - 1))  # what RandomState takes
 
@@ -102,7 +102,7 @@ class WalkGraph:
         return None
 
     def optimality(self, text: str) -> float:
-        """(10 - L) / (10 - L*) of a walk: 0 (invalid, or ten nodes and more) to 1 (as short as can be)."""
+        """(10 - L) / (10 - L*) of a walk: 0 (invalid, or ten nodes and more) to 1 (shortest)."""
         length = self.length(text)
         if length is None or length == 1:
             return 0.0
@@ -141,11 +141,11 @@ def _from_seed(seed: int) -> WalkGraph:
     edges[GOAL, GOAL] = True
 
     shortest = _shortest(edges)
-    hopeless = [start for start, length in shortest.items() if length == MAX_NODES]
-    if hopeless:
+    unreachable = [start for start, length in shortest.items() if length == MAX_NODES]
+    if unreachable:
         raise ValueError(
             f"seed {seed} gives a graph without a walk of fewer than {MAX_NODES} nodes to the goal "
-            f"from {', '.join(hopeless)}, so optimality is undefined there; "
+            f"from {', '.join(unreachable)}, so optimality is undefined there; "
             f"choose another seed, for example {DEFAULT_SEED}"
         )
 
@@ -166,7 +166,7 @@ def _from_seed(seed: int) -> WalkGraph:
     if graph.sha256 != _KNOWN_SHA256.get(seed, graph.sha256):
         raise RuntimeError(
             f"the walks of seed {seed} have sha256 {graph.sha256}, expected {_KNOWN_SHA256[seed]}: "
-            f"numpy {np.__version__} draws other numbers than RandomState should"
+            f"numpy {np.__version__} generates other numbers with RandomState"
         )
     return graph
 
@@ -238,10 +238,10 @@ def build_random_walks(split: str = "train", seed: int = DEFAULT_SEED) -> TaskDa
 
     Args:
         split: "train" or "validation", which are the same.
-        seed: of the graph.
+        seed: seed of the graph.
 
     Raises:
-        ValueError: if the split is unknown or the seed's graph has a start without a useful walk.
+        ValueError: if the split is unknown or the goal is too far from a start in the seed's graph.
     """
     check_choice("split", split, SPLITS)
     graph = WalkGraph.from_seed(seed)

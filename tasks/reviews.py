@@ -48,21 +48,21 @@ def build_reviews(
     rating_column: str | None = None,
     data_split: str = "train",
 ) -> TaskData:
-    """Go on with the first words of a film review, positively; 10,605 real snippets with human ratings.
+    """Continue the first words of a film review positively; 10,605 real snippets with human ratings.
 
-    The reward is a lexicon's sentiment. Columns: "reference" (how the review really went on) and "rating"
+    The reward is a lexicon's sentiment. Columns: "reference" (the rest of the review) and "rating"
     (the mean of at least 15 people, from -4 to 4). Demonstrations are the reviews themselves with their
-    rating as reward; preferences are pairs that people rated unequally; feedback is what a reward model and
+    rating as reward; preferences are pairs with different ratings; feedback is what a reward model and
     a judge are trained and evaluated on. Texts are split by md5, see
     ``textenv.tasks.snippets``.
 
     Args:
         split: "train" (55 % of the texts), "validation" (5 %), "reward-model" (20 %) or "judge" (20 %).
-        data: texts of your own instead: a hub id, a file or what else ``textenv.data.load_columns`` reads.
+        data: other texts: a hub id, a file or any source that ``textenv.data.load_columns`` reads.
             There are no preferences then.
         tokenizer: a name, a folder or an object; by default a byte-pair tokenizer of 2,048 tokens, trained on
             the pretraining texts.
-        prompt_words: how many words of a text make the prompt.
+        prompt_words: number of words of a text that are the prompt.
         max_new_tokens: token budget of a response; 40 is enough for 7 of 10 reviews.
         text_column: of ``data``.
         rating_column: of ``data``: numbers, the reward of the demonstrations. None means there are none.
@@ -70,7 +70,7 @@ def build_reviews(
 
     Raises:
         FileNotFoundError: if ``data`` is None and the texts were never fetched (``make data``).
-        ValueError: if an argument is out of range or a row of ``data`` is not as it should be.
+        ValueError: if an argument is out of range or a row of ``data`` is invalid.
     """
     check_choice("split", split, SPLITS)
     check_at_least("prompt_words", prompt_words, 1)

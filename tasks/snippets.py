@@ -25,7 +25,7 @@ _LIMITS = {"language-model": 55, "validation": 60, "reward-model": 80, "judge": 
 def split_of(text: str) -> str:
     """The split of a text, by its md5: language model 55 %, validation 5 %, reward model 20 %, judge 20 %.
 
-    A text is in the same split wherever it turns up, so a judge never learns from what a reward model saw.
+    Equal texts are in the same split, so a judge never learns from texts that a reward model saw.
 
     >>> split_of("Effective but too tepid biopic")
     'reward-model'

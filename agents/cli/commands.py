@@ -234,7 +234,7 @@ def generate(argv: list[str], flags: Flags) -> int:
     return 0
 
 
-# -- what they share -----------------------------------------------------------------------------------------
+# -- shared helpers -----------------------------------------------------------------------------------------
 
 
 def load_policy(source: str, options: PlayOptions, flags: Flags) -> LanguagePolicy:

@@ -1,7 +1,7 @@
-"""The error of a command line that is not as it should be."""
+"""The error for invalid command lines."""
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """The command line or a configuration file is not as it should be."""
+    """The command line or a configuration file is invalid."""

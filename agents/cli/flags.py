@@ -1,4 +1,4 @@
-"""Flags: what a command line says about itself, which no configuration file can say."""
+"""Flags: options of the command line that a configuration file cannot set."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class TrainOptions(Config):
     num_envs: int | None = None
     """Texts generated in parallel; None is the task's setting, or else 16."""
     start: bool | dict[str, Any] = True
-    """Fine-tune the task's small model first, as the task says; false starts from random weights, and
+    """Fine-tune the task's small model first, with the task's settings; false starts from random weights, and
     {steps: 50} changes settings of the fine-tuning. A model given by --model is not changed."""
     run_dir: str | None = None
     """Folder for metrics, samples and checkpoints; None is runs/AGENT-DATE-TIME."""

@@ -50,7 +50,7 @@ def make_parser(
         description: what it does.
         options: a field is an option; a field that is a settings class gives options with dots.
         nested: field name -> settings class, for a field of ``options`` whose class depends on the command.
-        made: field name -> settings with the defaults of that field's options.
+        made: field name -> settings that hold the defaults of that field's options.
         positional: argument name -> its help.
     """
     places = [f"[{name.upper()}]" for name in positional or {}]

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=6)
-"""Timeout of a collective: the responses of other processes may be longer, so they finish later."""
+TIMEOUT = timedelta(hours=6)
+"""Timeout of a collective. It is long, because other processes may generate longer responses."""
 _BUCKET = 2**25
 """Elements of one reduction."""
 _host: Any = None
@@ -46,9 +46,9 @@ def start() -> None:
 
         PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         atexit.register(_stop)
-    _host = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _host = dist.new_group(backend="gloo", timeout=TIMEOUT)
     if not is_main():
-        warnings.simplefilter("ignore", UserWarning)  # process 0 says the same
+        warnings.simplefilter("ignore", UserWarning)  # process 0 shows the same warnings
 
 
 def _stop() -> None:
@@ -163,12 +163,12 @@ def collective(what: str) -> Iterator[None]:
 def all_reduce_gradients(parameters: Sequence[nn.Parameter], bad: bool = False) -> bool:
     """Sum the gradients over the processes, in place.
 
-    A parameter that has a gradient in some processes only (an expert that was not asked) counts as zero in
-    the others. Gradients of sharded parameters were summed in the backward pass and are left alone.
+    A missing gradient (of an expert that got no tokens in one process) counts as zero.
+    Gradients of sharded parameters were summed in the backward pass and are left alone.
 
     Args:
         parameters: the same in every process, in the same order.
-        bad: whether this process found something wrong.
+        bad: whether this process found an error, such as a loss that is not finite.
 
     Returns:
         Whether any process did; then the gradients are as they were.

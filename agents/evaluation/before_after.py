@@ -31,7 +31,7 @@ LABELS = {
     "repetition": "repeated trigrams",
     "distinct_2": "distinct bigrams",
     "length": "tokens per text",
-    "eos_rate": "share that ends with EOS",
+    "eos_rate": "fraction that ends with EOS",
 }
 """Figures of a comparison and how a table calls them."""
 

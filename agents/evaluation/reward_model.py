@@ -43,10 +43,10 @@ class RewardEvaluation:
     For pairs ``accuracy`` (a tie of scores counts half; pairs with label 1/2 are left out) with its 95 %
     interval ``accuracy/low`` and ``accuracy/high`` (Wilson 1927, over the pairs as independent),
     ``accuracy/ties``, ``agreement`` (mean probability that a labeller agrees with the model) and
-    ``agreement/ceiling`` (if it always sided with the likelier one), ``log_loss`` (nats a pair), ``ece``,
-    ``margin/mean`` and ``pairs``. For rated texts ``spearman``, ``pearson``, ``rmse`` and ``rated``. For both
-    ``score/mean`` and ``score/std``; with several heads ``score/disagreement`` (their mean standard
-    deviation).
+    ``agreement/ceiling`` (if it always sided with the likelier one), ``log_loss`` (nats per pair),
+    ``ece``, ``margin/mean`` and ``pairs``. For rated texts ``spearman``, ``pearson``, ``rmse`` and
+    ``rated``. For both ``score/mean`` and ``score/std``; with several heads ``score/disagreement`` (their
+    mean standard deviation).
     """
     reliability: list[ReliabilityBin] = field(default_factory=list)
     """Calibration by confidence."""
@@ -83,7 +83,7 @@ def pair_metrics(difference: Tensor, label: Tensor | None = None, *, bins: int =
     Args:
         difference: (P,) score of chosen minus score of rejected.
         label: (P,) probability that chosen is really better; None is 1.
-        bins: of the calibration error.
+        bins: number of bins of the calibration error.
     """
     difference = difference.double()
     label = torch.ones_like(difference) if label is None else label.to(difference)
@@ -111,7 +111,7 @@ def pair_metrics(difference: Tensor, label: Tensor | None = None, *, bins: int =
     }
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
+def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
     """95 % interval of a proportion in ``count`` independent trials (Wilson 1927); NaN if there are none.
 
     With proportion p, count n and z = 1.96: (p + z^2/2n +- z sqrt(p(1 - p)/n + z^2/4n^2)) / (1 + z^2/n).
@@ -122,11 +122,11 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     if not count:
         return math.nan, math.nan
     square = Z * Z / count
-    middle = share + square / 2
-    spread = Z * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    low, high = (middle - spread) / (1 + square), (middle + spread) / (1 + square)
-    return (0.0 if share == 0 else low), (
-        1.0 if share == 1 else high
+    middle = fraction + square / 2
+    half_width = Z * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count))
+    low, high = (middle - half_width) / (1 + square), (middle + half_width) / (1 + square)
+    return (0.0 if fraction == 0 else low), (
+        1.0 if fraction == 1 else high
     )  # the formula gives exactly this, up to rounding
 
 
@@ -140,7 +140,7 @@ def reliability(difference: Tensor, label: Tensor | None = None, *, bins: int = 
     Args:
         difference: (P,) score of chosen minus score of rejected.
         label: (P,) probability that chosen is really better; None is 1.
-        bins: how many.
+        bins: number of bins of equal width.
 
     Raises:
         ValueError: if ``bins`` is below 1.

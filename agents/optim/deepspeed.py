@@ -1,9 +1,9 @@
 """Optimizer steps by DeepSpeed's engine: ZeRO stages 1, 2 and 3.
 
-``accelerate launch`` with a DeepSpeed configuration asks for it (Rajbhandari et al. 2020). In stage 1 each of
+``accelerate launch`` with a DeepSpeed configuration turns it on (Rajbhandari et al. 2020). In stage 1 each of
 W processes keeps 1/W of the moments, in stage 2 also of the gradients, in stage 3 also of the weights of the
-transformer blocks; what lies around the blocks stays whole, as with FSDP2. The optimizer is the agent's own
-AdamW, which moves the engine's parts.
+transformer blocks; layers outside the blocks stay whole, as with FSDP2. The optimizer is the agent's own
+AdamW, which updates the engine's shards.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ZeroBackend(Backend):
                 if not parameter.ds_persist:
                     parameter.ds_persist = True
                     kept.append(parameter)
-                parameter.is_external_param = True  # else it is let go as long as the engine traces passes
+                parameter.is_external_param = True  # otherwise it is freed while the engine traces passes
         self._gather(kept)
         self.frozen = {p: p._version for p in kept if not p.requires_grad}
 

@@ -1,6 +1,6 @@
-"""Weights in shards by FSDP2: each process holds a part of every block of the model, and of its moments.
+"""Sharded training with FSDP2: each process holds a shard of every block and of its optimizer moments.
 
-``accelerate launch`` with an FSDP2 configuration asks for it. The blocks are sharded by ``fully_shard``; the
+``accelerate launch`` with an FSDP2 configuration turns it on. The blocks are sharded by ``fully_shard``; the
 layers around them (embeddings, final norm, heads) stay whole in every process, and their gradients are summed
 like those of an unsharded model. A rollout gathers the blocks once and decodes with whole weights: decoding
 through sharded layers would need the other processes at every token, and these may have finished already.

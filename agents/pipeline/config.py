@@ -36,8 +36,8 @@ class DataConfig(Config):
     """Pairs or rated texts that reward model and judge are evaluated on; None takes the validation splits of
     their data, or splits one off."""
     validation_share: float = HELD_OUT_SHARE
-    """Share of the different prompts of a file that is split off where nothing held out is given, chosen by a
-    hash of the prompt; 0 trains reward model and judge on all of their data and evaluates them on none."""
+    """Fraction of the distinct prompts of a file that is split off where no held-out data are given, by
+    a hash of the prompt; 0 trains reward model and judge on all of their data and evaluates them on none."""
     judge: str | None = None
     """Pairs or rated texts for the judge, which the reward model must not have seen."""
 

@@ -70,7 +70,7 @@ def divided(train: Mapping[str, str], share: float) -> tuple[dict[str, Any], dic
 
     Args:
         train: "pairs" or "ratings" -> file, folder or hub id.
-        share: of the prompts; 0 holds nothing out.
+        share: fraction of the prompts; 0 holds nothing out.
 
     Raises:
         ValueError: if all records have the same prompt.
@@ -83,7 +83,7 @@ def divided(train: Mapping[str, str], share: float) -> tuple[dict[str, Any], dic
         if not VALIDATION.isdisjoint(splits_of(source)):
             parts[kind], held_out[kind] = source, load_columns(source, split="validation")
         elif may_be_hub_id(source):
-            parts[kind] = source  # whether it has other splits is for the hub to say
+            parts[kind] = source  # only the hub knows whether it has other splits
         else:
             records = load_columns(source)
             parts[kind] = split_off(records, held_out=False, share=share)

@@ -32,9 +32,9 @@ BEST = "best-by-judge"
 
 
 class RewardHackingWatch(Callback):
-    """Scores every evaluation by a judge, and warns when the reward goes up while the judge goes down.
+    """Scores every evaluation with a judge, and warns when the reward rises while the judge's score falls.
 
-    Optimising a proxy of what is wanted raises both at first and later the proxy alone (Gao et al. 2023,
+    Optimising a proxy reward first raises both scores, and later only the proxy's (Gao et al. 2023,
     "Scaling laws for reward model overoptimization"). Evaluations replay the same prompts with the same
     noise, so each episode's slope over the last ``window`` evaluations is one paired observation; proxy and
     judge diverge if the mean slope of the proxy is above 0 and that of the judge below 0, both by a
@@ -50,7 +50,7 @@ class RewardHackingWatch(Callback):
         proxy: name of the reward term that is optimised; None is the return less the KL penalty.
         window: evaluations that the slopes are fitted to, at least 3.
         alpha: level of the tests.
-        limits: metric of the evaluation -> highest value that is fine, such as ``{"objective/kl": 10.0}``.
+        limits: metric of the evaluation -> highest allowed value, such as ``{"objective/kl": 10.0}``.
         action: what to do when they diverge or a limit is exceeded: "warn", or also "stop" the training.
         keep_best: keep the agent with the best judge within the limits in ``best-by-judge`` of the run's
             folder.
@@ -79,7 +79,7 @@ class RewardHackingWatch(Callback):
             raise ValueError(f"alpha must be in (0, 1), got {alpha}")
         if action not in ("warn", "stop"):
             raise ValueError(f"action must be one of 'warn', 'stop', got {action!r}")
-        scipy_stats()  # it is missed at the start, not at the third evaluation
+        scipy_stats()  # so that a missing scipy is an error at the start
         self.judge = make_reward(judge)
         self.proxy, self.window, self.alpha = proxy, window, alpha
         self.limits, self.action = dict(limits or {}), action
@@ -135,7 +135,7 @@ class RewardHackingWatch(Callback):
                 "parted",
                 f"reward and judge diverge at iteration {agent.iteration}: over the last "
                 f"{len(self.proxies)} evaluations the reward moved by {slopes['watch/proxy_slope']:+.3g} and "
-                f"the judge by {slopes['watch/judge_slope']:+.3g} an evaluation (judge now "
+                f"the judge by {slopes['watch/judge_slope']:+.3g} per evaluation (judge now "
                 f"{metrics['judge/mean']:.3g}); the policy may be exploiting the reward",
             )
         self._stop = self.action == "stop" and bool(over or slopes.get("watch/parted"))
@@ -158,7 +158,7 @@ class RewardHackingWatch(Callback):
         return text_table(columns, rows, title="reward and judge")
 
     def state_dict(self) -> dict[str, Any]:
-        """The last evaluations by episode, the course of all, and the best so far."""
+        """The last evaluations by episode, the history of all, and the best so far."""
         names = ("proxies", "judgements", "history", "best")
         return {name: getattr(self, name) for name in names} | {"warned": sorted(self._warned)}
 
@@ -182,7 +182,7 @@ class RewardHackingWatch(Callback):
 
     def _add(self, rows: list[list[float]], values: list[float]) -> None:
         if rows and len(rows[-1]) != len(values):
-            rows.clear()  # the number of episodes has changed: there is nothing to pair with
+            rows.clear()  # the number of episodes has changed: no earlier rows can be paired with these
         rows.append(values)
         del rows[: -self.window]
 
@@ -190,7 +190,7 @@ class RewardHackingWatch(Callback):
         return sum(rows[-1]) / len(rows[-1])
 
     def _test(self) -> dict[str, float]:
-        """Mean slopes, and whether they part; nothing while there are fewer than 3 evaluations."""
+        """Mean slopes, and whether they diverge; nothing while there are fewer than 3 evaluations."""
         if len(self.proxies) < 3:
             return {}
         proxy, judge = slopes(self.proxies), slopes(self.judgements)
@@ -208,7 +208,7 @@ class RewardHackingWatch(Callback):
         return [name for name, limit in self.limits.items() if metrics[name] > limit]
 
     def _warn(self, kind: str, message: str) -> None:
-        """Once for each kind."""
+        """Warn once for each kind."""
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=3)

@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 LEAST_REPETITION = 0.005
-"""Smallest limit for the share of repeated trigrams: short human texts have almost none."""
+"""Smallest limit for the fraction of repeated trigrams: short human texts have almost none."""
 
 
 @dataclass(kw_only=True)
@@ -89,8 +89,8 @@ def run_pipeline(
         StageError: if a stage's folder was made from other settings (it names them), or a stage that is not
             run is not finished, or a stage would have no data or model; if a launcher started
             several processes.
-        ValueError: if data, a model, a reward, a split or a setting that any stage needs is not as it should
-            be. All this is found before the first stage begins.
+        ValueError: if data, a model, a reward, a split or a setting that any stage needs is invalid.
+            All this is found before the first stage begins.
     """
     process_group.start()
     if process_group.world_size() > 1:
@@ -118,7 +118,7 @@ class Pipeline:
         """The stages up to the last one asked for, without those whose model is given."""
         cfg, feedback = self.config, self.inputs.data.feedback
         last = max(STAGES.index(stage) for stage in cfg.stages)
-        # A scorer that begins as the policy's trunk is another one after another fine-tuning.
+        # A scorer that begins as the policy's trunk depends on the fine-tuning.
         trunk = ("sft",) if feedback is None or feedback.make_scorer is None else ()
         judged = cfg.judge_model is None and self.inputs.judged
         watch = {name: getattr(cfg, name) for name in ("kl_limit", "repetition_limit", "stop_when_hacked")}
@@ -232,7 +232,7 @@ class Pipeline:
         return found.metrics
 
     def reinforce(self, folder: Path, policy: str, reward: str, judge: str | None) -> dict[str, float]:
-        """PPO against the reward model, watched by the judge; the best policy by the judge is what counts."""
+        """PPO against the reward model, watched by the judge; the result is the best policy by the judge."""
         cfg = self.config
         envs = self.inputs.envs([reward_spec(reward)], split="train")
         eval_envs = self.inputs.envs([reward_spec(reward)], split="validation")
@@ -268,7 +268,7 @@ class Pipeline:
         source.save(folder / "model")
         return dict(result.evaluation.metrics) if result.evaluation is not None else {}
 
-    # -- what they share -------------------------------------------------------------------------------------
+    # -- shared by the stages ------------------------------------------------------------------------------
 
     def stage(self, stage: Stage, make: Callable[[Path], dict[str, float]]) -> str:
         """Run a stage unless its folder holds what the same settings made; returns its model's folder."""

@@ -29,7 +29,7 @@ class Stage(NamedTuple):
     settings: Config
     """Its agent's."""
     inputs: Sequence[Any]
-    """What else it depends on, JSON values; of a file also size and time of change count."""
+    """Other inputs as JSON values; of a file also its size and modification time."""
     after: Sequence[str] = ()
     """Stages on whose models it depends."""
 
@@ -46,7 +46,7 @@ class StageFolders:
     def __init__(self, run_dir: Path, config: PipelineConfig, *, overwrite: bool) -> None:
         self.run_dir, self.config, self.overwrite = run_dir, config, overwrite
         self.hashes: dict[str, str] = {}
-        """Stage -> hash of what it is made from; those that it comes after have to be asked about first."""
+        """Stage -> hash of what it is made from; the stages before it must be hashed first."""
 
     def made_from(self, stage: Stage) -> tuple[str, dict[str, Any]]:
         """What a stage is made from, and the hash of it."""
@@ -141,12 +141,12 @@ def identity(value: Any) -> Any:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Settings that differ, by name and value."""
-    mine, theirs = one["settings"], other["settings"]
-    names = sorted({*mine, *theirs})
+    old, new = one["settings"], other["settings"]
+    names = sorted({*old, *new})
     listed = [
-        f"{name}: {mine.get(name)!r}, now {theirs.get(name)!r}"
+        f"{name}: {old.get(name)!r}, now {new.get(name)!r}"
         for name in names
-        if mine.get(name) != theirs.get(name)
+        if old.get(name) != new.get(name)
     ]
     listed += [name for name in ("task", "inputs", "after") if one[name] != other[name]]
     return listed

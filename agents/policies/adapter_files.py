@@ -56,12 +56,12 @@ def save_adapters(peft: PeftModel, folder: Path) -> dict[str, Any]:
 
 
 def load_adapters(model: Any, folder: Path, saved: Mapping[str, Any] | None) -> PeftModel:
-    """Take the merged model apart again: the base weights and the adapters as ``save_adapters`` wrote them.
+    """Restore the base weights and the adapters of a merged model, as ``save_adapters`` wrote them.
 
     Args:
         model: the merged model; it is changed.
-        folder: where the adapters lie.
-        saved: what ``save_adapters`` gave; None for the older form.
+        folder: folder of the adapters.
+        saved: what ``save_adapters`` returned; None for the older form.
     """
     peft = import_extra("peft", extra="lora", what=f"{folder} holds adapters and")
 
@@ -94,8 +94,8 @@ def restore_adapters(own: PeftModel, plain: Any, folder: Path, saved: Mapping[st
     Args:
         own: the model.
         plain: the merged model in the folder; it may be changed.
-        folder: where the adapters lie.
-        saved: what ``save_adapters`` gave; None for the older form.
+        folder: folder of the adapters.
+        saved: what ``save_adapters`` returned; None for the older form.
 
     Raises:
         ValueError: if the adapters are not those that were saved.
@@ -134,7 +134,7 @@ def restore_adapters(own: PeftModel, plain: Any, folder: Path, saved: Mapping[st
 
 
 def _injected(model: nn.Module, config: PeftConfig, name: str, wrapped: PeftModel | None) -> PeftModel:
-    """Put adapters in without touching the base weights, whatever start the config asks for."""
+    """Put adapters in without touching the base weights, whatever ``init_lora_weights`` of the config is."""
     import peft
 
     start = getattr(config, "init_lora_weights", None)
@@ -194,8 +194,8 @@ def load_adapter_folder(
     Args:
         source: folder or hub id of the adapter.
         base: the loaded base model; it is changed.
-        config: what ``find_adapter`` gave.
-        seed: of what peft draws before it loads the weights.
+        config: what ``find_adapter`` returned.
+        seed: seed of the random weights that peft draws before it loads the saved ones.
 
     Raises:
         ImportError: without peft.

@@ -112,7 +112,7 @@ def add_lora(model: nn.Module, lora: bool | Mapping[str, Any] | Any, *, seed: in
         model: a causal LM.
         lora: True for peft's defaults for the architecture, keyword arguments of ``peft.LoraConfig``, or a
             peft config.
-        seed: of the adapters' random weights.
+        seed: seed of the adapters' random weights.
 
     Raises:
         ImportError: without peft.
@@ -147,7 +147,7 @@ def add_lora(model: nn.Module, lora: bool | Mapping[str, Any] | Any, *, seed: in
 
 def as_peft(model: nn.Module) -> PeftModel | None:
     """The model as a ``PeftModel``, or None if it is not one."""
-    if sys.modules.get("peft") is None:  # then nobody has made one, and its import takes seconds
+    if sys.modules.get("peft") is None:  # then there is no PeftModel; importing peft takes seconds
         return None
     from peft import PeftModel
 
@@ -202,7 +202,7 @@ def check_adapters(model: nn.Module) -> None:
 
     Raises:
         ValueError: for adapter layers without a ``PeftModel`` around them; adapters that are refused
-            (``check_config``), merged or switched off; or adapters on weights that the model ties for ever.
+            (``check_config``), merged or switched off; or adapters on weights that the model's code ties.
     """
     layers = list(_adapter_layers(model))
     peft = as_peft(model)

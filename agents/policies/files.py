@@ -105,7 +105,7 @@ def save_policy(
 
 
 def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any) -> Policy:
-    """Rebuild a policy from ``save_policy``'s folder; ``options`` come before what was saved.
+    """Rebuild a policy from ``save_policy``'s folder; ``options`` override the saved ones.
 
     Raises:
         FileNotFoundError: if there is no policy in the folder.
@@ -122,7 +122,7 @@ def load_policy(cls: type[Policy], path: str | os.PathLike[str], **options: Any)
     settings = {**saved["settings"], **options}
     dtype = settings.pop("dtype")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    settings.pop("trust_remote_code", None)  # the user's to say, never a file's
+    settings.pop("trust_remote_code", None)  # only the user may allow it, never a file
     trust = bool(options.get("trust_remote_code", False))
     if "tokenizer" not in settings and (folder / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
@@ -146,7 +146,7 @@ def _check_class(cls: type[TeacherForced], folder: Path, saved: Mapping[str, Any
     if unknown := sorted(set(saved["settings"]) - set(takes)):
         raise ValueError(
             f"{folder} holds a policy of the class {saved['class']} with the settings {unknown}, which "
-            f"{cls.__name__} does not have; load it by {saved['class']}.load, or as a plain model by "
+            f"{cls.__name__} does not have; load it with {saved['class']}.load, or as a plain model with "
             f"{cls.__name__}(folder)"
         )
 

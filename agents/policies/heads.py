@@ -1,7 +1,7 @@
 """Heads on the language model's trunk: the value head, and ILQL's Q, target-Q and V heads.
 
 A head reads the hidden state that the LM head reads (after the final norm), casts it to the head's own dtype,
-and answers in that dtype, so a bf16 trunk can carry float32 heads. Shape letters: A own tokens, d width, V
+and answers in that dtype, so a bf16 trunk can carry float32 heads. Shape letters: A action tokens, d width, V
 vocabulary.
 """
 
@@ -66,7 +66,7 @@ class ValueHead(nn.Module):
         self.projection = Projection(hidden_size, 1, kind=kind)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., d) -> (...,) in the head's dtype, under autocast, too: values are regression targets."""
+        """(..., d) -> (...,) in the head's dtype, also under autocast."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.projection(hidden).squeeze(-1)
 
@@ -82,7 +82,7 @@ class ValueHead(nn.Module):
 
 
 def head_dtype(model: nn.Module) -> torch.dtype:
-    """Number format of a head on this model: float32, or float64 for a float64 model."""
+    """Dtype of a head on this model: float32, or float64 for a float64 model."""
     return torch.promote_types(next(model.parameters()).dtype, torch.float32)
 
 
@@ -107,7 +107,7 @@ class QAtActions(NamedTuple):
     q_log_probs: tuple[Tensor, ...]
     """Per Q head (A,): Q_i(s, a) - logsumexp over v of Q_i(s, v)."""
     target_q: Tensor
-    """(A,): the least of the target heads' Q(s, a), no gradient."""
+    """(A,): minimum of the target heads' Q(s, a), no gradient."""
     state_values: Tensor
     """(A,): V(s)."""
 
@@ -117,10 +117,9 @@ class ILQLHeads(nn.Module):
 
     At GPT-2 size one "mlp" Q head costs 78 million parameters, a "linear" one 39 million.
 
-    Several Q heads are worth something only as far as they differ, and heads that start alike get the same
-    gradients for ever. "mlp" heads differ by their first layers, whose outputs count for 0 at first. "linear"
-    heads start with small random weights of their own. All targets and V start at 0, so that decoding starts
-    as the language model's.
+    Several Q heads help only if they differ, and heads that start equal get equal gradients. "mlp" heads
+    differ in their first layers; their last layers start at 0. "linear" heads have small random weights.
+    All targets and V start at 0, so at first decoding is that of the language model.
 
     Args:
         hidden_size: d.
@@ -147,7 +146,7 @@ class ILQLHeads(nn.Module):
                 nn.init.normal_(cast(Projection, head).last.weight, std=LINEAR_SPREAD / hidden_size**0.5)
 
     def forward(self, hidden: Tensor, actions: Tensor, *, max_bytes: int = 1 << 28) -> QAtActions:
-        """Everything the losses need at A own tokens; (A, V) of one head exists only for a chunk at a time.
+        """Outputs for the losses at A action tokens; a head's (A, V) values are computed in chunks.
 
         Args:
             hidden: (A, d) states that emit the actions.
@@ -179,8 +178,8 @@ class ILQLHeads(nn.Module):
         """Move the targets: target <- alpha Q + (1 - alpha) target. Call it after optimizer steps; 1 copies.
 
         Raises:
-            ValueError: if ``alpha`` does not lie in [0, 1], or the targets are in 16 bits, where they would
-                stand still.
+            ValueError: if ``alpha`` does not lie in [0, 1], or the targets are in 16 bits, where rounding
+                would undo the small updates.
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {alpha}")

@@ -1,7 +1,7 @@
 """LanguagePolicy: a causal LM with an optional critic; it acts in text environments and agents train it.
 
-Acting, old, new and reference log-probs share one temperature and one legality rule; old, new and reference
-ones also share one teacher-forced forward (``textenv.modeling.log_probs``). Shape letters: B episodes, L
+Acting, old, new and reference log-probs use the same temperature and token constraints; all but
+acting also share one teacher-forced forward (``textenv.modeling.log_probs``). Shape letters: B episodes, L
 tokens, N environment rows, V vocabulary, d hidden width.
 """
 
@@ -47,30 +47,30 @@ class LanguagePolicy(TeacherForced):
     """A causal LM as a policy over tokens.
 
     The model is prepared in place: every dropout probability is set to 0, so train mode is deterministic,
-    and activations that transformers writes out in many operations give way to fused ones. Call the policy on
-    a minibatch for what has gradients (``policy(episodes).log_probs``); ``evaluate`` and its kin have none.
+    and activations that transformers writes out in many operations are replaced by fused ones.
+    ``policy(episodes)`` runs with gradient; ``evaluate``, ``log_prob`` and similar methods without.
 
     Args:
         model: a transformers causal LM: hub id, folder, config (random weights), module, or peft model. A
             module is not copied.
         tokenizer: the task's; saved with the model.
         temperature: logits are divided by it, when acting and in every log-prob.
-        top_k: act among the k likeliest tokens, 0 for all. Log-probs do not know of it: off while training.
-        top_p: act within the nucleus of this mass. Log-probs do not know of it: off while training.
-        greedy: act by the likeliest token.
+        top_k: sample from the k most likely tokens; 0 is all. Log-probs ignore it: leave it off in training.
+        top_p: sample from the nucleus of this mass. Log-probs ignore it: leave it off in training.
+        greedy: take the most likely token.
         value_head: False = no critic; True or "shared" = a head on the policy's trunk; "separate" = a trunk
             of its own, which starts as a copy; or a module (..., d) -> (...,) on the policy's trunk.
         head_kind: shape of a critic's head made here.
         lora: train low-rank adapters only: True, keyword arguments of ``peft.LoraConfig``, or a peft config.
-        train_layers: train only so many top blocks and what follows them.
+        train_layers: train only this number of top blocks, and the layers after them.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        compile: run the trunks of teacher-forced passes by ``torch.compile``: True, or the name of a backend.
+        compile: use ``torch.compile`` for the trunks in teacher-forced passes: True, or a backend's name.
         autocast: number format of matrix products in teacher-forced passes; weights keep their own.
         dtype: of the weights where they are loaded here.
         device: where to put the model; None leaves it.
-        legality: which tokens are legal, for episodes whose ``sampling`` does not say.
+        legality: which tokens are legal, for episodes whose ``sampling`` does not contain it.
         max_tokens: padded tokens of one pass of ``evaluate``.
-        seed: of random weights.
+        seed: seed of random weights.
         cached: False acts without a key-value cache.
         trust_remote_code: whether code that comes with a hub id or folder may run.
 
@@ -220,7 +220,7 @@ class LanguagePolicy(TeacherForced):
                     compile_trunk(self.critic.trunk, backend=self.compile_backend)
 
     def attach(self, env: Any) -> None:
-        """Learn an environment's size and legality (``collect`` does it)."""
+        """Take vocabulary size and token constraints from an environment (``collect`` calls it)."""
         self.decoding.attach(env)
 
     def act(
@@ -323,5 +323,5 @@ class LanguagePolicy(TeacherForced):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> Self:
-        """Rebuild a policy from ``save``'s folder; ``options`` come before what was saved."""
+        """Rebuild a policy from ``save``'s folder; ``options`` override the saved ones."""
         return load_policy(cls, path, **options)

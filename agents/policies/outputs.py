@@ -1,4 +1,4 @@
-"""The output of a teacher-forced pass, the memo of the last one, and what a reference policy offers."""
+"""The output of a teacher-forced pass, the cache of the last one, and the interface of references."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Memo:
         self._inputs = self._found = self._expected = self._graph = None
 
     def expect(self, episodes: EpisodeBatch) -> None:
-        """The next optimizer step is on these episodes."""
+        """Declare that the next optimizer step is on these episodes."""
         self._expected, self._graph = episodes.input_ids, None
 
     def expects(self, episodes: EpisodeBatch) -> bool:

@@ -30,8 +30,7 @@ from textenv.modeling.weight_version import ModelWatch, watch_of
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy for inference that shares frozen parameters: only trainable ones take memory again.
 
-    With adapters, or few trained layers, that is little; for a model that is trained whole it is the whole
-    model.
+    With adapters or few trained layers this is little memory; if all layers are trained, all are copied.
     """
     shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
@@ -49,10 +48,10 @@ class Reference:
     """A frozen policy; ``policy.reference()`` makes it.
 
     Args:
-        policy: whose weights are taken, and whose temperature, legality and number format are used.
+        policy: policy whose weights, temperature, token constraints and autocast format are used.
         mode: "copy" = a frozen copy (sharing what is frozen anyway); "adapters-off" = the policy's own model
             without its adapters; "shared-trunk" = a copy of the trained top layers above the policy's frozen
-            trunk, which runs once for both when both are asked for (``policy.evaluate(...,
+            trunk, which runs once for both when both are requested (``policy.evaluate(...,
             reference=True)``).
 
     Raises:

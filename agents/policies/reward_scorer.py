@@ -58,7 +58,7 @@ class Scorer(nn.Module):
         max_tokens: padded tokens of one pass of ``score``.
         template: how prompt and completion become the text that is scored, see ``RewardModel``.
         max_length: longest text in tokens; longer ones lose their beginning.
-        seed: of new heads and random weights.
+        seed: seed of new heads and random weights.
         trust_remote_code: whether code that comes with the files may run.
 
     Raises:
@@ -143,7 +143,7 @@ class Scorer(nn.Module):
 
     @property
     def longest(self) -> int | None:
-        """Longest text that is read whole: ``max_length`` or the model's positions, whichever is less."""
+        """Longest text that is not cut: the smaller of ``max_length`` and the model's positions."""
         limits = [limit for limit in (self.max_length, self.max_positions) if limit is not None]
         return min(limits) if limits else None
 
@@ -170,14 +170,14 @@ class Scorer(nn.Module):
         return ["reward-model", settings]
 
     def invalidate(self) -> None:
-        """Nothing is remembered between calls."""
+        """Does nothing: a scorer has no cache."""
 
     def save(self, path: str | os.PathLike[str], *, reference: bool = False) -> None:
         """Write a folder that plain ``AutoModelForSequenceClassification.from_pretrained`` loads.
 
         Args:
             path: folder.
-            reference: for the sake of agents; a scorer has none.
+            reference: ignored, as a scorer has no reference; agents pass it.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ class Scorer(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> Self:
-        """Rebuild a scorer from ``save``'s folder; ``options`` come before what was saved.
+        """Rebuild a scorer from ``save``'s folder; ``options`` override the saved ones.
 
         Raises:
             FileNotFoundError: if there is no scorer in the folder.
@@ -220,7 +220,7 @@ class Scorer(nn.Module):
             raise FileNotFoundError(f"{folder} holds no {SETTINGS}; Scorer(folder) takes a plain classifier")
         settings = read_object(folder / SETTINGS, {"format": int})
         version = settings.pop("format")
-        settings.pop("trust_remote_code", None)  # the user's to say, never a file's
+        settings.pop("trust_remote_code", None)  # only the user may allow it, never a file
         if version > FORMAT:
             raise ValueError(f"{folder} has format {version}, expected at most {FORMAT}; update textenv")
         scorer = cls(folder, **{**settings, **options})
@@ -330,7 +330,7 @@ def final_linear(model: Any) -> tuple[nn.Module, str]:
     """The module that holds the layer that makes the scores, and that layer's name in it.
 
     Raises:
-        ValueError: if it can't be told.
+        ValueError: if there is not exactly one such layer.
     """
     trunk = {id(module) for module in model.base_model.modules()} - {id(model)}
     found = [

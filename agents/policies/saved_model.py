@@ -160,13 +160,13 @@ def _compare_logits(live: Tensor, other: Tensor, what: str) -> None:
         )
     dtype = live.dtype if torch.finfo(live.dtype).bits <= torch.finfo(other.dtype).bits else other.dtype
     live, other = live.double(), other.double()
-    spread = float(live.std(correction=0))
+    std = float(live.std(correction=0))
     gap = (live - other).abs()
     tolerance = (_ACROSS if across else _TOLERANCE).get(dtype)
     size = float(gap.square().mean().sqrt() if tolerance is None else gap.max())
-    if size > (tolerance or _SIXTEEN_BITS) * max(spread, 1e-12):
+    if size > (tolerance or _SIXTEEN_BITS) * max(std, 1e-12):
         raise SavedModelDiffers(
-            f"logits of {what} differ from the policy's by {size:.3g}, at a spread of {spread:.3g}"
+            f"logits of {what} differ from the policy's by {size:.3g}, with a standard deviation of {std:.3g}"
         )
 
 

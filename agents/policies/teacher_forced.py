@@ -1,7 +1,7 @@
-"""Teacher-forced passes of a policy over episodes: with gradient, or without and memoized.
+"""Teacher-forced passes of a policy over episodes: with gradient, or without and cached.
 
-Old, new and reference log-probs all come from here, under one temperature, legality rule and precision.
-Scoring, advantages and metrics of one iteration ask the same of the same episodes; a memo answers again.
+Old, new and reference log-probs are computed here with the same temperature, token constraints and precision.
+Scoring, advantages and metrics of one iteration need the same values, so the last result is cached.
 Shape letters: B episodes, L tokens, d width.
 """
 
@@ -59,7 +59,7 @@ class TeacherForced(nn.Module):
     decoding: DecodingPolicy
     """The decoding policy; holds temperature and logits processor."""
     legality: TokenConstraints | None
-    """Which tokens are legal, for episodes whose ``sampling`` does not say."""
+    """Which tokens are legal, for episodes whose ``sampling`` does not contain it."""
     max_tokens: int
     """Padded tokens of one pass of ``evaluate``."""
     _packing: bool = False
@@ -74,7 +74,7 @@ class TeacherForced(nn.Module):
         raise NotImplementedError
 
     def invalidate(self) -> None:
-        """Drop all that was computed: weights changed in a way that cannot be detected (``.data`` edits)."""
+        """Clear the cache, after weights changed in a way that cannot be detected (``.data`` edits)."""
         self.decoding.invalidate()
         self._memo.forget()
 
@@ -126,7 +126,7 @@ class TeacherForced(nn.Module):
             hidden: also the LM head's inputs.
 
         Raises:
-            ValueError: if values are asked of a policy without a critic.
+            ValueError: if values are requested from a policy without a critic.
         """
         if torch.is_grad_enabled():
             self.warn_of_filters(episodes.sampling)
@@ -139,10 +139,10 @@ class TeacherForced(nn.Module):
         return self._pass(episodes, values=values, entropy=entropy, hidden=hidden)
 
     def expect_step(self, episodes: EpisodeBatch) -> None:
-        """Announce that the next optimizer step is on exactly these episodes: it reuses their evaluation.
+        """Declare that the next optimizer step uses exactly these episodes, so it can reuse their evaluation.
 
         The evaluation of a batch that fits ``max_tokens`` is then made with gradient, and ``forward`` on the
-        same episodes gives it, once, as long as no weight has moved: the same numbers for one pass less.
+        same episodes returns it, once, as long as no weight has changed: the same numbers with one pass less.
         """
         if len(episodes) * episodes.input_ids.shape[1] <= self.max_tokens:
             self._memo.expect(episodes)
@@ -161,8 +161,8 @@ class TeacherForced(nn.Module):
         Of a batch that all processes hold (``agents.distributed.data_parallel``) each passes over its
         own rows.
 
-        The last evaluation is remembered: asked again about the same episodes before any weight has moved, it
-        is given again. Do not change it in place.
+        The last evaluation is cached, and returned again for the same episodes until a weight changes. Do not
+        change it in place.
 
         Args:
             episodes: B episodes.
@@ -172,7 +172,7 @@ class TeacherForced(nn.Module):
             reference: also the reference's log-probs.
 
         Raises:
-            ValueError: if values are asked of a policy without a critic.
+            ValueError: if values are requested from a policy without a critic.
         """
         values = self._has_critic if values is None else values
         with watch_of(self).lock:
@@ -206,8 +206,8 @@ class TeacherForced(nn.Module):
             if other is None or not shared:
                 return self._pass(part, values=values, entropy=entropy, final_values=final_values)
             with other.sharing():
-                ours = self._pass(part, values=values, entropy=entropy, final_values=final_values)
-                return ours._replace(ref_log_probs=other.forward_model(part).log_probs)
+                output = self._pass(part, values=values, entropy=entropy, final_values=final_values)
+                return output._replace(ref_log_probs=other.forward_model(part).log_probs)
 
         expected = not shared and self._memo.expects(episodes)
         if expected:
@@ -246,7 +246,7 @@ class TeacherForced(nn.Module):
     def forward_model(
         self, model: nn.Module, episodes: EpisodeBatch, *, entropy: bool = False, **options: Any
     ) -> TokenLogProbs:
-        """Teacher-forced pass of any causal LM under this policy's temperature, legality and precision."""
+        """Pass of any causal LM with this policy's temperature, token constraints and precision."""
         legality = TokenConstraints.from_sampling(episodes.sampling) or self.legality
         with watch_of(model).lock, self._precision():
             return token_log_probs(

@@ -32,19 +32,19 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
     _compared.add(tokenizer)
     try:
         loaded = load_pretrained(AutoTokenizer, folder, what="tokenizer")
-    except Exception as error:  # whatever transformers raises, the files are as they are
+    except Exception as error:  # transformers raises many types; the files are written
         warnings.warn(
             f"AutoTokenizer cannot read the tokenizer in {os.fspath(folder)}: {error}", stacklevel=2
         )
         return
     own = type(tokenizer).__name__
     for text in _samples(tokenizer):
-        ours, theirs = _ids(tokenizer, text), _ids(loaded, text)
-        if ours != theirs:
+        saved_ids, loaded_ids = _ids(tokenizer, text), _ids(loaded, text)
+        if saved_ids != loaded_ids:
             warnings.warn(
                 f"AutoTokenizer reads the saved {own} as a {type(loaded).__name__}, for the model beside it "
-                f"is of another type. It gives other ids: {text!r} has {ours} and becomes {theirs}; "
-                f"load it by {own}.from_pretrained",
+                f"is of another type. It gives other ids: {text!r} has {saved_ids} and becomes {loaded_ids}; "
+                f"load it with {own}.from_pretrained",
                 stacklevel=2,
             )
             return

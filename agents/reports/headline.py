@@ -33,7 +33,7 @@ TITLES = {
     "objective/kl": ("KL from the reference, nats per text", 0),
     "objective/entropy": ("entropy, nats per token", 0),
     "episode/length": ("length, tokens", 0),
-    "episode/eos_rate": ("share that ends with EOS", 0),
+    "episode/eos_rate": ("fraction that ends with EOS", 0),
     "text/repetition": ("repeated trigrams", -1),
     "text/distinct_2": ("distinct bigrams", 0),
 }

@@ -252,7 +252,7 @@ def _limitations(run: RunData, scorer: bool) -> list[str]:
         lines.append(
             "A held-out judge watched the training for reward hacking."
             if headline.watched(run)
-            else "No held-out judge watched the training, so reward hacking can't be told from improvement."
+            else "No held-out judge watched the training, so reward hacking may have gone unnoticed."
         )
     return lines
 

@@ -127,13 +127,13 @@ def _samples(run: RunData) -> list[Sample]:
         ]
     after = [row for row in (run.after or {}).get("samples", []) if "completion" in row]
     before = [row for row in (run.before or {}).get("samples", []) if "completion" in row]
-    found, paid = [], "return/mean" in (run.after or {}).get("metrics", {})
+    found, has_returns = [], "return/mean" in (run.after or {}).get("metrics", {})
     for i, row in enumerate(after[:SAMPLES]):
         old = before[i] if i < len(before) and before[i]["prompt"] == row["prompt"] else None
-        names = ["return", *row["metrics"]] if paid else [*row["metrics"]]
+        names = ["return", *row["metrics"]] if has_returns else [*row["metrics"]]
         values = [{"return": side["return"], **side["metrics"]} if side else {} for side in (old, row)]
         numbers = tuple((name, values[0].get(name), values[1].get(name)) for name in names)
-        talks = [_talk(side, with_rewards=paid) for side in (old, row)]
+        talks = [_talk(side, with_rewards=has_returns) for side in (old, row)]
         endings = [_ending(side) if side and "conversation" in side else "" for side in (old, row)]
         found.append(
             Sample(

@@ -147,12 +147,12 @@ def without_kl(metrics: Mapping[str, Any], prefix: str = "") -> float:
     """Mean return of an evaluation without KL penalties; NaN if it is not known."""
     total = metrics.get(f"{prefix}return/mean")
     start = f"{prefix}terms/"
-    paid = [
+    penalties = [
         value
         for name, value in metrics.items()
         if name.startswith(start) and name.removeprefix(start).split("#")[0] == "kl"
     ]
-    return math.nan if total is None or None in paid else total - sum(paid)
+    return math.nan if total is None or None in penalties else total - sum(penalties)
 
 
 def _object(path: Path) -> dict[str, Any] | None:

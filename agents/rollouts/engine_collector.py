@@ -174,7 +174,7 @@ def check_playable(request: RolloutRequest) -> None:
     if type(base) not in (TextVectorEnv, MadeTextVectorEnv):
         raise ValueError(
             "an engine only continues the tokens of a row, so envs must be TextVectorEnv, "
-            f"got {type(base).__name__}"
+            f"got {type(base).__name__}, which may do more"
         )
     layers = [
         layer for layer in scorer.walk(request.envs) if layer is not base and not hasattr(layer, "term")

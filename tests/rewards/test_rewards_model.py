@@ -158,7 +158,7 @@ def test_any_module_will_do(kind: Any) -> None:
 
 
 def test_a_module_that_reads_padding_is_refused() -> None:
-    with pytest.raises(ValueError, match="Padded gives a text another score when it is padded"):
+    with pytest.raises(ValueError, match="Padded gives a padded text a different score"):
         RewardModel(Padded())
 
 
@@ -171,7 +171,7 @@ def test_a_module_that_searches_for_the_padding_id_is_refused() -> None:
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             return super().forward(input_ids, attention_mask * (input_ids != 3))
 
-    with pytest.raises(ValueError, match="Searching takes the token 3 for padding even where it is text"):
+    with pytest.raises(ValueError, match="Searching treats token 3 as padding even inside a text"):
         RewardModel(Searching())
 
 

@@ -1,6 +1,6 @@
 """Metrics of generated texts by name, and what they look at.
 
-A metric is a function of ``Generated`` texts that gives numbers, or a value an episode. Shape letter: B
+A metric is a function of ``Generated`` texts that returns numbers, or one value per episode. Shape letter: B
 episodes.
 """
 

@@ -49,7 +49,7 @@ def measure(
     """Compute metrics.
 
     Returns:
-        Name -> number (means of those that have a value an episode), and name -> B values of those.
+        Name -> number (means of those with one value per episode), and name -> B values of the latter.
 
     Raises:
         ValueError: see ``check_metrics``; or if a metric lacks what it is measured against.
