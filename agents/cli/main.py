@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": "generate texts: textenv generate FOLDER --prompts prompts.jsonl",
     "check": "check a task, its partner and its rewards for mistakes: textenv check guess-number",
     "report": "write the report of a run: textenv report FOLDER",
+    "rescore": "compute the rewards of stored episodes again: textenv rescore FOLDER --rewards length",
     "push": "upload a model with its card to the Hugging Face hub: textenv push FOLDER OWNER/NAME",
     "compare": "compare agents over seeds: textenv compare STUDY.yaml",
     "tasks": "list the tasks, show one (textenv tasks reviews), or begin one (textenv tasks new NAME)",
@@ -110,6 +111,10 @@ def _run(flags: Flags) -> int:
         from textenv.agents.cli.check import check
 
         return check(list(rest), flags)
+    if command == "rescore":
+        from textenv.agents.cli.rescore import rescore
+
+        return rescore(list(rest), flags)
     if command == "compare":
         from textenv.agents.cli.compare import compare
 

@@ -6,12 +6,15 @@ run_dir/evaluations/rollout.json   scores of the first episodes to learn from, w
                                    before it learned anything (online agents)
 run_dir/episodes/first.json        per-token views of some episodes of the first iteration
 run_dir/episodes/last.json         the same of the latest iteration that was saved
+run_dir/episodes/first.jsonl       whole episodes of that iteration, 256 at most, for ``textenv rescore``
+run_dir/episodes/last.jsonl        the same of the latest iteration that was saved
 
 ``textenv.agents.reports.report`` reads them.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 EPISODES = 6
 """Episodes that are kept token by token."""
+STORED = 256
+"""Episodes that are kept whole, at most."""
 enabled = True
 """Global switch of run records and reports; the setting ``report`` is the switch of a single agent."""
 
@@ -98,6 +103,29 @@ class RunReport(Callback):
         if agent.last_batch is not None and agent.tokenizer is not None:
             views = training_views(agent.last_batch, agent.tokenizer, count=EPISODES)
             save_views(views, self._place(agent, f"episodes/{name}.json"), iteration=agent.iteration)
+            self._store(agent, name)
+
+    def _store(self, agent: RunningAgent, name: str) -> None:
+        """Keep whole episodes; columns of the prompts that are no JSON values are left out.
+
+        Warns:
+            UserWarning: if the episodes can't be stored.
+        """
+        episodes = agent.last_batch.episodes
+        kept = episodes.select(slice(min(STORED, len(episodes)))).to("cpu")
+        kept.extras = {key: column for key, column in kept.extras.items() if _is_json(column)}
+        try:
+            kept.save(self._place(agent, f"episodes/{name}.jsonl"), tokenizer=agent.tokenizer)
+        except (TypeError, ValueError) as error:
+            warnings.warn(f"the episodes of the run could not be stored: {error}", stacklevel=2)
+
+
+def _is_json(column: Any) -> bool:
+    try:
+        json.dumps(column)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def report_at_end(run_dir: Path) -> None:

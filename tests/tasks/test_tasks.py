@@ -242,7 +242,10 @@ def test_long_prompts_are_cut(own_task):
         ({"prompts": ["a"]}, "task 'prompts' needs a tokenizer"),
         ({"prompts": PromptSet([[0]])}, "a PromptSet needs its tokenizer"),
         ({"prompts": PromptSet([[0]]), "tokenizer": letter_tokenizer("a")}, "max_new_tokens must be given"),
-        ({"task": "random-walks", "tokenizer": "gpt2"}, "task 'random-walks' has a tokenizer of its own"),
+        (
+            {"task": "random-walks", "tokenizer": "gpt2"},
+            "task 'random-walks' has its own tokenizer and takes no other",
+        ),
         ({"prompts": ["a"], "task_kwargs": {"seed": 1}}, r"task_kwargs \['seed'\] need a task"),
         ({"rewards": 3}, "rewards must be a reward spec or a list of them, got 3"),
         ({"rewards": ["lenght"]}, "unknown reward 'lenght'"),
