@@ -58,27 +58,26 @@ def _odd_texts(subject: Subject, spec: PartnerSpec) -> list[Finding]:
     if replies_by(spec.cls) == "reply_ids":
         return [Finding("garbage", "skipped", "odd texts: the partner reads token ids")]
     findings = []
-    with subject.envs(1) as envs:
-        base = envs.unwrapped
-        columns = {name: column[0] for name, column in base.prompts.columns.items()}
-        for text in TEXTS:
-            partner = spec.bound(base.tokenizer, chat=base.turn_arguments()["chat"])
-            calls = ReplyCalls(spec)
-            try:
-                rng = np.random.Generator(np.random.PCG64([subject.seed, 0]))
-                partner.begin(rng, **spec.begin_arguments({**columns, "episode_id": 0}))
-                calls.ask([Turn(0, partner, text, [])])
-                error = calls.collect("all")[0].error
-            except Exception as raised:
-                error = raised
-            finally:
-                calls.close()
-                partner.close()
-            if error is not None and spec.on_error == "raise":
-                severity = "error" if _can_say(base, text) else "warning"
-                about = f"the turn {shown(text)} raises {type(error).__name__}: {error}"
-                findings.append(Finding("garbage", severity, about[:400]))
-    return findings[:3]
+    base = subject.idle.unwrapped
+    columns = {name: column[0] for name, column in base.prompts.columns.items()}
+    for text in TEXTS:
+        partner = spec.bound(base.tokenizer, chat=base.turn_arguments()["chat"])
+        calls = ReplyCalls(spec)
+        try:
+            rng = np.random.Generator(np.random.PCG64([subject.seed, 0]))
+            partner.begin(rng, **spec.begin_arguments({**columns, "episode_id": 0}))
+            calls.ask([Turn(0, partner, text, [])])
+            error = calls.collect("all")[0].error
+        except Exception as raised:
+            error = raised
+        finally:
+            calls.close()
+            partner.close()
+        if error is not None and spec.on_error == "raise":
+            severity = "error" if _can_say(base, text) else "warning"
+            about = f"the turn {shown(text)} raises {type(error).__name__}: {error}"
+            findings.append(Finding("garbage", severity, about[:400]))
+    return sorted(findings, key=lambda finding: finding.severity)[:3]  # errors first
 
 
 def _can_say(base: Any, text: str) -> bool:

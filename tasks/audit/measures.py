@@ -23,8 +23,7 @@ SLOW = 50.0
 
 def check_rewards(subject: Subject) -> list[Finding]:
     """The rewards: their range, and whether they tell answers apart."""
-    with subject.envs(1) as envs:
-        rewarded = bool(reward_wrappers(envs)) or envs.unwrapped.has_partner
+    rewarded = bool(reward_wrappers(subject.idle)) or subject.idle.unwrapped.has_partner
     if not rewarded:
         return [Finding("rewards", "warning", "there is neither a reward nor a partner: every return is 0")]
     returns = torch.cat([batch.returns for batch in subject.played.values()])
@@ -55,9 +54,8 @@ def check_stops(subject: Subject) -> list[Finding]:
 
 def check_budget(subject: Subject) -> list[Finding]:
     """Tokens of turns and replies against the budgets."""
-    with subject.envs(1) as envs:
-        limit, base = envs.unwrapped.max_turn_tokens, envs.unwrapped
-        spec, in_all = base.turn_arguments()["partner"], base.max_new_tokens
+    limit, in_all = subject.idle.unwrapped.max_turn_tokens, subject.idle.unwrapped.max_new_tokens
+    spec = subject.partner
     findings, texts = [], []
     for who in ("random", "player"):
         if who in subject.played:
@@ -133,39 +131,37 @@ def _reply_times(subject: Subject) -> list[float]:
     if spec is None or replies_by(spec.cls) == "reply_ids":
         return []
     times: list[float] = []
-    with subject.envs(1) as envs:
-        base = envs.unwrapped
-        partner = spec.bound(base.tokenizer, chat=base.turn_arguments()["chat"])
-        calls = ReplyCalls(spec)
-        try:
-            for row in range(len(batch)):
-                index, episode = int(batch.prompt_index[row]), int(batch.episode_id[row])
-                columns = {name: column[index] for name, column in base.prompts.columns.items()}
-                rng = np.random.Generator(np.random.PCG64([subject.seed, episode]))
-                partner.begin(rng, **spec.begin_arguments({**columns, "episode_id": episode}))
-                for text in batch.extras[TURNS][row]:
-                    began = time.perf_counter()
-                    calls.ask([Turn(0, partner, text, [])])
-                    outcome = calls.collect("all")[0]
-                    times.append(1000 * (time.perf_counter() - began))
-                    if outcome.reply is None or outcome.reply.done:
-                        break
-        finally:
-            calls.close()
-            partner.close()
+    base = subject.idle.unwrapped
+    partner = spec.bound(base.tokenizer, chat=base.turn_arguments()["chat"])
+    calls = ReplyCalls(spec)
+    try:
+        for row in range(len(batch)):
+            index, episode = int(batch.prompt_index[row]), int(batch.episode_id[row])
+            columns = {name: column[index] for name, column in base.prompts.columns.items()}
+            rng = np.random.Generator(np.random.PCG64([subject.seed, episode]))
+            partner.begin(rng, **spec.begin_arguments({**columns, "episode_id": episode}))
+            for text in batch.extras[TURNS][row]:
+                began = time.perf_counter()
+                calls.ask([Turn(0, partner, text, [])])
+                outcome = calls.collect("all")[0]
+                times.append(1000 * (time.perf_counter() - began))
+                if outcome.reply is None or outcome.reply.done:
+                    break
+    finally:
+        calls.close()
+        partner.close()
     return times
 
 
 def _score_times(subject: Subject) -> list[float]:
     """Milliseconds of the rewards of each random episode."""
     times = []
-    with subject.envs(1) as envs:
-        wrappers = reward_wrappers(envs)
-        if not wrappers:
-            return []
-        for row in range(len(subject.episodes)):
-            one = subject.episodes.select([row])
-            began = time.perf_counter()
-            score_episodes(one, wrappers)
-            times.append(1000 * (time.perf_counter() - began))
+    wrappers = reward_wrappers(subject.idle)
+    if not wrappers:
+        return []
+    for row in range(len(subject.episodes)):
+        one = subject.episodes.select([row])
+        began = time.perf_counter()
+        score_episodes(one, wrappers)
+        times.append(1000 * (time.perf_counter() - began))
     return times

@@ -81,17 +81,18 @@ def audit(
     subject = Subject(
         arguments, episodes=episodes, num_envs=num_envs, seed=check_seed("seed", seed), player=player
     )
-    with subject.envs(1) as envs:  # what cannot be made is an error of the caller
-        source = envs.unwrapped.source
-        name = _name(task, subject.partner, source)
     findings: list[Finding] = []
-    for check, function in CHECKS.items():
-        if check in skip:
-            findings.append(Finding(check, "skipped", "left out by skip"))
-        elif "random" not in subject.played and check != "plays" and _broken(findings):
-            findings.append(Finding(check, "skipped", "random episodes cannot be played"))
-        else:
-            findings += _run(check, function, subject)
+    try:
+        name = _name(task, subject.partner, subject.idle.unwrapped.source)
+        for check, function in CHECKS.items():
+            if check in skip:
+                findings.append(Finding(check, "skipped", "left out by skip"))
+            elif check != "plays" and _broken(findings):
+                findings.append(Finding(check, "skipped", "random episodes cannot be played"))
+            else:
+                findings += _run(check, function, subject)
+    finally:
+        subject.close()
     return AuditReport(name, findings, subject.figures)
 
 

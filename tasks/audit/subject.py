@@ -71,9 +71,18 @@ class Subject:
         return self.played["random"]
 
     @cached_property
+    def idle(self) -> Any:
+        """An environment that nobody plays, for checks that read its settings or use its rewards."""
+        return make_vec_env(1, **self.arguments)
+
+    @property
     def partner(self) -> PartnerSpec | None:
         """The checked spec of the partner."""
-        with self.envs(1) as envs:
-            base: TextVectorEnv = envs.unwrapped
-            spec: PartnerSpec | None = base.turn_arguments()["partner"]
-            return spec
+        base: TextVectorEnv = self.idle.unwrapped
+        spec: PartnerSpec | None = base.turn_arguments()["partner"]
+        return spec
+
+    def close(self) -> None:
+        """Close the idle environment."""
+        if "idle" in self.__dict__:
+            self.idle.close()

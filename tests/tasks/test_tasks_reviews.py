@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from textenv.tasks import RatedSnippets, fetch, load_snippets, make_task, preference_pairs, snippets
+from textenv.tasks.audit import audit
 from textenv.tasks.bpe import bpe_tokenizer
 from textenv.tasks.preferences import (
     PAIR_SPLITS,
@@ -351,6 +352,11 @@ def test_bpe_is_trained_once_and_writes_everything(cache):
 
 
 # -- the task ------------------------------------------------------------------------------------------------
+
+
+def test_reviews_pass_the_audit(fetched):
+    report = audit("reviews", episodes=4, num_envs=2, rewards=["length"], max_new_tokens=6)
+    assert report.ok and not report.of("warning"), str(report)
 
 
 def test_reviews_on_the_tiny_data(fetched):

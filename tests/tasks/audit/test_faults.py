@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import socket
@@ -49,9 +50,14 @@ def say_zero(words: Any, rng: np.random.Generator) -> str:
     return "0"
 
 
-class NewEntropy(Guess):
+class Counts(Guess):
+    """Depends on what happened in the process before."""
+
+    episodes = itertools.count()
+
     def begin(self, rng: np.random.Generator) -> str:
-        return super().begin(np.random.default_rng())
+        super().begin(rng)
+        return str(next(self.episodes))
 
 
 class Remembers(Guess):
@@ -123,7 +129,7 @@ def test_a_right_partner_and_a_right_reward_pass(check: str) -> None:
 @pytest.mark.parametrize(
     ("check", "partner", "says"),
     [
-        ("same-seed", NewEntropy, "the reply 1 of the partner is"),
+        ("same-seed", Counts, "8 of 8 episodes differ, first episode 0: the prompt is"),
         ("num-envs", Remembers, "of 8 episodes differ, first episode"),
         ("order", Remembers, "of 4 episodes differ, first episode"),
         ("groups", Unshared, "must come from the rng of begin"),
@@ -193,6 +199,17 @@ def test_answers_that_break_a_reward_or_a_partner_are_found() -> None:
     findings = found("garbage", partner=_FailsOn(" "), max_turn_tokens=2)
     assert [f.severity for f in findings] == ["error"]
     assert findings[0].text == "the turn ' ' raises KeyError: 'odd'"
+
+
+def test_an_error_is_not_hidden_by_warnings_before_it() -> None:
+    class Fails(Guess):
+        def reply(self, text: str) -> Reply:
+            if text == " " or not set(text) <= set("0123456789lhw "):
+                raise KeyError("odd")
+            return super().reply(text)
+
+    severities = [f.severity for f in found("garbage", partner=Fails) if "the turn" in f.text]
+    assert severities == ["error", "warning", "warning"]
 
 
 def _FailsOn(odd: str) -> type[Partner]:
