@@ -26,7 +26,7 @@ class BestHalfConfig(OnlineConfig):
 
 @register_agent("best-half")
 class BestHalf(OnlineAgent):
-    """Imitates the better part of the episodes that it generates."""
+    """Imitates the episodes with the highest returns among those that it generates."""
 
     config_class = BestHalfConfig
 
@@ -43,7 +43,7 @@ class BestHalf(OnlineAgent):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Compare an agent of one's own with PPO on a probe.")
+    parser = argparse.ArgumentParser(description="Compare a custom agent with PPO on a probe.")
     parser.add_argument("--seeds", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=10, help="(default: %(default)s)")
     args = parser.parse_args()
@@ -54,5 +54,5 @@ if __name__ == "__main__":
         seeds=args.seeds,
     )
     with tempfile.TemporaryDirectory() as folder:
-        run_study(study, folder, tell=print)
+        run_study(study, folder, log=print)
         print("\n".join(write_outputs(study, folder).verdict))

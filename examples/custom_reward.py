@@ -12,7 +12,7 @@ import textenv
 
 @textenv.register_reward("vowels")
 def vowels(completions, weight=1.0, **columns):
-    """Share of vowels in each text; ``columns`` would hold the task's columns, such as a reference."""
+    """Share of vowels in each text. ``columns`` holds the task's columns, such as a reference."""
     return [weight * sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
 
 

@@ -24,7 +24,7 @@ pairs = preferences_from_records(load_columns(rows), tokenizer)
 
 
 def share() -> float:
-    """Of the pairs whose chosen side is the more likely one."""
+    """Share of the pairs whose chosen side is the more likely one."""
     chosen, rejected = (policy.log_prob(side).sum(-1) for side in (pairs.chosen, pairs.rejected))
     return float((chosen > rejected).float().mean())
 

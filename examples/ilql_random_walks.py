@@ -1,4 +1,4 @@
-"""ILQL learns shortest paths from logged random walks alone; beta sets the weight of its values.
+"""ILQL learns shortest paths from logged random walks only; beta is the weight of its values.
 
 python examples/ilql_random_walks.py                       # 200 optimizer steps, a minute or two on one core
 python examples/ilql_random_walks.py --steps 5

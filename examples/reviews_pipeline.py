@@ -3,7 +3,7 @@
     python -m textenv.tasks.fetch                      # the texts and ratings, once (2.4 MB)
     python examples/reviews_pipeline.py --run-dir runs/reviews
 
-Run it again with the same folder, and finished stages are reused and an interrupted one goes on.
+Run it again with the same folder to reuse finished stages and continue an interrupted one.
 """
 
 from __future__ import annotations
