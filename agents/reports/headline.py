@@ -30,7 +30,7 @@ TITLES = {
     },
     "rollout/partner_errors": ("failed calls of the partner", -1),
     "rollout/partner_timeouts": ("time-outs of the partner", -1),
-    "objective/kl": ("KL from the reference, nats per text", 0),
+    "objective/kl": ("KL, nats per text", 0),
     "objective/entropy": ("entropy, nats per token", 0),
     "episode/length": ("length, tokens", 0),
     "episode/eos_rate": ("fraction that ends with EOS", 0),
@@ -41,7 +41,7 @@ TITLES = {
 LOGGED = {
     "objective/score": ("reward (without KL penalty), training", 1),
     "rollout/turns": ("turns per episode, training", 0),
-    "objective/kl": ("KL from the reference, nats per text, training", 0),
+    "objective/kl": ("KL, nats per text, training", 0),
     "sft/nll": ("negative log-likelihood, nats per token", -1),
     "pairs/accuracy": ("accuracy on pairs, training", 1),
     "rewards/accuracy": ("accuracy of the implicit reward", 1),
