@@ -32,7 +32,27 @@ _PPO: dict[str, Any] = {
     "value_head": "mlp",
 }
 
-GUESS_NUMBER: dict[str, dict[str, Any]] = {}
+GUESS_NUMBER: dict[str, dict[str, Any]] = {
+    "ppo": {
+        "settings": {
+            **_PPO,
+            "iterations": 100,
+            "episodes_per_iteration": 512,
+            "entropy_coef": 0.0,
+            "gamma": 1.0,
+            "gae_lambda": 0.5,
+            "value_coef": 0.5,
+        },
+        "start": {
+            "steps": 800,
+            "batch_size": 128,
+            "learning_rate": 3e-3,
+            "lr_schedule": "cosine",
+            "warmup_steps": 20,
+        },
+        "num_envs": 256,
+    },
+}
 MAZE: dict[str, dict[str, Any]] = {
     "ilql": {"settings": {**_ILQL, "steps": 1200}, "num_envs": 128},
     "ppo": {
