@@ -1,6 +1,6 @@
 """Learning to call a tool: calls per episode and exact match on "calculator", before and after training.
 
-    python -m benchmarks.calculator_tool [--agent grpo ppo] [--seeds 3] [--json FILE]
+    python -m benchmarks.calculator_tool [--agent grpo] [--seeds 3] [--json FILE]
 
 An agent starts from a small model that was fine-tuned on mixed episodes, in a tenth of which the tool is
 called. Settings are the task's own (``textenv.tasks.calculator_settings``). The figures are of sampled
@@ -59,7 +59,8 @@ def run(agent: str, seed: int, **settings: Any) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - began
     after = tool_use(result.agent.policy)
-    print(f"{agent}, seed {seed}: exact match {after['exact_match']:.3f} in {seconds:.0f} s", flush=True)
+    matches = f"{before.found['exact_match']:.3f} -> {after['exact_match']:.3f}"
+    print(f"{agent}, seed {seed}: exact match {matches} in {seconds:.0f} s", flush=True)
     return {
         "agent": agent,
         "seed": seed,
@@ -73,7 +74,7 @@ def run(agent: str, seed: int, **settings: Any) -> dict[str, Any]:
 def main() -> None:
     """Run the seeds and print a table."""
     parser: argparse.ArgumentParser = arguments(__doc__.split("\n")[0])
-    parser.add_argument("--agent", nargs="+", default=["grpo", "ppo"])
+    parser.add_argument("--agent", nargs="+", default=["grpo"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="settings of the agent")
@@ -83,8 +84,11 @@ def main() -> None:
     if args.quick:
         settings |= {"iterations": 2, "episodes_per_iteration": 64, "start": {"steps": 5}}
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    runs = [run(agent, seed, **settings) for agent in args.agent for seed in seeds]
-    write_json(args.json, {"task": TASK, "episodes": EPISODES, "runs": runs})
+    runs = []
+    for agent in args.agent:
+        for seed in seeds:
+            runs.append(run(agent, seed, **settings))
+            write_json(args.json, {"task": TASK, "episodes": EPISODES, "runs": runs})
     columns = [
         "agent, seed",
         "calls before",

@@ -1,6 +1,7 @@
 """Settings of agents on the task "calculator": what ``Task.settings`` gives for them.
 
-The start and GRPO's settings were chosen on agent seed 100; PPO's are GRPO's, as far as they apply.
+The start and GRPO's settings were chosen on agent seed 100; PPO's are GRPO's, as far as they apply, and
+were not measured.
 """
 
 from __future__ import annotations

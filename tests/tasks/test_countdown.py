@@ -62,7 +62,7 @@ def test_every_problem_is_solved(count: int) -> None:
 
 def test_shortest_solutions_have_only_the_parentheses_that_they_need() -> None:
     assert solve([1, 2, 3], 9) == "(1+2)*3"
-    assert solve([2, 3, 9], 4) == "9-(2+3)" or len(solve([2, 3, 9], 4)) == 5
+    assert solve([2, 3, 9], 4) == "9-2-3"
     assert solve([1, 5, 5, 5], 24) == "(5-1/5)*5"
     with pytest.raises(ValueError, match="50 cannot be reached from"):
         solve([1, 1], 50)
