@@ -212,6 +212,12 @@ def test_an_environment_that_is_played_cannot_be_reset_or_played_again() -> None
 # -- copies --------------------------------------------------------------------------------------------------
 
 TASKS: dict[str, dict[str, Any]] = {
+    "calculator": {"digits": 1},
+    "countdown": {"count": 2},
+    "guess-number": {"top": 5},
+    "maze": {},
+    "twenty-questions": {},
+    "wordle": {},
     "random-walks": {},
     "probe-constant": {},
     "probe-copy": {},
