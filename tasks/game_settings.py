@@ -54,7 +54,7 @@ GUESS_NUMBER: dict[str, dict[str, Any]] = {
     },
 }
 MAZE: dict[str, dict[str, Any]] = {
-    "ilql": {"settings": {**_ILQL, "steps": 1200}, "num_envs": 128},
+    "ilql": {"settings": {**_ILQL, "steps": 2000}, "num_envs": 128},
     "ppo": {
         "settings": {
             **_PPO,

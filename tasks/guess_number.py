@@ -1,7 +1,7 @@
 """The task "guess-number": find a number by asking whether it is higher or lower; the optimum is known.
 
-Each number is one token, and so is a turn and a reply, which repeats the guess: a model of two layers learns
-to clone this data in a fifth of the steps that it needs when it has to look up its guess before the reply.
+Each number is one token, and so is a turn and a reply. A reply repeats the guess: otherwise a model must look
+up its guess before the reply, and one of two layers learns that much more slowly.
 """
 
 from __future__ import annotations
