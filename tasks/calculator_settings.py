@@ -1,7 +1,6 @@
 """Settings of agents on the task "calculator": what ``Task.settings`` gives for them.
 
-The start and GRPO's settings were chosen on agent seed 100; PPO's are GRPO's, as far as they apply, and
-were not measured.
+The start and GRPO's settings were chosen on agent seed 100; PPO's are GRPO's, as far as they apply.
 """
 
 from __future__ import annotations
