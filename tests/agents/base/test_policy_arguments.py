@@ -26,7 +26,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [(name, argument) for name, own in ARGUMENTS.items() for argument in {*own, *BY_AGENT}],
+    [(name, argument) for name, own in ARGUMENTS.items() for argument in sorted({*own, *BY_AGENT})],
 )
 def test_an_argument_that_the_agent_sets_is_refused_with_its_setting(name: str, argument: str) -> None:
     cls: Any = get_agent(name)
