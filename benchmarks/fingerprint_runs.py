@@ -163,6 +163,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "reinforce-none": online("reinforce", baseline="none", **WHOLE),
     "reinforce-greedy": online("reinforce", baseline="greedy", **WHOLE),
     "reinforce++": online("reinforce++"),
+    "archer": online("archer", critic_steps=3, critic_batch_size=6, actor_turns=8, token_baseline=True),
     "rft": online("rft", minibatches=2, improve_steps=2, **GROUPS),
     "online-dpo": online("online-dpo", minibatches=2, **GROUPS),
     "online-dpo-ipo": online("online-dpo", loss="ipo", label_smoothing=0.0, **GROUPS),

@@ -26,6 +26,7 @@ from benchmarks.mutation_operators import Mutation, mutations_of
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (
     "agents/a2c.py",
+    "agents/archer.py",
     "agents/base/critic.py",
     "agents/base/extra_losses.py",
     "agents/losses/advantages.py",
@@ -50,6 +51,7 @@ FILES = (
     "agents/rft.py",
     "agents/rloo.py",
     "agents/losses/running.py",
+    "agents/losses/turns.py",
     "agents/optim/weight_average.py",
     "agents/rwr.py",
     "rewards/full_kl.py",
@@ -64,6 +66,7 @@ FILES = (
 TESTS = (
     "adaptive_kl",
     "advantages",
+    "archer",
     "aggregations",
     "best_of_n",
     "config",
@@ -96,6 +99,7 @@ TESTS = (
     "settings_effect",
     "sft",
     "task_returns",
+    "turns",
 )
 """Test files by name, without ``test_`` and ``.py``, in any folder of ``tests``."""
 

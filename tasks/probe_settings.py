@@ -7,7 +7,8 @@ share its rate, steps and batch. Of dpo, cpo, simpo and orpo the pairs of a prom
 weights of the likelihood (``nll_coef``, and ``beta`` of orpo) were chosen on agent seed 10 with
 "probe-constant" and "probe-longest", so was ``percentile`` of filtered-bc, on seeds 10 and 11. On seed 10
 with "probe-count" were chosen whitening and entropy of reinforce, the entropy of a2c and the samples of
-best-of-n. How the other values were chosen is not recorded.
+best-of-n. Those of archer were tried once, on seed 10: it ends "probe-end" and "probe-constant" at 1.00,
+"probe-copy" at 0.75. How the other values were chosen is not recorded.
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ _ALL: dict[str, dict[str, Any]] = {
     "sb3": {"learning_rate": 5e-3, "iterations": 40, "n_steps": 16, "kl_coef": 0.0},
     "online-dpo": {**_PAIRED, "epochs": 2, "minibatches": 2},
     "rft": {**_PAIRED, "samples_per_prompt": 16, "generations_kept": 1, "minibatches": 4},
+    "archer": {
+        **_PAIRED,
+        "critic_learning_rate": 5e-3,
+        "critic_steps": 16,
+        "critic_batch_size": 64,
+        "actor_turns": 320,
+        "minibatches": 4,
+        "entropy_coef": 0.01,
+    },
     "best-of-n": {"n": 64},
     "ilql": {
         **_LOGGED,

@@ -88,6 +88,18 @@ _PRETRAINED: dict[str, dict[str, Any]] = {
         "epochs": 4,
         "minibatches": 1,
     },
+    "archer": {
+        "learning_rate": 2e-4,
+        "critic_learning_rate": 1e-3,
+        "lr_schedule": "linear",
+        "iterations": 20,
+        "episodes_per_iteration": 140,
+        "critic_steps": 50,
+        "critic_batch_size": 140,
+        "critic_warmup": 2,
+        "actor_turns": 560,
+        "minibatches": 4,
+    },
     "best-of-n": {"n": 16},
     # What these offline agents learn is a change of the pretrained model.
     "rwr": {**_LOGGED, "learning_rate": 3e-4, "temperature": 0.3},
