@@ -130,7 +130,7 @@ def test_benchmarks_have_the_tasks_settings_and_a_longer_pretraining_of_walks() 
     }
     note = random_walks.starts_note(["ppo", "dpo", "ilql", "sft"])
     assert note == (
-        "After next-token pretraining on the walks begin: ppo, dpo. From random weights begin: ilql, sft."
+        "Start after next-token pretraining on the walks: ppo, dpo. Start from random weights: ilql, sft."
     )
 
 
