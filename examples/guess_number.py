@@ -18,6 +18,7 @@ args = parser.parse_args()
 result = textenv.train(
     "ppo",
     partner=["guess-number", {"top": args.top}],
+    start=False,  # from random weights; the task would begin with fine-tuning on logged games
     iterations=args.iterations,
     episodes_per_iteration=128,
     learning_rate=2e-3,
