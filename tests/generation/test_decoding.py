@@ -163,7 +163,8 @@ def test_eager_attention_too(name: str) -> None:
     assert rollout(model).error < 1e-4
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mistral-window", "gemma3"])
+# Experts have no float64 kernel on a CPU, and Gemma 2 computes a part in float32.
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("mixtral", "qwen3-moe", "gemma2")])
 def test_float64_is_exact(name: str) -> None:
     assert rollout(build(CONFIGS[name]).double()).error < 1e-10
 
