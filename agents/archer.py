@@ -24,7 +24,7 @@ from textenv.agents.evaluation.task_returns import kl_wrappers
 from textenv.agents.losses.advantages import next_action_values
 from textenv.agents.losses.masked import masked_squared_error, masked_sum
 from textenv.agents.losses.policy_gradient import entropy_loss
-from textenv.agents.losses.turns import at_turns, turn_starts, turn_sums
+from textenv.agents.losses.turns import at_turns, turn_sums
 from textenv.agents.optim.backend import Stats
 from textenv.agents.policies.heads import HeadKind, ValueHead, head_dtype
 from textenv.agents.policies.language_policy import LanguagePolicy
@@ -33,6 +33,7 @@ from textenv.agents.rollouts.utterances import TurnStates, sample_turns, turn_st
 from textenv.agents.settings.archer import ArcherConfig
 from textenv.agents.settings.effects import FROM_EPISODES, Idle, unlike
 from textenv.episodes.batch import EpisodeBatch
+from textenv.episodes.turns import turn_starts
 
 NOISE_SEED = 1_000_003
 """Added to the seed for the noise of the sampled turns, which is other than that of the episodes."""

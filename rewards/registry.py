@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from textenv.rewards.catalog import BUILTIN, MODULES
 from textenv.rewards.functions import FunctionOptions, FunctionReward
 from textenv.rewards.term import RewardTerm
+from textenv.utils import specs
 from textenv.utils.names import nearest, shown
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -144,15 +145,9 @@ def split_spec(spec: Any) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: if the spec has none of the three forms.
     """
-    if isinstance(spec, str):
-        return spec, {}
-    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
-        arguments = dict(spec)
-        return arguments.pop("name"), arguments
-    if isinstance(spec, list | tuple) and len(spec) in (1, 2) and isinstance(spec[0], str):
-        arguments = spec[1] if len(spec) == 2 else {}
-        if isinstance(arguments, Mapping) and all(isinstance(key, str) for key in arguments):
-            return spec[0], dict(arguments)
+    found = specs.split_spec(spec)
+    if found is not None:
+        return found
     raise ValueError(
         f'a reward spec must be "name", ["name", {{arguments}}] or {{"name": ..., arguments}}, got {spec!r}'
     )

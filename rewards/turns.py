@@ -8,22 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from textenv.episodes.turns import turn_ends
 from textenv.rewards.term import RewardTerm
 from textenv.utils.names import shown
 
 if TYPE_CHECKING:
     from textenv.episodes.batch import EpisodeBatch
-
-
-def turn_ends(action_mask: Tensor) -> Tensor:
-    """The last action of each turn, a run of actions: (B, L) bool -> (B, L) bool.
-
-    >>> turn_ends(torch.tensor([[False, True, True, False, True]])).tolist()
-    [[False, False, True, False, True]]
-    """
-    following = torch.zeros_like(action_mask)
-    following[:, :-1] = action_mask[:, 1:]
-    return action_mask & ~following
 
 
 class TurnRewardTerm(RewardTerm):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 
@@ -45,6 +49,11 @@ def letter_tokenizer(alphabet: str, words: Sequence[str] = ()) -> PreTrainedToke
     pattern = "|".join([*map(re.escape, words), "[\\s\\S]"])
     backend.pre_tokenizer = Split(Regex(pattern), "isolated")
     backend.decoder = Fuse()
+    return with_special_tokens(backend)
+
+
+def with_special_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    """A transformers tokenizer of a vocabulary that holds BOS, EOS and PAD."""
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BOS,

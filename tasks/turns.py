@@ -11,6 +11,7 @@ from textenv.tasks.prompts import load_tokenizer
 from textenv.tasks.registry import make_task, task_names
 from textenv.tasks.source import EnvSource
 from textenv.utils.checks import check_at_least
+from textenv.utils.specs import split_spec
 
 
 def partner_source(
@@ -26,8 +27,11 @@ def partner_source(
     """
     if partner is None or task is not None or prompts is not None:
         return task, prompts, task_kwargs
-    name, arguments = _named(partner)
-    if isinstance(name, str) and name in task_names():
+    named = split_spec(partner)
+    if named is None:
+        make_partner(partner)  # an object, or an error that says what a spec looks like
+    name, arguments = named or (None, {})
+    if name in task_names():
         known = make_task(name).arguments
         own = {key: value for key, value in arguments.items() if key in known}
         return name, None, {**own, **(task_kwargs or {})}
@@ -38,16 +42,6 @@ def partner_source(
     if first is None:
         raise ValueError("a partner without prompts needs a tokenizer with a BOS or EOS token; give prompts=")
     return None, PromptSet([[first]]), task_kwargs
-
-
-def _named(partner: Any) -> tuple[Any, dict[Any, Any]]:
-    """Name and arguments of a spec; the spec is checked later."""
-    if isinstance(partner, Mapping):
-        return partner.get("name"), {key: value for key, value in partner.items() if key != "name"}
-    if isinstance(partner, list | tuple) and partner:
-        arguments = partner[1] if len(partner) == 2 else {}
-        return partner[0], dict(arguments) if isinstance(arguments, Mapping) else {}
-    return partner, {}
 
 
 def turn_arguments(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from textenv.tasks.letters import BOS, EOS, PAD
+from textenv.tasks.letters import BOS, EOS, PAD, with_special_tokens
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -38,10 +38,4 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate([*words, BOS, EOS, PAD])}
     backend = Tokenizer(WordLevel(vocabulary))
     backend.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        clean_up_tokenization_spaces=False,
-    )
+    return with_special_tokens(backend)

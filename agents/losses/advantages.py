@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from textenv.agents.losses.turns import at_turns, step_discounts, turn_starts, turn_sums
+from textenv.agents.losses.turns import at_turns, step_discounts, turn_sums
+from textenv.episodes.turns import turn_starts
 from textenv.utils.names import nearest, registrar
 
 AdvantageFunction = Callable[..., tuple[Tensor, Tensor]]

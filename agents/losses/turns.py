@@ -1,4 +1,4 @@
-"""Where the turns of the policy begin and end: the runs of action tokens of each episode.
+"""Numbers per turn of the policy: sums, discounts, and the turn of each token.
 
 ``mask`` (B, L) bool marks the action tokens; the tokens between two turns are a partner's reply. Shape
 letters: B episodes, L tokens, K the largest number of turns in an episode.
@@ -8,23 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-
-def turn_starts(mask: Tensor) -> Tensor:
-    """The first action token of each turn: (B, L) bool -> (B, L) bool.
-
-    Example:
-        >>> mask = torch.tensor([[False, True, True, False, True]])
-        >>> turn_starts(mask).tolist(), turn_ends(mask).tolist()
-        ([[False, True, False, False, True]], [[False, False, True, False, True]])
-    """
-    return mask & ~pad(mask[:, :-1], (1, 0))
-
-
-def turn_ends(mask: Tensor) -> Tensor:
-    """The last action token of each turn: (B, L) bool -> (B, L) bool."""
-    return mask & ~pad(mask[:, 1:], (0, 1))
+from textenv.episodes.turns import turn_ends, turn_starts
 
 
 def turn_numbers(mask: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from textenv.agents.losses.turns import at_turns, turn_ends, turn_starts, turn_sums
+from textenv.agents.losses.turns import at_turns, turn_sums
 from textenv.agents.policies.critics import trunk_copy
 from textenv.agents.policies.heads import LINEAR_SPREAD, HeadKind, ValueHead, head_dtype
 from textenv.episodes.batch import EpisodeBatch
+from textenv.episodes.turns import turn_ends, turn_starts
 from textenv.modeling.log_probs import length_groups
 from textenv.modeling.split_model import split_model
 

@@ -21,7 +21,7 @@ import numpy as np
 from textenv import scoring as scorer
 from textenv.agents.distributed import process_group
 from textenv.agents.rollouts.collector import RolloutRequest
-from textenv.agents.rollouts.engine_turns import EngineTurns
+from textenv.agents.rollouts.engine_turns import EngineTurns, engine_seeds
 from textenv.agents.rollouts.vllm_engine import EngineSampling, GenerationEngine, Response, VLLMEngine
 from textenv.agents.settings.engine_rollouts import EngineRollouts
 from textenv.envs.scheduler import noise_base, prompt_index
@@ -91,8 +91,7 @@ class EngineCollector:
         )
         ids, _, lengths = base.prompts.rows(index)
         prompts = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
-        # Half of the 64 bits of an episode's noise: engines take unsigned seeds of at most 32 bits.
-        noise = tuple((noise_base(seeds, tickets) >> np.uint64(33)).tolist())
+        noise = engine_seeds(noise_base(seeds, tickets))
         responses = engine.generate(prompts, engine_sampling(policy, base, noise))
         generated = time.perf_counter()
         if self.settings.sleep:

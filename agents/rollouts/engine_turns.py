@@ -16,6 +16,11 @@ from torch import Tensor
 from textenv.agents.rollouts.vllm_engine import EngineSampling, GenerationEngine
 
 
+def engine_seeds(noise: np.ndarray) -> tuple[int, ...]:
+    """Seeds of an engine from n noise keys, (n,) uint64: engines take unsigned numbers of at most 32 bits."""
+    return tuple((noise >> np.uint64(33)).tolist())
+
+
 @dataclass
 class _Written:
     """What the engine wrote for a row, from column ``start`` on."""
@@ -94,8 +99,7 @@ class EngineTurns:
             room = min(self._turn.max_new_tokens - t, self._max_length - lengths[row])
             groups.setdefault((max(room, 1), max(self._turn.min_new_tokens - t, 0)), []).append(row)
         for (room, least), some in groups.items():
-            # Half of the 64 bits of the noise: engines take unsigned seeds of at most 32 bits.
-            seeds = tuple((keys[row] >> 33) & 0x7FFFFFFF for row in some)
+            seeds = engine_seeds(np.array([keys[row] for row in some]).view(np.uint64))
             sampling = replace(self._turn, max_new_tokens=room, min_new_tokens=min(least, room), seeds=seeds)
             prompts = [ids[row, : lengths[row]].tolist() for row in some]
             for row, response in zip(some, self._engine.generate(prompts, sampling), strict=True):

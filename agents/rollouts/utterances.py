@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from textenv.agents.losses.turns import turn_starts
 from textenv.envs.vector_env import TextVectorEnv
 from textenv.episodes.batch import EpisodeBatch
+from textenv.episodes.turns import turn_starts
 from textenv.prompts.prompt_set import PromptSet
 from textenv.rollout import collect
 

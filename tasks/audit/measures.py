@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from textenv.envs.turns import world_generator
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.conversations import STOP_REASON, TURNS
 from textenv.partners.calls import ReplyCalls, Turn
@@ -138,7 +139,7 @@ def _reply_times(subject: Subject) -> list[float]:
         for row in range(len(batch)):
             index, episode = int(batch.prompt_index[row]), int(batch.episode_id[row])
             columns = {name: column[index] for name, column in base.prompts.columns.items()}
-            rng = np.random.Generator(np.random.PCG64([subject.seed, episode]))
+            rng = world_generator(subject.seed, episode)
             partner.begin(rng, **spec.begin_arguments({**columns, "episode_id": episode}))
             for text in batch.extras[TURNS][row]:
                 began = time.perf_counter()

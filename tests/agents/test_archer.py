@@ -16,11 +16,11 @@ from tests.helpers.models import tiny
 from tests.helpers.partners import TALKER, Guess, Repeat
 from textenv.agents.archer import Archer, ArcherPolicy
 from textenv.agents.data.replay import EpisodeBuffer
-from textenv.agents.losses.turns import turn_starts
 from textenv.agents.make import make_agent
 from textenv.agents.policies.language_policy import LanguagePolicy
 from textenv.agents.rollouts.utterances import sample_turns, turn_states
 from textenv.episodes.batch import EpisodeBatch
+from textenv.episodes.turns import turn_starts
 
 SHORT: dict[str, Any] = {
     "episodes_per_iteration": 16,

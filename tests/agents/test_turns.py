@@ -14,11 +14,11 @@ from tests.helpers.models import tiny
 from tests.helpers.partners import TALKER, Failing, Guess, Repeat, Slow
 from textenv.agents.data.preferences import mismatched
 from textenv.agents.ilql import q_and_v
-from textenv.agents.losses.turns import turn_ends, turn_starts
 from textenv.agents.make import make_agent
 from textenv.envs.turns import STOP_REASONS
 from textenv.episodes.batch import EpisodeBatch
 from textenv.episodes.preferences import PreferenceBatch
+from textenv.episodes.turns import turn_ends, turn_starts
 
 ONLINE: dict[str, dict[str, Any]] = {
     "a2c": {"advantage": "turn-gae"},

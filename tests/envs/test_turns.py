@@ -25,12 +25,13 @@ from tests.helpers.partners import (
 )
 from textenv.envs.picture import draw
 from textenv.episodes.conversations import completion_messages
+from textenv.episodes.turns import turn_ends
 from textenv.generation.replay import Replay
 from textenv.partners import Partner, Reply
 from textenv.partners.calls import PartnerError
 from textenv.partners.registry import PARTNERS, register_partner
 from textenv.partners.transcript import Transcript
-from textenv.rewards.turns import TurnRewardTerm, turn_ends
+from textenv.rewards.turns import TurnRewardTerm
 from textenv.scoring import RewardError
 from textenv.tasks.letters import letter_tokenizer
 

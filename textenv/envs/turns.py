@@ -142,7 +142,7 @@ class Turns:
             partner = self._partners[row] = self._partners[row] or self.prompts.partner(self.spec)
             columns = {**self.prompts.columns(index), "episode_id": episode}
             arguments = self.spec.begin_arguments(columns)
-            opening = partner.begin(_generator(seed, group), **arguments)
+            opening = partner.begin(world_generator(seed, group), **arguments)
             ids = self.prompts.start(index, opening)
             if len(ids) >= self.limits.max_length:
                 raise ValueError(
@@ -310,6 +310,6 @@ def _timed_out(outcome: Outcome) -> bool:
     return outcome.timed_out or (isinstance(outcome.error, ReplyError) and outcome.error.timed_out)
 
 
-def _generator(seed: int, group: int) -> np.random.Generator:
+def world_generator(seed: int, group: int) -> np.random.Generator:
     """The generator of a world: a function of the stream's seed and the group of episodes."""
     return np.random.Generator(np.random.PCG64([seed, group]))

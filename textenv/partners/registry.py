@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ from textenv.partners.catalog import BUILTIN
 from textenv.partners.partner import ON_ERROR, Partner, ToolDescription, replies_by
 from textenv.utils.checks import check_at_least, check_choice, check_positive
 from textenv.utils.names import check_name, nearest, shown
+from textenv.utils.specs import split_spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,10 +65,17 @@ class PartnerSpec:
 
     def begin_arguments(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of ``Partner.begin``: those of the spec, and the columns of a prompt that it takes."""
-        parameters = inspect.signature(self.cls.begin).parameters
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            columns = {name: value for name, value in columns.items() if name in parameters}
+        known = self._named_columns
+        if known is not None:
+            columns = {name: value for name, value in columns.items() if name in known}
         return {**self.begin, **columns}
+
+    @cached_property
+    def _named_columns(self) -> frozenset[str] | None:
+        """The columns that ``Partner.begin`` names; None if it takes all."""
+        parameters = inspect.signature(self.cls.begin).parameters
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        return None if takes_all else frozenset(parameters)
 
     @property
     def is_async(self) -> bool:
@@ -158,23 +167,14 @@ def make_partner(spec: Any, *, allow_imports: bool = False) -> PartnerSpec:
         return _checked(type(spec), {}, spec, example=spec)
     if inspect.isclass(spec) and issubclass(spec, Partner):
         return _checked(spec, {}, spec)
-    name, arguments = _split(spec)
+    named = split_spec(spec)
+    if named is None:
+        raise ValueError(
+            f'partner must be a Partner, "name", ["name", {{arguments}}] or {{"name": ..., arguments}}, '
+            f"got {shown(spec)}"
+        )
+    name, arguments = named
     return _checked(_find(name), arguments, [name, arguments], allow_imports=allow_imports)
-
-
-def _split(spec: Any) -> tuple[str, dict[str, Any]]:
-    if isinstance(spec, str):
-        return spec, {}
-    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
-        return spec["name"], {key: value for key, value in spec.items() if key != "name"}
-    if isinstance(spec, list | tuple) and len(spec) in (1, 2) and isinstance(spec[0], str):
-        arguments = spec[1] if len(spec) == 2 else {}
-        if isinstance(arguments, Mapping) and all(isinstance(key, str) for key in arguments):
-            return spec[0], dict(arguments)
-    raise ValueError(
-        f'partner must be a Partner, "name", ["name", {{arguments}}] or {{"name": ..., arguments}}, '
-        f"got {shown(spec)}"
-    )
 
 
 def _find(name: str) -> type[Partner]:

@@ -16,6 +16,7 @@ from textenv.agents.losses import advantages, ilql, importance, masked, policy_g
 from textenv.agents.losses import aggregation as aggregations
 from textenv.agents.losses import preference as preferences
 from textenv.agents.losses import reward_model as reward_models
+from textenv.episodes import turns as runs
 from textenv.modeling.bounded_exp import MAX_LOG_RATIO, bounded_exp, bounded_expm1
 from textenv.modeling.kl import kl_estimate
 
@@ -89,8 +90,8 @@ BY_TOKEN: Table = {
     "gae": (2, lambda r, v, mask: advantages.gae(r, mask, values=v, final_values=TAIL)),
     "turn_gae": (2, lambda r, v, mask: advantages.turn_gae(r, mask, values=v, final_values=TAIL)),
     "value_mask": (1, lambda x, mask: x[advantages.value_mask("turn-gae", mask)]),
-    "turn_starts": (1, lambda x, mask: x[turns.turn_starts(mask)]),
-    "turn_ends": (1, lambda x, mask: x[turns.turn_ends(mask)]),
+    "turn_starts": (1, lambda x, mask: x[runs.turn_starts(mask)]),
+    "turn_ends": (1, lambda x, mask: x[runs.turn_ends(mask)]),
     "turn_numbers": (1, lambda x, mask: x[turns.turn_numbers(mask) == 1]),
     "step_discounts": (1, lambda x, mask: x[turns.step_discounts(mask, 0.5, "turn") == 0.5]),
     "turn_sums": (1, turns.turn_sums),
@@ -132,7 +133,8 @@ def public(module: Any, parameter: str) -> set[str]:
 
 
 def test_the_tables_hold_every_function() -> None:
-    modules = (masked, policy_gradient, ilql, importance, aggregations, advantages, preferences, turns)
+    losses = (masked, policy_gradient, ilql, importance, aggregations, advantages, preferences)
+    modules = (*losses, turns, runs)
     assert set(BY_TOKEN) == set().union(*(public(module, "mask") for module in modules))
     assert set(BY_WEIGHT) == public(reward_models, "weights")
 

@@ -17,7 +17,8 @@ from textenv.agents.losses.advantages import (
     value_mask,
 )
 from textenv.agents.losses.ilql import ilql_targets
-from textenv.agents.losses.turns import step_discounts, turn_ends, turn_numbers, turn_starts, turn_sums
+from textenv.agents.losses.turns import step_discounts, turn_numbers, turn_sums
+from textenv.episodes.turns import turn_ends, turn_starts
 
 # Three turns of 2, 1 and 2 action tokens, with replies of 1 and 2 tokens between them.
 MASK = torch.tensor([[0, 1, 1, 0, 1, 0, 0, 1, 1]], dtype=torch.bool)
