@@ -27,14 +27,12 @@ def partner_source(
     """
     if partner is None or task is not None or prompts is not None:
         return task, prompts, task_kwargs
-    named = split_spec(partner)
-    if named is None:
-        make_partner(partner)  # an object, or an error that says what a spec looks like
-    name, arguments = named or (None, {})
+    name, arguments = split_spec(partner) or (None, {})
     if name in task_names():
         known = make_task(name).arguments
         own = {key: value for key, value in arguments.items() if key in known}
         return name, None, {**own, **(task_kwargs or {})}
+    make_partner(partner)  # a misspelt name is an error of its own, before the tokenizer is missed
     if tokenizer is None:
         raise ValueError("a partner without a task or prompts needs tokenizer=, got None")
     loaded = load_tokenizer(tokenizer)

@@ -533,6 +533,7 @@ def test_threads_end_with_the_environment(partner: Any) -> None:
     ("changes", "message"),
     [
         ({"partner": "gess"}, "unknown partner 'gess'"),
+        ({"partner": "gess", "tokenizer": None}, "unknown partner 'gess'"),
         ({"partner": 3}, "partner must be a Partner"),
         ({"partner": Partner}, "must define reply"),
         ({"partner": [Guess]}, "partner must be"),
